@@ -1,0 +1,1 @@
+"""The four stages of retrieval augmented fine-tuning and what they share."""

@@ -1,0 +1,119 @@
+"""What the config classes of all stages have in common.
+
+A stage's settings are one frozen pydantic class: the only place where a default, a range and a
+help text are written. The command line, the KFP signature and the README's tables are read from
+it. Values may arrive as text (Kubeflow hands every parameter over as text: `true`, `0.800000`,
+`["a","b"]`), and are parsed here, nowhere else.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from components.errors import ConfigError
+
+INPUT = "input"
+OUTPUT = "output"
+
+InputLocation = Annotated[str, INPUT]
+"""A local path or a `gs://` URI that exists before the stage starts ("" = not given)."""
+
+OutputLocation = Annotated[str, OUTPUT]
+"""A local path or a `gs://` URI that the stage writes."""
+
+
+def _split_text(value: object) -> object:
+    """Accept a list as JSON (Kubeflow) or as comma-separated words (a person at a terminal)."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return [word.strip() for word in value.split(",") if word.strip()]
+
+
+TextList = Annotated[tuple[str, ...], BeforeValidator(_split_text)]
+"""Words, given as `a,b` or `["a","b"]`."""
+
+
+def option(default: Any = ..., *, help: str, group: str, **limits: Any) -> Any:
+    """Declare one setting: its default, range, help text and the heading that `--help` gives it."""
+    return Field(default, description=help, json_schema_extra={"group": group}, **limits)
+
+
+class StageConfig(BaseModel):
+    """Settings that every stage has; subclasses add their own."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
+    stage: ClassVar[str]
+
+    output: OutputLocation = option(
+        help="Folder (local or gs://) that receives the stage's artifact.", group="Output"
+    )
+    seed: int = option(
+        0, ge=0, help="Seed of everything random: same inputs, same bytes.", group="Output"
+    )
+    prices: InputLocation = option(
+        "",
+        help="JSON price table that replaces the built-in, dated one in the ledger.",
+        group="Output",
+    )
+
+    @classmethod
+    def parse(cls, values: Mapping[str, object]) -> Self:
+        """Validate flags (by field name, text or typed).
+
+        Raises:
+            ConfigError: names the flag, the value, what is allowed and the help to type.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise ConfigError(
+                "\n".join(cls._explain(fault) for fault in error.errors()),
+                hint=f"raft {cls.stage} --help shows every flag.",
+            ) from None
+
+    @classmethod
+    def default(cls, name: str) -> Any:
+        """The default of one setting, for those who repeat the signature (the KFP components)."""
+        return cls.model_fields[name].default
+
+    @classmethod
+    def _explain(cls, fault: Any) -> str:
+        name = str(fault["loc"][0]) if fault["loc"] else ""
+        if name not in cls.model_fields:
+            return f"{flag(name)}: unknown flag" if name else str(fault["msg"])
+        if fault["type"] == "missing":
+            return f"{flag(name)} is missing: {cls.model_fields[name].description}"
+        message = str(fault["msg"]).removeprefix("Value error, ")
+        allowed = allowed_values(cls.model_fields[name])
+        return f"{flag(name)} {fault['input']!r}: {message}" + (
+            f" (allowed: {allowed})" if allowed else ""
+        )
+
+
+def flag(name: str) -> str:
+    """The command-line spelling of a field: `max_chunks` becomes `--max-chunks`."""
+    return "--" + name.replace("_", "-")
+
+
+def allowed_values(field: FieldInfo) -> str:
+    """What a field accepts, in words: `>= 0, <= 1`, `a | b`, `true | false`; "" if anything."""
+    if get_origin(field.annotation) is Literal:
+        return " | ".join(str(value) for value in get_args(field.annotation))
+    if field.annotation is bool:
+        return "true | false"
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    bounds = [
+        f"{sign} {getattr(limit, name):g}"
+        for limit in field.metadata
+        for name, sign in signs.items()
+        if getattr(limit, name, None) is not None
+    ]
+    kind = {int: "a whole number", float: "a number"}.get(field.annotation or str, "")
+    return ", ".join([kind, *bounds] if kind else bounds)

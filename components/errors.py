@@ -1,0 +1,67 @@
+"""A small family of errors that a person can act on.
+
+Each carries the problem (with the bad value and what is allowed) and a hint (what to do or type
+next). The command line prints both and leaves with `exit_code`: 2 when the user can mend it, 1
+when it is ours. Each is also its standard type, so library users can catch `ValueError` alone.
+"""
+
+from pathlib import Path
+
+
+class RaftError(Exception):
+    """Something went wrong that we know how to explain."""
+
+    exit_code = 1
+
+    def __init__(self, problem: str, *, hint: str = "") -> None:
+        super().__init__(problem)
+        self.hint = hint
+
+
+class ConfigError(RaftError, ValueError):
+    """A flag or parameter is unknown, missing or out of range."""
+
+    exit_code = 2
+
+
+class DataError(RaftError, ValueError):
+    """A document, row, question or artifact cannot be used as it is.
+
+    Attributes:
+        path: the file or folder at fault.
+        line: its 1-based line, where the fault has one.
+    """
+
+    exit_code = 2
+
+    def __init__(
+        self, problem: str, *, path: Path | str, line: int | None = None, hint: str = ""
+    ) -> None:
+        place = f"{path}:{line}" if line is not None else f"{path}"
+        super().__init__(f"{place}: {problem}", hint=hint)
+        self.path = Path(path)
+        self.line = line
+
+
+class ModelError(RaftError, ValueError):
+    """A model folder, adapter or tokenizer cannot be used as it is."""
+
+    exit_code = 2
+
+
+class TeacherError(RaftError, RuntimeError):
+    """The teacher cannot be reached or keeps failing."""
+
+    exit_code = 2
+
+
+class StorageError(RaftError, RuntimeError):
+    """A bucket, object or output folder cannot be read or written."""
+
+    exit_code = 2
+
+
+class MissingDependencyError(RaftError, ImportError):
+    """An optional library of a stage is not installed; the hint is the command that installs it."""
+
+    exit_code = 2

@@ -1,0 +1,160 @@
+"""What a stage took: time, tokens, requests, hardware, and what that costs.
+
+Costs come from a dated price table (`prices.json` beside this file, or the user's own). What the
+table does not price is reported as unknown (null), never as free.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from components.records import Record, read_json
+from components.storage import write_json
+
+LEDGER = "ledger.json"
+
+
+class Prices(Record):
+    """A dated price table. `gpu_hour` is by the device's name as the driver reports it."""
+
+    date: str
+    source: str
+    currency: str
+    gpu_hour: dict[str, float]
+    teacher_request: float
+
+
+class LedgerEntry(Record):
+    """One stage's account: `ledger.json` in its artifact. Tokens are the model's or teacher's."""
+
+    stage: str
+    seconds: float
+    tokens_in: int
+    tokens_out: int
+    requests: int
+    gpu: str
+    gpu_count: int
+    peak_memory_bytes: int
+    peak_gpu_memory_bytes: int
+    cost: float | None
+    currency: str
+    prices_date: str
+
+
+class RunLedger(Record):
+    """A whole run's account: its stages and their sum. `cost` is null when any stage's is."""
+
+    stages: list[LedgerEntry]
+    seconds: float
+    cost: float | None
+    currency: str
+
+
+class Ledger:
+    """Measures a stage while its body runs and writes `ledger.json` when it succeeds.
+
+    Use as `with Ledger("train", folder, prices) as ledger: ...; ledger.count(tokens_in=12)`.
+    """
+
+    def __init__(self, stage: str, folder: Path, prices: str = "") -> None:
+        self.stage = stage
+        self.folder = folder
+        path = Path(prices) if prices else Path(__file__).with_name("prices.json")
+        self.prices = read_json(path, Prices)
+        self.tokens_in = self.tokens_out = self.requests = 0
+
+    def count(self, *, tokens_in: int = 0, tokens_out: int = 0, requests: int = 0) -> None:
+        """Add to the running totals. `requests` are calls to a teacher that someone charges for."""
+        self.tokens_in += tokens_in
+        self.tokens_out += tokens_out
+        self.requests += requests
+
+    def __enter__(self) -> Self:
+        self.started = time.monotonic()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            write_json(self.folder / LEDGER, self.entry())
+
+    def entry(self) -> LedgerEntry:
+        """The account so far."""
+        seconds = time.monotonic() - self.started
+        gpu, gpu_count, gpu_memory = _gpu()
+        return LedgerEntry(
+            stage=self.stage,
+            seconds=round(seconds, 3),
+            tokens_in=self.tokens_in,
+            tokens_out=self.tokens_out,
+            requests=self.requests,
+            gpu=gpu,
+            gpu_count=gpu_count,
+            peak_memory_bytes=_peak_memory(),
+            peak_gpu_memory_bytes=gpu_memory,
+            cost=self._cost(seconds, gpu, gpu_count),
+            currency=self.prices.currency,
+            prices_date=self.prices.date,
+        )
+
+    def _cost(self, seconds: float, gpu: str, gpu_count: int) -> float | None:
+        requests = self.requests * self.prices.teacher_request
+        if not gpu:
+            # A CPU machine is not priced; a stage that only calls a paid endpoint is.
+            return round(requests, 6) if self.requests else None
+        if gpu not in self.prices.gpu_hour:
+            return None
+        return round(requests + seconds / 3600 * gpu_count * self.prices.gpu_hour[gpu], 6)
+
+
+def merge(folders: list[Path]) -> RunLedger:
+    """Add up the ledgers of a run's artifacts."""
+    stages = [read_json(folder / LEDGER, LedgerEntry) for folder in folders]
+    costs = [entry.cost for entry in stages if entry.cost is not None]
+    return RunLedger(
+        stages=stages,
+        seconds=round(sum(entry.seconds for entry in stages), 3),
+        cost=round(sum(costs), 6) if len(costs) == len(stages) else None,
+        currency=stages[0].currency if stages else "",
+    )
+
+
+def peak_memory() -> int:
+    """Most memory this process has held, in bytes: of the GPU where there is one, else resident."""
+    return _gpu()[2] or _peak_memory()
+
+
+def _peak_memory() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _gpu() -> tuple[str, int, int]:
+    """Name, count and peak allocated bytes of the GPUs; asks torch only where a stage loaded it."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return "", 0, 0
+    count = torch.cuda.device_count()
+    return (
+        torch.cuda.get_device_name(0),
+        count,
+        max(torch.cuda.max_memory_allocated(index) for index in range(count)),
+    )
+
+
+@contextmanager
+def stopwatch() -> Iterator[list[float]]:
+    """Time a block; the list holds its seconds afterwards."""
+    seconds: list[float] = []
+    started = time.monotonic()
+    yield seconds
+    seconds.append(time.monotonic() - started)

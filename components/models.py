@@ -1,0 +1,196 @@
+"""Load chat models: 16-bit, with an adapter, merged, and in 4 bits; the only place that knows how.
+
+Weights are read from safetensors only, and code in a model folder is never run. A model is a hub
+id or a folder; `gs://` folders have become local ones before a stage starts (see `storage`).
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.errors import MissingDependencyError, ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a chat model, with padding set up.
+
+    Raises:
+        ModelError: no such model, no tokenizer in it, or no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    _check_folder(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"--base-model {source}: its tokenizer cannot be loaded ({_first_line(error)})",
+            hint="The folder needs tokenizer.json and tokenizer_config.json.",
+        ) from None
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"--base-model {source}: the tokenizer has no chat template",
+            hint="Use the chat (instruct) variant, or put chat_template.jinja in the folder.",
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(source: str, dtype: "torch.dtype") -> "PreTrainedModel":
+    """A base model with all weights in `dtype`, on the GPU where there is one.
+
+    Raises:
+        ModelError: no such model, or its weights cannot be read.
+    """
+    return _load(source, dtype)
+
+
+def load_tuned(source: str, adapter: str, dtype: "torch.dtype") -> Any:
+    """The base model with the adapter beside its weights (a `peft.PeftModel`).
+
+    Raises:
+        ModelError: as `load_model`, or the adapter is missing or made for another base.
+    """
+    from peft import PeftModel
+
+    _check_adapter(adapter)
+    try:
+        return PeftModel.from_pretrained(load_model(source, dtype), adapter)
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"--adapter {adapter}: does not fit --base-model {source} ({_first_line(error)})",
+            hint="Give the base model that the adapter was trained on (see its training.json).",
+        ) from None
+
+
+def load_4bit(source: str, adapter: str | None, dtype: "torch.dtype") -> "PreTrainedModel":
+    """The model in NF4 with double quantization; `dtype` is what it computes in.
+
+    An adapter is merged in 32 bits first: merging into 4-bit weights would add rounding error.
+    Embeddings, norms and the output head stay in `dtype`, as bitsandbytes leaves them.
+
+    Raises:
+        ModelError: as `load_tuned`.
+        MissingDependencyError: bitsandbytes is not installed.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise MissingDependencyError(
+            "4-bit weights need bitsandbytes", hint="pip install 'raft-pipelines[quantize-check]'"
+        ) from None
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    if adapter is None:
+        return _load(source, dtype, quantization_config=nf4)
+    merged = load_tuned(source, adapter, torch.float32).merge_and_unload().to(dtype)
+    with tempfile.TemporaryDirectory(prefix="raft-merged-") as folder:
+        merged.save_pretrained(folder)
+        return _load(folder, dtype, quantization_config=nf4)
+
+
+def choose_dtype(name: str) -> "torch.dtype":
+    """`bfloat16`, `float32`, or for `auto` the one that runs fast here."""
+    import torch
+
+    if name == "auto":
+        has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if has_bfloat16 else torch.float32
+    chosen: torch.dtype = getattr(torch, name)
+    return chosen
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of the weights in memory, tied tensors once, quantization constants included."""
+    seen: dict[int, int] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        state = getattr(tensor, "quant_state", None)
+        while state is not None:  # double quantization nests one state in another
+            for constant in (state.absmax, state.code, state.offset):
+                if constant is not None:
+                    seen[constant.data_ptr()] = constant.numel() * constant.element_size()
+            state = state.state2
+    return sum(seen.values())
+
+
+def _load(source: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel":
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    _check_folder(source)
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            device_map="auto" if torch.cuda.is_available() else "cpu",
+            **options,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
+            raise
+        raise ModelError(
+            f"--base-model {source}: cannot be loaded ({_first_line(error)})",
+            hint="It needs config.json and weights in safetensors; a gated model needs HF_TOKEN "
+            "and its licence accepted on the hub.",
+        ) from None
+    model.eval()
+    return model
+
+
+def _check_folder(source: str) -> None:
+    """Refuse a wrong path here: the library would ask the hub for it, for tens of seconds."""
+    looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1
+    folder = Path(source)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                f"--base-model {source}: no config.json in this folder",
+                hint="Point at the folder that holds config.json, tokenizer.json and safetensors.",
+            )
+        if not (folder / "tokenizer_config.json").is_file() and not folder.name.startswith(
+            "raft-merged-"
+        ):
+            raise ModelError(
+                f"--base-model {source}: no tokenizer_config.json in this folder",
+                hint="Save the tokenizer beside the weights: tokenizer.save_pretrained(folder).",
+            )
+    elif looks_local or os.environ.get("HF_HUB_OFFLINE") == "1":
+        raise ModelError(
+            f"--base-model {source}: no such folder",
+            hint="Give a folder that exists, or a hub id such as meta-llama/Llama-3.1-8B-Instruct.",
+        )
+
+
+def _check_adapter(adapter: str) -> None:
+    folder = Path(adapter)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise ModelError(
+                f"--adapter {adapter}: no {name} in it",
+                hint="Give the folder that `raft train --output` wrote.",
+            )
+    try:
+        json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"--adapter {adapter}: adapter_config.json is not JSON ({error})") from None
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__

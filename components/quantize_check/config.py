@@ -1,0 +1,37 @@
+"""Settings of the quantize-check stage."""
+
+from typing import ClassVar
+
+from components.config import InputLocation, StageConfig, option
+
+
+class QuantizeCheckConfig(StageConfig):
+    """A tuned model in, the price of 4-bit weights out."""
+
+    stage: ClassVar[str] = "quantize-check"
+
+    dataset: InputLocation = option(
+        help="Folder with validation.jsonl, as generate writes it.", group="Inputs"
+    )
+    base_model: InputLocation = option(
+        help="The adapter's base: hub id, local folder or gs:// folder.", group="Inputs"
+    )
+    adapter: InputLocation = option(help="Folder with the adapter of train.", group="Inputs")
+
+    max_rows: int = option(
+        64, ge=1, help="Validation rows to compare on; the first ones are taken.", group="Check"
+    )
+    max_tokens: int = option(
+        4096, ge=64, le=1_048_576, help="Longest row in tokens; longer ones are skipped.",
+        group="Check",
+    )
+    min_agreement: float = option(
+        0.9,
+        ge=0,
+        le=1,
+        help="Least share of answer tokens on which 16 and 4 bits must agree.",
+        group="Check",
+    )
+    max_memory_ratio: float = option(
+        0.5, gt=0, le=1, help="Most weight bytes in 4 bits per byte in 16 bits.", group="Check"
+    )

@@ -1,0 +1,313 @@
+"""The typed records that stages exchange: the only vocabulary they share.
+
+One RAFT row, as `generate` writes it and `train` reads it (shortened)::
+
+    {"id": "seed_task_0", "type": "general", "question": "Where was Ada Voss born?",
+     "context": {"title": [["Ada Voss", "Bram Kell"]],
+                 "sentences": [["Ada Voss was born in Kelden.", "Bram Kell …"]]},
+     "oracle_context": "Ada Voss was born in Kelden.",
+     "cot_answer": "… ##begin_quote##…##end_quote## … <ANSWER>: Kelden",
+     "instruction": "<DOCUMENT>Ada Voss was born in Kelden.</DOCUMENT>\\n…Where was …?",
+     "answer": "Kelden", "document_id": "ada_voss.md", "chunk_id": "ada_voss.md#0",
+     "oracle_index": 0, "distractor_ids": ["bram_kell.md#0"], "teacher": "extractive"}
+
+The first seven columns are those of the published RAFT code, nesting included, so that its readers
+read ours; the rest is provenance.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from components.errors import DataError
+
+QUOTE_BEGIN = "##begin_quote##"
+QUOTE_END = "##end_quote##"
+ANSWER_MARKER = "<ANSWER>:"
+
+
+class Record(BaseModel):
+    """A record on disk: unknown fields and non-finite numbers are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def instruction(documents: Iterable[str], question: str) -> str:
+    """The prompt of a RAFT row: each document between tags on its own line, then the question.
+
+    Source: the published RAFT code; `train` learns it and `eval` asks with it.
+    """
+    return "".join(f"<DOCUMENT>{text}</DOCUMENT>\n" for text in documents) + question
+
+
+# ---- generate ----------------------------------------------------------------------------------
+
+
+class Document(Record):
+    """One source text. `id` is unique in a corpus and says where the text came from."""
+
+    id: str
+    title: str
+    text: str
+
+
+class Chunk(Record):
+    """A piece of a document; `start` and `end` are character offsets into its text."""
+
+    id: str
+    document_id: str
+    title: str
+    text: str
+    start: int
+    end: int
+
+
+class Context(Record):
+    """The documents shown with a question, nested as HotpotQA and the published code nest them.
+
+    Both lists have one inner list, with one entry a document.
+    """
+
+    title: list[list[str]]
+    sentences: list[list[str]]
+
+
+class RaftRow(Record):
+    """One training row; see the module's example."""
+
+    id: str
+    type: Literal["general", "api call"]
+    question: str
+    context: Context
+    oracle_context: str
+    cot_answer: str
+    instruction: str
+    # provenance; absent in published RAFT files, which we read too
+    answer: str = ""
+    document_id: str = ""
+    chunk_id: str = ""
+    oracle_index: int | None = None
+    distractor_ids: list[str] = Field(default_factory=list)
+    teacher: str = ""
+
+
+class GenerationReport(Record):
+    """What `generate` kept and dropped, and why: `dataset/report.json`."""
+
+    documents: int
+    documents_duplicate: int
+    chunks: int
+    chunks_used: int
+    rows: dict[str, int]
+    dropped: dict[str, int]
+    rows_without_oracle: int
+    split_by: Literal["document", "chunk"]
+    teacher: str
+    seed: int
+
+
+# ---- train -------------------------------------------------------------------------------------
+
+
+class LossPoint(Record):
+    """Mean loss per answer token (nats) after `step` optimizer steps."""
+
+    step: int
+    loss: float
+    split: Literal["train", "validation"]
+
+
+class TrainingRecord(Record):
+    """How training went: `adapter/training.json`."""
+
+    base_model: str
+    rows_train: int
+    rows_validation: int
+    rows_too_long: int
+    steps: int
+    epochs: float
+    trainable_parameters: int
+    total_parameters: int
+    tokens: int
+    tokens_per_second: float
+    peak_memory_bytes: int
+    curve: list[LossPoint]
+    validation_loss: float | None
+    settings: dict[str, Any]
+
+
+# ---- quantize-check ----------------------------------------------------------------------------
+
+
+class QuantizationReport(Record):
+    """4-bit NF4 weights held against 16-bit ones: `quantization/quantization.json`.
+
+    Byte counts are of the weights in memory. Agreement and divergence are teacher-forced over the
+    `tokens` answer tokens of the validation rows: share of equal most likely tokens, and the mean
+    Kullback-Leibler divergence from 16 to 4 bits in nats.
+    """
+
+    weight_bytes_16bit: int
+    weight_bytes_4bit: int
+    memory_ratio: float
+    bytes_kept_16bit: int
+    rows: int
+    tokens: int
+    token_agreement: float
+    mean_kl: float
+    perplexity_16bit: float
+    perplexity_4bit: float
+    min_agreement: float
+    max_memory_ratio: float
+    passed: bool
+    verdict: str
+
+
+# ---- eval --------------------------------------------------------------------------------------
+
+
+class Question(Record):
+    """One evaluation question in HotpotQA form.
+
+    `context` pairs each paragraph's title with its sentences (they join without a separator);
+    `supporting_facts` pairs a title with a sentence index; titles named there are the oracle
+    paragraphs. Source: https://hotpotqa.github.io, "distractor" setting.
+    """
+
+    id: str = Field(alias="_id")
+    question: str
+    answer: str
+    supporting_facts: list[tuple[str, int]]
+    context: list[tuple[str, list[str]]]
+    type: str = ""
+    level: str = ""
+
+
+class ArmResult(Record):
+    """Scores of one arm (a model variant under test), each a mean over `n` questions in [0, 1].
+
+    f1, em, precision, recall: the official HotpotQA script's. contains: the gold answer stands
+    somewhere in the generation. truncated: cut off at the token limit. unanswered: no answer
+    marker. Intervals are 95 % percentile bootstraps over questions.
+    """
+
+    name: str
+    f1: float
+    em: float
+    precision: float
+    recall: float
+    n: int
+    contains: float
+    truncated: float
+    unanswered: float
+    f1_ci: tuple[float, float]
+    em_ci: tuple[float, float]
+    contains_ci: tuple[float, float]
+    seconds: float
+    weight_bytes: int
+
+
+class Comparison(Record):
+    """Paired difference `arm - baseline` of one metric, question by question.
+
+    ci: 95 % percentile bootstrap over questions; p_value: two-sided, from the same resamples.
+    """
+
+    arm: str
+    baseline: str
+    metric: str
+    difference: float
+    ci: tuple[float, float]
+    p_value: float
+
+
+class Evaluation(Record):
+    """What `eval` found: `evaluation/results.json`.
+
+    retention: F1 of the adapter in 4 bits over its F1 in 16 bits; null when either is missing
+    or the 16-bit F1 is zero.
+    """
+
+    task: str
+    base_model: str
+    questions: int
+    max_new_tokens: int
+    seed: int
+    arms: list[ArmResult]
+    comparisons: list[Comparison]
+    retention: float | None
+    memory_ratio: float | None
+    warnings: list[str]
+
+
+class Sample(Record):
+    """One generation, judged: a line of `evaluation/samples.jsonl`."""
+
+    question_id: str
+    arm: str
+    question: str
+    gold: str
+    generation: str
+    answer: str
+    f1: float
+    em: float
+    precision: float
+    recall: float
+    contains: bool
+    truncated: bool
+    answered: bool
+    documents: list[str]
+    oracle_indices: list[int]
+
+
+# ---- reading and writing -----------------------------------------------------------------------
+
+R = TypeVar("R", bound=BaseModel)
+
+
+def read_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
+    """Stream the records of a JSON Lines file; blank lines are skipped.
+
+    Raises:
+        DataError: a line is not JSON or not a `kind`; names file and line.
+    """
+    try:
+        lines = path.open(encoding="utf-8")
+    except OSError as error:
+        raise DataError(error.strerror or str(error), path=path) from None
+    with lines:
+        number = 0
+        try:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield kind.model_validate_json(line)
+        except ValidationError as error:
+            raise DataError(explain(error), path=path, line=number) from None
+        except UnicodeDecodeError as error:
+            raise DataError(f"not UTF-8 text ({error.reason})", path=path, line=number + 1) from None
+
+
+def read_json(path: Path, kind: type[R]) -> R:
+    """Read one record from a JSON file.
+
+    Raises:
+        DataError: the file is missing, not JSON or not a `kind`.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(error.strerror or str(error), path=path) from None
+    except ValidationError as error:
+        raise DataError(explain(error), path=path) from None
+
+
+def explain(error: ValidationError) -> str:
+    """A validation error in one line: the first faults by field name, without pydantic's links."""
+    faults = [
+        f"{'.'.join(str(part) for part in fault['loc']) or 'line'}: {fault['msg']}"
+        for fault in error.errors(include_url=False)
+    ]
+    rest = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
+    return "; ".join(faults[:3]) + rest

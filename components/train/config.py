@@ -1,0 +1,54 @@
+"""Settings of the train stage."""
+
+from typing import ClassVar, Literal
+
+from components.config import InputLocation, StageConfig, TextList, option
+
+
+class TrainConfig(StageConfig):
+    """A dataset and a base model in, a LoRA adapter out."""
+
+    stage: ClassVar[str] = "train"
+
+    dataset: InputLocation = option(
+        help="Folder with train.jsonl and validation.jsonl, as generate writes it.", group="Inputs"
+    )
+    base_model: InputLocation = option(
+        help="Chat model to adapt: hub id, local folder or gs:// folder.", group="Inputs"
+    )
+
+    rank: int = option(64, ge=1, le=1024, help="Rank r of the LoRA matrices.", group="LoRA")
+    alpha: int = option(
+        64, ge=1, le=4096, help="LoRA scale: updates are multiplied by alpha / rank.", group="LoRA"
+    )
+    dropout: float = option(0.0, ge=0, lt=1, help="Dropout before the LoRA matrices.", group="LoRA")
+    target_modules: TextList = option(
+        ("all-linear",),
+        help="Layers that get an adapter: all-linear, or names such as q_proj,v_proj.",
+        group="LoRA",
+    )
+
+    epochs: float = option(3.0, gt=0, le=1000, help="Passes over the rows.", group="Optimizer")
+    learning_rate: float = option(
+        2e-4, gt=0, le=1, help="Peak learning rate (cosine decay).", group="Optimizer"
+    )
+    warmup_ratio: float = option(
+        0.05, ge=0, lt=1, help="Share of the steps that warm up.", group="Optimizer"
+    )
+    batch_size: int = option(4, ge=1, le=1024, help="Rows per device and pass.", group="Optimizer")
+    gradient_accumulation: int = option(
+        4, ge=1, le=1024, help="Passes per optimizer step.", group="Optimizer"
+    )
+    max_tokens: int = option(
+        4096,
+        ge=64,
+        le=1_048_576,
+        help="Longest row in tokens; longer rows are left out and counted, never cut.",
+        group="Optimizer",
+    )
+    gradient_checkpointing: bool = option(
+        True, help="Recompute activations to save memory.", group="Hardware"
+    )
+    dtype: Literal["auto", "bfloat16", "float32"] = option(
+        "auto", help="Weights' type; auto is bfloat16 on a GPU that has it.", group="Hardware"
+    )

@@ -1,0 +1,233 @@
+"""The `raft` command: parses, calls one function, and explains what went wrong.
+
+Flags are read from the stages' config classes. A stage, and with it torch, transformers or kfp,
+is imported only when it is asked to run, so `--help` answers at once. Every flag takes a value as
+text (`--flag true`), because that is how Kubeflow hands parameters over.
+"""
+
+import importlib
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NoReturn
+
+import click
+from pydantic.fields import FieldInfo
+
+from components.config import StageConfig, allowed_values, flag
+from components.errors import RaftError
+
+STAGES = {
+    "generate": ("components.generate", "GenerateConfig", "Write RAFT rows from documents."),
+    "train": ("components.train", "TrainConfig", "Fine-tune a chat model on RAFT rows with LoRA."),
+    "quantize-check": (
+        "components.quantize_check",
+        "QuantizeCheckConfig",
+        "Measure what 4-bit weights save and cost.",
+    ),
+    "eval": ("components.eval", "EvalConfig", "Score base and tuned models; write the report."),
+}
+"""Sub-command: package, config class in its config.py, one line of help."""
+
+EXAMPLES = {
+    "generate": "raft generate --documents docs/ --output dataset/ --distractors 3",
+    "train": "raft train --dataset dataset/ --base-model models/llama --output adapter/",
+    "quantize-check": "raft quantize-check --dataset dataset/ --base-model models/llama "
+    "--adapter adapter/ --output quantization/",
+    "eval": "raft eval --questions dev.json --base-model models/llama --adapter adapter/ "
+    "--output evaluation/",
+}
+
+USER_ERROR, OUR_ERROR = 2, 1
+
+
+class StageCommand(click.Command):
+    """A command whose flags are the fields of a config class, loaded on first use."""
+
+    def __init__(self, name: str, summary: str, example: str, load: Callable[[], type[StageConfig]]):
+        super().__init__(name, help=summary, short_help=summary)
+        self.load = load
+        self.example = example
+        self.flags_read = False
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        if not self.flags_read:
+            self.flags_read = True
+            for name, field in self.load().model_fields.items():
+                self.params.append(_click_option(name, field))
+            self.params.append(
+                click.Option(["--debug"], is_flag=True, help="Show the traceback of an error.")
+            )
+        return super().get_params(ctx)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        fields = self.load().model_fields
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                group = _group(fields[parameter.name]) if parameter.name in fields else "Other"
+                sections.setdefault(group, []).append(record)
+        for title, rows in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Example"):
+            formatter.write_text(self.example)
+
+    def invoke(self, ctx: click.Context) -> None:
+        given = {name: value for name, value in ctx.params.items() if value is not None}
+        given.pop("debug", None)
+        config = self.load().parse(given)
+        run_stage(config)
+
+
+def run_stage(config: StageConfig) -> None:
+    """Run one stage with `gs://` locations fetched before and published after."""
+    from components.storage import localized
+
+    package = STAGES[config.stage][0]
+    with localized(config) as local:
+        importlib.import_module(f"{package}.{package.rpartition('.')[2]}").run(local)
+
+
+def _group(field: FieldInfo) -> str:
+    extra = field.json_schema_extra
+    return str(extra["group"]) if isinstance(extra, dict) else "Other"
+
+
+def _click_option(name: str, field: FieldInfo) -> click.Option:
+    allowed = allowed_values(field)
+    required = field.is_required()
+    notes = "required" if required else f"default: {_as_text(field.default)}"
+    if allowed:
+        notes += f"; {allowed}"
+    return click.Option(
+        [flag(name), name],
+        # The config class checks values, so that one wording serves flags and KFP parameters.
+        type=click.UNPROCESSED,
+        metavar=_metavar(name, field),
+        help=f"{field.description} [{notes}]",
+    )
+
+
+def _as_text(default: object) -> str:
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
+    return "none" if default == "" else str(default)
+
+
+def _metavar(name: str, field: FieldInfo) -> str:
+    if any(mark in ("input", "output") for mark in field.metadata):
+        return "MODEL" if name == "base_model" else "PATH"
+    kinds: Mapping[object, str] = {int: "N", float: "X", bool: "BOOL", str: "TEXT"}
+    return kinds.get(field.annotation, "WORD")
+
+
+def _config_loader(package: str, class_name: str) -> Callable[[], type[StageConfig]]:
+    def load() -> type[StageConfig]:
+        loaded: type[StageConfig] = getattr(
+            importlib.import_module(f"{package}.config"), class_name
+        )
+        return loaded
+
+    return load
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="raft-pipelines", prog_name="raft")
+def raft() -> None:
+    """Adapt a language model to your own documents with retrieval augmented fine-tuning.
+
+    The four stages pass folders (or gs:// URIs) to each other:
+
+    \b
+      documents ─ generate ─▶ dataset ─ train ─▶ adapter ─ quantize-check ─▶ eval ─▶ report
+
+    New here? `raft demo --output run/` does all four on a tiny model in a few minutes.
+    """
+
+
+for _name, (_package, _class_name, _summary) in STAGES.items():
+    raft.add_command(
+        StageCommand(_name, _summary, EXAMPLES[_name], _config_loader(_package, _class_name))
+    )
+
+
+@raft.command(short_help="Run all four stages on a tiny model and invented documents.")
+@click.option(
+    "--output", required=True, metavar="DIR", help="Folder for everything the run makes."
+)
+@click.option(
+    "--seed", default=0, show_default=True, metavar="N", type=click.IntRange(min=0),
+    help="Seed of documents, questions, training and evaluation.",
+)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def demo(output: str, seed: int, debug: bool) -> None:
+    """Show RAFT at work in a few minutes, on a CPU, with nothing to download.
+
+    Writes invented documents, makes RAFT rows with the extractive teacher, fine-tunes the shipped
+    tiny model, checks it in 4 bits and scores all arms on questions about unseen documents.
+    """
+    from pipelines.demo.demo import run
+
+    run(Path(output), seed)
+
+
+@raft.command(name="compile", short_help="Compile the Kubeflow pipeline to YAML.")
+@click.option(
+    "--output", default="pipelines/raft.yaml", show_default=True, metavar="FILE",
+    help="Where the compiled pipeline goes.",
+)
+@click.option(
+    "--check", is_flag=True,
+    help="Write nothing; fail if the file differs from what would be compiled.",
+)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def compile_(output: str, check: bool, debug: bool) -> None:
+    """Compile the pipeline, or check that the committed file is up to date."""
+    from pipelines.compile import run
+
+    run(Path(output), check=check)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Entry point: run a command and leave with 0, 2 (the user can mend it) or 1 (ours)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # Left to itself, SIGTERM kills Python without running a single `finally`.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        raft.main(args=arguments, standalone_mode=False)
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(USER_ERROR)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        sys.exit(_explain(error))
+    sys.exit(0)
+
+
+def _explain(error: Exception) -> int:
+    """Print an error without its traceback; returns the exit code."""
+    if isinstance(error, RaftError):
+        problem, hint, code = str(error), error.hint, error.exit_code
+    elif isinstance(error, ModuleNotFoundError):
+        problem = f"{error.name} is not installed"
+        hint, code = "pip install 'raft-pipelines[all]'", USER_ERROR
+    else:
+        problem = f"{type(error).__name__}: {error}"
+        hint, code = "This is a fault of raft; --debug shows the traceback.", OUR_ERROR
+    click.echo(f"error: {problem}", err=True)
+    if hint:
+        click.echo(f"  {hint}", err=True)
+    return code
