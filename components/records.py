@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from components.errors import DataError
 
@@ -51,6 +51,23 @@ class Document(Record):
     id: str
     title: str
     text: str
+
+
+class Paragraphs(BaseModel):
+    """A row in HotpotQA form, of which only the paragraphs are read: titles with sentences.
+
+    Takes the original nesting `[[title, [sentence, …]], …]` and the hub's
+    `{"title": [...], "sentences": [[...], ...]}`.
+    """
+
+    context: list[tuple[str, list[str]]]
+
+    @field_validator("context", mode="before")
+    @classmethod
+    def _from_columns(cls, value: Any) -> Any:
+        if isinstance(value, dict) and {"title", "sentences"} <= value.keys():
+            return list(zip(value["title"], value["sentences"], strict=False))
+        return value
 
 
 class Chunk(Record):

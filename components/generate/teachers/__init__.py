@@ -1,0 +1,45 @@
+"""Teachers write questions and chain-of-thought answers about chunks, behind one protocol."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from components.ledger import Ledger
+from components.records import Chunk, Record
+
+if TYPE_CHECKING:
+    from components.generate.config import GenerateConfig
+
+
+class Draft(Record):
+    """A question about a chunk and the teacher's unverified answer to it.
+
+    `fault` names why the teacher could not give one ("" = it could).
+    """
+
+    question: str = ""
+    cot_answer: str = ""
+    fault: str = ""
+
+
+class Teacher(Protocol):
+    """Writes drafts."""
+
+    name: str
+
+    def drafts(self, chunks: Sequence[Chunk], ledger: Ledger) -> Iterator[list[Draft]]:
+        """One list of drafts for each chunk, in the chunks' order.
+
+        Raises:
+            TeacherError: the teacher cannot be reached or refuses for good.
+        """
+
+
+def make_teacher(config: "GenerateConfig") -> Teacher:
+    """The teacher that the config names."""
+    if config.teacher == "openai":
+        from components.generate.teachers.openai import OpenAITeacher
+
+        return OpenAITeacher(config)
+    from components.generate.teachers.extractive import ExtractiveTeacher
+
+    return ExtractiveTeacher(config.questions_per_chunk, config.seed)
