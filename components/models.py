@@ -5,6 +5,7 @@ id or a folder; `gs://` folders have become local ones before a stage starts (se
 """
 
 import json
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -25,6 +26,7 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
+    _quiet()
     _check_folder(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
@@ -132,6 +134,7 @@ def _load(source: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel
     import torch
     from transformers import AutoModelForCausalLM
 
+    _quiet()
     _check_folder(source)
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -151,6 +154,15 @@ def _load(source: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel
         ) from None
     model.eval()
     return model
+
+
+def _quiet() -> None:
+    """Keep the libraries' own bars and hints out of the log; their errors still come through."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _check_folder(source: str) -> None:

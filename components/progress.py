@@ -33,14 +33,14 @@ def console() -> "Console":
 
 def say(message: str) -> None:
     """Print one line of plain text (markup in it is not interpreted)."""
-    console().print(message, markup=False)
+    console().print(message, markup=False, soft_wrap=True)
 
 
 def headline(title: str, detail: str = "") -> None:
     """Announce a stage."""
     from rich.text import Text
 
-    console().print(Text.assemble(("▸ " + title, "bold cyan"), ("  " + detail, "dim")))
+    console().print(Text.assemble(("▸ " + title, "bold cyan"), ("  " + detail, "dim")), soft_wrap=True)
 
 
 @contextmanager

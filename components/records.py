@@ -243,12 +243,14 @@ class Comparison(Record):
 class Evaluation(Record):
     """What `eval` found: `evaluation/results.json`.
 
-    retention: F1 of the adapter in 4 bits over its F1 in 16 bits; null when either is missing
-    or the 16-bit F1 is zero.
+    dtype: of the weights of the arms without `-4bit`. retention: F1 of the adapter in 4 bits over
+    its F1 in `dtype`; null when either is missing or the latter is zero. memory_ratio: weight bytes
+    in 4 bits over those in `dtype`, as quantize-check measured them, else as measured in the arms.
     """
 
     task: str
     base_model: str
+    dtype: Literal["bfloat16", "float32"]
     questions: int
     max_new_tokens: int
     seed: int

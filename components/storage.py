@@ -63,18 +63,21 @@ def atomic_write(path: Path) -> Iterator[IO[str]]:
     try:
         with partial:
             yield partial
-        # NamedTemporaryFile makes files private; an artifact is read by other users and pods.
-        os.chmod(partial.name, 0o666 & ~_umask())
+        _make_readable(Path(partial.name))
         os.replace(partial.name, path)
     except BaseException:
         Path(partial.name).unlink(missing_ok=True)
         raise
 
 
-def _umask() -> int:
+def _make_readable(path: Path) -> None:
+    """Give a file the mode that `open` would have: temporary files and safetensors are private.
+
+    The next stage may run as another user.
+    """
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    path.chmod(0o666 & ~mask)
 
 
 def write_json(path: Path, record: Record) -> None:
@@ -96,13 +99,12 @@ def checksum(path: Path) -> str:
 
 def seal(folder: Path) -> None:
     """Write the manifest of a finished artifact; the last thing a stage does."""
-    files = [
-        ManifestFile(
-            path=path.relative_to(folder).as_posix(), size=path.stat().st_size, crc32c=checksum(path)
-        )
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / MANIFEST
-    ]
+    files = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path != folder / MANIFEST:
+            _make_readable(path)
+            name = path.relative_to(folder).as_posix()
+            files.append(ManifestFile(path=name, size=path.stat().st_size, crc32c=checksum(path)))
     write_json(folder / MANIFEST, Manifest(files=files))
 
 

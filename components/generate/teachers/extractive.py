@@ -8,7 +8,7 @@ tests and the demo: its questions are as plain as its rules.
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
 
@@ -113,9 +113,10 @@ def _ask_all(
             continue
         if sentence.split()[0].lower() in _POINTING:
             continue
-        item = next(filter(None, (rule(sentence) for rule in rules)), None)
+        plain = _BRACKETED.sub("", sentence)
+        item = next(filter(None, (rule(plain) for rule in rules)), None)
         if item is not None:
-            found.append(item)
+            found.append(replace(item, sentence=sentence))
     return found
 
 
@@ -170,7 +171,7 @@ def _ask_gap(sentence: str) -> _Asked | None:
 
 
 def _asked(match: re.Match[str], question: str) -> _Asked | None:
-    subject = _BRACKETED.sub("", match["subject"])
+    subject = match["subject"]
     # "the film" or a clause with a verb of its own names nothing that a reader could look up.
     if subject.startswith(("The ", "A ", "An ")):
         subject = subject[0].lower() + subject[1:]

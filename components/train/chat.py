@@ -1,0 +1,58 @@
+"""RAFT rows as chat examples: what the model reads, and what it is trained to write."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.errors import DataError
+from components.records import ANSWER_MARKER, RaftRow, read_jsonl
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Example = dict[str, list[dict[str, str]]]
+
+
+def read_rows(path: Path) -> list[RaftRow]:
+    """The rows of a split.
+
+    Raises:
+        DataError: the file is missing, or a line is malformed or has no answer marker; names it.
+    """
+    rows = []
+    for number, row in enumerate(read_jsonl(path, RaftRow), start=1):
+        if ANSWER_MARKER not in row.cot_answer:
+            raise DataError(
+                f"cot_answer has no {ANSWER_MARKER} marker", path=path, line=number,
+                hint="A row must end in its answer; see the README for the form.",
+            )
+        rows.append(row)
+    return rows
+
+
+def examples(
+    rows: Iterable[RaftRow], tokenizer: "PreTrainedTokenizerBase", max_tokens: int
+) -> tuple[list[Example], list[str]]:
+    """Conversational prompt and completion of each row that fits, and the ids of those that don't.
+
+    A row is never cut: losing the end of it would lose the answer.
+    """
+    kept, too_long = [], []
+    for row in rows:
+        example: Example = {
+            "prompt": [{"role": "user", "content": row.instruction}],
+            "completion": [{"role": "assistant", "content": row.cot_answer}],
+        }
+        if count_tokens(tokenizer, example) > max_tokens:
+            too_long.append(row.id)
+        else:
+            kept.append(example)
+    return kept, too_long
+
+
+def count_tokens(tokenizer: "PreTrainedTokenizerBase", example: Example) -> int:
+    """Tokens of the whole conversation as the chat template writes it."""
+    encoded: Any = tokenizer.apply_chat_template(
+        example["prompt"] + example["completion"], return_dict=True
+    )
+    return len(encoded["input_ids"])

@@ -1,0 +1,126 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.errors import ConfigError, DataError
+from components.generate import generate
+from components.generate.config import GenerateConfig
+from components.records import RaftRow, read_jsonl
+from components.storage import verify
+
+PUBLISHED_COLUMNS = [
+    "id", "type", "question", "context", "oracle_context", "cot_answer", "instruction",
+]  # fmt: skip
+
+
+def run(documents: Path, output: Path, **settings: Any) -> list[RaftRow]:
+    generate.run(GenerateConfig(documents=str(documents), output=str(output), **settings))
+    return list(rows(output))
+
+
+def rows(output: Path) -> Iterator[RaftRow]:
+    for split in ("train", "validation"):
+        yield from read_jsonl(output / f"{split}.jsonl", RaftRow)
+
+
+def test_rows_are_what_they_say(texts: Path, tmp_path: Path) -> None:
+    made = run(texts, tmp_path / "out", oracle_probability=0.5, seed=3)
+    assert len(made) == 10
+    sources = {path.name: path.read_text(encoding="utf-8").strip() for path in texts.iterdir()}
+    for row in made:
+        (shown,) = row.context.sentences
+        assert len(shown) == len(set(shown)) == 4
+        assert row.instruction == (
+            "".join(f"<DOCUMENT>{text}</DOCUMENT>\n" for text in shown) + row.question
+        )
+        assert row.oracle_context == sources[row.document_id]
+        assert (row.oracle_index is None) == (row.oracle_context not in shown)
+        quote = row.cot_answer.split("##begin_quote##")[1].split("##end_quote##")[0]
+        assert quote in row.oracle_context and row.answer in quote
+        assert row.cot_answer.endswith(f"<ANSWER>: {row.answer}")
+    assert [row.oracle_index for row in made].count(None) in range(2, 9)
+
+
+def test_published_columns_come_first(texts: Path, tmp_path: Path) -> None:
+    run(texts, tmp_path / "out")
+    first = json.loads((tmp_path / "out" / "train.jsonl").open(encoding="utf-8").readline())
+    assert list(first)[:7] == PUBLISHED_COLUMNS
+    assert list(first["context"]) == ["title", "sentences"]
+    assert isinstance(first["context"]["sentences"][0], list)
+
+
+def test_datasets_reads_the_folder(texts: Path, tmp_path: Path) -> None:
+    import datasets
+
+    run(texts, tmp_path / "out")
+    loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    assert {name: len(split) for name, split in loaded.items()} == {"train": 9, "validation": 1}
+
+
+def test_no_document_straddles_the_split(shared_data: Path, tmp_path: Path) -> None:
+    path = shared_data / "hotpotqa" / "dev_distractor.json"
+    run(path, tmp_path / "out", max_chunks=300, chunk_tokens=64, validation_fraction=0.2)
+    train = list(read_jsonl(tmp_path / "out" / "train.jsonl", RaftRow))
+    held_out = {
+        row.document_id for row in read_jsonl(tmp_path / "out" / "validation.jsonl", RaftRow)
+    }
+    assert 25 <= len(held_out) <= 60  # of 60 held out, some give no row
+    for row in train:
+        shown = {row.document_id} | {chunk.rpartition("#")[0] for chunk in row.distractor_ids}
+        assert not shown & held_out, "training sees a held-out document"
+
+
+def test_one_document_is_split_by_chunk(shared_data: Path, tmp_path: Path) -> None:
+    made = run(
+        shared_data / "documents" / "trl_sft_trainer.md", tmp_path / "out", chunk_tokens=100,
+        validation_fraction=0.3,
+    )  # fmt: skip
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert report["split_by"] == "chunk"
+    assert report["rows"]["validation"] > 0 and sum(report["rows"].values()) == len(made)
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(texts: Path, tmp_path: Path) -> None:
+    def made(name: str, seed: int) -> list[bytes]:
+        run(texts, tmp_path / name, seed=seed)
+        files = ("train.jsonl", "validation.jsonl", "report.json", "README.md")
+        return [(tmp_path / name / file).read_bytes() for file in files]
+
+    assert made("a", 1) == made("b", 1) != made("c", 2)
+
+
+def test_duplicates_are_left_out_and_counted(texts: Path, tmp_path: Path) -> None:
+    (texts / "again.txt").write_text(
+        "TOWNA was founded  in 1800.\nThe mayor of Towna is ada voss.", encoding="utf-8"
+    )
+    run(texts, tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert report["documents_duplicate"] == 1 and report["documents"] == 10
+
+
+def test_artifact_is_sealed_and_damage_is_seen(texts: Path, tmp_path: Path) -> None:
+    run(texts, tmp_path / "out")
+    verify(tmp_path / "out", "--dataset")
+    train = tmp_path / "out" / "train.jsonl"
+    train.write_bytes(train.read_bytes().replace(b"Ada", b"Eve", 1))
+    with pytest.raises(DataError, match="train.jsonl: is damaged"):
+        verify(tmp_path / "out", "--dataset")
+
+
+def test_too_few_chunks_say_what_to_do(texts: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--distractors 10: the corpus gives 9 chunks") as error:
+        run(texts, tmp_path / "out", distractors=10)
+    assert "--chunk-tokens" in error.value.hint
+
+
+def test_no_usable_row_is_an_error(tmp_path: Path) -> None:
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    for number in range(6):
+        (folder / f"{number}.txt").write_text(f"nothing to ask, number {number}", encoding="utf-8")
+    with pytest.raises(DataError, match="no training row could be made; dropped"):
+        run(folder, tmp_path / "out")
+    assert not (tmp_path / "out" / "train.jsonl").exists()
