@@ -115,5 +115,6 @@ def allowed_values(field: FieldInfo) -> str:
         for name, sign in signs.items()
         if getattr(limit, name, None) is not None
     ]
-    kind = {int: "a whole number", float: "a number"}.get(field.annotation or str, "")
+    kinds: dict[object, str] = {int: "a whole number", float: "a number"}
+    kind = kinds.get(field.annotation, "")
     return ", ".join([kind, *bounds] if kind else bounds)

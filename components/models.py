@@ -200,7 +200,9 @@ def _check_adapter(adapter: str) -> None:
     try:
         json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ModelError(f"--adapter {adapter}: adapter_config.json is not JSON ({error})") from None
+        raise ModelError(
+            f"--adapter {adapter}: adapter_config.json is not JSON ({error})"
+        ) from None
 
 
 def _first_line(error: BaseException) -> str:

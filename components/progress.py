@@ -40,7 +40,9 @@ def headline(title: str, detail: str = "") -> None:
     """Announce a stage."""
     from rich.text import Text
 
-    console().print(Text.assemble(("▸ " + title, "bold cyan"), ("  " + detail, "dim")), soft_wrap=True)
+    console().print(
+        Text.assemble(("▸ " + title, "bold cyan"), ("  " + detail, "dim")), soft_wrap=True
+    )
 
 
 @contextmanager
@@ -92,7 +94,9 @@ def _bar(title: str, total: int, unit: str) -> Iterator[Task]:
 
         class Bar:
             def advance(self, count: int = 1, **figures: object) -> None:
-                bar.update(row, advance=count, **({"figures": _words(figures)} if figures else {}))
+                bar.advance(row, count)
+                if figures:
+                    bar.update(row, figures=_words(figures))
 
         yield Bar()
 
@@ -122,7 +126,9 @@ class _Lines:
         self.spoken = time.monotonic()
         seconds = max(self.spoken - self.started, 1e-9)
         rate = self.done / seconds
-        left = f", {(self.total - self.done) / rate:.0f} s left" if 0 < self.done < self.total else ""
+        left = (
+            f", {(self.total - self.done) / rate:.0f} s left" if 0 < self.done < self.total else ""
+        )
         say(
             f"  {self.title}: {self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, "
             f"{seconds:.0f} s{left} {_words(self.figures)}".rstrip()

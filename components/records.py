@@ -293,19 +293,17 @@ def read_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
         DataError: a line is not JSON or not a `kind`; names file and line.
     """
     try:
-        lines = path.open(encoding="utf-8")
+        lines = path.open("rb")  # pydantic decodes, and says where a line is not UTF-8
     except OSError as error:
         raise DataError(error.strerror or str(error), path=path) from None
     with lines:
-        number = 0
-        try:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield kind.model_validate_json(line)
-        except ValidationError as error:
-            raise DataError(explain(error), path=path, line=number) from None
-        except UnicodeDecodeError as error:
-            raise DataError(f"not UTF-8 text ({error.reason})", path=path, line=number + 1) from None
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                try:
+                    record = kind.model_validate_json(line)
+                except ValidationError as error:
+                    raise DataError(explain(error), path=path, line=number) from None
+                yield record
 
 
 def read_json(path: Path, kind: type[R]) -> R:
@@ -325,7 +323,7 @@ def read_json(path: Path, kind: type[R]) -> R:
 def explain(error: ValidationError) -> str:
     """A validation error in one line: the first faults by field name, without pydantic's links."""
     faults = [
-        f"{'.'.join(str(part) for part in fault['loc']) or 'line'}: {fault['msg']}"
+        ": ".join(filter(None, (".".join(map(str, fault["loc"])), fault["msg"])))
         for fault in error.errors(include_url=False)
     ]
     rest = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""

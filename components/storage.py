@@ -52,7 +52,7 @@ def atomic_write(path: Path) -> Iterator[IO[str]]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = tempfile.NamedTemporaryFile(
+        partial = tempfile.NamedTemporaryFile(  # noqa: SIM115 (closed by the block below)
             "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
         )
     except OSError as error:
@@ -64,7 +64,7 @@ def atomic_write(path: Path) -> Iterator[IO[str]]:
         with partial:
             yield partial
         _make_readable(Path(partial.name))
-        os.replace(partial.name, path)
+        Path(partial.name).replace(path)
     except BaseException:
         Path(partial.name).unlink(missing_ok=True)
         raise
@@ -168,7 +168,9 @@ def localized(config: C) -> Iterator[C]:
         yield config
         return
     with tempfile.TemporaryDirectory(prefix="raft-") as scratch:
-        local = {name: Path(scratch) / name / uri.rsplit("/", 1)[-1] for name, uri in remote.items()}
+        local = {
+            name: Path(scratch) / name / uri.rsplit("/", 1)[-1] for name, uri in remote.items()
+        }
         for name, uri in remote.items():
             if kinds[name] == INPUT:
                 download(uri, local[name])
@@ -210,7 +212,9 @@ def upload(folder: Path, uri: str) -> None:
     from google.cloud.storage import transfer_manager
 
     bucket, prefix = _locate(uri)
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
     with _explained(uri):
         for batch in ([name for name in names if name != MANIFEST], [MANIFEST]):
             present = [name for name in batch if name in names]

@@ -45,7 +45,9 @@ USER_ERROR, OUR_ERROR = 2, 1
 class StageCommand(click.Command):
     """A command whose flags are the fields of a config class, loaded on first use."""
 
-    def __init__(self, name: str, summary: str, example: str, load: Callable[[], type[StageConfig]]):
+    def __init__(
+        self, name: str, summary: str, example: str, load: Callable[[], type[StageConfig]]
+    ):
         super().__init__(name, help=summary, short_help=summary)
         self.load = load
         self.example = example
@@ -69,6 +71,7 @@ class StageCommand(click.Command):
             if record is not None:
                 group = _group(fields[parameter.name]) if parameter.name in fields else "Other"
                 sections.setdefault(group, []).append(record)
+        sections["Output"] = sections.pop("Output")  # what a person reads last
         for title, rows in sections.items():
             with formatter.section(title):
                 formatter.write_dl(rows)
@@ -159,11 +162,13 @@ for _name, (_package, _class_name, _summary) in STAGES.items():
 
 
 @raft.command(short_help="Run all four stages on a tiny model and invented documents.")
+@click.option("--output", required=True, metavar="DIR", help="Folder for everything the run makes.")
 @click.option(
-    "--output", required=True, metavar="DIR", help="Folder for everything the run makes."
-)
-@click.option(
-    "--seed", default=0, show_default=True, metavar="N", type=click.IntRange(min=0),
+    "--seed",
+    default=0,
+    show_default=True,
+    metavar="N",
+    type=click.IntRange(min=0),
     help="Seed of documents, questions, training and evaluation.",
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -180,11 +185,15 @@ def demo(output: str, seed: int, debug: bool) -> None:
 
 @raft.command(name="compile", short_help="Compile the Kubeflow pipeline to YAML.")
 @click.option(
-    "--output", default="pipelines/raft.yaml", show_default=True, metavar="FILE",
+    "--output",
+    default="pipelines/raft.yaml",
+    show_default=True,
+    metavar="FILE",
     help="Where the compiled pipeline goes.",
 )
 @click.option(
-    "--check", is_flag=True,
+    "--check",
+    is_flag=True,
     help="Write nothing; fail if the file differs from what would be compiled.",
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -201,7 +210,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     # Left to itself, SIGTERM kills Python without running a single `finally`.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        raft.main(args=arguments, standalone_mode=False)
+        raft.main(args=arguments, prog_name="raft", standalone_mode=False)
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except click.ClickException as error:

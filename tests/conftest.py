@@ -62,3 +62,41 @@ def texts(tmp_path: Path) -> Path:
             encoding="utf-8",
         )
     return folder
+
+
+@pytest.fixture(scope="session")
+def world_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small dataset about the demo's invented world: 40 documents, 36 training rows."""
+    from components.generate import generate
+    from components.generate.config import GenerateConfig
+    from pipelines.demo.world import articles, write_documents
+
+    folder = tmp_path_factory.mktemp("world")
+    write_documents(articles(40, seed=7), folder / "documents")
+    generate.run(
+        GenerateConfig(documents=str(folder / "documents"), output=str(folder / "dataset"))
+    )
+    return folder / "dataset"
+
+
+@pytest.fixture(scope="session")
+def world_adapter(
+    world_dataset: Path, demo_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """An adapter of the shipped model, trained for one pass over `world_dataset`."""
+    from components.train import train
+    from components.train.config import TrainConfig
+
+    folder = tmp_path_factory.mktemp("adapter")
+    train.run(
+        TrainConfig(
+            dataset=str(world_dataset),
+            base_model=str(demo_model),
+            output=str(folder),
+            epochs=1,
+            learning_rate=2e-3,
+            gradient_accumulation=1,
+            gradient_checkpointing=False,
+        )
+    )
+    return folder

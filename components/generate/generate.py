@@ -206,9 +206,10 @@ def _row(
 
 def _write_card(path: Path, report: GenerationReport) -> None:
     figures = report.model_dump() | report.rows
-    figures["dropped"] = "\n".join(
-        f"| {reason} | {count} |" for reason, count in report.dropped.items()
-    ) or "| (none) | 0 |"
+    figures["dropped"] = (
+        "\n".join(f"| {reason} | {count} |" for reason, count in report.dropped.items())
+        or "| (none) | 0 |"
+    )
     card = Template(CARD.read_text(encoding="utf-8"))
     with atomic_write(path) as file:
         file.write(card.substitute(figures))

@@ -22,7 +22,10 @@ class QuantizeCheckConfig(StageConfig):
         64, ge=1, help="Validation rows to compare on; the first ones are taken.", group="Check"
     )
     max_tokens: int = option(
-        4096, ge=64, le=1_048_576, help="Longest row in tokens; longer ones are skipped.",
+        4096,
+        ge=64,
+        le=1_048_576,
+        help="Longest row in tokens; longer ones are skipped.",
         group="Check",
     )
     min_agreement: float = option(

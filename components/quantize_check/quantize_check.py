@@ -1,4 +1,4 @@
-"""The quantize-check stage: what 4-bit weights save, and what they cost, before anyone pays for eval.
+"""The quantize-check stage: what 4-bit weights save and cost, before anyone pays for eval.
 
 The tuned model is held in 16 bits (bfloat16) and in NF4 with double quantization; both read the
 validation rows with the teacher's answers given (teacher forcing), and are compared token by
@@ -63,9 +63,7 @@ def run(config: QuantizeCheckConfig) -> QuantizationReport:
                 )
                 progress.advance()
         ledger.count(tokens_in=2 * sum(len(ids) for ids, _ in rows))
-        report = _judge(
-            config, comparison, len(rows), bytes_16bit, bytes_4bit, _bytes_kept(small)
-        )
+        report = _judge(config, comparison, len(rows), bytes_16bit, bytes_4bit, _bytes_kept(small))
         write_json(output / "quantization.json", report)
     seal(output)
     say(f"  {report.verdict}")

@@ -23,7 +23,9 @@ def read_rows(path: Path) -> list[RaftRow]:
     for number, row in enumerate(read_jsonl(path, RaftRow), start=1):
         if ANSWER_MARKER not in row.cot_answer:
             raise DataError(
-                f"cot_answer has no {ANSWER_MARKER} marker", path=path, line=number,
+                f"cot_answer has no {ANSWER_MARKER} marker",
+                path=path,
+                line=number,
                 hint="A row must end in its answer; see the README for the form.",
             )
         rows.append(row)

@@ -16,9 +16,7 @@ def chunks(count: int) -> list[Chunk]:
     ]
 
 
-@given(
-    st.integers(0, 8), st.integers(0, 30), st.floats(0, 1), st.integers(0, 2**32), st.booleans()
-)
+@given(st.integers(0, 8), st.integers(0, 30), st.floats(0, 1), st.integers(0, 2**32), st.booleans())
 def test_rows_show_distinct_chunks_and_the_oracle_once(
     distractors: int, spare: int, probability: float, seed: int, oracle_in_pool: bool
 ) -> None:

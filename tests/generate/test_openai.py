@@ -20,7 +20,7 @@ Reply = Callable[[str], tuple[int, str, str]]
 
 
 def good(prompt: str) -> tuple[int, str, str]:
-    chunk = prompt.split("<DOCUMENT>\n")[1].split("\n</DOCUMENT>")[0]
+    chunk = prompt.split("<DOCUMENT>\n")[1].split("\n</DOCUMENT>", maxsplit=1)[0]
     if "Answer this question" not in prompt:
         return 200, f"Here is a question:\n1. When was {chunk.split()[0]} founded?", "stop"
     quote = chunk.split(". ")[0] + "."

@@ -52,7 +52,8 @@ _ATTRIBUTE = re.compile(
     rf"(?P<verb>is|was|are|were) (?P<value>.+?){_CLAUSE_END}"
 )
 _DEFINITION = re.compile(
-    rf"^(?P<subject>[^,;:]+?) (?P<verb>is|was|are|were) (?P<value>(?:a|an|the|one) .+?){_CLAUSE_END}"
+    r"^(?P<subject>[^,;:]+?) (?P<verb>is|was|are|were) "
+    rf"(?P<value>(?:a|an|the|one) .+?){_CLAUSE_END}"
 )
 _NAME_OR_NUMBER = re.compile(r"(?<=[\w,;:] )(?:[A-Z][\w'-]+(?: [A-Z][\w'-]+)*|\d[\d,]*\d|\d)\b")
 _VERB = re.compile(r" (?:is|was|are|were|has|have|had|which|who|that) ")
@@ -121,7 +122,7 @@ def _ask_all(
 
 
 def _ask_passive(sentence: str) -> _Asked | None:
-    """ "E was built in V." gives "Where was E built?"; in a year, "When"; by a person, "By whom"."""
+    """ "E was built in V." gives "Where was E built?"; years and persons, "When" and "By whom"."""
     match = _PASSIVE.match(sentence)
     if match is None:
         return None

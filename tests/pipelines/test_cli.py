@@ -1,0 +1,141 @@
+"""The `raft` command as a user meets it: help, errors, exit codes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from components.config import flag
+from pipelines.cli import STAGES, main
+from tests.conftest import Raft
+
+HEAVY = {
+    "accelerate", "bitsandbytes", "datasets", "google.cloud", "kfp", "kubernetes", "lm_eval",
+    "matplotlib", "numpy", "openai", "peft", "torch", "transformers", "trl", "vllm",
+}  # fmt: skip
+COMMANDS = [[], *([name] for name in (*STAGES, "demo", "compile"))]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda words: " ".join(words) or "raft")
+def test_help_imports_nothing_heavy(command: list[str]) -> None:
+    script = (
+        "import sys\nfrom pipelines.cli import main\n"
+        f"try: main({[*command, '--help']!r})\n"
+        f"finally: print('LOADED', sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.startswith("Usage:")
+    assert "LOADED []" in done.stderr
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_teaches_every_flag(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import importlib
+
+    with pytest.raises(SystemExit) as leave:
+        main([stage, "--help"])
+    assert leave.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    package, class_name, _ = STAGES[stage]
+    fields = getattr(importlib.import_module(f"{package}.config"), class_name).model_fields
+    for name, field in fields.items():
+        assert flag(name) in text
+        assert " ".join(field.description.split()) in text
+    assert f"raft {stage}" in text, "an example"
+
+
+def errors(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    """Exit code and standard error of a command."""
+    with pytest.raises(SystemExit) as leave:
+        main([str(argument) for argument in arguments])
+    return int(leave.value.code or 0), capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaints"),
+    [
+        (["generate", "--colour", "red"], ["No such option '--colour'", "raft generate --help"]),
+        (["fly"], ["No such command 'fly'"]),
+        (["generate", "--output", "x"], ["--documents is missing", "raft generate --help"]),
+        (
+            ["generate", "--documents", "d", "--output", "x", "--oracle-probability", "1.5"],
+            ["--oracle-probability '1.5'", "a number, >= 0, <= 1"],
+        ),
+        (
+            ["generate", "--documents", "d", "--output", "x", "--teacher", "oracle"],
+            ["--teacher 'oracle'", "extractive | openai"],
+        ),
+        (
+            ["train", "--dataset", "d", "--base-model", "m", "--output", "x", "--rank", "many"],
+            ["--rank 'many'", "a whole number, >= 1, <= 1024"],
+        ),
+        (
+            ["train", "--dataset", "d", "--base-model", "m", "--output", "x",
+             "--gradient-checkpointing", "perhaps"],
+            ["--gradient-checkpointing 'perhaps'", "true | false"],
+        ),
+        (["generate", "--documents", "no/such", "--output", "x"], ["no/such: no such file"]),
+        (["train", "--dataset", "no/such", "--base-model", "m", "--output", "x"],
+         ["no/such: no such folder", "Check --dataset"]),
+    ],
+)  # fmt: skip
+def test_a_users_mistake_is_explained_and_exits_2(
+    arguments: list[str],
+    complaints: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, text = errors(capsys, *arguments)
+    assert code == 2
+    assert "Traceback" not in text
+    for complaint in complaints:
+        assert complaint in text
+
+
+def test_our_own_fault_exits_1_and_debug_shows_where(
+    texts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from components.generate import generate
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("boom")
+
+    monkeypatch.setattr(generate, "_cut", broken)
+    arguments = ["generate", "--documents", texts, "--output", tmp_path / "out"]
+    code, text = errors(capsys, *arguments)
+    assert code == 1
+    assert "error: ZeroDivisionError: boom" in text and "--debug" in text
+    with pytest.raises(ZeroDivisionError):
+        main([*map(str, arguments), "--debug"])
+
+
+def test_flags_arrive_as_kubeflow_writes_them(texts: Path, tmp_path: Path, raft: Raft) -> None:
+    done = raft(
+        "generate", "--documents", texts, "--output", tmp_path / "out",
+        "--oracle-probability", "1.000000", "--distractors", "2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "9 training and 1 validation rows" in done.stderr
+    assert (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("text", ['["q_proj", "v_proj"]', "q_proj,v_proj", "q_proj, v_proj"])
+def test_lists_are_json_or_words(text: str) -> None:
+    from components.train.config import TrainConfig
+
+    given = {"dataset": "d", "base_model": "m", "output": "o", "target_modules": text}
+    assert TrainConfig.parse(given).target_modules == ("q_proj", "v_proj")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leave:
+        main(["--version"])
+    assert not leave.value.code
+    assert capsys.readouterr().out.startswith("raft, version ")

@@ -1,0 +1,114 @@
+"""One stem per stage everywhere, and images that are built from what is locked."""
+
+import re
+import tomllib
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from pipelines.cli import STAGES, raft
+from tests.pipelines.conftest import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+BASE = ROOT / "k8s" / "base"
+LOCKED = re.compile(r"^([\w.-]+)(?:\[[\w,]+\])?==(\S+)", re.MULTILINE)
+
+
+def test_each_stage_has_its_folder_image_job_task_and_command(pipeline: dict) -> None:
+    found = {
+        "folders": {
+            path.parent.name.replace("_", "-")
+            for path in (ROOT / "components").rglob("component.py")
+        },
+        "images": {path.parent.name for path in (ROOT / "images").rglob("Dockerfile")},
+        "locks": {path.parent.name for path in (ROOT / "images").rglob("requirements.txt")},
+        "jobs": {
+            path.stem
+            for path in BASE.rglob("*.yaml")
+            if yaml.safe_load(path.read_text())["kind"] == "Job"
+        },
+        "tasks": set(pipeline["root"]["dag"]["tasks"]),
+        "commands": {name for name in raft.commands if name in STAGES},
+    }
+    assert len(STAGES) == 4
+    for kind, names in found.items():
+        assert names == set(STAGES), kind
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_job_carries_the_stem_and_the_version(stage: str, pipeline: dict) -> None:
+    text = (BASE / f"{stage}.yaml").read_text()
+    job = yaml.safe_load(text)
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert job["metadata"]["name"] == f"raft-{stage}"
+    assert container["name"] == stage
+    assert container["image"] == f"raft-{stage}:{PROJECT['version']}"
+    executor = pipeline["deploymentSpec"]["executors"][f"exec-{stage}"]
+    assert executor["container"]["image"] == container["image"]
+    assert (
+        f"raft-{stage}:{PROJECT['version']} "
+        in (ROOT / "images" / stage / "Dockerfile").read_text()
+    )
+    for labels in (job["metadata"]["labels"], job["spec"]["template"]["metadata"]["labels"]):
+        assert labels["app.kubernetes.io/component"] == stage
+
+
+def test_every_manifest_opens_with_its_commands_and_is_listed() -> None:
+    kustomization = yaml.safe_load((BASE / "kustomization.yaml").read_text())
+    files = {path.name for path in BASE.rglob("*.yaml")}
+    assert set(kustomization["resources"]) == files - {"kustomization.yaml"}
+    assert len(files) == 8
+    for name in files:
+        comment = (BASE / name).read_text().split("\napiVersion")[0]
+        assert re.search(
+            r"^#   apply   kubectl apply .*^#   check .*^#   remove ", comment, re.M | re.S
+        )
+
+
+def test_the_dockerfiles_differ_in_the_stage_alone() -> None:
+    texts = set()
+    for stage in STAGES:
+        lines = (ROOT / "images" / stage / "Dockerfile").read_text().splitlines()[1:]
+        text = "\n".join(lines).replace(stage, "STAGE").replace(stage.replace("-", "_"), "STAGE")
+        texts.add(text)
+    assert len(texts) == 1
+
+
+def requirements(extra: str) -> list[Requirement]:
+    """What an extra asks for, with the extras that it names unfolded."""
+    found = []
+    for text in PROJECT["optional-dependencies"][extra]:
+        requirement = Requirement(text)
+        if requirement.name == PROJECT["name"]:
+            found += [entry for name in requirement.extras for entry in requirements(name)]
+        else:
+            found.append(requirement)
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_lock_has_hashes_and_satisfies_the_extras(stage: str) -> None:
+    text = (ROOT / "images" / stage / "requirements.txt").read_text()
+    locked = {name.lower().replace("_", "-"): version for name, version in LOCKED.findall(text)}
+    asked = [Requirement(line) for line in PROJECT["dependencies"]]
+    for requirement in [*asked, *requirements("gcs"), *requirements(stage)]:
+        assert requirement.specifier.contains(locked[requirement.name]), requirement
+    entries = re.split(r"^(?=\w)", text, flags=re.MULTILINE)[1:]
+    assert len(entries) == len(locked) > 20
+    assert all("--hash=sha256:" in entry for entry in entries)
+    body = "".join(entries)
+    assert "://" not in body
+    assert "--index" not in text
+    assert "--find-links" not in text
+
+
+def test_all_images_have_the_same_torch() -> None:
+    versions = {
+        dict(LOCKED.findall((ROOT / "images" / stage / "requirements.txt").read_text())).get(
+            "torch"
+        )
+        for stage in STAGES
+    }
+    assert len(versions) == 2, "generate has none, the others share one"
+    assert None in versions

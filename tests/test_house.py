@@ -1,0 +1,67 @@
+"""The rules of the house that a reader counts on, checked on the code itself."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+STAGES = ("generate", "train", "quantize_check", "eval")
+SHARED = {"config", "errors", "ledger", "models", "progress", "records", "storage"}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, at any depth of its code."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_stages_import_neither_each_other_nor_pipelines() -> None:
+    checked = 0
+    for stage in STAGES:
+        for path in (REPOSITORY / "components" / stage).rglob("*.py"):
+            ours = {name.split(".")[1] for name in imports(path) if name.startswith("components.")}
+            assert ours <= SHARED | {stage}, path
+            assert not any(name.split(".")[0] == "pipelines" for name in imports(path)), path
+            checked += 1
+    assert checked >= 25
+
+
+def test_only_declarations_know_kfp_and_only_storage_knows_gcs() -> None:
+    files = [
+        path for room in ("components", "pipelines") for path in (REPOSITORY / room).rglob("*.py")
+    ]
+    assert len(files) >= 35
+    know_kfp = {path.name for path in files if any(n.split(".")[0] == "kfp" for n in imports(path))}
+    know_gcs = {path.name for path in files if any("google.cloud" in n for n in imports(path))}
+    assert know_kfp <= {"component.py", "raft.py", "compile.py", "manifests.py"}
+    assert know_gcs == {"storage.py"}
+
+
+def test_the_readme_lists_every_file() -> None:
+    """The tree in the README has one line for every file of the two packages."""
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    tree = readme.split("<!-- tree -->")[1]
+    listed = set(re.findall(r"^\s*([\w.-]+\.\w+) ", tree, flags=re.MULTILINE))
+    files = {
+        path.name
+        for room in ("components", "pipelines")
+        for path in (REPOSITORY / room).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert files - listed == set(), "missing in the README's tree"
+
+
+@pytest.mark.parametrize("folder", ["components", "pipelines", "k8s", "images", "tests"])
+def test_no_unsafe_loading(folder: str) -> None:
+    pattern = re.compile(r"trust_remote_code=True|pickle\.load|yaml\.load\(|torch\.load\(")
+    for path in (REPOSITORY / folder).rglob("*.py"):
+        if path != Path(__file__):
+            assert not pattern.search(path.read_text(encoding="utf-8")), path

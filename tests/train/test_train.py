@@ -1,0 +1,152 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.errors import DataError, ModelError
+from components.models import load_tokenizer
+from components.records import RaftRow, TrainingRecord, read_json, read_jsonl
+from components.storage import verify
+from components.train import train
+from components.train.chat import examples
+from components.train.config import TrainConfig
+
+
+def config(dataset: Path, model: Path, output: Path, **settings: Any) -> TrainConfig:
+    quick = {"epochs": 1, "gradient_accumulation": 1, "gradient_checkpointing": False}
+    return TrainConfig(
+        dataset=str(dataset), base_model=str(model), output=str(output), **(quick | settings)
+    )
+
+
+def test_the_adapter_is_what_was_asked_for(world_adapter: Path) -> None:
+    verify(world_adapter, "--adapter")
+    names = {path.name for path in world_adapter.iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= names
+    assert not {name for name in names if name.endswith((".bin", ".pt", ".pkl"))}, "no pickle"
+    lora = json.loads((world_adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (lora["r"], lora["lora_alpha"], lora["peft_type"]) == (64, 64, "LORA")
+    assert set(lora["target_modules"]) == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    }  # fmt: skip
+
+
+def test_training_is_recorded_and_learns(world_adapter: Path) -> None:
+    record = read_json(world_adapter / "training.json", TrainingRecord)
+    assert (record.rows_train, record.rows_validation, record.steps) == (36, 4, 9)
+    losses = [point.loss for point in record.curve if point.split == "train"]
+    assert len(losses) == record.steps and losses[-1] < losses[0]
+    assert record.validation_loss == record.curve[-1].loss < losses[0]
+    assert record.tokens > 0 and record.tokens_per_second > 0 and record.peak_memory_bytes > 0
+
+
+def test_same_seed_gives_the_same_weights(
+    world_dataset: Path, demo_model: Path, world_adapter: Path, tmp_path: Path
+) -> None:
+    train.run(config(world_dataset, demo_model, tmp_path / "again", learning_rate=2e-3))
+    weights = "adapter_model.safetensors"
+    assert (tmp_path / "again" / weights).read_bytes() == (world_adapter / weights).read_bytes()
+
+
+def test_only_answer_tokens_carry_loss(
+    world_dataset: Path, demo_model: Path, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(str(demo_model))
+    rows = list(read_jsonl(world_dataset / "train.jsonl", RaftRow))
+    kept, _ = examples(rows, tokenizer, 4096)
+    settings = config(world_dataset, demo_model, tmp_path / "out")
+    trainer = train._trainer(settings, tokenizer, kept, [])
+    seen = 0
+    for batch in trainer.get_train_dataloader():
+        for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+            spoken = tokenizer.decode(ids[labels != -100])
+            answers = [tokenizer.decode(tokenizer(row.cot_answer)["input_ids"]) for row in rows]
+            said = spoken.removesuffix(tokenizer.eos_token)
+            assert spoken.endswith(tokenizer.eos_token)
+            assert said.strip() in {answer.strip() for answer in answers}
+            seen += 1
+    assert seen == len(rows)
+
+
+def test_long_rows_are_left_out_whole_and_named(
+    world_dataset: Path, demo_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = load_tokenizer(str(demo_model))
+    rows = list(read_jsonl(world_dataset / "train.jsonl", RaftRow))
+    lengths = sorted(train_tokens(tokenizer, row) for row in rows)
+    limit = lengths[len(lengths) // 2]
+    kept, too_long = examples(rows, tokenizer, limit)
+    assert len(kept) == sum(length <= limit for length in lengths)
+    assert len(kept) + len(too_long) == len(rows) and too_long
+
+    with pytest.raises(DataError, match="none of the 36 rows has at most --max-tokens 64"):
+        train.run(config(world_dataset, demo_model, tmp_path / "out", max_tokens=64))
+    assert "40 rows are over --max-tokens 64 and left out: seed_task_" in capsys.readouterr().err
+
+
+def train_tokens(tokenizer: Any, row: RaftRow) -> int:
+    text = tokenizer.apply_chat_template(
+        [
+            {"role": "user", "content": row.instruction},
+            {"role": "assistant", "content": row.cot_answer},
+        ],
+        tokenize=False,
+    )
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('{"id": "x"', "Invalid JSON"),
+        ('{"id": "x"}', "type: Field required"),
+        (None, "cot_answer has no <ANSWER>: marker"),
+    ],
+)
+def test_a_malformed_row_is_named_with_its_line(
+    world_dataset: Path, demo_model: Path, tmp_path: Path, line: str | None, complaint: str
+) -> None:
+    dataset = tmp_path / "dataset"
+    dataset.mkdir()
+    good = (world_dataset / "train.jsonl").read_text(encoding="utf-8").splitlines()[:2]
+    bad = good[0].replace("<ANSWER>:", "Answer:") if line is None else line
+    (dataset / "train.jsonl").write_text("\n".join([*good, bad]), encoding="utf-8")
+    (dataset / "validation.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(DataError, match=rf"train\.jsonl:3: .*{complaint}"):
+        train.run(config(dataset, demo_model, tmp_path / "out"))
+
+
+def test_published_rows_without_provenance_are_read(tmp_path: Path, world_dataset: Path) -> None:
+    from components.train.chat import read_rows
+
+    row = json.loads((world_dataset / "train.jsonl").open(encoding="utf-8").readline())
+    published = dict(list(row.items())[:7])
+    (tmp_path / "train.jsonl").write_text(json.dumps(published), encoding="utf-8")
+    assert read_rows(tmp_path / "train.jsonl")[0].question == row["question"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "complaint"),
+    [
+        (["tokenizer.json", "tokenizer_config.json"], "no tokenizer_config.json"),
+        (["tokenizer.json"], "its tokenizer cannot be loaded"),
+        (["chat_template.jinja"], "has no chat template"),
+        (["config.json"], "no config.json"),
+        (["model.safetensors"], "cannot be loaded"),
+    ],
+)
+def test_an_incomplete_model_folder(
+    world_dataset: Path, demo_model: Path, tmp_path: Path, missing: list[str], complaint: str
+) -> None:
+    model = shutil.copytree(demo_model, tmp_path / "model")
+    for name in missing:
+        (model / name).unlink()
+    with pytest.raises(ModelError, match=complaint):
+        train.run(config(world_dataset, model, tmp_path / "out"))
+
+
+def test_a_model_that_is_not_there(world_dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such folder"):
+        train.run(config(world_dataset, tmp_path / "nowhere", tmp_path / "out"))
