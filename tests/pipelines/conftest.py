@@ -2,15 +2,12 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
-
 PLACEHOLDER = re.compile(
-    r"\{\{\$\.(inputs|outputs)\.(parameters|artifacts)\['(\w+)'\](?:\.path)?\}\}"
+    r"\{\{\$\.(?:inputs|outputs)\.(parameters|artifacts)\['(\w+)'\](?:\.path)?\}\}"
 )
 
 
@@ -35,7 +32,7 @@ def render(arguments: list[str], values: dict[str, object]) -> list[str]:
     """Fill placeholders: parameters from `values`, artifacts with a path of their name."""
 
     def fill(match: re.Match[str]) -> str:
-        _, kind, name = match.groups()
+        kind, name = match.groups()
         return as_kubeflow(values[name]) if kind == "parameters" else f"/artifacts/{name}"
 
     return [PLACEHOLDER.sub(fill, argument) for argument in arguments]

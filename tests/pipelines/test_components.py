@@ -10,7 +10,8 @@ import yaml
 
 from components.config import INPUT, OUTPUT, StageConfig, flag
 from pipelines.cli import STAGES, raft
-from tests.pipelines.conftest import ROOT, render
+from tests.conftest import REPOSITORY
+from tests.pipelines.conftest import render
 
 KFP_TYPES = {int: "Integer", float: "Float", bool: "Boolean", str: "String"}
 
@@ -139,12 +140,12 @@ def test_every_parameter_is_explained(pipeline: dict) -> None:
     ]
     assert len(found) > 60
     for name, definition in found:
-        assert re.search(r"\w\.$", definition.get("description", "")), name
+        assert definition.get("description", "").endswith("."), name
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_job_arguments_are_the_commands(stage: str) -> None:
-    base = ROOT / "k8s" / "base"
+    base = REPOSITORY / "k8s" / "base"
     settings = yaml.safe_load((base / "settings.yaml").read_text())["data"]
     job = yaml.safe_load((base / f"{stage}.yaml").read_text())
     (container,) = job["spec"]["template"]["spec"]["containers"]

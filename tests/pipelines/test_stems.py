@@ -2,16 +2,17 @@
 
 import re
 import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 
 from pipelines.cli import STAGES, raft
-from tests.pipelines.conftest import ROOT
+from tests.conftest import REPOSITORY
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-BASE = ROOT / "k8s" / "base"
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+BASE = REPOSITORY / "k8s" / "base"
 LOCKED = re.compile(r"^([\w.-]+)(?:\[[\w,]+\])?==(\S+)", re.MULTILINE)
 
 
@@ -19,10 +20,10 @@ def test_each_stage_has_its_folder_image_job_task_and_command(pipeline: dict) ->
     found = {
         "folders": {
             path.parent.name.replace("_", "-")
-            for path in (ROOT / "components").rglob("component.py")
+            for path in (REPOSITORY / "components").rglob("component.py")
         },
-        "images": {path.parent.name for path in (ROOT / "images").rglob("Dockerfile")},
-        "locks": {path.parent.name for path in (ROOT / "images").rglob("requirements.txt")},
+        "images": {path.parent.name for path in (REPOSITORY / "images").rglob("Dockerfile")},
+        "locks": {path.parent.name for path in (REPOSITORY / "images").rglob("requirements.txt")},
         "jobs": {
             path.stem
             for path in BASE.rglob("*.yaml")
@@ -46,10 +47,10 @@ def test_the_job_carries_the_stem_and_the_version(stage: str, pipeline: dict) ->
     assert container["image"] == f"raft-{stage}:{PROJECT['version']}"
     executor = pipeline["deploymentSpec"]["executors"][f"exec-{stage}"]
     assert executor["container"]["image"] == container["image"]
-    assert (
-        f"raft-{stage}:{PROJECT['version']} "
-        in (ROOT / "images" / stage / "Dockerfile").read_text()
-    )
+    dockerfile = (REPOSITORY / "images" / stage / "Dockerfile").read_text()
+    assert f"--tag {container['image']} " in dockerfile
+    user = job["spec"]["template"]["spec"]["securityContext"]
+    assert f"\nUSER {user['runAsUser']}:{user['runAsGroup']}\n" in dockerfile
     for labels in (job["metadata"]["labels"], job["spec"]["template"]["metadata"]["labels"]):
         assert labels["app.kubernetes.io/component"] == stage
 
@@ -61,18 +62,21 @@ def test_every_manifest_opens_with_its_commands_and_is_listed() -> None:
     assert len(files) == 8
     for name in files:
         comment = (BASE / name).read_text().split("\napiVersion")[0]
-        assert re.search(
-            r"^#   apply   kubectl apply .*^#   check .*^#   remove ", comment, re.M | re.S
-        )
+        commands = re.findall(r"^#   (apply|check|remove) +kubectl \S", comment, re.MULTILINE)
+        assert commands == ["apply", "check", "remove"], name
 
 
 def test_the_dockerfiles_differ_in_the_stage_alone() -> None:
     texts = set()
     for stage in STAGES:
-        lines = (ROOT / "images" / stage / "Dockerfile").read_text().splitlines()[1:]
+        lines = (REPOSITORY / "images" / stage / "Dockerfile").read_text().splitlines()[1:]
         text = "\n".join(lines).replace(stage, "STAGE").replace(stage.replace("-", "_"), "STAGE")
         texts.add(text)
     assert len(texts) == 1
+
+
+def lock_of(stage: str) -> Path:
+    return REPOSITORY / "images" / stage / "requirements.txt"
 
 
 def requirements(extra: str) -> list[Requirement]:
@@ -89,7 +93,7 @@ def requirements(extra: str) -> list[Requirement]:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_lock_has_hashes_and_satisfies_the_extras(stage: str) -> None:
-    text = (ROOT / "images" / stage / "requirements.txt").read_text()
+    text = lock_of(stage).read_text()
     locked = {name.lower().replace("_", "-"): version for name, version in LOCKED.findall(text)}
     asked = [Requirement(line) for line in PROJECT["dependencies"]]
     for requirement in [*asked, *requirements("gcs"), *requirements(stage)]:
@@ -105,10 +109,7 @@ def test_the_lock_has_hashes_and_satisfies_the_extras(stage: str) -> None:
 
 def test_all_images_have_the_same_torch() -> None:
     versions = {
-        dict(LOCKED.findall((ROOT / "images" / stage / "requirements.txt").read_text())).get(
-            "torch"
-        )
-        for stage in STAGES
+        stage: dict(LOCKED.findall(lock_of(stage).read_text())).get("torch") for stage in STAGES
     }
-    assert len(versions) == 2, "generate has none, the others share one"
-    assert None in versions
+    assert versions.pop("generate") is None
+    assert len(set(versions.values())) == 1

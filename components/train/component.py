@@ -1,0 +1,77 @@
+"""The train stage as a Kubeflow component: declaration only.
+
+The image named here is the one that a checkout builds; in the pipeline the Job manifest's `image:`
+line replaces it (see pipelines/manifests.py).
+"""
+
+# kfp is untyped, and wants lists as defaults.
+# mypy: allow-untyped-decorators
+# ruff: noqa: B006, B008
+from importlib.metadata import version
+
+from kfp import dsl
+
+from components.train.config import TrainConfig
+
+
+@dsl.container_component
+def train(
+    dataset: dsl.Input[dsl.Dataset],
+    base_model: str,
+    adapter: dsl.Output[dsl.Model],
+    rank: int = TrainConfig.default("rank"),
+    alpha: int = TrainConfig.default("alpha"),
+    dropout: float = TrainConfig.default("dropout"),
+    target_modules: list[str] = list(TrainConfig.default("target_modules")),
+    epochs: float = TrainConfig.default("epochs"),
+    learning_rate: float = TrainConfig.default("learning_rate"),
+    warmup_ratio: float = TrainConfig.default("warmup_ratio"),
+    batch_size: int = TrainConfig.default("batch_size"),
+    gradient_accumulation: int = TrainConfig.default("gradient_accumulation"),
+    max_tokens: int = TrainConfig.default("max_tokens"),
+    gradient_checkpointing: bool = TrainConfig.default("gradient_checkpointing"),
+    dtype: str = TrainConfig.default("dtype"),
+    seed: int = TrainConfig.default("seed"),
+) -> dsl.ContainerSpec:
+    """Fine-tune a chat model on RAFT rows with LoRA; write the adapter.
+
+    Args:
+        dataset: Rows of generate.
+        base_model: Chat model to adapt: a hub id, or the gs:// URI of a model folder.
+        adapter: LoRA adapter and tokenizer in safetensors, with the loss curve; never merged.
+        rank: Rank r of the LoRA matrices.
+        alpha: LoRA scale: updates are multiplied by alpha / rank.
+        dropout: Dropout before the LoRA matrices, 0 to 1.
+        target_modules: Layers that get an adapter: ["all-linear"], or names such as ["q_proj"].
+        epochs: Passes over the rows.
+        learning_rate: Peak learning rate; a cosine takes it down to zero.
+        warmup_ratio: Share of the steps, 0 to 1, over which the learning rate rises.
+        batch_size: Rows per GPU and pass.
+        gradient_accumulation: Passes per optimizer step.
+        max_tokens: Longest row in tokens; longer rows are left out and counted, never cut.
+        gradient_checkpointing: Compute activations twice to save GPU memory.
+        dtype: Type of the weights: auto, bfloat16 or float32; auto fits the GPU.
+        seed: Seed of the adapter's first weights and of the rows' order.
+    """
+    return dsl.ContainerSpec(
+        image=f"raft-train:{version('raft-pipelines')}",
+        command=["raft", "train"],
+        args=[
+            "--dataset", dataset.path,
+            "--base-model", base_model,
+            "--rank", rank,
+            "--alpha", alpha,
+            "--dropout", dropout,
+            "--target-modules", target_modules,
+            "--epochs", epochs,
+            "--learning-rate", learning_rate,
+            "--warmup-ratio", warmup_ratio,
+            "--batch-size", batch_size,
+            "--gradient-accumulation", gradient_accumulation,
+            "--max-tokens", max_tokens,
+            "--gradient-checkpointing", gradient_checkpointing,
+            "--dtype", dtype,
+            "--seed", seed,
+            "--output", adapter.path,
+        ],
+    )  # fmt: skip

@@ -1,0 +1,126 @@
+"""The RAFT pipeline for Kubeflow: wiring only.
+
+What a step runs is declared in its component, what it needs of the cluster in its Job manifest.
+Compiled by `raft compile` to pipelines/raft.yaml, which is what one uploads.
+"""
+
+# kfp is untyped.
+# mypy: allow-untyped-decorators
+from pathlib import Path
+from typing import Any
+
+from kfp import dsl
+
+from components.eval.component import eval as evaluate
+from components.eval.config import EvalConfig
+from components.generate.component import generate
+from components.generate.config import GenerateConfig
+from components.quantize_check.component import quantize_check
+from components.train.component import train
+from components.train.config import TrainConfig
+from pipelines import manifests
+
+
+def pipeline(jobs: Path = manifests.BASE) -> Any:
+    """The pipeline, with every step on the hardware that the Job manifests in `jobs` ask for.
+
+    Raises:
+        ConfigError: a manifest is missing or not understood.
+    """
+
+    def place(task: dsl.PipelineTask, stage: str) -> dsl.PipelineTask:
+        manifests.apply(manifests.load(stage, jobs), task)
+        # KFP finds cached results by the text of the inputs: documents that changed under the
+        # same gs:// URI, or a model that changed under the same name, would go unseen.
+        return task.set_caching_options(False)
+
+    @dsl.pipeline(name="raft")
+    def raft(
+        documents: str,
+        questions: str,
+        base_model: str = "meta-llama/Llama-3.1-8B-Instruct",
+        teacher: str = GenerateConfig.default("teacher"),
+        teacher_endpoint: str = GenerateConfig.default("teacher_endpoint"),
+        teacher_model: str = GenerateConfig.default("teacher_model"),
+        chunk_tokens: int = GenerateConfig.default("chunk_tokens"),
+        max_chunks: int = GenerateConfig.default("max_chunks"),
+        distractors: int = GenerateConfig.default("distractors"),
+        oracle_probability: float = GenerateConfig.default("oracle_probability"),
+        rank: int = TrainConfig.default("rank"),
+        alpha: int = TrainConfig.default("alpha"),
+        learning_rate: float = TrainConfig.default("learning_rate"),
+        epochs: float = TrainConfig.default("epochs"),
+        max_questions: int = EvalConfig.default("max_questions"),
+        seed: int = GenerateConfig.default("seed"),
+    ) -> None:
+        """Adapt a chat model to your documents with retrieval augmented fine-tuning.
+
+        Writes questions and reasoned answers about the documents, fine-tunes the base model on
+        them with LoRA, measures what 4-bit weights save and cost, and scores base and tuned model.
+
+        Args:
+            documents: Inputs. gs:// URI of the documents: a folder, or one file.
+            questions: Inputs. gs:// URI of the evaluation questions, a JSON file in HotpotQA form.
+            base_model: Inputs. Chat model to adapt: a hub id, or the gs:// URI of a model folder.
+            teacher: Teacher. extractive (rules, no model, no cost) or openai (a chat endpoint).
+            teacher_endpoint: Teacher. Base URL of the endpoint, such as http://teacher:8000/v1.
+            teacher_model: Teacher. Name of the model at that endpoint.
+            chunk_tokens: Rows. Most tokens in a chunk, the piece that a question is about.
+            max_chunks: Rows. Ask about at most this many chunks, sampled by seed; 0 asks about all.
+            distractors: Rows. Other chunks shown beside the oracle chunk.
+            oracle_probability: Rows. Share of rows, 0 to 1, that keep the oracle chunk.
+            rank: Training. Rank r of the LoRA matrices.
+            alpha: Training. LoRA scale: updates are multiplied by alpha / rank.
+            learning_rate: Training. Peak learning rate; a cosine takes it down to zero.
+            epochs: Training. Passes over the rows.
+            max_questions: Evaluation. Ask at most this many questions, sampled by seed.
+            seed: Seed of everything random, in all steps.
+        """
+        generated = place(
+            generate(
+                documents=documents,
+                teacher=teacher,
+                teacher_endpoint=teacher_endpoint,
+                teacher_model=teacher_model,
+                chunk_tokens=chunk_tokens,
+                max_chunks=max_chunks,
+                distractors=distractors,
+                oracle_probability=oracle_probability,
+                seed=seed,
+            ),
+            "generate",
+        )
+        dataset = generated.outputs["dataset"]
+
+        trained = place(
+            train(
+                dataset=dataset,
+                base_model=base_model,
+                rank=rank,
+                alpha=alpha,
+                learning_rate=learning_rate,
+                epochs=epochs,
+                seed=seed,
+            ),
+            "train",
+        )
+        adapter = trained.outputs["adapter"]
+
+        quantized = place(
+            quantize_check(dataset=dataset, base_model=base_model, adapter=adapter, seed=seed),
+            "quantize-check",
+        )
+
+        place(
+            evaluate(
+                questions=questions,
+                base_model=base_model,
+                adapter=adapter,
+                quantization=quantized.outputs["quantization"],
+                max_questions=max_questions,
+                seed=seed,
+            ),
+            "eval",
+        )
+
+    return raft

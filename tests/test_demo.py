@@ -1,0 +1,119 @@
+"""The README's first command, whole: what a newcomer sees, and whether it is true."""
+
+import filecmp
+import json
+from pathlib import Path
+
+import pytest
+
+from components.ledger import RunLedger
+from components.records import Evaluation, Question, RaftRow, read_json, read_jsonl
+from components.storage import verify
+from tests.conftest import Raft
+
+pytestmark = pytest.mark.timeout(1200)
+
+
+@pytest.fixture(scope="module")
+def runs(raft: Raft, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], str, str]:
+    """The demo twice with the same seed; the folders, and what the first one printed."""
+    folders = [tmp_path_factory.mktemp("demo") / name for name in ("first", "second")]
+    first, second = (raft("demo", "--output", folder, timeout=1200) for folder in folders)
+    assert first.returncode == 0, first.stderr
+    assert second.returncode == 0, second.stderr
+    return folders, first.stdout, first.stderr
+
+
+@pytest.fixture(scope="module")
+def run(runs: tuple[list[Path], str, str]) -> Path:
+    return runs[0][0]
+
+
+@pytest.fixture(scope="module")
+def result(run: Path) -> Evaluation:
+    return read_json(run / "evaluation" / "results.json", Evaluation)
+
+
+def test_raft_raises_f1_on_unseen_documents(result: Evaluation) -> None:
+    arms = {arm.name: arm for arm in result.arms}
+    assert arms["raft"].n >= 300
+    assert arms["raft"].f1 >= 0.60
+    assert arms["raft"].f1 - arms["base"].f1 >= 0.35
+    (gain,) = (
+        c
+        for c in result.comparisons
+        if (c.arm, c.baseline, c.metric) == ("raft", "base", "f1")
+    )
+    assert gain.difference == pytest.approx(arms["raft"].f1 - arms["base"].f1)
+    assert gain.ci[0] > 0
+    assert result.retention == pytest.approx(arms["raft-4bit"].f1 / arms["raft"].f1)
+    assert result.retention >= 0.94
+
+
+def test_the_questions_are_about_documents_that_nobody_saw(run: Path) -> None:
+    questions = [
+        Question.model_validate(row)
+        for row in json.loads((run / "questions.json").read_text(encoding="utf-8"))
+    ]
+    asked = {"".join(sentences) for question in questions for _, sentences in question.context}
+    seen = {
+        text
+        for split in ("train", "validation")
+        for row in read_jsonl(run / "dataset" / f"{split}.jsonl", RaftRow)
+        for text in row.context.sentences[0]
+    }
+    assert len(questions) >= 300 and len(seen) > 300
+    assert not asked & seen
+    assert all(len(question.context) == 4 for question in questions)
+
+
+def test_everything_the_readme_lists_is_there(run: Path) -> None:
+    for name in (
+        "dataset/train.jsonl", "dataset/validation.jsonl", "dataset/report.json",
+        "dataset/README.md", "adapter/adapter_model.safetensors", "adapter/training.json",
+        "quantization/quantization.json", "evaluation/results.json", "evaluation/samples.jsonl",
+        "evaluation/report.html", "evaluation/f1.png", "ledger.json", "questions.json",
+    ):  # fmt: skip
+        assert (run / name).stat().st_size > 0, name
+    for name in ("dataset", "adapter", "quantization", "evaluation"):
+        verify(run / name, "--output")
+    ledger = read_json(run / "ledger.json", RunLedger)
+    assert [entry.stage for entry in ledger.stages] == [
+        "generate", "train", "quantize-check", "eval",
+    ]  # fmt: skip
+    assert ledger.cost is None, "a CPU is not in the price table"
+
+
+def test_the_terminal_tells_what_happens(
+    runs: tuple[list[Path], str, str], result: Evaluation
+) -> None:
+    (run, _), table, log = runs
+    for stage in ("demo", "generate", "train", "quantize-check", "eval"):
+        assert f"▸ {stage}" in log
+    assert "steps/s" in log and "loss=" in log
+    for arm in result.arms:
+        assert arm.name in table and f"{arm.f1:.3f}" in table
+    assert str(run / "evaluation" / "report.html") in "".join(table.split("\n"))
+
+
+def test_a_second_run_gives_the_same_data_and_scores(
+    runs: tuple[list[Path], str, str],
+) -> None:
+    first, second = runs[0]
+    for name in ("train.jsonl", "validation.jsonl", "report.json", "README.md"):
+        assert filecmp.cmp(first / "dataset" / name, second / "dataset" / name, shallow=False)
+
+    def scores(folder: Path) -> list[object]:
+        result = read_json(folder / "evaluation" / "results.json", Evaluation)
+        return [arm.model_dump(exclude={"seconds"}) for arm in result.arms]
+
+    assert scores(first) == scores(second)
+
+
+def test_a_folder_with_something_else_is_left_alone(raft: Raft, tmp_path: Path) -> None:
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents" / "mine.txt").write_text("precious", encoding="utf-8")
+    done = raft("demo", "--output", tmp_path)
+    assert done.returncode == 2
+    assert "the folder holds something else than a demo" in done.stderr
+    assert (tmp_path / "documents" / "mine.txt").read_text(encoding="utf-8") == "precious"
