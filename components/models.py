@@ -117,7 +117,10 @@ def choose_dtype(name: str) -> "torch.dtype":
 
 
 def weight_bytes(model: Any) -> int:
-    """Bytes of the weights in memory, tied tensors once, quantization constants included."""
+    """Bytes of the weights in memory, tied tensors once, quantization constants included.
+
+    Measure right after loading: on a CPU bitsandbytes repacks 4-bit weights at their first use.
+    """
     seen: dict[int, int] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
         seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()

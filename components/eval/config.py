@@ -2,7 +2,12 @@
 
 from typing import ClassVar, Literal
 
+from pydantic import field_validator
+
 from components.config import InputLocation, StageConfig, TextList, option
+
+ARMS = ("base", "raft", "base-4bit", "raft-4bit")
+"""The model variants that can be compared, in the order in which they are asked by default."""
 
 
 class EvalConfig(StageConfig):
@@ -24,7 +29,7 @@ class EvalConfig(StageConfig):
     )
 
     arms: TextList = option(
-        ("base", "raft", "base-4bit", "raft-4bit"),
+        ARMS,
         help="Model variants to compare: base, raft, base-4bit, raft-4bit.",
         group="Comparison",
     )
@@ -45,6 +50,22 @@ class EvalConfig(StageConfig):
         "auto", help="16-bit arms' type; auto is bfloat16 on a GPU that has it.", group="Hardware"
     )
     resamples: int = option(
-        2000, ge=100, le=1_000_000, help="Bootstrap resamples behind each interval.",
+        2000,
+        ge=100,
+        le=1_000_000,
+        help="Bootstrap resamples behind each interval.",
         group="Comparison",
     )
+
+    @field_validator("arms")
+    @classmethod
+    def _known_once(cls, arms: tuple[str, ...]) -> tuple[str, ...]:
+        allowed = " | ".join(ARMS)
+        for arm in arms:
+            if arm not in ARMS:
+                raise ValueError(f"unknown arm {arm!r} (allowed: {allowed})")
+            if arms.count(arm) > 1:
+                raise ValueError(f"arm {arm!r} is named twice")
+        if not arms:
+            raise ValueError(f"names no arm (allowed: {allowed})")
+        return arms

@@ -1,0 +1,213 @@
+"""From judged samples to figures, and from figures to sentences that a reader can trust.
+
+Every sentence of the report that claims something is made here, from intervals: what the interval
+does not exclude is not claimed.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+
+from components.eval.arms import ArmRun
+from components.eval.statistics import mean, mean_interval, paired_difference
+from components.records import ArmResult, Comparison, Evaluation, Sample
+
+PAIRS = (("raft", "base"), ("raft-4bit", "base-4bit"), ("raft-4bit", "raft"))
+COMPARED = ("f1", "contains")
+TOLERATED = 0.02
+BITS = {"bfloat16": "16-bit", "float32": "32-bit"}
+
+
+# ---- figures -----------------------------------------------------------------------------------
+
+
+def score_arm(run: ArmRun, resamples: int, seed: int) -> ArmResult:
+    """Means and intervals of one arm."""
+
+    def interval(metric: str) -> tuple[float, float]:
+        return mean_interval(values(run.samples, metric), resamples, seed)
+
+    return ArmResult(
+        name=run.name,
+        n=len(run.samples),
+        **{
+            metric: mean(values(run.samples, metric))
+            for metric in ("f1", "em", "precision", "recall", "contains", "truncated")
+        },
+        unanswered=mean([float(not sample.answered) for sample in run.samples]),
+        f1_ci=interval("f1"),
+        em_ci=interval("em"),
+        contains_ci=interval("contains"),
+        seconds=run.seconds,
+        weight_bytes=run.weight_bytes,
+    )
+
+
+def compare_arms(runs: Sequence[ArmRun], resamples: int, seed: int) -> list[Comparison]:
+    """Paired differences of those pairs whose arms both ran."""
+    samples = {run.name: run.samples for run in runs}
+    comparisons = []
+    for (arm, baseline), metric in product(PAIRS, COMPARED):
+        if arm in samples and baseline in samples:
+            found = paired_difference(
+                values(samples[arm], metric), values(samples[baseline], metric), resamples, seed
+            )
+            comparisons.append(
+                Comparison(
+                    arm=arm,
+                    baseline=baseline,
+                    metric=metric,
+                    difference=found.mean,
+                    ci=found.ci,
+                    p_value=found.p_value,
+                )
+            )
+    return comparisons
+
+
+def values(samples: Sequence[Sample], metric: str) -> list[float]:
+    """One metric, question by question."""
+    return [float(getattr(sample, metric)) for sample in samples]
+
+
+def retention(arms: Mapping[str, ArmResult]) -> float | None:
+    """Share of the tuned model's F1 that 4-bit weights keep."""
+    if "raft" not in arms or "raft-4bit" not in arms or arms["raft"].f1 == 0:
+        return None
+    return round(arms["raft-4bit"].f1 / arms["raft"].f1, 6)
+
+
+def memory_ratio(arms: Mapping[str, ArmResult]) -> float | None:
+    """Weight bytes in 4 bits over full ones; of the base, which carries no adapter, if it ran."""
+    for full, small in (("base", "base-4bit"), ("raft", "raft-4bit")):
+        if full in arms and small in arms:
+            return round(arms[small].weight_bytes / arms[full].weight_bytes, 6)
+    return None
+
+
+def find_warnings(arms: Sequence[ArmResult], max_new_tokens: int) -> list[str]:
+    """What makes a tuned arm's scores doubtful, in plain sentences."""
+    found = []
+    for arm in arms:
+        if not arm.name.startswith("raft"):
+            continue
+        if arm.truncated > TOLERATED:
+            found.append(
+                f"{arm.name}: {arm.truncated:.1%} of the generations were cut off at "
+                f"{max_new_tokens} tokens, so its scores may be too low; raise --max-new-tokens."
+            )
+        if arm.unanswered > TOLERATED:
+            found.append(
+                f"{arm.name}: {arm.unanswered:.1%} of the generations give no answer after the "
+                "marker and were scored as a whole; train longer or on more rows."
+            )
+    return found
+
+
+# ---- sentences ---------------------------------------------------------------------------------
+
+
+def verdict(evaluation: Evaluation) -> str:
+    """The result in one sentence."""
+    arms = {arm.name: arm for arm in evaluation.arms}
+    gain = tuning_effect(evaluation, "f1")
+    asked = f"on {evaluation.questions:,} question{'s' if evaluation.questions != 1 else ''}"
+    if gain is None:
+        best = max(evaluation.arms, key=lambda arm: arm.f1)
+        return f"{label(best.name, evaluation)} reaches F1 {best.f1:.3f} {asked}."
+    base, tuned = arms[gain.baseline].f1, arms[gain.arm].f1
+    if excludes_zero(gain):
+        verb = "raises" if gain.difference > 0 else "lowers"
+        factor = f" ({tuned / base:.1f} times)" if gain.difference > 0 and base > 0 else ""
+        sentence = f"RAFT {verb} F1 from {base:.3f} to {tuned:.3f}{factor} {asked}"
+    else:
+        sentence = (
+            f"RAFT and its base cannot be told apart {asked}: F1 {tuned:.3f} against {base:.3f}"
+        )
+    if evaluation.retention is not None:
+        verb = "keep" if evaluation.retention <= 1 else "reach"
+        sentence += f"; 4-bit weights {verb} {evaluation.retention:.0%} of RAFT's F1"
+    return sentence + "."
+
+
+def form_or_substance(evaluation: Evaluation) -> list[str]:
+    """Which part of the F1 gain is form and brevity, in sentences.
+
+    F1 punishes every word beside the answer; containment does not. What F1 gains while containment
+    stays is the gain of stating the answer, short and in its place.
+    """
+    f1, found = tuning_effect(evaluation, "f1"), tuning_effect(evaluation, "contains")
+    if f1 is None or found is None:
+        return ["Needs a tuned arm and its base side by side."]
+    sentences = [
+        f"F1 differs by {with_interval(f1)}. The share of generations that contain the gold "
+        "answer, in whatever place and among however many other words, differs by "
+        f"{with_interval(found)}."
+    ]
+    if not excludes_zero(f1):
+        sentences.append("There is no F1 difference beyond chance that would need explaining.")
+    elif f1.difference < 0:
+        sentences.append(
+            "The answer is in the text less often, so the loss is not only one of form."
+            if excludes_zero(found) and found.difference < 0
+            else "That the answer is in the text less often is not shown, so the loss may be one "
+            "of form: more words around the answer, or no marker before it."
+        )
+    elif not excludes_zero(found) and found.ci[1] < f1.difference / 2:
+        sentences.append(
+            "The model does not find the answer more often beyond chance, and even the interval's "
+            "upper end explains less than half of the gain; most of it is form and brevity: what "
+            "was already said somewhere is now said in a few words after the marker."
+        )
+    elif not excludes_zero(found):
+        sentences.append(
+            "These questions are too few to tell how much of the gain is substance (the answer is "
+            "found more often) and how much is form and brevity."
+        )
+    elif found.difference < 0:
+        sentences.append(
+            "The model even has the answer in its text less often; all of the gain is form and "
+            "brevity, and some substance was lost."
+        )
+    elif found.difference >= f1.difference:
+        sentences.append(
+            "The model finds the answer more often, by at least as much as F1 gained: this gain is "
+            "substance, not form."
+        )
+    else:
+        sentences.append(
+            f"As a rule of thumb, {found.difference / f1.difference:.0%} of the gain is substance "
+            "(the answer is found more often) and the rest form and brevity (it is said in fewer "
+            "words, after the marker)."
+        )
+    return sentences
+
+
+def tuning_effect(evaluation: Evaluation, metric: str) -> Comparison | None:
+    """Tuned against base in full precision, else in 4 bits, else nothing."""
+    found = {
+        (item.arm, item.baseline): item for item in evaluation.comparisons if item.metric == metric
+    }
+    return found.get(PAIRS[0]) or found.get(PAIRS[1])
+
+
+def excludes_zero(comparison: Comparison) -> bool:
+    """Whether the interval lies on one side of zero."""
+    low, high = comparison.ci
+    return low > 0 or high < 0
+
+
+def with_interval(comparison: Comparison) -> str:
+    """`+0.470 (95% interval +0.401 to +0.538)`, with a true minus sign."""
+    low, high = comparison.ci
+    return f"{signed(comparison.difference)} (95% interval {signed(low)} to {signed(high)})"
+
+
+def signed(number: float) -> str:
+    """Three digits with sign, with a true minus sign."""
+    return f"{number:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def label(arm: str, evaluation: Evaluation) -> str:
+    """An arm in words: `RAFT, 4-bit`."""
+    who, _, small = arm.partition("-")
+    return f"{'RAFT' if who == 'raft' else 'Base'}, {'4-bit' if small else BITS[evaluation.dtype]}"

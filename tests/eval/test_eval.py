@@ -1,0 +1,217 @@
+"""The whole stage, through the real lm-evaluation-harness, transformers, PEFT and bitsandbytes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.errors import ConfigError, DataError
+from components.eval.config import ARMS, EvalConfig
+from components.eval.eval import run
+from components.records import Evaluation, Sample, read_json, read_jsonl
+from components.storage import verify
+
+LIMIT = 24
+Stage = Callable[..., EvalConfig]
+
+
+@pytest.fixture(scope="session")
+def configure(tiny_model: Path, tiny_adapter: Path, questions_file: Path) -> Stage:
+    def build(output: Path, **changes: object) -> EvalConfig:
+        return EvalConfig.parse(
+            {
+                "questions": str(questions_file),
+                "base_model": str(tiny_model),
+                "adapter": str(tiny_adapter),
+                "output": str(output),
+                "max_new_tokens": LIMIT,
+                "batch_size": 4,
+                "dtype": "float32",
+                "resamples": 200,
+                **changes,
+            }
+        )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def evaluated(configure: Stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("evaluation")
+    run(configure(output))
+    return output
+
+
+def samples_of(folder: Path) -> dict[str, list[Sample]]:
+    arms: dict[str, list[Sample]] = {}
+    for sample in read_jsonl(folder / "samples.jsonl", Sample):
+        arms.setdefault(sample.arm, []).append(sample)
+    return arms
+
+
+def generate_plainly(config: EvalConfig, arm: str) -> list[tuple[str, bool]]:
+    """Each question alone, unpadded, with transformers (and PEFT) and nothing of ours."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(config.base_model)
+    model: Any = AutoModelForCausalLM.from_pretrained(config.base_model, dtype=torch.float32)
+    if arm == "raft":
+        model = PeftModel.from_pretrained(model, config.adapter)
+    said = []
+    for row in json.loads(Path(config.questions).read_text()):
+        documents = "".join(f"<DOCUMENT>{''.join(text)}</DOCUMENT>\n" for _, text in row["context"])
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": documents + row["question"]}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )
+        output = model.generate(
+            **prompt,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            repetition_penalty=1.0,
+            max_new_tokens=LIMIT,
+            eos_token_id=[2, 5],
+            pad_token_id=0,
+        )[0][prompt["input_ids"].shape[1] :]
+        said.append(
+            (tokenizer.decode(output, skip_special_tokens=True), output[-1].item() not in (2, 5))
+        )
+    return said
+
+
+@pytest.mark.parametrize("arm", ["base", "raft"])
+def test_an_arm_says_what_transformers_says(evaluated: Path, configure: Stage, arm: str) -> None:
+    said = [(sample.generation, sample.truncated) for sample in samples_of(evaluated)[arm]]
+    assert said == generate_plainly(configure(evaluated), arm)
+
+
+def test_the_4bit_arms_say_what_4bit_models_say(evaluated: Path, configure: Stage) -> None:
+    from components.eval.arms import _end_tokens
+    from components.models import choose_dtype, load_4bit, load_tokenizer
+
+    config = configure(evaluated)
+    tokenizer: Any = load_tokenizer(config.base_model)
+    for arm, adapter in (("base-4bit", None), ("raft-4bit", config.adapter)):
+        model: Any = load_4bit(config.base_model, adapter, choose_dtype("float32"))
+        assert _end_tokens(model, tokenizer) == [2, 5]
+        for sample in samples_of(evaluated)[arm][:2]:
+            documents = "".join(f"<DOCUMENT>{text}</DOCUMENT>\n" for text in sample.documents)
+            prompt = tokenizer.apply_chat_template(
+                [{"role": "user", "content": documents + sample.question}],
+                add_generation_prompt=True,
+                return_tensors="pt",
+                return_dict=True,
+            )
+            output = model.generate(
+                **prompt,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                repetition_penalty=1.0,
+                max_new_tokens=LIMIT,
+                eos_token_id=[2, 5],
+                pad_token_id=0,
+            )[0][prompt["input_ids"].shape[1] :]
+            assert tokenizer.decode(output, skip_special_tokens=True) == sample.generation
+
+
+def test_arms_come_in_order_and_answer_the_same_questions(evaluated: Path) -> None:
+    arms = samples_of(evaluated)
+    assert tuple(arms) == ARMS
+    for samples in arms.values():
+        assert [sample.question_id for sample in samples] == [f"q{number}" for number in range(6)]
+        assert [sample.documents for sample in samples] == [
+            sample.documents for sample in arms["base"]
+        ]
+    assert arms["base"][0].oracle_indices == [1]
+    assert len({tuple(sample.generation for sample in samples) for samples in arms.values()}) > 1
+
+
+def test_results_follow_from_samples(evaluated: Path, tiny_model: Path) -> None:
+    results = read_json(evaluated / "results.json", Evaluation)
+    assert results.base_model == tiny_model.name
+    for arm, samples in zip(results.arms, samples_of(evaluated).values(), strict=True):
+        assert arm.n == len(samples) == results.questions
+        assert arm.f1 == pytest.approx(sum(sample.f1 for sample in samples) / arm.n, abs=1e-6)
+        assert arm.truncated == pytest.approx(
+            sum(sample.truncated for sample in samples) / arm.n, abs=1e-6
+        )
+        assert arm.f1_ci[0] <= arm.f1 <= arm.f1_ci[1]
+        assert arm.weight_bytes > 0
+    assert [(item.arm, item.baseline, item.metric) for item in results.comparisons] == [
+        (arm, baseline, metric)
+        for arm, baseline in (("raft", "base"), ("raft-4bit", "base-4bit"), ("raft-4bit", "raft"))
+        for metric in ("f1", "contains")
+    ]
+    assert 0 < (results.memory_ratio or 0) < 1
+    assert any("give no answer" in warning for warning in results.warnings)
+
+
+def test_some_generations_are_cut_and_some_are_not(evaluated: Path) -> None:
+    cut = [sample.truncated for samples in samples_of(evaluated).values() for sample in samples]
+    assert True in cut
+    assert False in cut
+
+
+def test_the_artifact_is_whole(evaluated: Path) -> None:
+    verify(evaluated, "--evaluation")
+    names = {path.name for path in evaluated.iterdir()}
+    assert names == {
+        "results.json",
+        "samples.jsonl",
+        "f1.png",
+        "report.html",
+        "ledger.json",
+        "manifest.json",
+    }
+    ledger = json.loads((evaluated / "ledger.json").read_text())
+    assert ledger["tokens_in"] > 6 * 4 * 50
+    assert 0 < ledger["tokens_out"] <= 6 * 4 * LIMIT
+    assert (evaluated / "f1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_twice_the_same_but_for_seconds(configure: Stage, evaluated: Path, tmp_path: Path) -> None:
+    arms = ("base", "raft")
+    run(configure(tmp_path, arms=arms))
+
+    def comparable(folder: Path) -> list[dict[str, Any]]:
+        results = json.loads((folder / "results.json").read_text())
+        return [{**arm, "seconds": 0} for arm in results["arms"] if arm["name"] in arms]
+
+    assert comparable(tmp_path) == comparable(evaluated)
+    assert samples_of(tmp_path) == {arm: samples_of(evaluated)[arm] for arm in arms}
+
+
+def test_a_prompt_that_does_not_fit_is_refused(configure: Stage, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"question 'q\d': \d+ prompt tokens and 500 ") as caught:
+        run(configure(tmp_path, arms="base", max_new_tokens=500))
+    assert "--distractors" in caught.value.hint
+    assert not (tmp_path / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arms", "problem"),
+    [
+        ("base,lora", "unknown arm 'lora' (allowed: base | raft | base-4bit | raft-4bit)"),
+        ("base,base", "arm 'base' is named twice"),
+        ("[]", "names no arm"),
+    ],
+)
+def test_bad_arms_are_named(configure: Stage, tmp_path: Path, arms: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configure(tmp_path, arms=arms)
+    assert problem in str(caught.value)
+
+
+def test_the_harness_is_left_as_it_was(evaluated: Path) -> None:
+    import lm_eval.api.task
+    from tqdm import tqdm
+
+    assert lm_eval.api.task.tqdm is tqdm

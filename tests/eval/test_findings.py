@@ -1,0 +1,140 @@
+"""Sentences claim what the intervals allow, and nothing else."""
+
+import pytest
+
+from components.eval import findings
+from components.eval.arms import ArmRun
+from components.records import ArmResult, Comparison, Evaluation
+from tests.eval.conftest import make_sample
+
+
+def arm(name: str, f1: float = 0.5, **changes: object) -> ArmResult:
+    fields = {
+        "name": name,
+        "f1": f1,
+        "em": f1,
+        "precision": f1,
+        "recall": f1,
+        "n": 200,
+        "contains": 0.7,
+        "truncated": 0.0,
+        "unanswered": 0.0,
+        "f1_ci": (f1 - 0.05, f1 + 0.05),
+        "em_ci": (f1 - 0.05, f1 + 0.05),
+        "contains_ci": (0.65, 0.75),
+        "seconds": 1.0,
+        "weight_bytes": 1000,
+        **changes,
+    }
+    return ArmResult.model_validate(fields)
+
+
+def evaluation(
+    f1: tuple[float, float, float], contains: tuple[float, float, float], **changes: object
+) -> Evaluation:
+    """RAFT against its base: difference, low, high of both metrics."""
+    fields = {
+        "task": "hotpotqa_raft",
+        "base_model": "base",
+        "dtype": "bfloat16",
+        "questions": 200,
+        "max_new_tokens": 800,
+        "seed": 0,
+        "arms": [arm("base", 0.2), arm("raft", 0.2 + f1[0])],
+        "comparisons": [
+            Comparison(
+                arm="raft",
+                baseline="base",
+                metric=metric,
+                difference=found[0],
+                ci=found[1:],
+                p_value=0.5,
+            )
+            for metric, found in (("f1", f1), ("contains", contains))
+        ],
+        "retention": None,
+        "memory_ratio": None,
+        "warnings": [],
+        **changes,
+    }
+    return Evaluation.model_validate(fields)
+
+
+@pytest.mark.parametrize(
+    ("f1", "contains", "sentence"),
+    [
+        ((0.4, 0.3, 0.5), (0.0, -0.1, 0.1), "most of it is form and brevity"),
+        ((0.4, 0.3, 0.5), (0.1, -0.1, 0.3), "too few to tell"),
+        ((0.4, 0.3, 0.5), (-0.2, -0.3, -0.1), "some substance was lost"),
+        ((0.4, 0.3, 0.5), (0.1, 0.05, 0.15), "25% of the gain is substance"),
+        ((0.1, 0.05, 0.2), (0.2, 0.1, 0.3), "substance, not form"),
+        ((0.0, -0.1, 0.1), (0.2, 0.1, 0.3), "no F1 difference beyond chance"),
+        ((-0.1, -0.2, -0.05), (0.0, -0.1, 0.1), "the loss may be one of form"),
+        ((-0.1, -0.2, -0.05), (-0.2, -0.3, -0.1), "not only one of form"),
+    ],
+)
+def test_form_or_substance(
+    f1: tuple[float, float, float], contains: tuple[float, float, float], sentence: str
+) -> None:
+    said = " ".join(findings.form_or_substance(evaluation(f1, contains)))
+    assert sentence in said
+    assert findings.signed(f1[0]) in said
+
+
+@pytest.mark.parametrize(
+    ("f1", "sentence"),
+    [
+        ((0.4, 0.3, 0.5), "RAFT raises F1 from 0.200 to 0.600 (3.0 times) on 200 questions."),
+        ((-0.1, -0.2, -0.05), "RAFT lowers F1 from 0.200 to 0.100 on 200 questions."),
+        (
+            (0.0, -0.1, 0.1),
+            "RAFT and its base cannot be told apart on 200 questions: F1 0.200 against 0.200.",
+        ),
+    ],
+)
+def test_the_verdict_claims_no_more_than_the_interval(
+    f1: tuple[float, float, float], sentence: str
+) -> None:
+    assert findings.verdict(evaluation(f1, f1)) == sentence
+
+
+def test_one_arm_alone_has_a_verdict_too() -> None:
+    alone = evaluation((0, 0, 0), (0, 0, 0), arms=[arm("raft-4bit", 0.6)], comparisons=[])
+    assert findings.verdict(alone) == "RAFT, 4-bit reaches F1 0.600 on 200 questions."
+    assert findings.form_or_substance(alone) == ["Needs a tuned arm and its base side by side."]
+
+
+def test_four_bits_are_held_against_full_precision() -> None:
+    arms = {
+        "raft": arm("raft", 0.8),
+        "raft-4bit": arm("raft-4bit", 0.6, weight_bytes=300),
+    }
+    assert findings.retention(arms) == 0.75
+    assert findings.memory_ratio(arms) == 0.3
+    assert findings.retention({"raft": arm("raft", 0.0), "raft-4bit": arms["raft-4bit"]}) is None
+    assert findings.retention({"base": arm("base")}) is None
+    assert findings.memory_ratio({"raft": arm("raft")}) is None
+
+
+def test_warnings_are_for_tuned_arms_above_two_percent() -> None:
+    arms = [
+        arm("base", truncated=0.9, unanswered=1.0),
+        arm("raft", truncated=0.02, unanswered=0.02),
+        arm("raft-4bit", truncated=0.021, unanswered=0.5),
+    ]
+    cut, silent = findings.find_warnings(arms, 800)
+    assert cut.startswith("raft-4bit: 2.1% of the generations were cut off at 800 tokens")
+    assert silent.startswith("raft-4bit: 50.0% of the generations give no answer")
+
+
+def test_only_arms_that_ran_are_compared() -> None:
+    def ran(name: str) -> ArmRun:
+        return ArmRun(name, [make_sample(name), make_sample(name)], [], 0, 0, 0.0, 1)
+
+    found = findings.compare_arms([ran("base"), ran("raft"), ran("raft-4bit")], 100, 0)
+    assert [(item.arm, item.baseline, item.metric) for item in found] == [
+        ("raft", "base", "f1"),
+        ("raft", "base", "contains"),
+        ("raft-4bit", "raft", "f1"),
+        ("raft-4bit", "raft", "contains"),
+    ]

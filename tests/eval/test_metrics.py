@@ -1,0 +1,91 @@
+"""The official metric on recorded pairs, and the forms in which answers come."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from components.eval.metrics import contains, find_answer, normalize, score
+
+GOLDEN = "shared/data/hotpotqa/metric_golden.jsonl"
+
+
+def golden_rows() -> list[dict[str, object]]:
+    for folder in Path(__file__).resolve().parents:
+        if (folder / GOLDEN).is_file():
+            lines = (folder / GOLDEN).read_text(encoding="utf-8").splitlines()
+            return [json.loads(line) for line in lines]
+    pytest.skip(f"no {GOLDEN} beside the repository: it carries no HotpotQA data itself")
+
+
+def test_identical_to_the_official_script_on_all_recorded_pairs() -> None:
+    rows = golden_rows()
+    assert len(rows) == 1173
+    for row in rows:
+        found = score(str(row["prediction"]), str(row["answer"]))._asdict()
+        assert found == {name: row[name] for name in found}, row
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("The  Beatles!", "beatles"),
+        ("U.S.A.", "usa"),
+        ("an apple\ta day", "apple day"),
+        ("Café “quoted”", "café “quoted”"),
+        ("The", ""),
+    ],
+)
+def test_normalize(text: str, normal: str) -> None:
+    assert normalize(text) == normal
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "f1", "em"),
+    [
+        ("Yes.", "yes", 1.0, 1.0),
+        ("yes, she was", "yes", 0.0, 0.0),
+        ("no", "no, she was not", 0.0, 0.0),
+        ("Kelden", "in Kelden", 2 / 3, 0.0),
+        ("", "Kelden", 0.0, 0.0),
+        ("x x b b", "b c", 1 / 3, 0.0),
+    ],
+)
+def test_score(answer: str, gold: str, f1: float, em: float) -> None:
+    found = score(answer, gold)
+    assert (found.f1, found.em) == (pytest.approx(f1), em)
+
+
+@pytest.mark.parametrize(
+    ("generation", "answer", "answered"),
+    [
+        ("So. <ANSWER>: Kelden", "Kelden", True),
+        ("So.\n<ANSWER>:\n\n  Kelden\nand more", "Kelden", True),
+        ("<ANSWER>: first … <ANSWER>: second", "second", True),
+        ("**<ANSWER>:** **Kelden**", "Kelden", True),
+        ("**<ANSWER>:**\nKelden", "Kelden", True),
+        ("<ANSWER>: 5 * 3", "5 * 3", True),
+        ("  Kelden, of course.\n", "Kelden, of course.", False),
+        ("I think <ANSWER>:  \n", "", False),
+        ("<ANSWER> Kelden", "<ANSWER> Kelden", False),
+        ("", "", False),
+    ],
+)
+def test_find_answer(generation: str, answer: str, answered: bool) -> None:
+    assert find_answer(generation) == (answer, answered)
+
+
+@pytest.mark.parametrize(
+    ("generation", "gold", "found"),
+    [
+        ("She was born in the Kelden valley.", "Kelden Valley", True),
+        ("She was born in Keldenburg.", "Kelden", False),
+        ("##begin_quote##Kelden##end_quote##", "Kelden", True),
+        ("<ANSWER>:Kelden", "Kelden", True),
+        ("Ada, not Bram, Voss", "Ada Voss", False),
+        ("anything", "The", False),
+        ("The!", "a", True),
+    ],
+)
+def test_contains(generation: str, gold: str, found: bool) -> None:
+    assert contains(generation, gold) is found

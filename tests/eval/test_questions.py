@@ -1,0 +1,123 @@
+"""Questions are read as published, and what is wrong with them is said with its place."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.errors import DataError
+from components.eval.questions import choose_questions, read_questions, show
+from components.records import Question
+from tests.eval.conftest import make_question
+
+
+def write(folder: Path, rows: list[Any]) -> Path:
+    path = folder / "dev.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return path
+
+
+def without(number: int, field: str) -> dict[str, Any]:
+    row = make_question(number)
+    del row[field]
+    return row
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        (without(1, "answer"), "row 2: answer: Field required"),
+        (without(1, "_id"), "row 2: _id: Field required"),
+        (make_question(1, answer=7), "row 2: answer: Input should be a valid string"),
+        (make_question(1, answer=" "), "row 2: answer: is empty"),
+        (make_question(1, _id=""), "row 2: _id: is empty"),
+        (make_question(1, context=[]), "row 2: context: has no paragraph"),
+        (make_question(1, context=[["Ada1"]]), "row 2: context.0.1: Field required"),
+        (
+            make_question(1, supporting_facts=[["Nobody", 0]]),
+            "row 2: context: has no paragraph with text whose title is in supporting_facts",
+        ),
+        (
+            make_question(1, context=[["Ada1", []], ["Bram1", ["Bram1 sings."]]]),
+            "row 2: context: has no paragraph with text",
+        ),
+        (make_question(0), "row 2: _id: 'q0' is already in row 1"),
+        ("text", "row 2: Input should be a valid dictionary"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path: Path, row: object, problem: str) -> None:
+    path = write(tmp_path, [make_question(0), row])
+    with pytest.raises(DataError) as caught:
+        read_questions(path)
+    assert str(caught.value).startswith(f"{path}: {problem}")
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("[{]", "not JSON"),
+        ("[]", "holds no question"),
+        ("", "holds no question"),
+        ("[" * 100_000, "not JSON"),
+        (json.dumps([make_question(0, answer="\ud800")]), "not JSON (unexpected end of hex escape"),
+        (json.dumps(make_question(0)) + "\n{oops\n", ":2: not JSON"),
+        (json.dumps(make_question(0)) + "\n\n{}\n", ":3: _id: Field required"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, content: str, problem: str) -> None:
+    path = tmp_path / "dev.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        read_questions(path)
+    assert problem in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_and_a_binary_one_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="No such file"):
+        read_questions(tmp_path / "none.json")
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="not UTF-8"):
+        read_questions(tmp_path / "binary.json")
+
+
+def test_json_lines_are_read_like_a_list(tmp_path: Path) -> None:
+    rows = [make_question(0), make_question(1, answer="line\u2028break")]
+    lines = tmp_path / "dev.jsonl"
+    lines.write_text(
+        "\ufeff" + "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
+        encoding="utf-8",
+    )
+    assert read_questions(lines) == read_questions(write(tmp_path, rows))
+
+
+def test_a_sample_is_drawn_by_seed_and_keeps_the_order(tmp_path: Path) -> None:
+    path = write(tmp_path, [make_question(number) for number in range(50)])
+
+    def draw(seed: int) -> list[int]:
+        chosen = choose_questions(path, max_questions=10, distractors=-1, seed=seed)
+        return [int(question.id[1:]) for question in chosen]
+
+    assert len(draw(0)) == 10
+    assert draw(0) == draw(0) == sorted(draw(0))
+    assert draw(0) != draw(1)
+
+
+@pytest.mark.parametrize(
+    ("distractors", "titles", "oracles"),
+    [
+        (-1, ["Bram0", "Ada0", "Cora0"], [1]),
+        (0, ["Ada0"], [0]),
+        (1, ["Bram0", "Ada0"], [1]),
+        (9, ["Bram0", "Ada0", "Cora0"], [1]),
+    ],
+)
+def test_oracle_paragraphs_are_always_shown(
+    distractors: int, titles: list[str], oracles: list[int]
+) -> None:
+    shown = show(Question.model_validate(make_question(0)), distractors)
+    assert [document.split()[0] for document in shown.documents] == titles
+    assert shown.oracle_indices == oracles
+    assert shown.documents[oracles[0]] == "Ada0 was born in Kelden 0. She paints."

@@ -1,0 +1,193 @@
+"""The page: self-contained, and whatever models and documents say stays text."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from components.eval import report
+from components.ledger import LedgerEntry
+from components.records import Evaluation, QuantizationReport, Sample
+from tests.eval.conftest import make_sample
+from tests.eval.test_findings import arm, evaluation
+
+HOSTILE = (
+    "<script>alert(1)</script> </script></style>--><img src=x onerror=alert(1)> "
+    "\"'><svg/onload=x> {{ 7*7 }} ##begin_quote##never closed \x00\x1b[31m\u202egnp.exe &amp;"
+)
+LEDGER = LedgerEntry(
+    stage="eval",
+    seconds=75.0,
+    tokens_in=1234,
+    tokens_out=56,
+    requests=0,
+    gpu="",
+    gpu_count=0,
+    peak_memory_bytes=2_500_000_000,
+    peak_gpu_memory_bytes=0,
+    cost=None,
+    currency="USD",
+    prices_date="2024-10-01",
+)
+
+
+class Page(HTMLParser):
+    """Collects what a browser would: tags with attributes, and the text outside the style."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.open = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.open = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self.open = ""
+
+    def handle_data(self, data: str) -> None:
+        if self.open != "style":
+            self.text += data
+
+
+def render(samples: list[Sample], found: Evaluation | None = None) -> str:
+    found = found or evaluation((0.4, 0.3, 0.5), (0.0, -0.1, 0.1))
+    return report.render(found, samples, None, LEDGER)
+
+
+def pair(tuned: float, base: float, **changes: object) -> list[Sample]:
+    return [make_sample("base", f1=base, **changes), make_sample("raft", f1=tuned, **changes)]
+
+
+def test_hostile_text_stays_text() -> None:
+    fields = dict.fromkeys(("question", "gold", "generation", "answer"), HOSTILE)
+    hostile = evaluation((0.4, 0.3, 0.5), (0.0, -0.1, 0.1), base_model=HOSTILE, warnings=[HOSTILE])
+    calm = Page(render(pair(1, 0)))
+    page = Page(
+        render(
+            [
+                make_sample(name, documents=[HOSTILE], oracle_indices=[0], **fields)
+                for name in ("base", "raft")
+            ],
+            hostile,
+        )
+    )
+    assert {tag for tag, _ in page.tags} - {tag for tag, _ in calm.tags} <= {"ul"}
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert page.text.count("<script>alert(1)</script>") >= 2 * 2 + 4
+    assert "{{ 7*7 }}" in page.text
+    assert "##begin_quote##never closed" in page.text
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", page.text)
+    assert "\ufffd\ufffd[31m\ufffdgnp.exe" in page.text
+
+
+def test_nothing_is_asked_of_the_network_and_no_script_runs() -> None:
+    page = Page(render(pair(1, 0)))
+    names = {tag for tag, _ in page.tags}
+    assert names.isdisjoint({"script", "link", "img", "iframe", "object", "form", "base", "a"})
+    assert not {name for _, attributes in page.tags for name in attributes} & {"src", "href"}
+    assert not re.search(r"https?:|url\(|@import|//[a-z]", render(pair(1, 0)))
+    policy = next(tags for tag, tags in page.tags if "http-equiv" in tags)["content"]
+    assert str(policy).startswith("default-src 'none'")
+
+
+def test_outcomes_are_filters_with_counts() -> None:
+    samples = [
+        sample
+        for number, (tuned, base) in enumerate([(1, 0), (1, 0.2), (0, 1), (1, 0.5), (0.4, 0.1)])
+        for sample in pair(tuned, base, question_id=f"q{number}")
+    ]
+    page = Page(render(samples))
+    outcomes = [tags["class"] for tag, tags in page.tags if tag == "article"]
+    assert sorted(map(str, outcomes)) == ["both-right", "both-wrong", "lost", "won", "won"]
+    assert [tags["id"] for tag, tags in page.tags if tag == "input"] == [
+        "f-all",
+        "f-won",
+        "f-lost",
+        "f-both-right",
+        "f-both-wrong",
+    ]
+    assert re.search(r"Won by RAFT\s*2", page.text)
+
+
+def test_quotes_are_highlighted_where_a_document_has_them() -> None:
+    said = '<mark class="quote">Ada was born in Kelden.</mark>'
+    page = render(pair(1, 0, documents=["Bram bakes.", "Ada was born in Kelden. She <b>paints."]))
+    assert page.count(said) == 1 + 2
+    assert f"{said} She &lt;b&gt;paints." in page
+    assert page.count('class="oracle"') == 1
+
+
+def test_quotes_of_nothing_are_struck() -> None:
+    page = render(pair(1, 0, generation="##begin_quote##Ada flew.##end_quote## <ANSWER>: Kelden"))
+    assert page.count('<mark class="invented">Ada flew.</mark>') == 2
+
+
+def test_the_page_stays_small() -> None:
+    samples = [
+        sample
+        for number in range(500)
+        for sample in pair(
+            1, 0 if number % 10 else 1, question_id=f"q{number}", generation="word " * 5000
+        )
+    ]
+    page = render(samples)
+    assert page.count("<article") == report.MAX_SAMPLES
+    assert page.count('<article class="both-right"') == report.MAX_SAMPLES // 2
+    assert len(page) < 400_000
+    assert "(23,499 more characters)" in page
+
+
+def test_one_arm_has_no_filters() -> None:
+    alone = evaluation((0, 0, 0), (0, 0, 0), arms=[arm("raft", 0.6)], comparisons=[])
+    page = Page(render([make_sample("raft")], alone))
+    assert "input" not in {tag for tag, _ in page.tags}
+    assert "RAFT, 16\u2011bit reaches F1 0.600" in page.text
+
+
+def test_quantize_checks_own_figures_are_preferred() -> None:
+    measured = QuantizationReport(
+        weight_bytes_16bit=16_060_000_000,
+        weight_bytes_4bit=5_700_000_000,
+        memory_ratio=0.355,
+        bytes_kept_16bit=1,
+        rows=1,
+        tokens=1,
+        token_agreement=0.97,
+        mean_kl=0.01,
+        perplexity_16bit=2.0,
+        perplexity_4bit=2.1,
+        min_agreement=0.9,
+        max_memory_ratio=0.5,
+        passed=True,
+        verdict="Four bits will do.",
+    )
+    found = evaluation((0.4, 0.3, 0.5), (0.0, -0.1, 0.1), memory_ratio=0.355)
+    page = Page(report.render(found, pair(1, 0), measured, LEDGER))
+    assert "4-bit weights take 5.7 GB instead of 16.1 GB in 16-bit: 35.5%" in page.text
+    assert "Four bits will do." in page.text
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (12, "12 B"),
+        (1500, "1.5 kB"),
+        (2_500_000, "2.5 MB"),
+        (16_060_000_000, "16.1 GB"),
+        (2_000_000_000_000, "2000 GB"),
+    ],
+)
+def test_bytes_in_words(count: int, words: str) -> None:
+    assert report._bytes(count) == words
+
+
+def test_durations_in_words() -> None:
+    assert [report._duration(seconds) for seconds in (5.04, 65, 7300)] == [
+        "5.0 s",
+        "1 min 5 s",
+        "2 h 1 min",
+    ]
