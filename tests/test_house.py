@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.readme_tables import tables
 
 STAGES = ("generate", "train", "quantize_check", "eval")
 SHARED = {"config", "errors", "ledger", "models", "progress", "records", "storage"}
@@ -57,6 +58,11 @@ def test_the_readme_lists_every_file() -> None:
         if path.name != "__init__.py"
     }
     assert files - listed == set(), "missing in the README's tree"
+
+
+def test_the_readmes_settings_are_those_of_the_config_classes() -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert tables() in readme, "run: python -m tests.readme_tables"
 
 
 @pytest.mark.parametrize("folder", ["components", "pipelines", "k8s", "images", "tests"])

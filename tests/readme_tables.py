@@ -1,0 +1,60 @@
+"""The settings tables of the README, written from the config classes.
+
+Write them again after a change: python -m tests.readme_tables
+"""
+
+import importlib
+
+from components.config import StageConfig, allowed_values, flag
+from pipelines.cli import STAGES
+from tests.conftest import REPOSITORY
+
+README = REPOSITORY / "README.md"
+MARK = "<!-- settings -->"
+
+
+def table(stage: str) -> str:
+    """One stage's settings, folded away under its name."""
+    package, class_name, summary = STAGES[stage]
+    config: type[StageConfig] = getattr(importlib.import_module(f"{package}.config"), class_name)
+    rows = [
+        f"| `{flag(name)}` | {_default(field)} | {allowed_values(field).replace('|', 'or')} "
+        f"| {field.description} |"
+        for name, field in config.model_fields.items()
+    ]
+    return "\n".join(
+        [
+            f"<details><summary><code>raft {stage}</code>: {summary}</summary>",
+            "",
+            "| flag | default | allowed | what it sets |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+            "</details>",
+        ]
+    )
+
+
+def _default(field: object) -> str:
+    default = getattr(field, "default", "")
+    if getattr(field, "is_required", bool)():
+        return "required"
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, tuple):
+        return ",".join(default)
+    return str(default)
+
+
+def tables() -> str:
+    """All tables."""
+    return "\n\n".join(table(stage) for stage in STAGES)
+
+
+def main() -> None:
+    before, _, after = README.read_text(encoding="utf-8").split(MARK)
+    README.write_text(f"{before}{MARK}\n{tables()}\n{MARK}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
