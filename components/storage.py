@@ -1,27 +1,45 @@
 """Local paths and `gs://` URIs; the only user of google-cloud-storage.
 
-A stage sees local paths only. `localized` downloads the `gs://` inputs of a config before the
-stage runs and uploads its outputs after it has succeeded, so one command runs on a laptop, in
-docker, in a Job and in a KFP pod.
+A stage sees local paths only. `localized` fetches the `gs://` inputs of a config before the stage
+runs and publishes its outputs after it has succeeded, so one command runs on a laptop, in docker,
+in a Job and in a KFP pod.
 
-A finished artifact holds `manifest.json`, written last: size and crc32c of every file. The next
-stage verifies it, so a half-written or damaged artifact is never read as whole.
+An artifact is a folder with `manifest.json`: size and crc32c of every file, written last. While it
+is being made or changed it holds `manifest.partial.json` instead, so a half-written artifact is
+never read as whole, and the next stage verifies what it reads. On GCS the order is
+
+    partial manifest up, old manifest away, changed files up, manifest up, partial manifest away
+
+and every write names the generation that it replaces, so two writers cannot mix their files.
 """
 
 import base64
+import hashlib
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from components.config import INPUT, OUTPUT, StageConfig
 from components.errors import DataError, StorageError
+from components.progress import task
 from components.records import Record, read_json
 
+if TYPE_CHECKING:
+    from google.cloud.storage import Blob, Bucket
+
 MANIFEST = "manifest.json"
+PARTIAL_MANIFEST = "manifest.partial.json"
 SCHEME = "gs://"
+
+TRANSFERS = 16  # files under way at once
+SECONDS_OF_RETRIES = 600.0
+ATTEMPTS_AT_A_SNAPSHOT = 3
 
 C = TypeVar("C", bound=StageConfig)
 
@@ -48,7 +66,7 @@ def atomic_write(path: Path) -> Iterator[IO[str]]:
     """Write a text file so that it is either there in full or not at all.
 
     Raises:
-        StorageError: the folder cannot be written.
+        StorageError: the folder cannot be written, or the disk is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,10 +74,7 @@ def atomic_write(path: Path) -> Iterator[IO[str]]:
             "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
         )
     except OSError as error:
-        raise StorageError(
-            f"{path}: cannot write here ({error.strerror})",
-            hint="Give --output a folder that this user may write.",
-        ) from None
+        raise _cannot_write(path, error) from None
     try:
         with partial:
             yield partial
@@ -68,6 +83,14 @@ def atomic_write(path: Path) -> Iterator[IO[str]]:
     except BaseException:
         Path(partial.name).unlink(missing_ok=True)
         raise
+
+
+def _cannot_write(path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"{path}: cannot write here ({error.strerror})",
+        hint="Give --output a folder that this user may write, on a disk with room; in docker, "
+        'pass --user "$(id -u):$(id -g)" for a mounted folder of your own.',
+    )
 
 
 def _make_readable(path: Path) -> None:
@@ -97,20 +120,29 @@ def checksum(path: Path) -> str:
     return base64.b64encode(digest.digest()).decode()
 
 
+# ---- artifacts ---------------------------------------------------------------------------------
+
+
+def unseal(folder: Path) -> None:
+    """Mark an artifact as unfinished: it is about to be made or changed.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    write_json(folder / PARTIAL_MANIFEST, Manifest(files=[]))
+    (folder / MANIFEST).unlink(missing_ok=True)
+
+
 def seal(folder: Path) -> None:
     """Write the manifest of a finished artifact; the last thing a stage does."""
     files = []
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path != folder / MANIFEST:
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in (MANIFEST, PARTIAL_MANIFEST):
             _make_readable(path)
-            name = path.relative_to(folder).as_posix()
             files.append(ManifestFile(path=name, size=path.stat().st_size, crc32c=checksum(path)))
     write_json(folder / MANIFEST, Manifest(files=files))
-
-
-def unseal(folder: Path) -> None:
-    """Take the manifest away: the artifact is about to change."""
-    (folder / MANIFEST).unlink(missing_ok=True)
+    (folder / PARTIAL_MANIFEST).unlink(missing_ok=True)
 
 
 def verify(folder: Path, flag: str) -> None:
@@ -121,114 +153,314 @@ def verify(folder: Path, flag: str) -> None:
         flag: the flag that named it, for the message.
 
     Raises:
-        DataError: the folder is missing, or a file of it is missing, short or damaged.
+        DataError: the folder is missing or unfinished, or a file of it is missing or damaged.
     """
     if not folder.is_dir():
         raise DataError("no such folder", path=folder, hint=f"Check {flag}.")
     if not (folder / MANIFEST).exists():
+        if (folder / PARTIAL_MANIFEST).exists():
+            raise _unfinished(folder)
         return
     for entry in read_json(folder / MANIFEST, Manifest).files:
-        relative = PurePosixPath(entry.path)
-        if relative.is_absolute() or ".." in relative.parts:
-            raise DataError(f"manifest names {entry.path!r}, outside the artifact", path=folder)
-        path = folder / relative
-        if not path.is_file():
-            problem = "is listed in manifest.json but missing"
-        elif path.stat().st_size != entry.size:
-            problem = f"has {path.stat().st_size} bytes, manifest.json says {entry.size}"
-        elif checksum(path) != entry.crc32c:
-            problem = "is damaged: its crc32c differs from manifest.json"
-        else:
-            continue
-        raise DataError(problem, path=path, hint="Run the stage that made this artifact again.")
+        if fault := _fault(_inside(folder, entry.path), entry):
+            raise DataError(
+                fault,
+                path=folder / entry.path,
+                hint="Run the stage that made this artifact again.",
+            )
 
 
-# ---- gs:// -------------------------------------------------------------------------------------
+def _unfinished(place: Path | str) -> DataError:
+    return DataError(
+        "this artifact is not finished: the stage that makes it is still running, or was stopped",
+        path=place,
+        hint="Wait for it, or run that stage again; it goes on where it was.",
+    )
+
+
+def _fault(path: Path, entry: ManifestFile) -> str:
+    """What is wrong with a file that a manifest lists; "" if nothing."""
+    if not path.is_file():
+        return "is listed in manifest.json but missing"
+    if path.stat().st_size != entry.size:
+        return f"has {path.stat().st_size} bytes, manifest.json says {entry.size}"
+    if checksum(path) != entry.crc32c:
+        return "is damaged: its crc32c differs from manifest.json"
+    return ""
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The path of `name` in a folder; names come from buckets and manifests, so they may lie.
+
+    Raises:
+        DataError: the name leads out of the folder.
+    """
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts or "\0" in name or not relative.parts:
+        raise DataError(f"names a file {name!r}, outside the artifact", path=folder)
+    return folder / relative
+
+
+# ---- a stage with gs:// flags ------------------------------------------------------------------
 
 
 @contextmanager
 def localized(config: C) -> Iterator[C]:
     """Give a stage a config with local paths only: fetch inputs before, publish outputs after.
 
-    Outputs are published only when the body succeeds.
+    Outputs are published only when the body succeeds. What was fetched or made is kept in the
+    temporary folder until then, so that a second try copies only what is missing.
 
     Raises:
         StorageError: a bucket or prefix is missing, forbidden or empty.
+        DataError: an input is an unfinished or damaged artifact.
     """
-    kinds = {
-        name: next((mark for mark in field.metadata if mark in (INPUT, OUTPUT)), None)
-        for name, field in type(config).model_fields.items()
+    remote: dict[str, dict[str, str]] = {INPUT: {}, OUTPUT: {}}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        for kind in {INPUT, OUTPUT} & set(map(str, field.metadata)):
+            if isinstance(value, str) and value.startswith(SCHEME):
+                remote[kind][name] = value
+    local = {
+        name: _scratch(uri) / (uri.rstrip("/").rsplit("/", 1)[-1] or "bucket")
+        for uris in remote.values()
+        for name, uri in uris.items()
     }
-    remote = {
-        name: value
-        for name, kind in kinds.items()
-        if kind and isinstance(value := getattr(config, name), str) and value.startswith(SCHEME)
-    }
-    if not remote:
-        yield config
-        return
-    with tempfile.TemporaryDirectory(prefix="raft-") as scratch:
-        local = {
-            name: Path(scratch) / name / uri.rsplit("/", 1)[-1] for name, uri in remote.items()
-        }
-        for name, uri in remote.items():
-            if kinds[name] == INPUT:
-                download(uri, local[name])
-        yield config.model_copy(update={name: str(path) for name, path in local.items()})
-        for name, uri in remote.items():
-            if kinds[name] == OUTPUT:
-                upload(local[name], uri)
+    for name, uri in remote[INPUT].items():
+        fetch(uri, local[name])
+    yield config.model_copy(update={name: str(path) for name, path in local.items()})
+    for name, uri in remote[OUTPUT].items():
+        publish(local[name], uri)
+    for path in local.values():
+        shutil.rmtree(path.parent, ignore_errors=True)
 
 
-def download(uri: str, target: Path) -> None:
-    """Copy an object to the file `target`, or a prefix to the folder `target`."""
-    from google.cloud.storage import transfer_manager
+def _scratch(uri: str) -> Path:
+    """A private folder for a URI, the same one at every try."""
+    root = Path(tempfile.gettempdir()) / f"raft-{os.getuid()}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    if root.is_symlink() or root.stat().st_uid != os.getuid():
+        raise StorageError(f"{root}: belongs to somebody else", hint="Set TMPDIR to your own.")
+    folder = root / hashlib.sha256(uri.encode()).hexdigest()[:16]
+    folder.mkdir(exist_ok=True)
+    return folder
 
+
+# ---- fetching ----------------------------------------------------------------------------------
+
+
+def fetch(uri: str, target: Path) -> None:
+    """Copy an object to the file `target`, or an artifact or prefix to the folder `target`.
+
+    Files that are already there with the right checksum are not copied again; files that are
+    there and not in the source are removed.
+
+    Raises:
+        StorageError: nothing there, or not allowed, or it keeps changing.
+        DataError: the artifact is unfinished.
+    """
     bucket, prefix = _locate(uri)
     with _explained(uri):
-        if prefix and (single := bucket.get_blob(prefix)) is not None:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            single.download_to_filename(str(target), checksum="crc32c")
+        if prefix and not uri.endswith("/") and (single := bucket.get_blob(prefix)) is not None:
+            _download(single, target)
             return
-        folder = f"{prefix}/" if prefix else ""
-        names = [
-            blob.name.removeprefix(folder)
-            for blob in bucket.list_blobs(prefix=folder)
-            if not blob.name.endswith("/")
-        ]
-        if not names:
+        for _ in range(ATTEMPTS_AT_A_SNAPSHOT):
+            manifest = _remote_manifest(bucket, prefix, uri)
+            if _fetch_listed(_listing(bucket, prefix, uri, manifest), target):
+                break
+        else:
+            raise StorageError(f"{uri}: somebody keeps changing it", hint="Try again later.")
+    if manifest is not None:
+        write_json(target / MANIFEST, manifest)
+
+
+def _remote_manifest(bucket: "Bucket", prefix: str, uri: str) -> Manifest | None:
+    """The manifest of an artifact; None for a prefix that people filled by hand."""
+    blob = bucket.get_blob(_join(prefix, MANIFEST))
+    if blob is not None:
+        try:
+            return Manifest.model_validate_json(blob.download_as_bytes())
+        except ValueError as error:
+            raise DataError(f"manifest.json is damaged ({error})", path=uri) from None
+    if bucket.get_blob(_join(prefix, PARTIAL_MANIFEST)) is not None:
+        raise _unfinished(uri)
+    return None
+
+
+def _listing(
+    bucket: "Bucket", prefix: str, uri: str, manifest: Manifest | None
+) -> dict[str, tuple["Blob", ManifestFile]]:
+    """What to copy: path in the artifact, object, and what it should be."""
+    found = {
+        blob.name.removeprefix(_join(prefix, "")): blob
+        for blob in bucket.list_blobs(prefix=_join(prefix, ""))
+        if not blob.name.endswith("/")
+    }
+    if manifest is None:
+        if not found:
             raise StorageError(f"{uri}: nothing there", hint="Check the bucket and the prefix.")
-        for name in names:
-            if ".." in PurePosixPath(name).parts or name.startswith("/"):
-                raise StorageError(f"{uri}: object {name!r} would be written outside its folder")
-        results = transfer_manager.download_many_to_path(
-            bucket, names, str(target), blob_name_prefix=folder, worker_type="thread"
-        )
-        _raise_first(results)
-
-
-def upload(folder: Path, uri: str) -> None:
-    """Copy a folder to a prefix; its manifest goes last, so readers never see half of it."""
-    from google.cloud.storage import transfer_manager
-
-    bucket, prefix = _locate(uri)
-    names = sorted(
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
-    )
-    with _explained(uri):
-        for batch in ([name for name in names if name != MANIFEST], [MANIFEST]):
-            present = [name for name in batch if name in names]
-            results = transfer_manager.upload_many_from_filenames(
-                bucket,
-                present,
-                source_directory=str(folder),
-                blob_name_prefix=f"{prefix}/" if prefix else "",
-                worker_type="thread",
+        return {
+            name: (blob, ManifestFile(path=name, size=blob.size, crc32c=blob.crc32c))
+            for name, blob in found.items()
+        }
+    for entry in manifest.files:
+        if entry.path not in found:
+            raise DataError(
+                "is listed in manifest.json but missing", path=f"{uri.rstrip('/')}/{entry.path}"
             )
-            _raise_first(results)
+    return {entry.path: (found[entry.path], entry) for entry in manifest.files}
 
 
-def _locate(uri: str) -> tuple[Any, str]:
+def _fetch_listed(listing: dict[str, tuple["Blob", ManifestFile]], target: Path) -> bool:
+    """Copy what is missing; False if an object was replaced meanwhile."""
+    from google.api_core.exceptions import NotFound
+
+    wanted = {_inside(target, name): both for name, both in listing.items()}
+    for path in [path for path in target.rglob("*") if path.is_file()]:
+        if path not in wanted:
+            path.unlink()
+    missing = {path: both for path, both in wanted.items() if _fault(path, both[1])}
+    try:
+        _in_parallel(
+            "fetching",
+            [
+                (entry.size, partial(_download, blob, path))
+                for path, (blob, entry) in missing.items()
+            ],
+        )
+    except NotFound:
+        return False
+    return not any(_fault(path, entry) for path, (_, entry) in missing.items())
+
+
+def _download(blob: "Blob", path: Path) -> None:
+    """Copy one object, of exactly the generation that was listed; the client checks its crc32c."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_name(f".{path.name}.half")
+    try:
+        blob.download_to_filename(
+            str(half), if_generation_match=blob.generation, checksum="crc32c", retry=_retry()
+        )
+    except OSError as error:
+        if error.errno is None:  # the client's own errors derive from OSError too
+            raise
+        raise _cannot_write(path, error) from None
+    half.replace(path)
+
+
+# ---- publishing --------------------------------------------------------------------------------
+
+
+def publish(folder: Path, uri: str) -> None:
+    """Copy a sealed artifact to a prefix, in an order that never shows half of it.
+
+    Only files that differ are copied, so an interrupted publication goes on where it was.
+
+    Raises:
+        StorageError: not allowed, no such bucket, or somebody else writes there too.
+    """
+    bucket, prefix = _locate(uri)
+    manifest = read_json(folder / MANIFEST, Manifest)
+    with _explained(uri):
+        there = {
+            blob.name.removeprefix(_join(prefix, "")): blob
+            for blob in bucket.list_blobs(prefix=_join(prefix, ""))
+        }
+        changed = [entry for entry in manifest.files if not _is_there(there, entry)]
+        listing = _entry(folder, MANIFEST)
+        if not changed and _is_there(there, listing) and PARTIAL_MANIFEST not in there:
+            return
+        stale = _no_longer_listed(there, manifest)
+
+        def put(entry: ManifestFile, name: str) -> None:
+            _upload(folder / entry.path, bucket.blob(_join(prefix, name)), there.get(name), entry)
+
+        if PARTIAL_MANIFEST not in there:
+            put(listing, PARTIAL_MANIFEST)
+        if (old := there.pop(MANIFEST, None)) is not None:
+            old.delete(if_generation_match=old.generation, retry=_retry())
+        _in_parallel(
+            "publishing", [(entry.size, partial(put, entry, entry.path)) for entry in changed]
+        )
+        put(listing, MANIFEST)
+        for name in (*stale, PARTIAL_MANIFEST):
+            _delete(bucket.blob(_join(prefix, name)))
+
+
+def _entry(folder: Path, name: str) -> ManifestFile:
+    path = folder / name
+    return ManifestFile(path=name, size=path.stat().st_size, crc32c=checksum(path))
+
+
+def _is_there(there: dict[str, "Blob"], entry: ManifestFile) -> bool:
+    blob = there.get(entry.path)
+    return blob is not None and (blob.size, blob.crc32c) == (entry.size, entry.crc32c)
+
+
+def _no_longer_listed(there: dict[str, "Blob"], manifest: Manifest) -> list[str]:
+    """Files of the artifact that was there before, which the new one lacks; nobody else's."""
+    if MANIFEST not in there:
+        return []
+    try:
+        before = Manifest.model_validate_json(there[MANIFEST].download_as_bytes())
+    except ValueError:
+        return []
+    listed = {entry.path for entry in manifest.files}
+    return [entry.path for entry in before.files if entry.path not in listed | {MANIFEST}]
+
+
+def _upload(path: Path, blob: "Blob", before: "Blob | None", entry: ManifestFile) -> None:
+    from google.api_core.exceptions import PreconditionFailed
+
+    try:
+        blob.upload_from_filename(
+            str(path),
+            if_generation_match=before.generation if before is not None else 0,
+            checksum="crc32c",
+            retry=_retry(),
+        )
+    except PreconditionFailed:
+        # Either somebody else wrote it, or a retry met its own first try.
+        blob.reload()
+        if blob.crc32c != entry.crc32c:
+            raise StorageError(
+                f"{SCHEME}{blob.bucket.name}/{blob.name}: somebody else is writing here",
+                hint="Give every run an --output of its own.",
+            ) from None
+
+
+def _delete(blob: "Blob") -> None:
+    from google.api_core.exceptions import NotFound
+
+    with suppress(NotFound):
+        blob.delete(retry=_retry())
+
+
+# ---- the client --------------------------------------------------------------------------------
+
+
+def _in_parallel(title: str, jobs: list[tuple[int, Callable[[], None]]]) -> None:
+    """Run transfers of so many bytes at once; the first error stops those not yet begun."""
+    if not jobs:
+        return
+    megabytes = sum(size for size, _ in jobs) / 1e6
+    with (
+        task(f"{title} {megabytes:.1f} MB", len(jobs), "files") as progress,
+        ThreadPoolExecutor(TRANSFERS) as pool,
+    ):
+        # Large files first: one that starts last would be waited for alone.
+        futures = [pool.submit(run) for _, run in sorted(jobs, key=lambda job: -job[0])]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                progress.advance()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _locate(uri: str) -> tuple["Bucket", str]:
+    """The bucket of a URI, with a client, and the prefix without a slash at its end."""
     from google.auth.exceptions import DefaultCredentialsError
     from google.cloud import storage
 
@@ -236,33 +468,72 @@ def _locate(uri: str) -> tuple[Any, str]:
     if not name:
         raise StorageError(f"{uri}: no bucket named", hint="Write gs://BUCKET/PREFIX.")
     try:
-        return storage.Client().bucket(name), prefix.rstrip("/")
+        client = storage.Client()
     except (DefaultCredentialsError, OSError):
         raise StorageError(
             f"{uri}: no Google Cloud credentials found",
             hint="Run `gcloud auth application-default login`, or set "
             "GOOGLE_APPLICATION_CREDENTIALS to a mounted key file.",
         ) from None
+    _widen(client)
+    return client.bucket(name), prefix.strip("/")
+
+
+def _widen(client: Any) -> None:
+    """As many connections as transfers: the client keeps ten, and drops the others each time."""
+    from requests.adapters import HTTPAdapter
+
+    for scheme in ("https://", "http://"):
+        client._http.mount(scheme, HTTPAdapter(pool_maxsize=TRANSFERS))
+
+
+def _retry() -> Any:
+    from google.cloud.storage.retry import DEFAULT_RETRY
+
+    return DEFAULT_RETRY.with_timeout(SECONDS_OF_RETRIES)
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}/{name}" if prefix else name
 
 
 @contextmanager
 def _explained(uri: str) -> Iterator[None]:
-    from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound, Unauthorized
+    """Turn the client's errors into ours."""
+    from google.api_core.exceptions import (
+        Forbidden,
+        GoogleAPIError,
+        NotFound,
+        PreconditionFailed,
+        Unauthorized,
+    )
+    from google.auth.exceptions import GoogleAuthError, TransportError
+    from requests.exceptions import RequestException
 
     try:
         yield
     except NotFound:
-        raise StorageError(f"{uri}: no such bucket or object", hint="Check the URI.") from None
+        raise StorageError(
+            f"{uri}: no such bucket",
+            hint="Check the name, or make it: gcloud storage buckets create",
+        ) from None
     except (Forbidden, Unauthorized) as error:
         raise StorageError(
             f"{uri}: not allowed ({error.message})",
             hint="Grant roles/storage.objectUser on the bucket to this account.",
         ) from None
-    except GoogleAPIError as error:
-        raise StorageError(f"{uri}: {error}") from None
-
-
-def _raise_first(results: list[Any]) -> None:
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
+    except PreconditionFailed:
+        raise StorageError(
+            f"{uri}: somebody else is writing here",
+            hint="Give every run an --output of its own.",
+        ) from None
+    except (GoogleAPIError, RequestException, TransportError) as error:
+        raise StorageError(
+            f"{uri}: Cloud Storage cannot be reached or keeps failing ({error})",
+            hint="What was copied is kept; run the same command again.",
+        ) from None
+    except GoogleAuthError as error:
+        raise StorageError(
+            f"{uri}: the credentials have expired or are not accepted ({error})",
+            hint="Run `gcloud auth application-default login` again, or mount a fresh key.",
+        ) from None

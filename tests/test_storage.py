@@ -1,16 +1,37 @@
 """Storage on local folders, and with the real client against an emulator of GCS."""
 
+import itertools
+import random
+import shutil
 import stat
-from collections.abc import Iterator
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from components.errors import DataError, StorageError
+from components.errors import ConfigError, DataError, StorageError
 from components.generate import generate
 from components.generate.config import GenerateConfig
-from components.storage import atomic_write, download, localized, seal, upload, verify
+from components.storage import (
+    MANIFEST,
+    PARTIAL_MANIFEST,
+    _inside,
+    atomic_write,
+    fetch,
+    localized,
+    publish,
+    seal,
+    unseal,
+    verify,
+)
+from tests.conftest import REPOSITORY
+from tests.gcs import BUCKET, Emulator, emulator
 
 
 def test_atomic_write_leaves_nothing_behind_on_failure(tmp_path: Path) -> None:
@@ -70,49 +91,200 @@ def test_a_folder_made_by_hand_needs_no_manifest(tmp_path: Path) -> None:
         verify(tmp_path / "nowhere", "--dataset")
 
 
+def test_an_unfinished_artifact_is_refused(tmp_path: Path) -> None:
+    folder = artifact(tmp_path / "artifact")
+    unseal(folder)
+    with pytest.raises(DataError, match="not finished"):
+        verify(folder, "--dataset")
+    seal(folder)
+    verify(folder, "--dataset")
+    assert not (folder / PARTIAL_MANIFEST).exists()
+
+
+# ---- gs:// -------------------------------------------------------------------------------------
+
+
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A bucket on an emulator of GCS that the real client talks to."""
-    from gcp_storage_emulator.server import create_server
+def gcs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Emulator]:
+    with emulator() as running:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", running.url)
+        monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "test")
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        yield running
+
+
+def fill(folder: Path, files: int, size: int) -> Path:
+    """A sealed artifact of random files."""
+    folder.mkdir(parents=True)
+    for number in range(files):
+        (folder / f"{number:03}.bin").write_bytes(random.Random(number).randbytes(size))
+    seal(folder)
+    return folder
+
+
+def same(one: Path, other: Path) -> bool:
+    files = {path.relative_to(one) for path in one.rglob("*") if path.is_file()}
+    assert files == {path.relative_to(other) for path in other.rglob("*") if path.is_file()}
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in files)
+
+
+def test_artifact_to_bucket_and_back(gcs: Emulator, tmp_path: Path) -> None:
+    folder = artifact(tmp_path / "artifact")
+    publish(folder, "gs://bucket/run/artifact")
+    assert gcs.uploads[0].endswith(PARTIAL_MANIFEST) and gcs.uploads[-1].endswith(f"/{MANIFEST}")
+    assert gcs.names() == {f"run/artifact/{name}" for name in ("a.txt", "sub/b.txt", MANIFEST)}
+    fetch("gs://bucket/run/artifact", tmp_path / "copy")
+    verify(tmp_path / "copy", "--dataset")
+    assert same(folder, tmp_path / "copy")
+
+
+def test_only_what_changed_is_copied_again(gcs: Emulator, tmp_path: Path) -> None:
+    folder = fill(tmp_path / "artifact", 5, 1000)
+    publish(folder, "gs://bucket/a")
+    fetch("gs://bucket/a", tmp_path / "copy")
+    gcs.uploads.clear()
+    gcs.downloads.clear()
+    publish(folder, "gs://bucket/a")
+    fetch("gs://bucket/a", tmp_path / "copy")
+    assert gcs.uploads == [] and set(gcs.downloads) == {f"a/{MANIFEST}"}
+
+    (folder / "001.bin").write_bytes(b"changed")
+    (folder / "002.bin").unlink()
+    seal(folder)
+    publish(folder, "gs://bucket/a")
+    assert {name for name in gcs.uploads if name.endswith(".bin")} == {"a/001.bin"}
+    assert "a/002.bin" not in gcs.names()
+    gcs.downloads.clear()
+    fetch("gs://bucket/a", tmp_path / "copy")
+    assert {name for name in gcs.downloads if name.endswith(".bin")} == {"a/001.bin"}
+    assert same(folder, tmp_path / "copy")
+
+
+PUBLISH = """
+import sys
+from pathlib import Path
+from components.storage import publish
+publish(Path(sys.argv[1]), sys.argv[2])
+"""
+
+
+def killer(writer: subprocess.Popen[bytes], after: int, done: bool) -> Callable[[str, str], int]:
+    """A fault that kills a writer at its n-th change, before or after that change is done."""
+    changes = itertools.count(1)
+
+    def fault(method: str, path: str) -> int:
+        if method == "GET" or (change := next(changes)) < after:
+            return 0
+        writer.kill()
+        return 0 if done and change == after else 503
+
+    return fault
+
+
+def test_killed_at_twenty_moments_it_is_never_half_there(gcs: Emulator, tmp_path: Path) -> None:
+    """A second version replaces a first; readers see one of them, or "not finished"."""
+    first, second = fill(tmp_path / "first", 50, 1000), tmp_path / "second"
+    second.mkdir()
+    for number in range(50):
+        (second / f"{number:03}.bin").write_bytes(random.Random(-number).randbytes(2000))
+    seal(second)
+    publish(first, "gs://bucket/a")
+    gcs.uploads.clear()
+    rng = random.Random(0)
+    outcomes = Counter[str]()
+    for _ in range(20):
+        writer = subprocess.Popen([sys.executable, "-c", PUBLISH, str(second), "gs://bucket/a"],
+                                  cwd=REPOSITORY, stderr=subprocess.DEVNULL)  # fmt: skip
+        gcs.fault = killer(writer, after=rng.randrange(1, 4), done=rng.random() < 0.5)
+        writer.wait()
+        time.sleep(0.1)  # what it had sent is refused before anyone looks
+        copy = tmp_path / "copy"
+        try:
+            fetch("gs://bucket/a", copy)
+        except DataError as error:
+            assert "not finished" in str(error)
+            outcomes["unfinished"] += 1
+        else:
+            assert same(copy, first) or same(copy, second)
+            outcomes["whole"] += 1
+        shutil.rmtree(copy, ignore_errors=True)
+    gcs.fault = lambda method, path: 0
+    publish(second, "gs://bucket/a")
+    fetch("gs://bucket/a", tmp_path / "copy")
+    assert same(second, tmp_path / "copy")
+    copied = Counter(name for name in gcs.uploads if name.endswith(".bin"))
+    assert len(copied) == 50 and max(copied.values()) == 1, "a finished part was copied again"
+    assert outcomes["unfinished"] > 10, outcomes
+
+
+def test_passing_faults_are_retried(gcs: Emulator, tmp_path: Path) -> None:
+    failed = Counter[str]()
+
+    def flaky(method: str, path: str) -> int:
+        key = f"{method} {path}"
+        failed[key] += 1
+        return 503 if failed[key] == 1 and len(failed) % 3 == 0 else 0
+
+    gcs.fault = flaky
+    folder = fill(tmp_path / "artifact", 6, 1000)
+    publish(folder, "gs://bucket/a")
+    fetch("gs://bucket/a", tmp_path / "copy")
+    assert same(folder, tmp_path / "copy")
+    assert max(failed.values()) > 1
+
+
+def test_two_writers_do_not_mix(gcs: Emulator, tmp_path: Path) -> None:
+    mine, theirs = fill(tmp_path / "mine", 3, 1000), fill(tmp_path / "theirs", 3, 2000)
+
+    posts = itertools.count(1)
+
+    def interfere(method: str, path: str) -> int:
+        if method == "POST" and next(posts) == 3:
+            gcs.fault = lambda method, path: 0
+            publish(theirs, "gs://bucket/a")
+        return 0
+
+    gcs.fault = interfere
+    with pytest.raises(StorageError, match="somebody else is writing here"):
+        publish(mine, "gs://bucket/a")
+    fetch("gs://bucket/a", tmp_path / "copy")
+    assert same(theirs, tmp_path / "copy")
+
+
+def test_damage_in_the_bucket_is_named(gcs: Emulator, tmp_path: Path) -> None:
     from google.cloud import storage
 
-    server = create_server("127.0.0.1", 0, in_memory=True, default_bucket="bucket")
-    server.start()
-    try:
-        port = server._api._httpd.socket.getsockname()[1]
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
-        monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "test")
-        yield storage.Client().bucket("bucket")
-    finally:
-        server.stop()
+    publish(fill(tmp_path / "artifact", 3, 1000), "gs://bucket/a")
+    storage.Client().bucket(BUCKET).blob("a/001.bin").delete()
+    with pytest.raises(DataError, match=r"a/001\.bin: is listed in manifest\.json but missing"):
+        fetch("gs://bucket/a", tmp_path / "copy")
 
 
-def test_folder_to_bucket_and_back(bucket: Any, tmp_path: Path) -> None:
-    upload(artifact(tmp_path / "artifact"), "gs://bucket/run/artifact")
-    download("gs://bucket/run/artifact", tmp_path / "copy")
-    verify(tmp_path / "copy", "--dataset")
-    assert (tmp_path / "copy" / "sub" / "b.txt").read_text(encoding="utf-8") == "second"
+def put_by_hand(folder: Path, prefix: str) -> None:
+    from google.cloud import storage
+
+    for path in folder.iterdir():
+        storage.Client().bucket(BUCKET).blob(f"{prefix}/{path.name}").upload_from_filename(path)
 
 
-def test_a_stage_reads_and_writes_a_bucket(bucket: Any, texts: Path, tmp_path: Path) -> None:
-    upload(texts, "gs://bucket/docs")
+def test_a_stage_reads_and_writes_a_bucket(gcs: Emulator, texts: Path, tmp_path: Path) -> None:
+    put_by_hand(texts, "docs")
     config = GenerateConfig(documents="gs://bucket/docs", output="gs://bucket/run/dataset")
     with localized(config) as local:
         generate.run(local)
-    download("gs://bucket/run/dataset", tmp_path / "copy")
+    fetch("gs://bucket/run/dataset", tmp_path / "copy")
     verify(tmp_path / "copy", "--dataset")
-    direct = GenerateConfig(documents=str(texts), output=str(tmp_path / "direct"))
-    generate.run(direct)
+    generate.run(GenerateConfig(documents=str(texts), output=str(tmp_path / "direct")))
     for name in ("train.jsonl", "validation.jsonl", "report.json"):
         assert (tmp_path / "copy" / name).read_bytes() == (tmp_path / "direct" / name).read_bytes()
 
 
-def test_nothing_is_published_when_the_stage_fails(bucket: Any, texts: Path) -> None:
-    upload(texts, "gs://bucket/docs")
+def test_nothing_is_published_when_the_stage_fails(gcs: Emulator, texts: Path) -> None:
+    put_by_hand(texts, "docs")
     config = GenerateConfig(documents="gs://bucket/docs", output="gs://bucket/out", distractors=50)
-    with pytest.raises(ValueError, match="--distractors 50"), localized(config) as local:
+    with pytest.raises(ConfigError, match="--distractors 50"), localized(config) as local:
         generate.run(local)
-    assert list(bucket.list_blobs(prefix="out")) == []
+    assert gcs.names("out") == set()
 
 
 @pytest.mark.parametrize(
@@ -123,6 +295,29 @@ def test_nothing_is_published_when_the_stage_fails(bucket: Any, texts: Path) -> 
         ("gs:///x", "no bucket named"),
     ],
 )
-def test_bad_uris(bucket: Any, tmp_path: Path, uri: str, complaint: str) -> None:
+def test_bad_uris(gcs: Emulator, tmp_path: Path, uri: str, complaint: str) -> None:
     with pytest.raises(StorageError, match=complaint):
-        download(uri, tmp_path / "copy")
+        fetch(uri, tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("status", "complaint"), [(403, "not allowed"), (401, "expired or are not")]
+)
+def test_permissions(gcs: Emulator, tmp_path: Path, status: int, complaint: str) -> None:
+    gcs.fault = lambda method, path: status
+    with pytest.raises(StorageError, match=complaint):
+        fetch("gs://bucket/x", tmp_path / "copy")
+
+
+def test_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "no-key.json"))
+    with pytest.raises(StorageError, match="no Google Cloud credentials"):
+        fetch("gs://bucket/x", tmp_path / "copy")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "a\0b", ""])
+def test_a_name_cannot_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="outside the artifact"):
+        _inside(tmp_path, name)
+    assert _inside(tmp_path, "a/b..c/.d") == tmp_path / "a" / "b..c" / ".d"

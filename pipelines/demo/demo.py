@@ -134,12 +134,13 @@ def _prepare(output: Path, settings: DemoSettings) -> None:
 
 
 def _print_summary(result: Evaluation, ledger: RunLedger, output: Path) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{result.questions} questions about unseen documents")
-    for heading in ("arm", "F1", "95 % interval", "EM", "contains", "truncated", "unanswered"):
-        table.add_column(heading, justify="left" if heading == "arm" else "right")
+    table = Table(box=box.SIMPLE_HEAD, title=f"{result.questions} questions about unseen documents")
+    for heading in ("arm", "F1", "95 % interval", "EM", "contains", "cut off", "no answer"):
+        table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
     for arm in result.arms:
         low, high = arm.f1_ci
         table.add_row(
@@ -158,4 +159,7 @@ def _print_summary(result: Evaluation, ledger: RunLedger, output: Path) -> None:
             f"4 bits keep {result.retention:.1%} of RAFT's F1 "
             f"in {result.memory_ratio:.1%} of the weight memory."
         )
-    console.print(f"{ledger.seconds:.0f} s in all. Report: {output / 'evaluation' / 'report.html'}")
+    console.print(
+        f"{ledger.seconds:.0f} s in all. Report: {output / 'evaluation' / 'report.html'}",
+        soft_wrap=True,
+    )

@@ -1,0 +1,145 @@
+"""An emulator of Cloud Storage for the real client: PyPI's gcp-storage-emulator, made stricter.
+
+The emulator ignores generation preconditions; here they are checked before it sees a request.
+Faults can be put in front of it, and every request is counted.
+"""
+
+import threading
+import urllib.parse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from http.server import ThreadingHTTPServer
+from typing import Any
+
+from gcp_storage_emulator.exceptions import NotFound
+from gcp_storage_emulator.handlers import buckets
+from gcp_storage_emulator.server import RequestHandler
+from gcp_storage_emulator.storage import Storage
+
+BUCKET = "bucket"
+
+
+class _PreconditionFailed(Exception):
+    pass
+
+
+class _StrictStorage(Storage):
+    """The emulator's store, which minds the generation that the request under way names."""
+
+    expected: str | None = None
+
+    def create_file(self, bucket_name: str, file_name: str, *rest: Any, **named: Any) -> None:
+        self._check(bucket_name, file_name)
+        super().create_file(bucket_name, file_name, *rest, **named)
+
+    def delete_file(self, bucket_name: str, file_name: str) -> None:
+        self._check(bucket_name, file_name)
+        super().delete_file(bucket_name, file_name)
+
+    def get_file(self, bucket_name: str, file_name: str, show_error: bool = True) -> bytes:
+        self._check(bucket_name, file_name)
+        content: bytes = super().get_file(bucket_name, file_name, show_error)
+        return content
+
+    def _check(self, bucket_name: str, file_name: str) -> None:
+        if self.expected is None:
+            return
+        try:
+            current = self.get_file_obj(bucket_name, file_name)["generation"]
+        except NotFound:
+            current = "0"
+        if self.expected != current:
+            raise _PreconditionFailed
+
+
+@dataclass
+class Emulator:
+    """A running emulator.
+
+    Attributes:
+        url: for STORAGE_EMULATOR_HOST.
+        uploads: object names, one entry for every upload that was accepted.
+        downloads: object names, one entry for every download.
+        fault: given method and path, the HTTP status to answer with instead (0 = none).
+    """
+
+    url: str
+    storage: _StrictStorage
+    uploads: list[str] = field(default_factory=list)
+    downloads: list[str] = field(default_factory=list)
+    fault: Callable[[str, str], int] = lambda method, path: 0
+
+    def names(self, prefix: str = "") -> set[str]:
+        """The objects in the bucket."""
+        return {name for name in self.storage.objects.get(BUCKET, {}) if name.startswith(prefix)}
+
+
+class _Handler(RequestHandler):
+    """The emulator's handler behind faults, preconditions and a lock: its store has none."""
+
+    def __init__(self, emulator: Emulator, lock: threading.Lock, *args: Any) -> None:
+        self.emulator, self.lock = emulator, lock
+        super().__init__(emulator.storage, *args)
+
+    def do_GET(self) -> None:
+        self._guarded("GET", super().do_GET)
+
+    def do_POST(self) -> None:
+        self._guarded("POST", super().do_POST)
+
+    def do_PUT(self) -> None:
+        self._guarded("PUT", super().do_PUT)
+
+    def do_DELETE(self) -> None:
+        self._guarded("DELETE", super().do_DELETE)
+
+    def _guarded(self, method: str, handle: Callable[[], None]) -> None:
+        if status := self.emulator.fault(method, self.path):
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self._refuse(status)
+            return
+        url = urllib.parse.urlparse(self.path)
+        query = urllib.parse.parse_qs(url.query)
+        with self.lock:
+            before = self.emulator.names()
+            objects = self.storage.objects[BUCKET] if before else {}
+            generations = {name: objects[name]["generation"] for name in before}
+            self.storage.expected = query.get("ifGenerationMatch", [None])[0]
+            try:
+                handle()
+            except _PreconditionFailed:
+                self._refuse(412)
+                return
+            except BrokenPipeError:
+                pass  # the client was killed; what it asked for is done all the same
+            finally:
+                self.storage.expected = None
+            for name, item in self.storage.objects.get(BUCKET, {}).items():
+                if generations.get(name) != item["generation"]:
+                    self.emulator.uploads.append(name)
+            if query.get("alt") == ["media"]:
+                self.emulator.downloads.append(urllib.parse.unquote(url.path.split("/o/")[1]))
+
+    def _refuse(self, status: int) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+@contextmanager
+def emulator() -> Iterator[Emulator]:
+    """Run an emulator with one bucket on loopback."""
+    storage = _StrictStorage(use_memory_fs=True)
+    running = Emulator(url="", storage=storage)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, running, threading.Lock()))
+    running.url = f"http://127.0.0.1:{server.server_port}"
+    buckets.create_bucket(BUCKET, storage)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield running
+    finally:
+        server.shutdown()
+        server.server_close()
