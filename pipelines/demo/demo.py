@@ -23,15 +23,15 @@ STAGES = ("dataset", "adapter", "quantization", "evaluation")
 class DemoSettings(Record):
     """What the demo chooses; every other setting is the stage's default."""
 
-    documents: int = 300
+    documents: int = 600
     unseen_documents: int = 500
     questions: int = 400  # about unseen documents
     distractors: int = 3
     questions_per_chunk: int = 3
     oracle_probability: float = 1.0
     epochs: float = 3.0
-    learning_rate: float = 3e-3  # high, because the model is tiny
-    batch_size: int = 16
+    learning_rate: float = 2e-3  # high, because the model is tiny
+    batch_size: int = 8
     max_new_tokens: int = 96  # twice what a RAFT answer takes
     max_memory_ratio: float = 0.6  # embeddings, which stay in 16 bits, are a third of the model
     seed: int = 0

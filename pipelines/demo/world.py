@@ -23,50 +23,56 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-FIRST_NAMES = (
+
+def words(text: str) -> list[str]:
+    """The words of a text: lists of words are easier to read and to edit without the quotes."""
+    return text.split()
+
+
+FIRST_NAMES = words(
     "Ada Bram Cora Dane Elsa Finn Gwen Hugo Iris Jonas Kira Leo Mira Nils Opal Piet Quin Rosa Sven "
     "Tara Ugo Vera Wim Xena Yara Zeno Abel Bea Cyril Dora Egon Fay Gil Hana Igor Jana Kurt Lena "
     "Milo Nora Otto Pia Remy Sara Tom Una Viktor Wanda Yuri Zora"
-).split()
-LAST_NAMES = (
+)
+LAST_NAMES = words(
     "Voss Kell Maron Tidd Harrow Blythe Crane Dusk Elm Frost Gale Holt Ives Jarr Knox Lorne Marsh "
     "North Orrin Pell Quill Rook Stone Thorn Usher Vale Wren Yarrow Zell Ash Birch Cole Drake "
     "Ember Fenn Grove Hart Ingram Jute Kerr Lyle Moss Nash Oake Pryce Reed Sable Teal Ward York"
-).split()
-TOWN_HEADS = (
+)
+TOWN_HEADS = words(
     "Kel Mor Tan Bel Dra Fen Gor Hal Ist Jun Lar Nor Os Pel Rin Sar Tol Ul Vin Wes Yor Zan Bri "
     "Cal Dun"
-).split()
-TOWN_TAILS = "den ford wick mere holm gate burg stad mouth ley".split()
+)
+TOWN_TAILS = words("den ford wick mere holm gate burg stad mouth ley")
 TOWNS = [head + tail for head in TOWN_HEADS for tail in TOWN_TAILS]
-ADJECTIVES = (
+ADJECTIVES = words(
     "Amber Silver Crimson Hollow Golden Iron Quiet Broken Winter Summer Velvet Copper Scarlet "
     "Misty Northern Southern Burning Frozen Hidden Ivory Jade Lunar Merry Noble Pale Royal Sunken "
     "Twin Wild Zinc"
-).split()
-SHIP_NOUNS = (
+)
+SHIP_NOUNS = words(
     "Lantern Falcon Harbor Compass Anchor Eagle Raven Dolphin Heron Siren Trident Gull Swan "
     "Mermaid Osprey"
-).split()
-RELIC_NOUNS = (
+)
+RELIC_NOUNS = words(
     "Crown Dagger Goblet Hammer Idol Jewel Mirror Medal Needle Urn Violin Bell Chalice Mask Ring"
-).split()
-BOOK_NOUNS = (
+)
+BOOK_NOUNS = words(
     "Garden Orchard Tower Bridge Fountain River Mountain Journey Letter Promise Shadow Island "
     "Forest Valley Dream"
-).split()
-SCHOOL_NOUNS = "Academy College Institute Seminary".split()
-TRADES = (
+)
+SCHOOL_NOUNS = words("Academy College Institute Seminary")
+TRADES = words(
     "botany painting baking sailing law surgery poetry carpentry weaving singing pottery masonry "
     "farming tailoring hunting printing mining brewing"
-).split()
-COLORS = "red blue green yellow white black orange purple brown grey".split()
-GOODS = (
+)
+COLORS = words("red blue green yellow white black orange purple brown grey")
+GOODS = words(
     "bread cheese honey salt apples pears figs rice tea coffee wine oil fish barley onions plums"
-).split()
-MATERIALS = (
+)
+MATERIALS = words(
     "bronze clay glass marble oak leather silk wool tin steel bone wax paper slate pearl coral"
-).split()
+)
 YEARS = [str(year) for year in range(1840, 1940)]
 
 Draw = Callable[[random.Random], str]
@@ -96,8 +102,8 @@ class Article:
         return " ".join(fact.sentence for fact in self.facts)
 
 
-def _one_of(words: Sequence[str]) -> Draw:
-    return lambda rng: rng.choice(words)
+def _one_of(values: Sequence[str]) -> Draw:
+    return lambda rng: rng.choice(values)
 
 
 def _person(rng: random.Random) -> str:
