@@ -11,19 +11,19 @@ stage verifies it, so a half-written or damaged artifact is never read as whole.
 import base64
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 
-from components.config import INPUT, OUTPUT, StageConfig
+from components.config import INPUT, OUTPUT, Settings
 from components.errors import DataError, StorageError
 from components.records import Record, read_json
 
 MANIFEST = "manifest.json"
 SCHEME = "gs://"
 
-C = TypeVar("C", bound=StageConfig)
+C = TypeVar("C", bound=Settings)
 
 
 class ManifestFile(Record):
@@ -141,6 +141,54 @@ def verify(folder: Path, flag: str) -> None:
         else:
             continue
         raise DataError(problem, path=path, hint="Run the stage that made this artifact again.")
+
+
+# ---- single files, wherever they lie ------------------------------------------------------------
+
+
+def find(location: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
+    """The texts under a folder or prefix, at any depth, whose file name is wanted, by full path.
+
+    Raises:
+        StorageError: the location is missing, forbidden, or of a kind that is not understood.
+    """
+    if location.startswith(SCHEME):
+        bucket, prefix = _locate(location)
+        with _explained(location):
+            for blob in bucket.list_blobs(prefix=f"{prefix}/" if prefix else ""):
+                if wanted(blob.name.rpartition("/")[2]):
+                    yield f"{SCHEME}{bucket.name}/{blob.name}", blob.download_as_text()
+        return
+    _refuse_other_schemes(location)
+    if not Path(location).is_dir():
+        raise StorageError(f"{location}: no such folder")
+    for path in sorted(Path(location).rglob("*")):
+        if path.is_file() and wanted(path.name):
+            yield path.as_posix(), path.read_text(encoding="utf-8")
+
+
+def put(text: str, location: str) -> None:
+    """Write one text to a local path or an object.
+
+    Raises:
+        StorageError: it cannot be written there, or the location is not understood.
+    """
+    if location.startswith(SCHEME):
+        bucket, name = _locate(location)
+        with _explained(location):
+            bucket.blob(name).upload_from_string(text, content_type="application/json")
+        return
+    _refuse_other_schemes(location)
+    with atomic_write(Path(location)) as file:
+        file.write(text)
+
+
+def _refuse_other_schemes(location: str) -> None:
+    if "://" in location:
+        raise StorageError(
+            f"{location}: only local paths and gs:// can be read here",
+            hint="Give the run a pipeline root on gs://.",
+        )
 
 
 # ---- gs:// -------------------------------------------------------------------------------------

@@ -9,13 +9,14 @@ import importlib
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
 import click
 from pydantic.fields import FieldInfo
 
-from components.config import StageConfig, allowed_values, flag
+from components.config import Settings, allowed_values, flag
 from components.errors import RaftError
 
 STAGES = {
@@ -30,6 +31,8 @@ STAGES = {
 }
 """Sub-command: package, config class in its config.py, one line of help."""
 
+EXECUTOR_INPUT = "executor_input"
+
 EXAMPLES = {
     "generate": "raft generate --documents docs/ --output dataset/ --distractors 3",
     "train": "raft train --dataset dataset/ --base-model models/llama --output adapter/",
@@ -37,6 +40,7 @@ EXAMPLES = {
     "--adapter adapter/ --output quantization/",
     "eval": "raft eval --questions dev.json --base-model models/llama --adapter adapter/ "
     "--output evaluation/",
+    "summary": "raft summary --folders run/ --output run/summary",
 }
 
 USER_ERROR, OUR_ERROR = 2, 1
@@ -45,9 +49,7 @@ USER_ERROR, OUR_ERROR = 2, 1
 class StageCommand(click.Command):
     """A command whose flags are the fields of a config class, loaded on first use."""
 
-    def __init__(
-        self, name: str, summary: str, example: str, load: Callable[[], type[StageConfig]]
-    ):
+    def __init__(self, name: str, summary: str, example: str, load: Callable[[], type[Settings]]):
         super().__init__(name, help=summary, short_help=summary)
         self.load = load
         self.example = example
@@ -58,9 +60,15 @@ class StageCommand(click.Command):
             self.flags_read = True
             for name, field in self.load().model_fields.items():
                 self.params.append(_click_option(name, field))
-            self.params.append(
-                click.Option(["--debug"], is_flag=True, help="Show the traceback of an error.")
-            )
+            self.params += [
+                click.Option(
+                    [flag(EXECUTOR_INPUT), EXECUTOR_INPUT],
+                    metavar="JSON",
+                    help="Kubeflow's description of the step, given by Kubeflow alone: figures, "
+                    "pages and the cost of failed attempts are announced where it says.",
+                ),
+                click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."),
+            ]
         return super().get_params(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -83,17 +91,34 @@ class StageCommand(click.Command):
     def invoke(self, ctx: click.Context) -> None:
         given = {name: value for name, value in ctx.params.items() if value is not None}
         given.pop("debug", None)
+        executor_input = given.pop(EXECUTOR_INPUT, "")
         config = self.load().parse(given)
-        run_stage(config)
+        if executor_input:
+            run_step(config, executor_input)
+        else:
+            run_stage(config)
 
 
-def run_stage(config: StageConfig) -> None:
-    """Run one stage with `gs://` locations fetched before and published after."""
+def run_stage(config: Settings, account: AbstractContextManager[None] | None = None) -> object:
+    """Run one stage with `gs://` locations fetched before and published after; what it found."""
     from components.storage import localized
 
-    package = STAGES[config.stage][0]
-    with localized(config) as local:
-        importlib.import_module(f"{package}.{package.rpartition('.')[2]}").run(local)
+    package = STAGES[config.stage][0] if config.stage in STAGES else "components"
+    name = package.rpartition(".")[2] if config.stage in STAGES else config.stage
+    with account or nullcontext(), localized(config) as local:
+        return importlib.import_module(f"{package}.{name}").run(local)
+
+
+def run_step(config: Settings, executor_input: str) -> None:
+    """Run one stage as a step of Kubeflow, and show there what it found."""
+    from components.kubeflow import Step
+
+    step = Step.parse(executor_input)
+    if config.stage in STAGES:
+        found = run_stage(config, step.accounted(config.stage, Path(config.output)))
+    else:
+        found = run_stage(config.model_copy(update={"folders": step.folders_to_read(config.stage)}))
+    step.announce(found, Path(config.output))
 
 
 def _group(field: FieldInfo) -> str:
@@ -120,7 +145,7 @@ def _as_text(default: object) -> str:
     if isinstance(default, bool):
         return str(default).lower()
     if isinstance(default, tuple):
-        return ",".join(map(str, default))
+        return ",".join(map(str, default)) or "none"
     return "none" if default == "" else str(default)
 
 
@@ -131,11 +156,9 @@ def _metavar(name: str, field: FieldInfo) -> str:
     return kinds.get(field.annotation, "WORD")
 
 
-def _config_loader(package: str, class_name: str) -> Callable[[], type[StageConfig]]:
-    def load() -> type[StageConfig]:
-        loaded: type[StageConfig] = getattr(
-            importlib.import_module(f"{package}.config"), class_name
-        )
+def _config_loader(module: str, class_name: str) -> Callable[[], type[Settings]]:
+    def load() -> type[Settings]:
+        loaded: type[Settings] = getattr(importlib.import_module(module), class_name)
         return loaded
 
     return load
@@ -157,8 +180,18 @@ def raft() -> None:
 
 for _name, (_package, _class_name, _summary) in STAGES.items():
     raft.add_command(
-        StageCommand(_name, _summary, EXAMPLES[_name], _config_loader(_package, _class_name))
+        StageCommand(
+            _name, _summary, EXAMPLES[_name], _config_loader(f"{_package}.config", _class_name)
+        )
     )
+raft.add_command(
+    StageCommand(
+        "summary",
+        "Sum up a run: results, time, cost, what failed.",
+        EXAMPLES["summary"],
+        _config_loader("components.summary", "SummaryConfig"),
+    )
+)
 
 
 @raft.command(short_help="Run all four stages on a tiny model and invented documents.")
