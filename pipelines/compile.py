@@ -4,6 +4,7 @@ The same sources and the same kfp give the same bytes; the compiled file names t
 """
 
 import difflib
+import sys
 import tempfile
 from itertools import islice
 from pathlib import Path
@@ -15,23 +16,47 @@ from pipelines import manifests
 DIFF_LINES = 20
 
 
-def run(output: Path, *, check: bool) -> None:
+def run(output: Path, *, check: bool, overlay: str = "", manifest_file: str = "") -> None:
     """Write the compiled pipeline to `output`, or only compare every byte of it.
 
+    Args:
+        output: the compiled file.
+        check: compare, and write nothing.
+        overlay: name of a folder in k8s/overlays to take the Jobs from; "" takes k8s/base.
+        manifest_file: file of rendered manifests to take them from instead; "-" is standard input.
+
     Raises:
-        ConfigError: a Job manifest is not understood; with `check`, also where `output` is
-            missing or differs.
+        ConfigError: a Job manifest is not understood, there is no such overlay; with `check`, also
+            where `output` is missing or differs.
     """
-    text = compiled()
+    if overlay and manifest_file:
+        raise ConfigError("--overlay and --manifests: give one of the two")
+    if manifest_file:
+        jobs = _read(manifest_file)
+    else:
+        jobs = manifests.load_all(manifests.overlay(overlay) if overlay else manifests.BASE)
+    text = compiled(jobs)
     if check:
-        _compare(output, text)
+        options = [f"--overlay {overlay}"] if overlay else []
+        options += [f"--manifests {manifest_file}"] if manifest_file else []
+        _compare(output, text, " ".join(["raft compile", *options, f"--output {output}"]))
         return
     with atomic_write(output) as file:
         file.write(text)
 
 
-def compiled(jobs: Path = manifests.BASE) -> str:
-    """The pipeline as YAML, its steps on the hardware of the Job manifests in `jobs`."""
+def _read(manifest_file: str) -> manifests.Jobs:
+    if manifest_file == "-":
+        return manifests.load_stream(sys.stdin)
+    try:
+        with Path(manifest_file).open(encoding="utf-8") as stream:
+            return manifests.load_stream(stream)
+    except OSError as error:
+        raise ConfigError(f"{manifest_file}: {error.strerror}") from None
+
+
+def compiled(jobs: manifests.Jobs | Path = manifests.BASE) -> str:
+    """The pipeline as YAML, its steps on the hardware of the Jobs, or of those in a folder."""
     from kfp import compiler
 
     from pipelines.raft import pipeline
@@ -42,11 +67,11 @@ def compiled(jobs: Path = manifests.BASE) -> str:
         return path.read_text(encoding="utf-8")
 
 
-def _compare(output: Path, text: str) -> None:
+def _compare(output: Path, text: str, command: str) -> None:
     try:
         committed = output.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{output}: {error.strerror}", hint=_command(output)) from None
+        raise ConfigError(f"{output}: {error.strerror}", hint=command) from None
     if committed == text.encode():
         return
     changes = list(
@@ -68,9 +93,5 @@ def _compare(output: Path, text: str) -> None:
                 *([f"... and {rest} lines more"] if rest > 0 else []),
             ]
         ),
-        hint=_command(output),
+        hint=command,
     )
-
-
-def _command(output: Path) -> str:
-    return f"raft compile --output {output}"

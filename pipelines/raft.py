@@ -21,15 +21,16 @@ from components.train.config import TrainConfig
 from pipelines import manifests
 
 
-def pipeline(jobs: Path = manifests.BASE) -> Any:
-    """The pipeline, with every step on the hardware that the Job manifests in `jobs` ask for.
+def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
+    """The pipeline, with every step on the hardware that the Jobs, or those in a folder, ask for.
 
     Raises:
         ConfigError: a manifest is missing or not understood.
     """
+    by_stage = manifests.load_all(jobs) if isinstance(jobs, Path) else jobs
 
     def place(task: dsl.PipelineTask, stage: str) -> dsl.PipelineTask:
-        manifests.apply(manifests.load(stage, jobs), task)
+        manifests.apply(by_stage[stage], task)
         # KFP finds cached results by the text of the inputs: documents that changed under the
         # same gs:// URI, or a model that changed under the same name, would go unseen.
         return task.set_caching_options(False)
