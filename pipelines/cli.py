@@ -219,10 +219,26 @@ def demo(output: str, seed: int, debug: bool) -> None:
 @raft.command(name="compile", short_help="Compile the Kubeflow pipeline to YAML.")
 @click.option(
     "--output",
-    default="pipelines/raft.yaml",
-    show_default=True,
     metavar="FILE",
-    help="Where the compiled pipeline goes.",
+    help="Where the compiled pipeline goes.  [default: pipelines/raft.yaml, with --overlay NAME "
+    "raft-NAME.yaml, with --manifests raft-manifests.yaml]",
+)
+@click.option(
+    "--pipeline",
+    type=click.Choice(["raft", "study"]),
+    help="Which pipeline.  [default: both; with --output, raft]",
+)
+@click.option(
+    "--overlay",
+    default="",
+    metavar="NAME",
+    help="Take the steps' hardware from k8s/overlays/NAME instead of k8s/base.",
+)
+@click.option(
+    "--manifests",
+    default="",
+    metavar="FILE",
+    help="Take it from rendered manifests; - reads what `kubectl kustomize` pipes in.",
 )
 @click.option(
     "--check",
@@ -230,11 +246,52 @@ def demo(output: str, seed: int, debug: bool) -> None:
     help="Write nothing; fail if the file differs from what would be compiled.",
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def compile_(output: str, check: bool, debug: bool) -> None:
-    """Compile the pipeline, or check that the committed file is up to date."""
-    from pipelines.compile import run
+def compile_(
+    output: str | None,
+    pipeline: str | None,
+    overlay: str,
+    manifests: str,
+    check: bool,
+    debug: bool,
+) -> None:
+    """Compile the pipelines, or check that the committed files are up to date.
 
-    run(Path(output), check=check)
+    \b
+    Examples:
+      raft compile
+      raft compile --overlay h100 --output raft-h100.yaml
+      kubectl kustomize k8s/overlays/h100 | raft compile --manifests -
+    """
+    from pipelines.compile import PIPELINES, run
+
+    source = "manifests" if manifests else overlay
+    names = [pipeline] if pipeline else PIPELINES[:1] if output else PIPELINES
+    outputs = {
+        name: Path(output or (f"{name}-{source}.yaml" if source else f"pipelines/{name}.yaml"))
+        for name in names
+    }
+    run(outputs, check=check, overlay=overlay, manifest_file=manifests)
+
+
+@raft.command(short_help="Check manifests and compiled pipelines as a cluster would.")
+@click.argument("paths", nargs=-1, metavar="[PATH]...")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def check(paths: tuple[str, ...], debug: bool) -> None:
+    """Check Kubernetes manifests and compiled pipelines without a cluster.
+
+    PATH is a file of manifests, a compiled pipeline, a folder with a kustomization.yaml, or - for
+    standard input. Without one: k8s/base, the teacher, every overlay, the pipeline compiled from
+    each, and pipelines/raft.yaml.
+
+    \b
+    Examples:
+      raft check
+      raft check pipelines/raft.yaml k8s/overlays/h100
+      kubectl kustomize k8s/overlays/h100 | raft check -
+    """
+    from pipelines.check import run
+
+    run(paths)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -25,15 +25,16 @@ from pipelines.steps import placed, reading
 from pipelines.summary import summary
 
 
-def pipeline(jobs: Path = manifests.BASE) -> Any:
-    """The pipeline, with every step on the hardware that the Job manifests in `jobs` ask for.
+def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
+    """The pipeline, with every step on the hardware that the Jobs, or those in a folder, ask for.
 
     Raises:
         ConfigError: a manifest is missing or not understood.
     """
+    by_stage = manifests.load_all(jobs) if isinstance(jobs, Path) else jobs
 
     def place(task: dsl.PipelineTask, stage: str) -> dsl.PipelineTask:
-        return placed(task, stage, jobs)
+        return placed(task, stage, by_stage)
 
     # A pipeline of its own, because kfp.local cannot see another step's output in a condition
     # beside it; handed in as a parameter it can, and a cluster does the same with both.
@@ -110,7 +111,7 @@ def pipeline(jobs: Path = manifests.BASE) -> Any:
             max_questions: Evaluation. Ask at most this many questions, sampled by seed.
             seed: Seed of everything random, in all steps.
         """
-        with dsl.ExitHandler(reading(summary(), jobs), name="run"):
+        with dsl.ExitHandler(reading(summary(), by_stage), name="run"):
             generated = place(
                 generate(
                     documents=documents,

@@ -1,6 +1,5 @@
 """What both pipelines do to a task: its place in the cluster, its retries, its caching."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines import manifests
@@ -22,9 +21,9 @@ RETRIES = 3
 """As many as the Job manifests give a pod (`backoffLimit`)."""
 
 
-def placed(task: "PipelineTask", stage: str, jobs: Path) -> "PipelineTask":
+def placed(task: "PipelineTask", stage: str, jobs: manifests.Jobs) -> "PipelineTask":
     """A stage's task on the hardware that its Job manifest asks for, retried when it fails."""
-    manifests.apply(manifests.load(stage, jobs), task)
+    manifests.apply(jobs[stage], task)
     task.set_caching_options(CACHED[stage])
     # The longest duration counts from the start of the first attempt, not between attempts: left
     # at its default of an hour, a step that is preempted after an hour is never tried again.
@@ -33,9 +32,9 @@ def placed(task: "PipelineTask", stage: str, jobs: Path) -> "PipelineTask":
     )
 
 
-def reading(task: "PipelineTask", jobs: Path) -> "PipelineTask":
+def reading(task: "PipelineTask", jobs: manifests.Jobs) -> "PipelineTask":
     """A task that only reads small files: the image and the place of generate, less of both."""
-    manifests.apply(manifests.load("generate", jobs), task)
+    manifests.apply(jobs["generate"], task)
     task.set_cpu_request("100m").set_cpu_limit("1")
     task.set_memory_request("256Mi").set_memory_limit("1Gi")
     task.set_caching_options(CACHED["summary"])

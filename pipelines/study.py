@@ -37,12 +37,13 @@ TRIALS = [
 its results, and a loop in a loop cannot (kfp 2.17)."""
 
 
-def pipeline(jobs: Path = manifests.BASE) -> Any:
-    """The study, with every step on the hardware that the Job manifests in `jobs` ask for.
+def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
+    """The study, with every step on the hardware that the Jobs, or those in a folder, ask for.
 
     Raises:
         ConfigError: a manifest is missing or not understood.
     """
+    by_stage = manifests.load_all(jobs) if isinstance(jobs, Path) else jobs
 
     @dsl.pipeline(name="raft-study")
     def study(
@@ -77,7 +78,7 @@ def pipeline(jobs: Path = manifests.BASE) -> Any:
             max_questions: Evaluation. Ask at most this many questions, sampled by seed.
             seed: Seed of everything random, in all steps.
         """
-        with dsl.ExitHandler(reading(summary(), jobs), name="run"):
+        with dsl.ExitHandler(reading(summary(), by_stage), name="run"):
             generated = placed(
                 generate(
                     documents=documents,
@@ -88,7 +89,7 @@ def pipeline(jobs: Path = manifests.BASE) -> Any:
                     seed=seed,
                 ),
                 "generate",
-                jobs,
+                by_stage,
             )
 
             with dsl.ParallelFor(trials, name="trials") as trial:
@@ -104,7 +105,7 @@ def pipeline(jobs: Path = manifests.BASE) -> Any:
                         seed=seed,
                     ),
                     "train",
-                    jobs,
+                    by_stage,
                 )
                 quantized = placed(
                     quantize_check(
@@ -114,7 +115,7 @@ def pipeline(jobs: Path = manifests.BASE) -> Any:
                         seed=seed,
                     ),
                     "quantize-check",
-                    jobs,
+                    by_stage,
                 )
                 evaluated = placed(
                     evaluate(
@@ -127,9 +128,9 @@ def pipeline(jobs: Path = manifests.BASE) -> Any:
                         seed=seed,
                     ),
                     "eval",
-                    jobs,
+                    by_stage,
                 )
 
-            reading(compare(evaluations=dsl.Collected(evaluated.outputs["evaluation"])), jobs)
+            reading(compare(evaluations=dsl.Collected(evaluated.outputs["evaluation"])), by_stage)
 
     return study
