@@ -127,12 +127,12 @@ class Step(_Part):
         _write(Path(self.outputs.output_file), json.dumps(message))
 
     @contextmanager
-    def accounted(self, stage: str, folder: Path) -> Iterator[None]:
+    def accounted(self, stage: str) -> Iterator[None]:
         """Leave an account of a failed attempt where the run's artifacts go.
 
         Kubeflow uploads nothing of a step that failed, but its time was paid for.
         """
-        with Ledger(stage, folder).timed() as ledger:
+        with Ledger(stage, Path()).timed() as ledger:
             try:
                 yield
             except BaseException as error:

@@ -9,7 +9,7 @@ import importlib
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -92,32 +92,32 @@ class StageCommand(click.Command):
         given = {name: value for name, value in ctx.params.items() if value is not None}
         given.pop("debug", None)
         executor_input = given.pop(EXECUTOR_INPUT, "")
-        config = self.load().parse(given)
         if executor_input:
-            run_step(config, executor_input)
+            run_step(self.load(), given, executor_input)
         else:
-            run_stage(config)
+            run_stage(self.load().parse(given))
 
 
-def run_stage(config: Settings, account: AbstractContextManager[None] | None = None) -> object:
+def run_stage(config: Settings) -> object:
     """Run one stage with `gs://` locations fetched before and published after; what it found."""
     from components.storage import localized
 
     package = STAGES[config.stage][0] if config.stage in STAGES else "components"
     name = package.rpartition(".")[2] if config.stage in STAGES else config.stage
-    with account or nullcontext(), localized(config) as local:
+    with localized(config) as local:
         return importlib.import_module(f"{package}.{name}").run(local)
 
 
-def run_step(config: Settings, executor_input: str) -> None:
+def run_step(kind: type[Settings], given: dict[str, object], executor_input: str) -> None:
     """Run one stage as a step of Kubeflow, and show there what it found."""
     from components.kubeflow import Step
 
     step = Step.parse(executor_input)
-    if config.stage in STAGES:
-        found = run_stage(config, step.accounted(config.stage, Path(config.output)))
-    else:
-        found = run_stage(config.model_copy(update={"folders": step.folders_to_read(config.stage)}))
+    if kind.stage not in STAGES:  # a reader, which costs nothing worth an account
+        given["folders"] = tuple(step.folders_to_read(kind.stage))
+    with step.accounted(kind.stage) if kind.stage in STAGES else nullcontext():
+        config = kind.parse(given)
+        found = run_stage(config)
     step.announce(found, Path(config.output))
 
 
