@@ -92,7 +92,8 @@ class Settings(BaseModel):
     def _explain(cls, fault: Any) -> str:
         name = str(fault["loc"][0]) if fault["loc"] else ""
         if name not in cls.model_fields:
-            return f"{flag(name)}: unknown flag" if name else str(fault["msg"])
+            message = str(fault["msg"]).removeprefix("Value error, ")
+            return f"{flag(name)}: unknown flag" if name else message
         if fault["type"] == "missing":
             return f"{flag(name)} is missing: {cls.model_fields[name].description}"
         message = str(fault["msg"]).removeprefix("Value error, ")

@@ -67,7 +67,7 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
         Args:
             documents: Inputs. gs:// URI of the documents: a folder, or one file.
             questions: Inputs. gs:// URI of the evaluation questions, a JSON file in HotpotQA form.
-            trials: Trials, as JSON; each needs base_model, rank, alpha, learning_rate and
+            trials: Trials. As JSON; each needs base_model, rank, alpha, learning_rate and
                 target_modules.
             arms: Bit widths. Model variants to compare, of base, raft, base-4bit and raft-4bit.
             teacher: Teacher. extractive (rules, no model, no cost) or openai (a chat endpoint).

@@ -1,5 +1,6 @@
 """Storage on local folders, and with the real client against an emulator of GCS."""
 
+import json
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,10 +8,22 @@ from typing import Any
 
 import pytest
 
+from components import summary
 from components.errors import DataError, StorageError
 from components.generate import generate
 from components.generate.config import GenerateConfig
-from components.storage import atomic_write, download, localized, seal, upload, verify
+from components.kubeflow import Step
+from components.storage import (
+    atomic_write,
+    download,
+    find,
+    localized,
+    put,
+    seal,
+    upload,
+    verify,
+)
+from components.summary import SummaryConfig
 
 
 def test_atomic_write_leaves_nothing_behind_on_failure(tmp_path: Path) -> None:
@@ -126,3 +139,37 @@ def test_nothing_is_published_when_the_stage_fails(bucket: Any, texts: Path) -> 
 def test_bad_uris(bucket: Any, tmp_path: Path, uri: str, complaint: str) -> None:
     with pytest.raises(StorageError, match=complaint):
         download(uri, tmp_path / "copy")
+
+
+def test_single_files_are_found_and_put_in_a_bucket_as_in_a_folder(
+    bucket: Any, tmp_path: Path
+) -> None:
+    for root in ("gs://bucket/runs/1", str(tmp_path / "1")):
+        put("{}", f"{root}/train/adapter/ledger.json")
+        put("other", f"{root}/train/adapter/weights")
+        assert dict(find(root, lambda name: name == "ledger.json")) == {
+            f"{root}/train/adapter/ledger.json": "{}"
+        }
+    put("{}", "gs://bucket/runs/10/ledger.json")
+    assert len(list(find("gs://bucket/runs/1", bool))) == 2, "not those of the run 10"
+    for location in ("minio://bucket/x", "s3://bucket/x"):
+        with pytest.raises(StorageError, match="only local paths and gs://"):
+            put("{}", location)
+
+
+def test_the_summary_of_a_run_in_a_bucket_counts_an_attempt_that_failed(
+    bucket: Any, tmp_path: Path
+) -> None:
+    root = "gs://bucket/root/raft/1a2b"
+    place = {"uri": f"{root}/generate/7c/dataset"}
+    told = {"outputs": {"artifacts": {"dataset": {"artifacts": [place]}}, "outputFile": "x"}}
+    with (
+        pytest.raises(StorageError, match="gone"),
+        Step.parse(json.dumps(told)).accounted("generate"),
+    ):
+        raise StorageError("the documents are gone")
+    place["uri"] = f"{root}/summary/9f/text"
+    folders = Step.parse(json.dumps(told)).folders_to_read("summary")
+    account = summary.run(SummaryConfig(folders=tuple(folders), output=str(tmp_path)))
+    assert [entry.failed for entry in account.stages] == ["the documents are gone"]
+    assert "**generate failed:** the documents are gone" in (tmp_path / "summary.md").read_text()

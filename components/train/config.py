@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from components.config import InputLocation, ObjectList, StageConfig, TextList, option
 
@@ -84,11 +84,18 @@ class TrainConfig(StageConfig):
                     raise ValueError(f"cannot vary {name!r} (allowed: {', '.join(SWEPT)})")
         return sweep
 
+    @model_validator(mode="after")
+    def _trials_are_in_range(self) -> Self:
+        self.trials()
+        return self
+
     def trials(self) -> list[Self]:
         """One config for each setting of the sweep, or only this one where there is none.
 
         Raises:
             ConfigError: a value is out of range.
         """
+        if not self.sweep:
+            return [self]
         rest = self.model_dump(exclude={"sweep"})
-        return [self.parse(rest | trial) for trial in self.sweep] or [self]
+        return [self.parse(rest | trial) for trial in self.sweep]

@@ -49,7 +49,8 @@ def engine(*, network: bool = False) -> Iterator[str]:
         address = f"unix://{folder}/docker.sock"
         command = [
             "dockerd", f"--data-root={folder}/data", f"--exec-root={folder}/exec",
-            f"--pidfile={folder}/pid", f"--host={address}", "--group=root", "--userland-proxy=false",
+            f"--pidfile={folder}/pid", f"--host={address}", "--group=root",
+            "--userland-proxy=false",
             *([] if network else ["--bridge=none", "--iptables=false"]),
         ]  # fmt: skip
         log = Path(folder) / "log"

@@ -23,7 +23,7 @@ def as_kubeflow(value: object) -> str:
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:f}"
-    if isinstance(value, list):
+    if isinstance(value, list | dict):
         return json.dumps(value, separators=(",", ":"))
     return str(value)
 
@@ -38,6 +38,17 @@ def render(arguments: list[str], values: dict[str, object]) -> list[str]:
     return [PLACEHOLDER.sub(fill, argument) for argument in arguments]
 
 
+def tasks_of(pipeline: dict) -> dict[str, dict]:
+    """Every container task by name, however deep it is nested."""
+    dags = [pipeline["root"], *pipeline["components"].values()]
+    return {
+        name: task
+        for component in dags
+        for name, task in component.get("dag", {}).get("tasks", {}).items()
+        if "dag" not in pipeline["components"][task["componentRef"]["name"]]
+    }
+
+
 @pytest.fixture(scope="session")
 def compiled_text() -> str:
     from pipelines.compile import compiled
@@ -48,3 +59,10 @@ def compiled_text() -> str:
 @pytest.fixture(scope="session")
 def pipeline(compiled_text: str) -> dict:
     return parse_pipeline(compiled_text)
+
+
+@pytest.fixture(scope="session")
+def study() -> dict:
+    from pipelines.compile import compiled
+
+    return parse_pipeline(compiled(name="study"))

@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import REPOSITORY, Raft
 
 COMMITTED = REPOSITORY / "pipelines" / "raft.yaml"
+PIPELINES = ("raft", "study")
 
 
 def test_the_committed_pipeline_is_what_the_sources_compile_to(raft: Raft) -> None:
@@ -14,11 +17,21 @@ def test_the_committed_pipeline_is_what_the_sources_compile_to(raft: Raft) -> No
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-def test_compiling_again_gives_the_same_bytes(raft: Raft, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", PIPELINES)
+def test_compiling_again_gives_the_same_bytes(name: str, raft: Raft, tmp_path: Path) -> None:
     # Another process has another order of sets.
-    output = tmp_path / "new" / "raft.yaml"
-    assert raft("compile", "--output", output).returncode == 0
-    assert output.read_bytes() == COMMITTED.read_bytes()
+    output = tmp_path / "new" / f"{name}.yaml"
+    assert raft("compile", "--pipeline", name, "--output", output).returncode == 0
+    assert output.read_bytes() == COMMITTED.with_name(f"{name}.yaml").read_bytes()
+
+
+def test_an_edited_study_fails_the_check(raft: Raft, tmp_path: Path) -> None:
+    edited = tmp_path / "study.yaml"
+    text = COMMITTED.with_name("study.yaml").read_text()
+    edited.write_text(text.replace("raft-study", "raft-stud"))
+    result = raft("compile", "--check", "--pipeline", "study", "--output", edited)
+    assert result.returncode == 2
+    assert f"raft compile --pipeline study --output {edited}" in result.stderr
 
 
 def test_an_edited_file_fails_the_check(raft: Raft, tmp_path: Path) -> None:
