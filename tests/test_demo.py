@@ -40,7 +40,9 @@ def test_raft_raises_f1_on_unseen_documents(result: Evaluation) -> None:
     assert arms["raft"].f1 >= 0.60
     assert arms["raft"].f1 - arms["base"].f1 >= 0.35
     (gain,) = (
-        c for c in result.comparisons if (c.arm, c.baseline, c.metric) == ("raft", "base", "f1")
+        c
+        for c in result.comparisons
+        if (c.arm, c.baseline, c.metric) == ("raft", "base", "f1")
     )
     assert gain.difference == pytest.approx(arms["raft"].f1 - arms["base"].f1)
     assert gain.ci[0] > 0
