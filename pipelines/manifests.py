@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
+from pydantic.alias_generators import to_camel
 
 from components.errors import ConfigError
 from pipelines import kustomize
@@ -172,7 +173,7 @@ def _once(entries: Iterable[Any], attribute: str, *at: str) -> None:
     for index, entry in enumerate(entries):
         value = getattr(entry, attribute)
         if value in seen:
-            raise fault(f"{value!r} stands twice in the list", *at, index)
+            raise fault(f"{value!r} stands twice in the list", *at, index, to_camel(attribute))
         seen.add(value)
 
 
@@ -463,25 +464,24 @@ class Job(Part):
             ConfigError: the stage has no such flag, or does not take its value.
         """
         config = _config_class(self.stage)
-        given: dict[str, object] = {}
+        unset = {name: "" for name, field in config.model_fields.items() if field.is_required()}
+        found: dict[str, Any] = {}
         for index, argument in enumerate(self.container.args):
+            place = self.place(*CONTAINER, "args", index)
             flag, sign, value = argument.partition("=")
             name = flag.removeprefix("--").replace("-", "_")
             if not flag.startswith("--") or not sign or name not in config.model_fields:
                 raise ConfigError(
-                    f"{self.place(*CONTAINER, 'args', index)}: {argument!r} "
-                    f"(allowed: --flag=value, with a flag of raft {self.stage})",
+                    f"{place}: {argument!r} (allowed: --flag=value, with a flag of raft "
+                    f"{self.stage})",
                     hint=f"raft {self.stage} --help shows every flag.",
                 )
             if "$(" not in value:
-                given[name] = value
-        unset = {name: "" for name, field in config.model_fields.items() if field.is_required()}
-        try:
-            parsed = config.parse(unset | given)
-        except ConfigError as error:
-            place = self.place(*CONTAINER, "args")
-            raise ConfigError(f"{place}: {error}", hint=error.hint) from None
-        return {name: getattr(parsed, name) for name in given}
+                try:
+                    found[name] = getattr(config.parse(unset | {name: value}), name)
+                except ConfigError as error:
+                    raise ConfigError(f"{place}: {error}", hint=error.hint) from None
+        return found
 
 
 def _stages() -> dict[str, tuple[str, str, str]]:

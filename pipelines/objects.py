@@ -317,9 +317,13 @@ def complaints(documents: Iterable[Document], others: Iterable[Document] = ()) -
 
 def _check(document: Document) -> None:
     kind = document.get("kind")
+    if kind is None:
+        raise ConfigError(
+            f"{document.place()}: neither a Kubernetes object (with a kind) nor a compiled pipeline"
+        )
     if kind == "Job":
         job_of(document)
-    elif kind in KINDS:
+    elif isinstance(kind, str) and kind in KINDS:
         validate(document, KINDS[kind])
     else:
         allowed = ", ".join(sorted([*KINDS, "Job"]))

@@ -173,30 +173,29 @@ def _shape(document: Document) -> Iterator[str]:
     from kfp.kubernetes import kubernetes_executor_config_pb2 as kubernetes
     from kfp.pipeline_spec import pipeline_spec_pb2 as pipeline_spec
 
+    outer, inner = pipeline_spec.PipelineSpec, pipeline_spec.PipelineDeploymentConfig
+    places: list[Location] = [("deploymentSpec",)] if "deploymentSpec" in document.value else []
     if "platforms" in document.value:
-        messages: list[tuple[Location, Any]] = [((), pipeline_spec.PlatformSpec)]
-        messages += [
-            ((*PLATFORM, name), kubernetes.KubernetesExecutorConfig)
-            for name in document.get(*PLATFORM) or ()
-        ]
-    else:
-        messages = [((), pipeline_spec.PipelineSpec)]
-        if "deploymentSpec" in document.value:
-            messages.append((("deploymentSpec",), pipeline_spec.PipelineDeploymentConfig))
-    for at, message in messages:
-        value = document.get(*at)
-        found = list(_message(document, value, message.DESCRIPTOR, at))
-        yield from found or _parse(document, value, message, at)
+        outer, inner = pipeline_spec.PlatformSpec, kubernetes.KubernetesExecutorConfig
+        executors = document.get(*PLATFORM)
+        places = [(*PLATFORM, name) for name in (executors if isinstance(executors, dict) else ())]
+    found = list(_read(document, outer, ()))
+    if not found:  # what lies deeper is only text to the outer message
+        found = [problem for at in places for problem in _read(document, inner, at)]
+    yield from found
 
 
-def _parse(document: Document, value: Any, message: Any, at: Location) -> Iterator[str]:
-    """Protobuf's own verdict, for what the walk beside it may not know."""
+def _read(document: Document, message: Any, at: Location) -> Iterator[str]:
+    """Read a part as a protobuf message; what protobuf itself finds has only the part's line."""
     from google.protobuf import json_format
 
-    try:
-        json_format.ParseDict(value, message())
-    except json_format.ParseError as error:
-        yield f"{document.place(*at)}: {error}"
+    found = list(_message(document, document.get(*at), message.DESCRIPTOR, at))
+    yield from found
+    if not found:
+        try:
+            json_format.ParseDict(document.get(*at), message())
+        except json_format.ParseError as error:
+            yield f"{document.place(*at)}: {error}"
 
 
 def _message(document: Document, value: Any, descriptor: Any, at: Location) -> Iterator[str]:
@@ -456,7 +455,7 @@ def _dag(document: Document, at: Location) -> Iterator[str]:
         component = str((task.get("componentRef") or {}).get("name"))
         known = document.get("components") or {}
         if component not in known:
-            yield _unknown(document, (*here, "componentRef"), component, "component", known)
+            yield _unknown(document, (*here, "componentRef", "name"), component, "component", known)
             continue
         yield from _inputs(document, here, at, component)
         for kind in ("parameters", "artifacts"):
@@ -517,10 +516,15 @@ def _inputs(document: Document, task: Location, scope: Location, component: str)
                 )
         for name, source in given.items():
             at = (*task, "inputs", kind, name)
-            if name not in wanted:
-                yield _unknown(document, at, name, f"input of {component}", wanted)
+            if name in wanted or name.startswith("pipelinechannel--"):
+                # The compiler adds inputs of the latter kind for the placeholders in a constant.
+                yield from _source(document, at, source, wanted.get(name), scope)
             else:
-                yield from _source(document, at, source, wanted[name], scope)
+                yield _unknown(document, at, name, f"input of {component}", wanted)
+            for inner, text in _texts(source, at):
+                for found in INPUT.finditer(text):
+                    if found["name"] not in document.get(*task, "inputs", found["kind"]):
+                        yield _unknown(document, inner, found["name"], "input of the task", given)
 
 
 def _source(
@@ -532,7 +536,7 @@ def _source(
         constant = (source["runtimeValue"] or {}).get("constant")
         inner = (*at, "runtimeValue", "constant")
         texts = [text for _, text in _texts(constant, ())]
-        if not any("{{$" in text for text in texts):
+        if wanted and not any("{{$" in text for text in texts):
             yield from _constant(document, inner, constant, wanted.get("parameterType", ""))
         return
     for key in ("componentInputParameter", "componentInputArtifact"):
@@ -567,8 +571,8 @@ def _source(
 
 def _agree(document: Document, at: Location, found: Any, wanted: Any, source: Any) -> Iterator[str]:
     """A parameter's or artifact's type at its source and at its end."""
-    if "parameterExpressionSelector" in source:
-        return  # a part of the value, whose type nobody declares
+    if wanted is None or "parameterExpressionSelector" in source:
+        return  # an input of the compiler's own, or a part of a value: nobody declares a type
     if "artifactType" in wanted:
         types = [
             (definition.get("artifactType") or {}).get("schemaTitle")

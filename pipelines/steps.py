@@ -33,9 +33,16 @@ def placed(task: "PipelineTask", stage: str, jobs: manifests.Jobs) -> "PipelineT
 
 
 def reading(task: "PipelineTask", jobs: manifests.Jobs) -> "PipelineTask":
-    """A task that only reads small files: the image and the place of generate, less of both."""
-    manifests.apply(jobs["generate"], task)
+    """A task that only reads small files: the image and the place of generate, but smaller."""
+    manifests.apply(_without_flags(jobs["generate"]), task)
     task.set_cpu_request("100m").set_cpu_limit("1")
     task.set_memory_request("256Mi").set_memory_limit("1Gi")
     task.set_caching_options(CACHED["summary"])
     return task.set_retry(RETRIES, backoff_duration="10s", backoff_factor=2)
+
+
+def _without_flags(job: manifests.Job) -> manifests.Job:
+    container = job.container.model_copy(update={"args": []})
+    pod = job.pod.model_copy(update={"containers": [container]})
+    template = job.spec.template.model_copy(update={"spec": pod})
+    return job.model_copy(update={"spec": job.spec.model_copy(update={"template": template})})

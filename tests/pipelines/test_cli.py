@@ -14,7 +14,7 @@ HEAVY = {
     "accelerate", "bitsandbytes", "datasets", "google.cloud", "kfp", "kubernetes", "lm_eval",
     "matplotlib", "numpy", "openai", "peft", "torch", "transformers", "trl", "vllm",
 }  # fmt: skip
-COMMANDS = [[], *([name] for name in (*STAGES, "demo", "compile"))]
+COMMANDS = [[], *([name] for name in (*STAGES, "demo", "compile", "check"))]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda words: " ".join(words) or "raft")
