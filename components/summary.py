@@ -59,6 +59,8 @@ class Found(NamedTuple):
     records: dict[str, BaseModel]
     """By path."""
     accounts: list[LedgerEntry]
+    failures: list[LedgerEntry]
+    """The last attempt of every step that never succeeded."""
     notes: list[str]
 
     def of(self, kind: type[R]) -> list[R]:
@@ -114,8 +116,10 @@ def read(folders: tuple[str, ...]) -> Found:
             else:
                 records[path] = record
     # A failed attempt's name carries its time, and sorts before the one that succeeded.
-    ordered = [entry for _, _, entry in sorted(accounts, key=_attempts_first)]
-    return Found(records, ordered, notes)
+    accounts.sort(key=_attempts_first)
+    last = {path.rpartition("/")[0]: entry for _, path, entry in accounts}
+    failures = [entry for entry in last.values() if entry.failed]
+    return Found(records, [entry for _, _, entry in accounts], failures, notes)
 
 
 def _is_read(name: str) -> bool:
@@ -182,9 +186,8 @@ def _outcome(found: Found, status: str) -> Iterator[str]:
         done[entry.stage] += not entry.failed
     if state:
         yield f"**{plain(state.capitalize())}.**" + (f" {plain(message)}" if message else "")
-    for entry in found.accounts:
-        if entry.failed and not done[entry.stage]:
-            yield f"**{entry.stage} failed:** {plain(entry.failed)}"
+    for entry in found.failures:
+        yield f"**{entry.stage} failed:** {plain(entry.failed)}"
     closed = any(report.decision == "stop" for report in found.of(QuantizationReport))
     if closed and not done["eval"]:
         yield (

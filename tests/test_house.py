@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import REPOSITORY
 
 STAGES = ("generate", "train", "quantize_check", "eval")
-SHARED = {"config", "errors", "ledger", "models", "progress", "records", "storage"}
+SHARED = {"config", "describe", "errors", "ledger", "models", "progress", "records", "storage"}
 
 
 def imports(path: Path) -> set[str]:

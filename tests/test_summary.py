@@ -111,7 +111,8 @@ def test_a_failed_run_names_the_step_and_counts_every_attempt(tmp_path: Path) ->
         "stopped from outside",
         "out of memory",
     ]
-    assert "**train failed:** out of memory" in text
+    assert "**train failed:** out of memory" in text, "the last attempt's reason"
+    assert text.count("**train failed:**") == 1
     assert "## train" not in text
     assert "Without a result: train, quantize-check, eval." in text
     assert account.cost == 1.5
@@ -123,6 +124,14 @@ def test_a_step_that_succeeded_at_last_has_not_failed(tmp_path: Path) -> None:
     text, account = sum_up(tmp_path)
     assert "**train failed" not in text and "| train | stopped from outside |" in text
     assert [found.failed for found in account.stages] == ["stopped from outside", ""]
+
+
+def test_a_trial_that_failed_is_named_though_another_succeeded(tmp_path: Path) -> None:
+    artifact(tmp_path / "1", "train", training=trained(8))
+    (tmp_path / "2").mkdir()
+    write_json(tmp_path / "2" / "ledger.failed-1.json", entry("train", failed="out of memory"))
+    text, _ = sum_up(tmp_path)
+    assert "**train failed:** out of memory" in text and "## train" in text
 
 
 def test_a_closed_gate_is_no_failure_and_says_what_to_do(tmp_path: Path) -> None:
