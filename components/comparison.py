@@ -76,11 +76,10 @@ def table(shown: Sequence[Trial]) -> Table:
 
 def render(shown: Sequence[Trial]) -> str:
     """The comparison as a page."""
-    asked = {trial.evaluation.questions for trial in shown}
-    note = "" if len(asked) == 1 else "<p>The trials were asked different numbers of questions.</p>"
+    asked = sorted({trial.evaluation.questions for trial in shown})
+    counts = " and ".join(f"{count:,}" for count in asked)
     body = (
-        "<p>F1 with 95 % intervals. Every trial was trained on the same rows"
-        f"{'' if note else f' and asked the same {asked.pop():,} questions'}.</p>{note}\n"
+        f"<p>F1 with 95 % intervals, on {counts} questions.</p>\n"
         f"{_figure(shown)}\n{html_table(table(shown))}"
     )
     return page("Models and settings compared", body)

@@ -95,11 +95,12 @@ def _best(
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".sweep-", dir=output) as scratch:
-        records, seconds = [], []
-        for number, (trial, changed) in enumerate(
+        records, changed, seconds = [], [], []
+        for number, (trial, given) in enumerate(
             zip(config.trials(), config.sweep, strict=True), start=1
         ):
-            words = " ".join(f"{name}={value}" for name, value in changed.items())
+            changed.append(trial.model_dump(mode="json", include=set(given)))
+            words = " ".join(f"{name}={value}" for name, value in changed[-1].items())
             say(f"  setting {number} of {len(config.sweep)}: {words or 'the defaults'}")
             folder = trial.model_copy(update={"output": str(Path(scratch) / str(number))})
             with stopwatch() as watch:
@@ -113,15 +114,15 @@ def _best(
             path.replace(output / path.name)
     trials = [
         SweepTrial(
-            settings=changed,
+            settings=settings,
             steps=record.steps,
             train_loss=next(p.loss for p in reversed(record.curve) if p.split == "train"),
             validation_loss=record.validation_loss,
             seconds=round(took, 3),
             chosen=index == best,
         )
-        for index, (changed, record, took) in enumerate(
-            zip(config.sweep, records, seconds, strict=True)
+        for index, (settings, record, took) in enumerate(
+            zip(changed, records, seconds, strict=True)
         )
     ]
     return records[best].model_copy(

@@ -176,7 +176,7 @@ def test_the_sweep_keeps_the_setting_with_the_least_validation_loss(whole: Run) 
     assert record.validation_loss == chosen.validation_loss
     assert json.loads((adapter / "adapter_config.json").read_text())["r"] == chosen.settings["rank"]
     table = whole.artifact("train", "settings").read_text()
-    assert "chosen" in table and "| alpha | rank |" in table
+    assert "chosen" in table and "| alpha | rank |" in table and "| 16 | 8 |" in table
 
 
 def test_the_summary_tells_the_whole_run(whole: Run) -> None:
