@@ -163,6 +163,6 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
                 seed=seed,
                 adapter=adapter,
                 quantization=quantized.outputs["quantization"],
-            )
+            ).set_caching_options(False)
 
     return raft
