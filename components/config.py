@@ -34,8 +34,21 @@ def _split_text(value: object) -> object:
     return [word.strip() for word in value.split(",") if word.strip()]
 
 
+def _parse_objects(value: object) -> object:
+    """Accept a list of JSON objects as text; an empty text is an empty list."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value or "[]")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at character {error.pos}") from None
+
+
 TextList = Annotated[tuple[str, ...], BeforeValidator(_split_text)]
 """Words, given as `a,b` or `["a","b"]`."""
+
+ObjectList = Annotated[tuple[dict[str, Any], ...], BeforeValidator(_parse_objects)]
+"""JSON objects, given as `[{"a": 1}, {"a": 2}]`."""
 
 
 def option(default: Any = ..., *, help: str, group: str, **limits: Any) -> Any:
@@ -43,8 +56,8 @@ def option(default: Any = ..., *, help: str, group: str, **limits: Any) -> Any:
     return Field(default, description=help, json_schema_extra={"group": group}, **limits)
 
 
-class StageConfig(BaseModel):
-    """Settings that every stage has; subclasses add their own."""
+class Settings(BaseModel):
+    """Settings of a command: flags are its fields, and `stage` is its name."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
@@ -52,15 +65,7 @@ class StageConfig(BaseModel):
     stage: ClassVar[str]
 
     output: OutputLocation = option(
-        help="Folder (local or gs://) that receives the stage's artifact.", group="Output"
-    )
-    seed: int = option(
-        0, ge=0, help="Seed of everything random: same inputs, same bytes.", group="Output"
-    )
-    prices: InputLocation = option(
-        "",
-        help="JSON price table that replaces the built-in, dated one in the ledger.",
-        group="Output",
+        help="Folder (local or gs://) that receives the artifact.", group="Output"
     )
 
     @classmethod
@@ -87,7 +92,8 @@ class StageConfig(BaseModel):
     def _explain(cls, fault: Any) -> str:
         name = str(fault["loc"][0]) if fault["loc"] else ""
         if name not in cls.model_fields:
-            return f"{flag(name)}: unknown flag" if name else str(fault["msg"])
+            message = str(fault["msg"]).removeprefix("Value error, ")
+            return f"{flag(name)}: unknown flag" if name else message
         if fault["type"] == "missing":
             return f"{flag(name)} is missing: {cls.model_fields[name].description}"
         message = str(fault["msg"]).removeprefix("Value error, ")
@@ -95,6 +101,19 @@ class StageConfig(BaseModel):
         return f"{flag(name)} {fault['input']!r}: {message}" + (
             f" (allowed: {allowed})" if allowed else ""
         )
+
+
+class StageConfig(Settings):
+    """Settings that every stage has; subclasses add their own."""
+
+    seed: int = option(
+        0, ge=0, help="Seed of everything random: same inputs, same bytes.", group="Output"
+    )
+    prices: InputLocation = option(
+        "",
+        help="JSON price table that replaces the built-in, dated one in the ledger.",
+        group="Output",
+    )
 
 
 def flag(name: str) -> str:

@@ -30,7 +30,10 @@ class Prices(Record):
 
 
 class LedgerEntry(Record):
-    """One stage's account: `ledger.json` in its artifact. Tokens are the model's or teacher's."""
+    """One stage's account: `ledger.json` in its artifact. Tokens are the model's or teacher's.
+
+    failed: why an attempt ended early; empty for one that succeeded.
+    """
 
     stage: str
     seconds: float
@@ -44,6 +47,7 @@ class LedgerEntry(Record):
     cost: float | None
     currency: str
     prices_date: str
+    failed: str = ""
 
 
 class RunLedger(Record):
@@ -77,6 +81,12 @@ class Ledger:
     def __enter__(self) -> Self:
         self.started = time.monotonic()
         return self
+
+    @contextmanager
+    def timed(self) -> Iterator[Self]:
+        """Measure a body without writing anything."""
+        self.started = time.monotonic()
+        yield self
 
     def __exit__(
         self,
@@ -118,7 +128,11 @@ class Ledger:
 
 def merge(folders: list[Path]) -> RunLedger:
     """Add up the ledgers of a run's artifacts."""
-    stages = [read_json(folder / LEDGER, LedgerEntry) for folder in folders]
+    return total([read_json(folder / LEDGER, LedgerEntry) for folder in folders])
+
+
+def total(stages: list[LedgerEntry]) -> RunLedger:
+    """Add up the accounts of a run."""
     costs = [entry.cost for entry in stages if entry.cost is not None]
     return RunLedger(
         stages=stages,

@@ -136,8 +136,19 @@ class LossPoint(Record):
     split: Literal["train", "validation"]
 
 
+class SweepTrial(Record):
+    """One setting of a sweep: what it changed, and how it did; `chosen` made the adapter."""
+
+    settings: dict[str, Any]
+    steps: int
+    train_loss: float
+    validation_loss: float | None
+    seconds: float
+    chosen: bool
+
+
 class TrainingRecord(Record):
-    """How training went: `adapter/training.json`."""
+    """How training went: `adapter/training.json`. `sweep` is empty where one setting was given."""
 
     base_model: str
     rows_train: int
@@ -153,6 +164,7 @@ class TrainingRecord(Record):
     curve: list[LossPoint]
     validation_loss: float | None
     settings: dict[str, Any]
+    sweep: list[SweepTrial] = Field(default_factory=list)
 
 
 # ---- quantize-check ----------------------------------------------------------------------------
@@ -163,7 +175,8 @@ class QuantizationReport(Record):
 
     Byte counts are of the weights in memory. Agreement and divergence are teacher-forced over the
     `tokens` answer tokens of the validation rows: share of equal most likely tokens, and the mean
-    Kullback-Leibler divergence from 16 to 4 bits in nats.
+    Kullback-Leibler divergence from 16 to 4 bits in nats. With the decision
+    to stop a pipeline does not run eval: the check failed, and `--gate stop` was given.
     """
 
     weight_bytes_16bit: int
@@ -180,6 +193,7 @@ class QuantizationReport(Record):
     max_memory_ratio: float
     passed: bool
     verdict: str
+    decision: Literal["go", "stop"] = "go"
 
 
 # ---- eval --------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from components.config import INPUT, OUTPUT, StageConfig
+from components.config import INPUT, OUTPUT, Settings
 from components.errors import DataError, StorageError
 from components.progress import task
 from components.records import Record, read_json
@@ -41,7 +41,7 @@ TRANSFERS = 16  # files under way at once
 SECONDS_OF_RETRIES = 600.0
 ATTEMPTS_AT_A_SNAPSHOT = 3
 
-C = TypeVar("C", bound=StageConfig)
+C = TypeVar("C", bound=Settings)
 
 
 class ManifestFile(Record):
@@ -199,6 +199,54 @@ def _inside(folder: Path, name: str) -> Path:
     if relative.is_absolute() or ".." in relative.parts or "\0" in name or not relative.parts:
         raise DataError(f"names a file {name!r}, outside the artifact", path=folder)
     return folder / relative
+
+
+# ---- single files, wherever they lie ------------------------------------------------------------
+
+
+def find(location: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
+    """The texts under a folder or prefix, at any depth, whose file name is wanted, by full path.
+
+    Raises:
+        StorageError: the location is missing, forbidden, or of a kind that is not understood.
+    """
+    if location.startswith(SCHEME):
+        bucket, prefix = _locate(location)
+        with _explained(location):
+            for blob in bucket.list_blobs(prefix=f"{prefix}/" if prefix else ""):
+                if wanted(blob.name.rpartition("/")[2]):
+                    yield f"{SCHEME}{bucket.name}/{blob.name}", blob.download_as_text()
+        return
+    _refuse_other_schemes(location)
+    if not Path(location).is_dir():
+        raise StorageError(f"{location}: no such folder")
+    for path in sorted(Path(location).rglob("*")):
+        if path.is_file() and wanted(path.name):
+            yield path.as_posix(), path.read_text(encoding="utf-8")
+
+
+def put(text: str, location: str) -> None:
+    """Write one text to a local path or an object.
+
+    Raises:
+        StorageError: it cannot be written there, or the location is not understood.
+    """
+    if location.startswith(SCHEME):
+        bucket, name = _locate(location)
+        with _explained(location):
+            bucket.blob(name).upload_from_string(text, content_type="application/json")
+        return
+    _refuse_other_schemes(location)
+    with atomic_write(Path(location)) as file:
+        file.write(text)
+
+
+def _refuse_other_schemes(location: str) -> None:
+    if "://" in location:
+        raise StorageError(
+            f"{location}: only local paths and gs:// can be read here",
+            hint="Give the run a pipeline root on gs://.",
+        )
 
 
 # ---- a stage with gs:// flags ------------------------------------------------------------------

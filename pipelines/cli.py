@@ -9,13 +9,14 @@ import importlib
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
 import click
 from pydantic.fields import FieldInfo
 
-from components.config import StageConfig, allowed_values, flag
+from components.config import Settings, allowed_values, flag
 from components.errors import RaftError
 
 STAGES = {
@@ -30,6 +31,8 @@ STAGES = {
 }
 """Sub-command: package, config class in its config.py, one line of help."""
 
+EXECUTOR_INPUT = "executor_input"
+
 EXAMPLES = {
     "generate": "raft generate --documents docs/ --output dataset/ --distractors 3",
     "train": "raft train --dataset dataset/ --base-model models/llama --output adapter/",
@@ -37,6 +40,7 @@ EXAMPLES = {
     "--adapter adapter/ --output quantization/",
     "eval": "raft eval --questions dev.json --base-model models/llama --adapter adapter/ "
     "--output evaluation/",
+    "summary": "raft summary --folders run/ --output run/summary",
 }
 
 USER_ERROR, OUR_ERROR = 2, 1
@@ -45,9 +49,7 @@ USER_ERROR, OUR_ERROR = 2, 1
 class StageCommand(click.Command):
     """A command whose flags are the fields of a config class, loaded on first use."""
 
-    def __init__(
-        self, name: str, summary: str, example: str, load: Callable[[], type[StageConfig]]
-    ):
+    def __init__(self, name: str, summary: str, example: str, load: Callable[[], type[Settings]]):
         super().__init__(name, help=summary, short_help=summary)
         self.load = load
         self.example = example
@@ -58,9 +60,15 @@ class StageCommand(click.Command):
             self.flags_read = True
             for name, field in self.load().model_fields.items():
                 self.params.append(_click_option(name, field))
-            self.params.append(
-                click.Option(["--debug"], is_flag=True, help="Show the traceback of an error.")
-            )
+            self.params += [
+                click.Option(
+                    [flag(EXECUTOR_INPUT), EXECUTOR_INPUT],
+                    metavar="JSON",
+                    help="Kubeflow's description of the step, given by Kubeflow alone: figures, "
+                    "pages and the cost of failed attempts are announced where it says.",
+                ),
+                click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."),
+            ]
         return super().get_params(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -83,17 +91,34 @@ class StageCommand(click.Command):
     def invoke(self, ctx: click.Context) -> None:
         given = {name: value for name, value in ctx.params.items() if value is not None}
         given.pop("debug", None)
-        config = self.load().parse(given)
-        run_stage(config)
+        executor_input = given.pop(EXECUTOR_INPUT, "")
+        if executor_input:
+            run_step(self.load(), given, executor_input)
+        else:
+            run_stage(self.load().parse(given))
 
 
-def run_stage(config: StageConfig) -> None:
-    """Run one stage with `gs://` locations fetched before and published after."""
+def run_stage(config: Settings) -> object:
+    """Run one stage with `gs://` locations fetched before and published after; what it found."""
     from components.storage import localized
 
-    package = STAGES[config.stage][0]
+    package = STAGES[config.stage][0] if config.stage in STAGES else "components"
+    name = package.rpartition(".")[2] if config.stage in STAGES else config.stage
     with localized(config) as local:
-        importlib.import_module(f"{package}.{package.rpartition('.')[2]}").run(local)
+        return importlib.import_module(f"{package}.{name}").run(local)
+
+
+def run_step(kind: type[Settings], given: dict[str, object], executor_input: str) -> None:
+    """Run one stage as a step of Kubeflow, and show there what it found."""
+    from components.kubeflow import Step
+
+    step = Step.parse(executor_input)
+    if kind.stage not in STAGES:  # a reader, which costs nothing worth an account
+        given["folders"] = tuple(step.folders_to_read(kind.stage))
+    with step.accounted(kind.stage) if kind.stage in STAGES else nullcontext():
+        config = kind.parse(given)
+        found = run_stage(config)
+    step.announce(found, Path(config.output))
 
 
 def _group(field: FieldInfo) -> str:
@@ -120,7 +145,7 @@ def _as_text(default: object) -> str:
     if isinstance(default, bool):
         return str(default).lower()
     if isinstance(default, tuple):
-        return ",".join(map(str, default))
+        return ",".join(map(str, default)) or "none"
     return "none" if default == "" else str(default)
 
 
@@ -131,11 +156,9 @@ def _metavar(name: str, field: FieldInfo) -> str:
     return kinds.get(field.annotation, "WORD")
 
 
-def _config_loader(package: str, class_name: str) -> Callable[[], type[StageConfig]]:
-    def load() -> type[StageConfig]:
-        loaded: type[StageConfig] = getattr(
-            importlib.import_module(f"{package}.config"), class_name
-        )
+def _config_loader(module: str, class_name: str) -> Callable[[], type[Settings]]:
+    def load() -> type[Settings]:
+        loaded: type[Settings] = getattr(importlib.import_module(module), class_name)
         return loaded
 
     return load
@@ -157,8 +180,18 @@ def raft() -> None:
 
 for _name, (_package, _class_name, _summary) in STAGES.items():
     raft.add_command(
-        StageCommand(_name, _summary, EXAMPLES[_name], _config_loader(_package, _class_name))
+        StageCommand(
+            _name, _summary, EXAMPLES[_name], _config_loader(f"{_package}.config", _class_name)
+        )
     )
+raft.add_command(
+    StageCommand(
+        "summary",
+        "Sum up a run: results, time, cost, what failed.",
+        EXAMPLES["summary"],
+        _config_loader("components.summary", "SummaryConfig"),
+    )
+)
 
 
 @raft.command(short_help="Run all four stages on a tiny model and invented documents.")
@@ -186,10 +219,26 @@ def demo(output: str, seed: int, debug: bool) -> None:
 @raft.command(name="compile", short_help="Compile the Kubeflow pipeline to YAML.")
 @click.option(
     "--output",
-    default="pipelines/raft.yaml",
-    show_default=True,
     metavar="FILE",
-    help="Where the compiled pipeline goes.",
+    help="Where the compiled pipeline goes.  [default: pipelines/raft.yaml, with --overlay NAME "
+    "raft-NAME.yaml, with --manifests raft-manifests.yaml]",
+)
+@click.option(
+    "--pipeline",
+    type=click.Choice(["raft", "study"]),
+    help="Which pipeline.  [default: both; with --output, raft]",
+)
+@click.option(
+    "--overlay",
+    default="",
+    metavar="NAME",
+    help="Take the steps' hardware from k8s/overlays/NAME instead of k8s/base.",
+)
+@click.option(
+    "--manifests",
+    default="",
+    metavar="FILE",
+    help="Take it from rendered manifests; - reads what `kubectl kustomize` pipes in.",
 )
 @click.option(
     "--check",
@@ -197,11 +246,52 @@ def demo(output: str, seed: int, debug: bool) -> None:
     help="Write nothing; fail if the file differs from what would be compiled.",
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def compile_(output: str, check: bool, debug: bool) -> None:
-    """Compile the pipeline, or check that the committed file is up to date."""
-    from pipelines.compile import run
+def compile_(
+    output: str | None,
+    pipeline: str | None,
+    overlay: str,
+    manifests: str,
+    check: bool,
+    debug: bool,
+) -> None:
+    """Compile the pipelines, or check that the committed files are up to date.
 
-    run(Path(output), check=check)
+    \b
+    Examples:
+      raft compile
+      raft compile --overlay h100 --output raft-h100.yaml
+      kubectl kustomize k8s/overlays/h100 | raft compile --manifests -
+    """
+    from pipelines.compile import PIPELINES, run
+
+    source = "manifests" if manifests else overlay
+    names = [pipeline] if pipeline else PIPELINES[:1] if output else PIPELINES
+    outputs = {
+        name: Path(output or (f"{name}-{source}.yaml" if source else f"pipelines/{name}.yaml"))
+        for name in names
+    }
+    run(outputs, check=check, overlay=overlay, manifest_file=manifests)
+
+
+@raft.command(short_help="Check manifests and compiled pipelines as a cluster would.")
+@click.argument("paths", nargs=-1, metavar="[PATH]...")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def check(paths: tuple[str, ...], debug: bool) -> None:
+    """Check Kubernetes manifests and compiled pipelines without a cluster.
+
+    PATH is a file of manifests, a compiled pipeline, a folder with a kustomization.yaml, or - for
+    standard input. Without one: k8s/base, the teacher, every overlay, the pipeline compiled from
+    each, and pipelines/raft.yaml.
+
+    \b
+    Examples:
+      raft check
+      raft check pipelines/raft.yaml k8s/overlays/h100
+      kubectl kustomize k8s/overlays/h100 | raft check -
+    """
+    from pipelines.check import run
+
+    run(paths)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -1,10 +1,16 @@
-"""Compiles the pipeline to the YAML that Kubeflow takes, or checks the file that lies there.
+"""Compiles the pipelines to the YAML that Kubeflow takes, or checks the file that lies there.
 
 The same sources and the same kfp give the same bytes; the compiled file names the kfp version.
 """
 
+import ast
 import difflib
+import importlib
+import json
+import re
+import sys
 import tempfile
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -13,40 +19,75 @@ from components.storage import atomic_write
 from pipelines import manifests
 
 DIFF_LINES = 20
+LIST_DEFAULT = re.compile(r"^(#    \w+: list \[Default: )(.*)\]$", re.MULTILINE)
+PIPELINES = ("raft", "study")
 
 
-def run(output: Path, *, check: bool) -> None:
-    """Write the compiled pipeline to `output`, or only compare every byte of it.
+def run(
+    outputs: Mapping[str, Path], *, check: bool, overlay: str = "", manifest_file: str = ""
+) -> None:
+    """Write compiled pipelines, or only compare every byte of them.
+
+    Args:
+        outputs: the compiled file of each pipeline, raft or study.
+        check: compare, and write nothing.
+        overlay: name of a folder in k8s/overlays to take the Jobs from; "" takes k8s/base.
+        manifest_file: file of rendered manifests to take them from instead; "-" is standard input.
 
     Raises:
-        ConfigError: a Job manifest is not understood; with `check`, also where `output` is
-            missing or differs.
+        ConfigError: a Job manifest is not understood, there is no such overlay; with `check`, also
+            where a file is missing or differs.
     """
-    text = compiled()
-    if check:
-        _compare(output, text)
-        return
-    with atomic_write(output) as file:
-        file.write(text)
+    if overlay and manifest_file:
+        raise ConfigError("--overlay and --manifests: give one of the two")
+    if manifest_file:
+        jobs = _read(manifest_file)
+    else:
+        jobs = manifests.load_all(manifests.overlay(overlay) if overlay else manifests.BASE)
+    options = [f"--overlay {overlay}"] if overlay else []
+    options += [f"--manifests {manifest_file}"] if manifest_file else []
+    for name, output in outputs.items():
+        text = compiled(jobs, name)
+        if check:
+            chosen = [] if name == PIPELINES[0] else [f"--pipeline {name}"]
+            words = ["raft compile", *chosen, *options, f"--output {output}"]
+            _compare(output, text, " ".join(words))
+            continue
+        with atomic_write(output) as file:
+            file.write(text)
 
 
-def compiled(jobs: Path = manifests.BASE) -> str:
-    """The pipeline as YAML, its steps on the hardware of the Job manifests in `jobs`."""
+def _read(manifest_file: str) -> manifests.Jobs:
+    if manifest_file == "-":
+        return manifests.load_stream(sys.stdin)
+    try:
+        with Path(manifest_file).open(encoding="utf-8") as stream:
+            return manifests.load_stream(stream)
+    except OSError as error:
+        raise ConfigError(f"{manifest_file}: {error.strerror}") from None
+
+
+def compiled(jobs: manifests.Jobs | Path = manifests.BASE, name: str = PIPELINES[0]) -> str:
+    """A pipeline as YAML, its steps on the hardware of the Jobs, or of those in a folder."""
     from kfp import compiler
 
-    from pipelines.raft import pipeline
-
+    pipeline = importlib.import_module(f"pipelines.{name}").pipeline
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "raft.yaml"
         compiler.Compiler().compile(pipeline(jobs), str(path))
-        return path.read_text(encoding="utf-8")
+        return LIST_DEFAULT.sub(_ordered, path.read_text(encoding="utf-8"))
 
 
-def _compare(output: Path, text: str) -> None:
+def _ordered(match: re.Match[str]) -> str:
+    """kfp prints the objects in a default with their keys in no particular order."""
+    return f"{match[1]}{json.dumps(ast.literal_eval(match[2]), sort_keys=True)}]"
+
+
+def _compare(output: Path, text: str, command: str) -> None:
     try:
         committed = output.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{output}: {error.strerror}", hint=_command(output)) from None
+        raise ConfigError(f"{output}: {error.strerror}", hint=command) from None
     if committed == text.encode():
         return
     changes = list(
@@ -68,9 +109,5 @@ def _compare(output: Path, text: str) -> None:
                 *([f"... and {rest} lines more"] if rest > 0 else []),
             ]
         ),
-        hint=_command(output),
+        hint=command,
     )
-
-
-def _command(output: Path) -> str:
-    return f"raft compile --output {output}"

@@ -1,82 +1,197 @@
 """Job manifests as the one place that says what a step needs: reads k8s/ and applies it to KFP.
 
 `kubectl` uses `k8s/base/<stage>.yaml` as it is; `apply` puts the same image, resources, node
-selector, tolerations, volumes, secrets and user on the pipeline's task, so an edit of the manifest
-changes both. The classes below list every field that is understood. A field that the pipeline has
-no use for is declared with `job_only` and the reason; any other field is an error, because a
-setting that silently holds for one of the two is worse than none.
+selector, tolerations, volumes, secrets, user and literal flags on the pipeline's task, so an edit
+of the manifest changes both. The classes below list every field that is understood. A field that
+the pipeline has no use for is declared with `job_only` and the reason; any other field is an error,
+because a setting that silently holds for one of the two is worse than none.
 
-Field names are Kubernetes' own (https://kubernetes.io/docs/reference/kubernetes-api), in snake
-case here and in camel case in the files.
+Values are held to what the API server would accept, and to a little less where a mistake would show
+only as a pod that waits for ever. Field names are Kubernetes' own
+(https://kubernetes.io/docs/reference/kubernetes-api), in snake case here and in camel case in the
+files.
 """
 
+import importlib
 import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
-import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 from pydantic.alias_generators import to_camel
 
 from components.errors import ConfigError
+from pipelines import kustomize
+from pipelines.located import Document, Part, fault, parse, shown, validate
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
 
+    from components.config import StageConfig
+
 BASE = Path(__file__).parents[1] / "k8s" / "base"
+OVERLAYS = BASE.parent / "overlays"
+ACCELERATORS = BASE.parent / "accelerators.txt"
 
 GPU = "nvidia.com/gpu"
+GKE_ACCELERATOR = "cloud.google.com/gke-accelerator"
+
+Jobs = Mapping[str, "Job"]
+"""A Job per stage ("quantize-check")."""
 
 
-def _spelled(pattern: str, allowed: str) -> BeforeValidator:
-    def check(value: object) -> str:
-        if re.fullmatch(pattern, str(value)) is None:
-            raise ValueError(f"not a quantity (allowed: {allowed})")
-        return str(value)
+def _spelled(what: str, pattern: str, allowed: str) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        if re.fullmatch(pattern, value) is None:
+            raise ValueError(f"not {what} (allowed: {allowed})")
+        return value
 
-    return BeforeValidator(check)
+    return check
 
 
-Cpu = Annotated[str, _spelled(r"[0-9]+m|[0-9]+(\.[0-9]+)?", "cores such as 8, 0.5 or 500m")]
+def _quantity(pattern: str, allowed: str) -> BeforeValidator:
+    check = _spelled("a quantity", pattern, allowed)
+    return BeforeValidator(lambda value: check(str(value)))
+
+
+Cpu = Annotated[str, _quantity(r"[0-9]+m|[0-9]+(\.[0-9]+)?", "cores such as 8, 0.5 or 500m")]
 """Cores, or thousandths of one."""
 
-Bytes = Annotated[str, _spelled(r"[0-9]+(Ki|Mi|Gi|Ti|M|G|T)?", "bytes such as 64Gi or 512Mi")]
+Bytes = Annotated[str, _quantity(r"[0-9]+(Ki|Mi|Gi|Ti|M|G|T)?", "bytes such as 64Gi or 512Mi")]
 """Bytes with a binary or decimal suffix."""
 
+Count = Annotated[int, _quantity(r"[1-9][0-9]*", "whole GPUs, at least 1")]
+"""GPUs, which Kubernetes hands out whole."""
 
-def job_only(reason: str) -> Any:
-    """Declare an optional field that matters to the Job alone, and why the pipeline needs none."""
-    return Field(None, description=f"Job only: {reason}")
+UNITS = {
+    "": Decimal(1), "m": Decimal("0.001"),
+    "M": Decimal(10**6), "G": Decimal(10**9), "T": Decimal(10**12),
+    "Ki": Decimal(2**10), "Mi": Decimal(2**20), "Gi": Decimal(2**30), "Ti": Decimal(2**40),
+}  # fmt: skip
 
 
-class Part(BaseModel):
-    """A piece of a manifest: fields that are not declared are refused."""
+def amount(quantity: str) -> Decimal:
+    """The number that a quantity stands for: `500m` is 0.5, `1Ki` is 1024."""
+    digits = quantity.rstrip("".join(UNITS))
+    return Decimal(digits) * UNITS[quantity[len(digits) :]]
 
-    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel)
+
+Name = Annotated[
+    str,
+    AfterValidator(
+        _spelled(
+            "a name",
+            r"(?=.{1,63}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?",
+            "up to 63 of a-z, 0-9 and - inside",
+        )
+    ),
+]
+"""What objects, containers and volumes are called (DNS-1123 label)."""
+
+Image = Annotated[
+    str,
+    AfterValidator(
+        _spelled(
+            "a pinned image",
+            r"[a-z0-9]([\w.:/-]*[\w-])?(:(?!latest$)[\w][\w.-]{0,127}(@sha256:[0-9a-f]{64})?"
+            r"|@sha256:[0-9a-f]{64})",
+            "name:version or name@sha256:digest, never latest",
+        )
+    ),
+]
+
+VariableName = Annotated[
+    str,
+    AfterValidator(
+        _spelled("a variable's name", r"[A-Za-z_]\w*", "letters, digits and _, no digit first")
+    ),
+]
+
+AbsolutePath = Annotated[
+    str, AfterValidator(_spelled("an absolute path", r"/[^:]*", "/data, without a colon"))
+]
+
+PREFIX = r"(?:(?=.{1,253}/)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
+WORD = r"[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?"
+
+
+def _check_keys(labels: dict[str, str]) -> dict[str, str]:
+    for key in labels:
+        if re.fullmatch(PREFIX + WORD, key, re.ASCII) is None:
+            raise fault(
+                f"{key!r} is not a key (allowed: up to 63 of letters, digits, -, _ and . inside, "
+                "after a domain and / or without one)",
+                key,
+            )
+    return labels
+
+
+def _check_labels(labels: dict[str, str]) -> dict[str, str]:
+    for key, value in _check_keys(labels).items():
+        if value and re.fullmatch(WORD, value, re.ASCII) is None:
+            raise fault(
+                f"{value!r} is not a label's value "
+                "(allowed: up to 63 of letters, digits, and -, _ and . inside)",
+                key,
+            )
+    return labels
+
+
+@cache
+def accelerators() -> tuple[str, ...]:
+    """GPU names that GKE's nodes carry; a line in k8s/accelerators.txt adds one."""
+    lines = ACCELERATORS.read_text(encoding="utf-8").splitlines()
+    return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+
+
+def _check_selector(selector: dict[str, str]) -> dict[str, str]:
+    name = _check_labels(selector).get(GKE_ACCELERATOR)
+    if name is not None and name not in accelerators():
+        raise fault(
+            f"{name!r} is no GPU of GKE (allowed: {', '.join(accelerators())}; "
+            f"a new one needs a line in {shown(ACCELERATORS)})",
+            GKE_ACCELERATOR,
+        )
+    return selector
+
+
+Labels = Annotated[dict[str, str], AfterValidator(_check_labels)]
+Annotations = Annotated[dict[str, str], AfterValidator(_check_keys)]
+Selector = Annotated[dict[str, str], AfterValidator(_check_selector)]
+
+
+def job_only(reason: str, default: Any = None, **limits: Any) -> Any:
+    """Declare a field that matters to the Job alone, and why the pipeline needs none."""
+    return Field(default, description=f"Job only: {reason}", **limits)
+
+
+def _once(entries: Iterable[Any], attribute: str, *at: str) -> None:
+    seen = set()
+    for index, entry in enumerate(entries):
+        value = getattr(entry, attribute)
+        if value in seen:
+            raise fault(f"{value!r} stands twice in the list", *at, index, to_camel(attribute))
+        seen.add(value)
 
 
 class PodMetadata(Part):
-    labels: dict[str, str] = Field(default_factory=dict)
-    annotations: dict[str, str] = Field(default_factory=dict)
+    labels: Labels = Field(default_factory=dict)
+    annotations: Annotations = Field(default_factory=dict)
 
 
 class JobMetadata(Part):
-    name: str
-    namespace: str = job_only("KFP runs all steps in the namespace of the run")
-    labels: dict[str, str] = job_only("a step has no Job object; the pod's labels are applied")
+    name: Name
+    namespace: Name = job_only("KFP runs all steps in the namespace of the run")
+    labels: Labels = job_only("a step has no Job object; the pod's labels are applied")
 
 
 class Amounts(Part):
     cpu: Cpu | None = None
     memory: Bytes | None = None
-    gpu: Annotated[int, Field(ge=1)] | None = Field(None, alias=GPU)
+    gpu: Count | None = Field(None, alias=GPU)
 
 
 class Resources(Part):
@@ -84,17 +199,29 @@ class Resources(Part):
     limits: Amounts = Amounts()
 
     @model_validator(mode="after")
-    def _gpus_agree(self) -> "Resources":
-        if self.requests.gpu is not None and self.requests.gpu != self.limits.gpu:
-            raise ValueError(
-                f"requests {self.requests.gpu} and limits {self.limits.gpu} of {GPU}, "
-                "but Kubernetes allows only equal ones"
+    def _limits_hold(self) -> "Resources":
+        requested, most = self.requests, self.limits
+        if requested.gpu is not None and requested.gpu != most.gpu:
+            raise fault(
+                f"requests {requested.gpu} and limits {most.gpu or 'none'} of {GPU}, "
+                f"but Kubernetes allows only equal ones (type {requested.gpu} under both)",
+                "requests",
+                GPU,
             )
+        for name in ("cpu", "memory"):
+            request, limit = getattr(requested, name), getattr(most, name)
+            if request and limit and amount(request) > amount(limit):
+                raise fault(
+                    f"requests {request}, more than the limit of {limit} "
+                    "(raise the limit or lower the request)",
+                    "requests",
+                    name,
+                )
         return self
 
 
 class SecretKey(Part):
-    name: str
+    name: Name
     key: str
     optional: bool = False
 
@@ -104,7 +231,7 @@ class ValueFrom(Part):
 
 
 class Variable(Part):
-    name: str
+    name: VariableName
     value: str = ""
     value_from: ValueFrom | None = None
 
@@ -115,27 +242,47 @@ class Variable(Part):
         return self
 
 
+class Reference(Part):
+    name: Name
+    optional: bool = False
+
+
+class Source(Part):
+    config_map_ref: Reference
+
+
 class Mount(Part):
-    name: str
-    mount_path: str
+    name: Name
+    mount_path: AbsolutePath
+
+
+class Capabilities(Part):
+    drop: list[str] = Field(default_factory=list)
 
 
 class ContainerSecurity(Part):
     allow_privilege_escalation: bool = job_only("the KFP backend forbids it for every step")
-    capabilities: dict[str, list[str]] = job_only("the KFP backend drops all for every step")
+    capabilities: Capabilities = job_only("the KFP backend drops all for every step")
     read_only_root_filesystem: bool = job_only("KFP's launcher writes outside our volumes")
 
 
 class Container(Part):
-    name: str
-    image: str
-    command: list[str]
-    args: list[str] = job_only("in the pipeline, parameters and artifacts make the flags")
-    env_from: list[dict[str, Any]] = job_only("these variables fill the Job's args")
+    name: Name
+    image: Image
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    command: Annotated[list[str], Field(min_length=1)]
+    args: list[str] = Field(default_factory=list)
+    env_from: list[Source] = job_only("these variables fill the Job's args")
     env: list[Variable] = Field(default_factory=list)
     resources: Resources = Resources()
     security_context: ContainerSecurity = ContainerSecurity()
     volume_mounts: list[Mount] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _names_once(self) -> "Container":
+        _once(self.env, "name", "env")
+        _once(self.volume_mounts, "mount_path", "volumeMounts")
+        return self
 
 
 class EmptyDir(Part):
@@ -144,7 +291,7 @@ class EmptyDir(Part):
 
 
 class Volume(Part):
-    name: str
+    name: Name
     empty_dir: EmptyDir
 
 
@@ -155,33 +302,74 @@ class Toleration(Part):
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     toleration_seconds: int | None = None
 
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "Toleration":
+        if self.operator == "Exists" and self.value:
+            raise fault("Exists takes no value (leave it out, or use Equal)", "value")
+        if self.operator == "Equal" and not self.key:
+            raise fault("without a key, the operator must be Exists", "key")
+        if self.toleration_seconds is not None and self.effect != "NoExecute":
+            raise fault("needs the effect NoExecute", "tolerationSeconds")
+        _check_keys({self.key: ""} if self.key else {})
+        _check_labels({"value": self.value or ""})
+        return self
+
+
+class Seccomp(Part):
+    type: Literal["RuntimeDefault", "Unconfined"]
+
+
+UserId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
 
 class PodSecurity(Part):
-    run_as_user: int | None = None
-    run_as_group: int | None = None
+    run_as_user: UserId | None = None
+    run_as_group: UserId | None = None
     run_as_non_root: bool | None = None
-    fs_group: int = job_only("KFP cannot set it; an emptyDir is writable without")
-    seccomp_profile: dict[str, str] = job_only("the KFP backend sets the runtime's default")
+    fs_group: UserId = job_only("KFP cannot set it; an emptyDir is writable without")
+    seccomp_profile: Seccomp = job_only("the KFP backend sets the runtime's default")
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "PodSecurity":
+        if self.run_as_non_root and self.run_as_user == 0:
+            raise fault("0 is root, which runAsNonRoot forbids", "runAsUser")
+        return self
 
 
-class Pod(Part):
-    restart_policy: Literal["Never"] = job_only("KFP starts a failed step as a new pod")
-    service_account_name: str = job_only("a KFP run has one service account for all its steps")
-    node_selector: dict[str, str] = Field(default_factory=dict)
+class PullSecret(Part):
+    name: Name
+
+
+class AnyPod(Part):
+    """What the pods of Jobs and of the teacher's server have in common."""
+
+    service_account_name: Name = job_only("a KFP run has one service account for all its steps")
+    priority_class_name: Name = job_only("KFP cannot set it")
+    termination_grace_period_seconds: int = job_only("KFP cannot set it", ge=0)
+    image_pull_secrets: list[PullSecret] = Field(default_factory=list)
+    node_selector: Selector = Field(default_factory=dict)
     tolerations: list[Toleration] = Field(default_factory=list)
     security_context: PodSecurity = PodSecurity()
-    containers: Annotated[list[Container], Field(min_length=1, max_length=1)]
+    containers: Annotated[Sequence[Container], Field(min_length=1, max_length=1)]
     volumes: list[Volume] = Field(default_factory=list)
 
     @model_validator(mode="after")
-    def _mounts_exist(self) -> "Pod":
+    def _mounts_exist(self) -> "AnyPod":
+        _once(self.volumes, "name", "volumes")
         known = {volume.name for volume in self.volumes}
-        for mount in self.containers[0].volume_mounts:
+        for index, mount in enumerate(self.containers[0].volume_mounts):
             if mount.name not in known:
-                raise ValueError(
-                    f"volumeMounts names {mount.name!r}, but volumes has no such entry"
+                raise fault(
+                    f"volumeMounts names {mount.name!r}, but volumes has no such entry "
+                    f"(allowed: {', '.join(sorted(known)) or 'none'})",
+                    *("containers", 0, "volumeMounts", index, "name"),
                 )
         return self
+
+
+class Pod(AnyPod):
+    restart_policy: Literal["Never"] = job_only("KFP starts a failed step as a new pod", ...)
+    containers: Annotated[list[Container], Field(min_length=1, max_length=1)]
 
 
 class Template(Part):
@@ -189,10 +377,59 @@ class Template(Part):
     spec: Pod
 
 
+class PodCondition(Part):
+    type: str
+    status: Literal["True", "False", "Unknown"] = "True"
+
+
+class ExitCodes(Part):
+    container_name: Name | None = None
+    operator: Literal["In", "NotIn"]
+    values: Annotated[list[int], Field(min_length=1)]
+
+
+class FailureRule(Part):
+    action: Literal["Count", "FailJob", "Ignore"]
+    on_pod_conditions: list[PodCondition] = Field(default_factory=list)
+    on_exit_codes: ExitCodes | None = None
+
+    @model_validator(mode="after")
+    def _has_one_reason(self) -> "FailureRule":
+        if bool(self.on_pod_conditions) == bool(self.on_exit_codes):
+            raise ValueError("a rule has either onPodConditions or onExitCodes")
+        if self.on_exit_codes and self.on_exit_codes.operator == "In":
+            for index, code in enumerate(self.on_exit_codes.values):
+                if code == 0:
+                    raise fault("0 is success", "onExitCodes", "values", index)
+        return self
+
+
+class FailurePolicy(Part):
+    rules: list[FailureRule]
+
+
 class JobSpec(Part):
     template: Template
-    backoff_limit: int = job_only("the pipeline sets its own retries")
-    pod_failure_policy: dict[str, Any] = job_only("it sorts the failures of a Job's pods")
+    backoff_limit: int = job_only("the pipeline sets its own retries", ge=0)
+    pod_failure_policy: FailurePolicy = job_only("it sorts the failures of a Job's pods")
+    suspend: bool = job_only("Kueue starts a Job with it; steps queue by the pod's label")
+    ttl_seconds_after_finished: int = job_only("KFP tidies up after its own pods", ge=0)
+
+    @model_validator(mode="after")
+    def _policy_names_the_container(self) -> "JobSpec":
+        name = self.template.spec.containers[0].name
+        rules = self.pod_failure_policy.rules if self.pod_failure_policy else []
+        for index, rule in enumerate(rules):
+            named = rule.on_exit_codes.container_name if rule.on_exit_codes else None
+            if named not in (None, name):
+                raise fault(
+                    f"{named!r} is no container of this pod (allowed: {name})",
+                    *("podFailurePolicy", "rules", index, "onExitCodes", "containerName"),
+                )
+        return self
+
+
+CONTAINER = ("spec", "template", "spec", "containers", 0)
 
 
 class Job(Part):
@@ -202,6 +439,7 @@ class Job(Part):
     kind: Literal["Job"]
     metadata: JobMetadata
     spec: JobSpec
+    _document: Document | None = PrivateAttr(None)
 
     @property
     def pod(self) -> Pod:
@@ -211,44 +449,148 @@ class Job(Part):
     def container(self) -> Container:
         return self.pod.containers[0]
 
+    @property
+    def stage(self) -> str:
+        return self.metadata.name.removeprefix("raft-")
+
+    def place(self, *location: int | str) -> str:
+        """`file:line` of a field."""
+        return self._document.place(*location) if self._document else self.metadata.name
+
+    def settings(self) -> dict[str, Any]:
+        """Flags that the Job's args give a value of their own, not one of a $(VARIABLE).
+
+        Raises:
+            ConfigError: the stage has no such flag, or does not take its value.
+        """
+        config = _config_class(self.stage)
+        unset = {name: "" for name, field in config.model_fields.items() if field.is_required()}
+        found: dict[str, Any] = {}
+        for index, argument in enumerate(self.container.args):
+            place = self.place(*CONTAINER, "args", index)
+            flag, sign, value = argument.partition("=")
+            name = flag.removeprefix("--").replace("-", "_")
+            if not flag.startswith("--") or not sign or name not in config.model_fields:
+                raise ConfigError(
+                    f"{place}: {argument!r} (allowed: --flag=value, with a flag of raft "
+                    f"{self.stage})",
+                    hint=f"raft {self.stage} --help shows every flag.",
+                )
+            if "$(" not in value:
+                try:
+                    found[name] = getattr(config.parse(unset | {name: value}), name)
+                except ConfigError as error:
+                    raise ConfigError(f"{place}: {error}", hint=error.hint) from None
+        return found
+
+
+def _stages() -> dict[str, tuple[str, str, str]]:
+    from pipelines.cli import STAGES
+
+    return STAGES
+
+
+def _config_class(stage: str) -> "type[StageConfig]":
+    package, name, _ = _stages()[stage]
+    found: type[StageConfig] = getattr(importlib.import_module(f"{package}.config"), name)
+    return found
+
 
 def load(stage: str, folder: Path = BASE) -> Job:
-    """Read the Job manifest of a stage ("quantize-check").
+    """Read the Job manifest of a stage ("quantize-check") from k8s/base or an overlay.
 
     Raises:
-        ConfigError: no such file, not YAML, or a field that is wrong or not understood; names
-            file and field.
+        ConfigError: as `load_all`.
     """
-    path = folder / f"{stage}.yaml"
-    try:
-        job = Job.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
+    return load_all(folder)[stage]
+
+
+def load_all(folder: Path = BASE) -> Jobs:
+    """Read the Job manifests of all stages from a folder with a kustomization.
+
+    Raises:
+        ConfigError: a file is missing or not YAML, a Job is missing or belongs to no stage, or a
+            field is wrong or not understood; names file, line and field.
+    """
+    if not (folder / kustomize.FILE).exists():
         raise ConfigError(
-            f"{path}: {error.strerror}",
+            f"{shown(folder)}: no {kustomize.FILE} there",
             hint="The Job manifests lie in k8s/base of a checkout; run `raft` from one.",
-        ) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    except ValidationError as error:
-        raise ConfigError(
-            "\n".join(_explain(path, fault) for fault in error.errors()),
-            hint="Fields that the pipeline can follow are listed in pipelines/manifests.py.",
-        ) from None
-    if job.container.command != ["raft", stage]:
-        raise ConfigError(
-            f"{path}: spec.template.spec.containers.0.command: {job.container.command} "
-            f"(allowed: ['raft', '{stage}'])"
         )
+    return jobs_of(kustomize.render(folder), shown(folder))
+
+
+def load_stream(stream: TextIO) -> Jobs:
+    """Read the Job manifests of all stages from what `kubectl kustomize` printed.
+
+    Raises:
+        ConfigError: as `load_all`.
+    """
+    return jobs_of(parse(stream), shown(stream.name))
+
+
+def overlay(name: str, folder: Path = OVERLAYS) -> Path:
+    """The folder of an overlay.
+
+    Raises:
+        ConfigError: there is none of this name; lists those that exist.
+    """
+    names = sorted(path.parent.name for path in folder.glob(f"*/{kustomize.FILE}"))
+    if name not in names:
+        raise ConfigError(
+            f"--overlay {name!r}: no such overlay (allowed: {', '.join(names) or 'none'})",
+            hint=f"An overlay is a folder in {shown(folder)} with a {kustomize.FILE}.",
+        )
+    return folder / name
+
+
+def jobs_of(documents: Iterable[Document], origin: str) -> Jobs:
+    """The Jobs among documents, by stage; `origin` says where they come from."""
+    jobs: dict[str, Job] = {}
+    problems: list[str] = []
+    for document in documents:
+        if document.get("kind") == "Job":
+            try:
+                job = job_of(document)
+            except ConfigError as error:
+                problems.append(str(error))
+                continue
+            if job.stage in jobs:
+                problems.append(f"{document.place()}: a second Job {job.metadata.name}")
+            jobs[job.stage] = job
+    if not problems:
+        missing = [f"raft-{stage}" for stage in _stages() if stage not in jobs]
+        problems = [f"{origin}: no Job named {name}" for name in missing]
+    if problems:
+        raise ConfigError(
+            "\n".join(problems),
+            hint="What the pipeline can follow is listed in pipelines/manifests.py.",
+        )
+    return jobs
+
+
+def job_of(document: Document) -> Job:
+    """Take a document as the Job of a stage.
+
+    Raises:
+        ConfigError: a field is wrong or not understood, or it is not the Job of a stage.
+    """
+    job = validate(document, Job)
+    job._document = document
+    if job.stage not in _stages() or job.metadata.name == job.stage:
+        allowed = ", ".join(f"raft-{stage}" for stage in _stages())
+        raise ConfigError(
+            f"{document.place('metadata', 'name')}: metadata.name {job.metadata.name!r}: "
+            f"not the Job of a stage (allowed: {allowed})"
+        )
+    if job.container.command != ["raft", job.stage]:
+        raise ConfigError(
+            f"{document.place(*CONTAINER, 'command')}: "
+            f"spec.template.spec.containers.0.command: {job.container.command} "
+            f"(allowed: ['raft', '{job.stage}'])"
+        )
+    job.settings()
     return job
-
-
-def _explain(path: Path, fault: Any) -> str:
-    field = ".".join(str(part) for part in fault["loc"]) or "the file"
-    if fault["type"] == "extra_forbidden":
-        return f"{path}: {field}: not understood, so the pipeline would run without it"
-    problem = str(fault["msg"]).removeprefix("Value error, ")
-    value = "" if isinstance(fault["input"], dict) else f" {fault['input']!r}"
-    return f"{path}: {field}{value}: {problem}"
 
 
 def apply(job: Job, task: "PipelineTask") -> None:
@@ -256,7 +598,14 @@ def apply(job: Job, task: "PipelineTask") -> None:
     from kfp import kubernetes
 
     task.set_container_image(job.container.image)
+    _apply_settings(job, task)
     _apply_resources(job.container.resources, task)
+    if job.container.image_pull_policy:
+        kubernetes.set_image_pull_policy(task, job.container.image_pull_policy)
+    if job.pod.image_pull_secrets:
+        kubernetes.set_image_pull_secrets(
+            task, [secret.name for secret in job.pod.image_pull_secrets]
+        )
     for key, value in job.spec.template.metadata.labels.items():
         kubernetes.add_pod_label(task, key, value)
     for key, value in job.spec.template.metadata.annotations.items():
@@ -278,6 +627,22 @@ def apply(job: Job, task: "PipelineTask") -> None:
     )
     if user:
         kubernetes.set_security_context(task, **user)
+
+
+def _apply_settings(job: Job, task: "PipelineTask") -> None:
+    for name, value in job.settings().items():
+        if name in task.inputs:
+            raise ConfigError(
+                f"{job.place(*CONTAINER, 'args')}: {name} has a value here, but in the pipeline "
+                "it is a parameter",
+                hint="Take the flag out of the args, and give the value when you start a run.",
+            )
+        if name not in task.component_spec.inputs:
+            raise ConfigError(
+                f"{job.place(*CONTAINER, 'args')}: {name} is no parameter of the component, so the "
+                "pipeline would run without it"
+            )
+        task.inputs[name] = list(value) if isinstance(value, tuple) else value
 
 
 def _apply_resources(resources: Resources, task: "PipelineTask") -> None:

@@ -4,8 +4,9 @@ What a step runs is declared in its component, what it needs of the cluster in i
 Compiled by `raft compile` to pipelines/raft.yaml, which is what one uploads.
 """
 
-# kfp is untyped.
+# kfp is untyped, and wants lists as defaults.
 # mypy: allow-untyped-decorators
+# ruff: noqa: B006, B008
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,50 @@ from components.eval.config import EvalConfig
 from components.generate.component import generate
 from components.generate.config import GenerateConfig
 from components.quantize_check.component import quantize_check
+from components.quantize_check.config import QuantizeCheckConfig
 from components.train.component import train
 from components.train.config import TrainConfig
 from pipelines import manifests
+from pipelines.steps import placed, reading
+from pipelines.summary import summary
 
 
-def pipeline(jobs: Path = manifests.BASE) -> Any:
-    """The pipeline, with every step on the hardware that the Job manifests in `jobs` ask for.
+def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
+    """The pipeline, with every step on the hardware that the Jobs, or those in a folder, ask for.
 
     Raises:
         ConfigError: a manifest is missing or not understood.
     """
+    by_stage = manifests.load_all(jobs) if isinstance(jobs, Path) else jobs
 
     def place(task: dsl.PipelineTask, stage: str) -> dsl.PipelineTask:
-        manifests.apply(manifests.load(stage, jobs), task)
-        # KFP finds cached results by the text of the inputs: documents that changed under the
-        # same gs:// URI, or a model that changed under the same name, would go unseen.
-        return task.set_caching_options(False)
+        return placed(task, stage, by_stage)
+
+    # A pipeline of its own, because kfp.local cannot see another step's output in a condition
+    # beside it; handed in as a parameter it can, and a cluster does the same with both.
+    @dsl.pipeline(name="gated-eval")
+    def gated_eval(
+        decision: str,
+        questions: str,
+        base_model: str,
+        max_questions: int,
+        seed: int,
+        adapter: dsl.Input[dsl.Model],
+        quantization: dsl.Input[dsl.Artifact],
+    ) -> None:
+        """Evaluate, unless quantize-check decided to stop."""
+        with dsl.If(decision == "go", name="gate"):
+            place(
+                evaluate(
+                    questions=questions,
+                    base_model=base_model,
+                    adapter=adapter,
+                    quantization=quantization,
+                    max_questions=max_questions,
+                    seed=seed,
+                ),
+                "eval",
+            )
 
     @dsl.pipeline(name="raft")
     def raft(
@@ -50,6 +78,9 @@ def pipeline(jobs: Path = manifests.BASE) -> Any:
         alpha: int = TrainConfig.default("alpha"),
         learning_rate: float = TrainConfig.default("learning_rate"),
         epochs: float = TrainConfig.default("epochs"),
+        sweep: list = list(TrainConfig.default("sweep")),  # type: ignore[type-arg]
+        max_memory_ratio: float = QuantizeCheckConfig.default("max_memory_ratio"),
+        gate: str = QuantizeCheckConfig.default("gate"),
         max_questions: int = EvalConfig.default("max_questions"),
         seed: int = GenerateConfig.default("seed"),
     ) -> None:
@@ -73,54 +104,65 @@ def pipeline(jobs: Path = manifests.BASE) -> Any:
             alpha: Training. LoRA scale: updates are multiplied by alpha / rank.
             learning_rate: Training. Peak learning rate; a cosine takes it down to zero.
             epochs: Training. Passes over the rows.
+            sweep: Training. Settings to try one after another, as JSON: [{"rank": 16},
+                {"rank": 64}]; the one with the least validation loss wins. [] trains once.
+            max_memory_ratio: 4-bit check. Most weight bytes at 4 bits per byte at 16 bits.
+            gate: 4-bit check. What a failed check means: warn (say so and evaluate) or stop.
             max_questions: Evaluation. Ask at most this many questions, sampled by seed.
             seed: Seed of everything random, in all steps.
         """
-        generated = place(
-            generate(
-                documents=documents,
-                teacher=teacher,
-                teacher_endpoint=teacher_endpoint,
-                teacher_model=teacher_model,
-                chunk_tokens=chunk_tokens,
-                max_chunks=max_chunks,
-                distractors=distractors,
-                oracle_probability=oracle_probability,
-                seed=seed,
-            ),
-            "generate",
-        )
-        dataset = generated.outputs["dataset"]
+        with dsl.ExitHandler(reading(summary(), by_stage), name="run"):
+            generated = place(
+                generate(
+                    documents=documents,
+                    teacher=teacher,
+                    teacher_endpoint=teacher_endpoint,
+                    teacher_model=teacher_model,
+                    chunk_tokens=chunk_tokens,
+                    max_chunks=max_chunks,
+                    distractors=distractors,
+                    oracle_probability=oracle_probability,
+                    seed=seed,
+                ),
+                "generate",
+            )
+            dataset = generated.outputs["dataset"]
 
-        trained = place(
-            train(
-                dataset=dataset,
-                base_model=base_model,
-                rank=rank,
-                alpha=alpha,
-                learning_rate=learning_rate,
-                epochs=epochs,
-                seed=seed,
-            ),
-            "train",
-        )
-        adapter = trained.outputs["adapter"]
+            trained = place(
+                train(
+                    dataset=dataset,
+                    base_model=base_model,
+                    rank=rank,
+                    alpha=alpha,
+                    learning_rate=learning_rate,
+                    epochs=epochs,
+                    sweep=sweep,
+                    seed=seed,
+                ),
+                "train",
+            )
+            adapter = trained.outputs["adapter"]
 
-        quantized = place(
-            quantize_check(dataset=dataset, base_model=base_model, adapter=adapter, seed=seed),
-            "quantize-check",
-        )
+            quantized = place(
+                quantize_check(
+                    dataset=dataset,
+                    base_model=base_model,
+                    adapter=adapter,
+                    max_memory_ratio=max_memory_ratio,
+                    gate=gate,
+                    seed=seed,
+                ),
+                "quantize-check",
+            )
 
-        place(
-            evaluate(
+            gated_eval(
+                decision=quantized.outputs["decision"],
                 questions=questions,
                 base_model=base_model,
-                adapter=adapter,
-                quantization=quantized.outputs["quantization"],
                 max_questions=max_questions,
                 seed=seed,
-            ),
-            "eval",
-        )
+                adapter=adapter,
+                quantization=quantized.outputs["quantization"],
+            ).set_caching_options(False)
 
     return raft

@@ -112,7 +112,7 @@ class _Handler(RequestHandler):
             except _PreconditionFailed:
                 self._refuse(412)
                 return
-            except BrokenPipeError:
+            except ConnectionError:
                 pass  # the client was killed; what it asked for is done all the same
             finally:
                 self.storage.expected = None

@@ -1,6 +1,7 @@
 """Storage on local folders, and with the real client against an emulator of GCS."""
 
 import itertools
+import json
 import random
 import shutil
 import stat
@@ -15,21 +16,26 @@ from typing import Any
 
 import pytest
 
+from components import summary
 from components.errors import ConfigError, DataError, StorageError
 from components.generate import generate
 from components.generate.config import GenerateConfig
+from components.kubeflow import Step
 from components.storage import (
     MANIFEST,
     PARTIAL_MANIFEST,
     _inside,
     atomic_write,
     fetch,
+    find,
     localized,
     publish,
+    put,
     seal,
     unseal,
     verify,
 )
+from components.summary import SummaryConfig
 from tests.conftest import REPOSITORY
 from tests.gcs import BUCKET, Emulator, emulator
 
@@ -321,3 +327,37 @@ def test_a_name_cannot_lead_out_of_the_folder(tmp_path: Path, name: str) -> None
     with pytest.raises(DataError, match="outside the artifact"):
         _inside(tmp_path, name)
     assert _inside(tmp_path, "a/b..c/.d") == tmp_path / "a" / "b..c" / ".d"
+
+
+def test_single_files_are_found_and_put_in_a_bucket_as_in_a_folder(
+    gcs: Emulator, tmp_path: Path
+) -> None:
+    for root in ("gs://bucket/runs/1", str(tmp_path / "1")):
+        put("{}", f"{root}/train/adapter/ledger.json")
+        put("other", f"{root}/train/adapter/weights")
+        assert dict(find(root, lambda name: name == "ledger.json")) == {
+            f"{root}/train/adapter/ledger.json": "{}"
+        }
+    put("{}", "gs://bucket/runs/10/ledger.json")
+    assert len(list(find("gs://bucket/runs/1", bool))) == 2, "not those of the run 10"
+    for location in ("minio://bucket/x", "s3://bucket/x"):
+        with pytest.raises(StorageError, match="only local paths and gs://"):
+            put("{}", location)
+
+
+def test_the_summary_of_a_run_in_a_bucket_counts_an_attempt_that_failed(
+    gcs: Emulator, tmp_path: Path
+) -> None:
+    root = "gs://bucket/root/raft/1a2b"
+    place = {"uri": f"{root}/generate/7c/dataset"}
+    told = {"outputs": {"artifacts": {"dataset": {"artifacts": [place]}}, "outputFile": "x"}}
+    with (
+        pytest.raises(StorageError, match="gone"),
+        Step.parse(json.dumps(told)).accounted("generate"),
+    ):
+        raise StorageError("the documents are gone")
+    place["uri"] = f"{root}/summary/9f/text"
+    folders = Step.parse(json.dumps(told)).folders_to_read("summary")
+    account = summary.run(SummaryConfig(folders=tuple(folders), output=str(tmp_path)))
+    assert [entry.failed for entry in account.stages] == ["the documents are gone"]
+    assert "**generate failed:** the documents are gone" in (tmp_path / "summary.md").read_text()

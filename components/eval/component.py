@@ -21,6 +21,8 @@ def eval(
     adapter: dsl.Input[dsl.Model],
     quantization: dsl.Input[dsl.Artifact],
     evaluation: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
     arms: list[str] = list(EvalConfig.default("arms")),
     max_questions: int = EvalConfig.default("max_questions"),
     distractors: int = EvalConfig.default("distractors"),
@@ -38,6 +40,8 @@ def eval(
         adapter: Adapter of train.
         quantization: Folder of quantize-check; its weight bytes go in the report.
         evaluation: Scores with confidence intervals, every generation, the report.
+        metrics: F1, EM and contains of each arm; retention.
+        report: The report, to read on the run's page.
         arms: Model variants to compare, of base, raft, base-4bit and raft-4bit.
         max_questions: Ask at most this many, sampled by seed.
         distractors: Paragraphs shown beside the oracle ones; -1 shows all of a question's.
@@ -64,5 +68,6 @@ def eval(
             "--resamples", resamples,
             "--seed", seed,
             "--output", evaluation.path,
+            "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
         ],
     )  # fmt: skip

@@ -1,7 +1,8 @@
 """The eval stage: ask every arm the same questions, judge, compare, report.
 
 Writes to the output folder: `results.json` (`records.Evaluation`), `samples.jsonl` (one
-`records.Sample` a line, arm after arm), `f1.png`, `report.html`, `ledger.json`.
+`records.Sample` a line, arm after arm), `f1.png`, `report.html`, `ledger.json`, and the adapter's
+`training.json`.
 """
 
 from collections.abc import Sequence
@@ -14,10 +15,17 @@ from components.eval.config import EvalConfig
 from components.eval.questions import AskedQuestion, choose_questions
 from components.ledger import Ledger
 from components.models import choose_dtype
-from components.records import Evaluation, QuantizationReport, Sample, read_json
+from components.records import (
+    Evaluation,
+    QuantizationReport,
+    Sample,
+    TrainingRecord,
+    read_json,
+)
 from components.storage import atomic_write, seal, unseal, verify, write_json
 
 RESULTS, SAMPLES, CHART, REPORT = "results.json", "samples.jsonl", "f1.png", "report.html"
+TRAINING = "training.json"
 
 
 def run(config: EvalConfig) -> Evaluation:
@@ -45,6 +53,7 @@ def run(config: EvalConfig) -> Evaluation:
         evaluation = _judge(config, questions, runs, quantization)
         samples = [sample for arm in runs for sample in arm.samples]
         write_json(output / RESULTS, evaluation)
+        _quote_training(Path(config.adapter), output)
         _write_samples(output / SAMPLES, samples)
         figure.draw(evaluation, output / CHART)
         page = report.render(evaluation, samples, quantization, ledger.entry())
@@ -61,6 +70,14 @@ def _read_quantization(folder: str) -> QuantizationReport | None:
         return None
     verify(Path(folder), "--quantization")
     return read_json(Path(folder) / "quantization.json", QuantizationReport)
+
+
+def _quote_training(adapter: Path, output: Path) -> None:
+    """Keep the adapter's settings beside its scores; an adapter from elsewhere has no record."""
+    if (adapter / TRAINING).exists():
+        write_json(output / TRAINING, read_json(adapter / TRAINING, TrainingRecord))
+    else:
+        (output / TRAINING).unlink(missing_ok=True)
 
 
 def _judge(

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from components.describe import duration
 from components.eval import figure, findings
 from components.ledger import LedgerEntry
 from components.records import (
@@ -97,7 +98,7 @@ def render(
     environment.filters |= {
         "signed": findings.signed,
         "bytes": _bytes,
-        "duration": _duration,
+        "duration": duration,
         "label": partial(findings.label, evaluation=evaluation),
     }
     questions = _by_question(samples)
@@ -270,14 +271,6 @@ def _bytes(count: int) -> str:
                 else f"{count / size:.0f} {unit}"
             )
     return f"{count} B"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def _visible(value: Any) -> Any:

@@ -17,6 +17,7 @@ from components.generate.config import GenerateConfig
 def generate(
     documents: str,
     dataset: dsl.Output[dsl.Dataset],
+    card: dsl.Output[dsl.Markdown],
     chunk_tokens: int = GenerateConfig.default("chunk_tokens"),
     tokenizer: str = GenerateConfig.default("tokenizer"),
     max_chunks: int = GenerateConfig.default("max_chunks"),
@@ -37,6 +38,7 @@ def generate(
     Args:
         documents: gs:// URI of the documents: a folder, or one file.
         dataset: Training and validation rows, a dataset card, a report of what was dropped.
+        card: The dataset card, to read on the run's page.
         chunk_tokens: Most tokens in a chunk, the piece of a document that a question is about.
         tokenizer: What counts those tokens: an OpenAI model name, or a tokenizer folder.
         max_chunks: Ask about at most this many chunks, sampled by seed; 0 asks about all.
@@ -72,5 +74,6 @@ def generate(
             "--validation-fraction", validation_fraction,
             "--seed", seed,
             "--output", dataset.path,
+            "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
         ],
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """Settings of the quantize-check stage."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from components.config import InputLocation, StageConfig, option
 
@@ -37,4 +37,10 @@ class QuantizeCheckConfig(StageConfig):
     )
     max_memory_ratio: float = option(
         0.5, gt=0, le=1, help="Most weight bytes in 4 bits per byte in 16 bits.", group="Check"
+    )
+    gate: Literal["warn", "stop"] = option(
+        "warn",
+        help="What a failed check means for the pipeline: warn says so and goes on to eval, stop "
+        "closes the gate before it.",
+        group="Check",
     )

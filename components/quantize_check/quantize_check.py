@@ -165,6 +165,7 @@ def _judge(
         min_agreement=config.min_agreement,
         max_memory_ratio=config.max_memory_ratio,
         passed=not faults,
+        decision="stop" if faults and config.gate == "stop" else "go",
         verdict=f"{'PASS' if not faults else 'FAIL'}: {measured}"
         + (f"; {' and '.join(faults)}" if faults else ""),
     )

@@ -19,10 +19,13 @@ def train(
     dataset: dsl.Input[dsl.Dataset],
     base_model: str,
     adapter: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    settings: dsl.Output[dsl.Markdown],
     rank: int = TrainConfig.default("rank"),
     alpha: int = TrainConfig.default("alpha"),
     dropout: float = TrainConfig.default("dropout"),
     target_modules: list[str] = list(TrainConfig.default("target_modules")),
+    sweep: list = list(TrainConfig.default("sweep")),  # type: ignore[type-arg]
     epochs: float = TrainConfig.default("epochs"),
     learning_rate: float = TrainConfig.default("learning_rate"),
     warmup_ratio: float = TrainConfig.default("warmup_ratio"),
@@ -39,10 +42,14 @@ def train(
         dataset: Rows of generate.
         base_model: Chat model to adapt: a hub id, or the gs:// URI of a model folder.
         adapter: LoRA adapter and tokenizer in safetensors, with the loss curve; never merged.
+        metrics: Validation loss, steps, tokens per second, peak memory.
+        settings: The loss curve, or the settings of the sweep and how each did.
         rank: Rank r of the LoRA matrices.
         alpha: LoRA scale: updates are multiplied by alpha / rank.
         dropout: Dropout before the LoRA matrices, 0 to 1.
         target_modules: Layers that get an adapter: ["all-linear"], or names such as ["q_proj"].
+        sweep: Settings to try, as JSON: [{"rank": 16}, {"rank": 64}]; the one with the least
+            validation loss becomes the adapter. [] trains once.
         epochs: Passes over the rows.
         learning_rate: Peak learning rate; a cosine takes it down to zero.
         warmup_ratio: Share of the steps, 0 to 1, over which the learning rate rises.
@@ -63,6 +70,7 @@ def train(
             "--alpha", alpha,
             "--dropout", dropout,
             "--target-modules", target_modules,
+            "--sweep", sweep,
             "--epochs", epochs,
             "--learning-rate", learning_rate,
             "--warmup-ratio", warmup_ratio,
@@ -73,5 +81,6 @@ def train(
             "--dtype", dtype,
             "--seed", seed,
             "--output", adapter.path,
+            "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
         ],
     )  # fmt: skip

@@ -1,8 +1,23 @@
 """Settings of the train stage."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from components.config import InputLocation, StageConfig, TextList, option
+from pydantic import field_validator, model_validator
+
+from components.config import InputLocation, ObjectList, StageConfig, TextList, option
+
+SWEPT = (
+    "rank",
+    "alpha",
+    "dropout",
+    "target_modules",
+    "epochs",
+    "learning_rate",
+    "warmup_ratio",
+    "batch_size",
+    "gradient_accumulation",
+)
+"""The settings that a sweep may vary."""
 
 
 class TrainConfig(StageConfig):
@@ -25,6 +40,13 @@ class TrainConfig(StageConfig):
     target_modules: TextList = option(
         ("all-linear",),
         help="Layers that get an adapter: all-linear, or names such as q_proj,v_proj.",
+        group="LoRA",
+    )
+
+    sweep: ObjectList = option(
+        (),
+        help='Settings to try one after another, as JSON: [{"rank": 16, "alpha": 16}, '
+        '{"rank": 64}]. The one with the least validation loss becomes the adapter.',
         group="LoRA",
     )
 
@@ -52,3 +74,28 @@ class TrainConfig(StageConfig):
     dtype: Literal["auto", "bfloat16", "float32"] = option(
         "auto", help="Weights' type; auto is bfloat16 on a GPU that has it.", group="Hardware"
     )
+
+    @field_validator("sweep")
+    @classmethod
+    def _known_settings(cls, sweep: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        for trial in sweep:
+            for name in trial:
+                if name not in SWEPT:
+                    raise ValueError(f"cannot vary {name!r} (allowed: {', '.join(SWEPT)})")
+        return sweep
+
+    @model_validator(mode="after")
+    def _trials_are_in_range(self) -> Self:
+        self.trials()
+        return self
+
+    def trials(self) -> list[Self]:
+        """One config for each setting of the sweep, or only this one where there is none.
+
+        Raises:
+            ConfigError: a value is out of range.
+        """
+        if not self.sweep:
+            return [self]
+        rest = self.model_dump(exclude={"sweep"})
+        return [self.parse(rest | trial) for trial in self.sweep]

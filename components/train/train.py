@@ -1,20 +1,25 @@
 """The train stage: RAFT rows and a base model in, a LoRA adapter out.
 
 TRL's supervised fine-tuning with the loss on the answer's tokens only. The adapter and the
-tokenizer are saved in safetensors; `training.json` tells how it went.
+tokenizer are saved in safetensors; `training.json` tells how it went. A sweep fits one setting
+after another and keeps the adapter with the least validation loss.
 """
 
+import gc
+import math
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from components.errors import DataError
-from components.ledger import Ledger, peak_memory
+from components.ledger import Ledger, peak_memory, stopwatch
 from components.models import choose_dtype, load_model, load_tokenizer
 from components.progress import Task, headline, say, task
-from components.records import LossPoint, TrainingRecord
+from components.records import LossPoint, SweepTrial, TrainingRecord
 from components.storage import seal, unseal, verify, write_json
-from components.train.chat import examples, read_rows
+from components.train.chat import examples as encode
+from components.train.chat import read_rows
 from components.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -39,8 +44,8 @@ def run(config: TrainConfig) -> TrainingRecord:
         validation_rows = read_rows(Path(config.dataset) / "validation.jsonl")
         say("  loading the model")
         tokenizer = load_tokenizer(config.base_model)
-        train, train_long = examples(rows, tokenizer, config.max_tokens)
-        validation, validation_long = examples(validation_rows, tokenizer, config.max_tokens)
+        train, train_long = encode(rows, tokenizer, config.max_tokens)
+        validation, validation_long = encode(validation_rows, tokenizer, config.max_tokens)
         too_long = train_long + validation_long
         if too_long:
             say(
@@ -55,42 +60,114 @@ def run(config: TrainConfig) -> TrainingRecord:
                 hint="Raise --max-tokens, or generate with smaller chunks or fewer distractors.",
             )
 
-        trainer = _trainer(config, tokenizer, train, validation)
-        with ExitStack() as bar:
-            trainer.add_callback(_reporting(bar))
-            result = trainer.train()
-        trainer.save_model(str(output))
-        _clean(output)
-
-        tokens = int(trainer.state.num_input_tokens_seen)
-        ledger.count(tokens_in=tokens)
-        curve = _curve(trainer.state.log_history)
-        validated = [point.loss for point in curve if point.split == "validation"]
-        trainable, total = trainer.model.get_nb_trainable_parameters()
-        record = TrainingRecord(
-            base_model=config.base_model,
-            rows_train=len(train),
-            rows_validation=len(validation),
-            rows_too_long=len(too_long),
-            steps=trainer.state.global_step,
-            epochs=config.epochs,
-            trainable_parameters=trainable,
-            total_parameters=total,
-            tokens=tokens,
-            tokens_per_second=round(tokens / result.metrics["train_runtime"], 1),
-            peak_memory_bytes=peak_memory(),
-            curve=curve,
-            validation_loss=validated[-1] if validated else None,
-            settings=config.model_dump(mode="json"),
-        )
+        if len(config.sweep) > 1 and not validation:
+            raise DataError(
+                "no validation row to compare the settings of --sweep by",
+                path=Path(config.dataset) / "validation.jsonl",
+                hint="Generate with --validation-fraction above 0, or give one setting.",
+            )
+        record = _best(config, tokenizer, Examples(train, validation, len(too_long)), ledger)
         write_json(output / "training.json", record)
     seal(output)
-    said = "" if not validated else f", validation loss {validated[-1]:.4f}"
+    loss = record.validation_loss
+    said = "" if loss is None else f", validation loss {loss:.4f}"
     say(
         f"  {len(train)} rows, {record.steps} steps, {record.tokens_per_second:.0f} tokens/s, "
-        f"{trainable:,} trainable of {total:,} parameters{said}"
+        f"{record.trainable_parameters:,} trainable of {record.total_parameters:,} parameters{said}"
     )
     return record
+
+
+class Examples(NamedTuple):
+    """What every setting is fitted on: tokenized rows, and how many were too long."""
+
+    train: list[Any]
+    validation: list[Any]
+    too_long: int
+
+
+def _best(
+    config: TrainConfig, tokenizer: Any, examples: Examples, ledger: Ledger
+) -> TrainingRecord:
+    """Fit every setting of the sweep; leave the adapter with the least validation loss."""
+    if not config.sweep:
+        return _fit(config, tokenizer, examples, ledger)
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".sweep-", dir=output) as scratch:
+        records, changed, seconds = [], [], []
+        for number, (trial, given) in enumerate(
+            zip(config.trials(), config.sweep, strict=True), start=1
+        ):
+            changed.append(trial.model_dump(mode="json", include=set(given)))
+            words = " ".join(f"{name}={value}" for name, value in changed[-1].items())
+            say(f"  setting {number} of {len(config.sweep)}: {words or 'the defaults'}")
+            folder = trial.model_copy(update={"output": str(Path(scratch) / str(number))})
+            with stopwatch() as watch:
+                records.append(_fit(folder, tokenizer, examples, ledger))
+            seconds += watch
+            _free()
+        # The first of equals: the order in which a person lists settings is a preference.
+        losses = [_or_infinite(record.validation_loss) for record in records]
+        best = losses.index(min(losses))
+        for path in (Path(scratch) / str(best + 1)).iterdir():
+            path.replace(output / path.name)
+    trials = [
+        SweepTrial(
+            settings=settings,
+            steps=record.steps,
+            train_loss=next(p.loss for p in reversed(record.curve) if p.split == "train"),
+            validation_loss=record.validation_loss,
+            seconds=round(took, 3),
+            chosen=index == best,
+        )
+        for index, (settings, record, took) in enumerate(
+            zip(changed, records, seconds, strict=True)
+        )
+    ]
+    return records[best].model_copy(
+        update={
+            "sweep": trials,
+            "settings": records[best].settings | {"output": config.output},
+        }
+    )
+
+
+def _or_infinite(loss: float | None) -> float:
+    return math.inf if loss is None or math.isnan(loss) else loss
+
+
+def _fit(config: TrainConfig, tokenizer: Any, examples: Examples, ledger: Ledger) -> TrainingRecord:
+    """Train one setting and save its adapter in the output folder."""
+    output = Path(config.output)
+    trainer = _trainer(config, tokenizer, examples.train, examples.validation)
+    with ExitStack() as bar:
+        trainer.add_callback(_reporting(bar))
+        result = trainer.train()
+    trainer.save_model(str(output))
+    _clean(output)
+
+    tokens = int(trainer.state.num_input_tokens_seen)
+    ledger.count(tokens_in=tokens)
+    curve = _curve(trainer.state.log_history)
+    validated = [point.loss for point in curve if point.split == "validation"]
+    trainable, total = trainer.model.get_nb_trainable_parameters()
+    return TrainingRecord(
+        base_model=config.base_model,
+        rows_train=len(examples.train),
+        rows_validation=len(examples.validation),
+        rows_too_long=examples.too_long,
+        steps=trainer.state.global_step,
+        epochs=config.epochs,
+        trainable_parameters=trainable,
+        total_parameters=total,
+        tokens=tokens,
+        tokens_per_second=round(tokens / result.metrics["train_runtime"], 1),
+        peak_memory_bytes=peak_memory(),
+        curve=curve,
+        validation_loss=validated[-1] if validated else None,
+        settings=config.model_dump(mode="json"),
+    )
 
 
 def _trainer(
@@ -198,3 +275,12 @@ def _clean(output: Path) -> None:
     """Drop what the trainer leaves beside the adapter: a pickle, and a card with placeholders."""
     for name in ("training_args.bin", "README.md"):
         (output / name).unlink(missing_ok=True)
+
+
+def _free() -> None:
+    """Give the GPU memory of one setting back before the next one loads the model."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

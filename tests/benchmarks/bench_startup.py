@@ -22,7 +22,7 @@ def main() -> None:
     from pipelines.cli import STAGES
 
     print(f"{'command':<28}{'median':>9}{'beside empty':>14}{'ratio':>8}   ({RUNS} pairs)")
-    for words in ([], *([name] for name in (*STAGES, "demo", "compile"))):
+    for words in ([], *([name] for name in (*STAGES, "demo", "compile", "check"))):
         command = [sys.executable, "-m", "pipelines", *words, "--help"]
         pairs = [(seconds(command), seconds(EMPTY)) for _ in range(RUNS + 1)][1:]
         ours = statistics.median(ours for ours, _ in pairs)

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 FILES, SIZE, PAIRS = 50, 4_000_000, 5
@@ -56,31 +57,18 @@ def main() -> None:
         seal(folder)
         names = [f"{number:02}" for number in range(FILES)]
         bucket = storage.Client().bucket("bucket")
+        copy = {"max_workers": 16, "worker_type": "thread"}
         up, down = [], []
         for turn in range(PAIRS):
-            theirs, mine = f"theirs{turn}", f"ours{turn}"
-            up.append(
-                (
-                    seconds(lambda: publish(folder, f"gs://bucket/{mine}")),
-                    seconds(
-                        lambda: transfer_manager.upload_many_from_filenames(
-                            bucket, names, source_directory=str(folder), max_workers=16,
-                            blob_name_prefix=f"{theirs}/", worker_type="thread",
-                        )
-                    ),
-                )
-            )  # fmt: skip
-            down.append(
-                (
-                    seconds(lambda: fetch(f"gs://bucket/{mine}", Path(scratch) / mine)),
-                    seconds(
-                        lambda: transfer_manager.download_many_to_path(
-                            bucket, names, str(Path(scratch) / theirs), max_workers=16,
-                            blob_name_prefix=f"{theirs}/", worker_type="thread",
-                        )
-                    ),
-                )
-            )  # fmt: skip
+            ours, theirs = f"gs://bucket/ours{turn}", f"theirs{turn}/"
+            send = partial(transfer_manager.upload_many_from_filenames, bucket, names, **copy,
+                           source_directory=str(folder), blob_name_prefix=theirs)  # fmt: skip
+            receive = partial(transfer_manager.download_many_to_path, bucket, names, **copy,
+                              destination_directory=f"{scratch}/{theirs}",
+                              blob_name_prefix=theirs)  # fmt: skip
+            up.append((seconds(partial(publish, folder, ours)), seconds(send)))
+            fetching = partial(fetch, ours, Path(scratch) / f"ours{turn}")
+            down.append((seconds(fetching), seconds(receive)))
     server.kill()
     print(f"\n{'':<8}{'ours':>14}{'transfer manager':>20}{'ratio':>10}   ({PAIRS} pairs)")
     compare("upload", up)

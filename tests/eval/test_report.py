@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from components import describe
 from components.eval import report
 from components.ledger import LedgerEntry
 from components.records import Evaluation, QuantizationReport, Sample
@@ -186,7 +187,7 @@ def test_bytes_in_words(count: int, words: str) -> None:
 
 
 def test_durations_in_words() -> None:
-    assert [report._duration(seconds) for seconds in (5.04, 65, 7300)] == [
+    assert [describe.duration(seconds) for seconds in (5.04, 65, 7300)] == [
         "5.0 s",
         "1 min 5 s",
         "2 h 1 min",

@@ -2,9 +2,18 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import yaml
+
+from pipelines import kustomize, manifests
+from pipelines.compile import compiled
+
+# libyaml's parser where it is there: hundreds of pipelines are read.
+FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+FAST_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 PLACEHOLDER = re.compile(
     r"\{\{\$\.(?:inputs|outputs)\.(parameters|artifacts)\['(\w+)'\](?:\.path)?\}\}"
@@ -13,7 +22,7 @@ PLACEHOLDER = re.compile(
 
 def parse_pipeline(text: str) -> dict:
     """Both documents of a compiled pipeline: the specification and the Kubernetes settings."""
-    specification, platforms = yaml.safe_load_all(text)
+    specification, platforms = yaml.load_all(text, FAST_LOADER)
     return specification | platforms
 
 
@@ -23,7 +32,7 @@ def as_kubeflow(value: object) -> str:
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:f}"
-    if isinstance(value, list):
+    if isinstance(value, list | dict):
         return json.dumps(value, separators=(",", ":"))
     return str(value)
 
@@ -38,13 +47,88 @@ def render(arguments: list[str], values: dict[str, object]) -> list[str]:
     return [PLACEHOLDER.sub(fill, argument) for argument in arguments]
 
 
+def tasks_of(pipeline: dict) -> dict[str, dict]:
+    """Every container task by name, however deep it is nested."""
+    dags = [pipeline["root"], *pipeline["components"].values()]
+    return {
+        name: task
+        for component in dags
+        for name, task in component.get("dag", {}).get("tasks", {}).items()
+        if "dag" not in pipeline["components"][task["componentRef"]["name"]]
+    }
+
+
+def leaves(value: object, path: str = "") -> dict[str, object]:
+    """Every scalar of nested data by its dotted path."""
+    if isinstance(value, dict):
+        items = [(str(key), entry) for key, entry in value.items()]
+    elif isinstance(value, list):
+        items = [(str(index), entry) for index, entry in enumerate(value)]
+    else:
+        return {path: value}
+    return {
+        place: leaf
+        for key, entry in items
+        for place, leaf in leaves(entry, f"{path}.{key}" if path else key).items()
+    }
+
+
+def sources() -> dict[str, Path]:
+    """Every folder that the pipeline can be compiled from, by its name."""
+    overlays = sorted(path for path in manifests.OVERLAYS.iterdir() if path.is_dir())
+    return {"base": manifests.BASE} | {path.name: path for path in overlays}
+
+
+def compile_objects(objects: list[dict], path: Path) -> dict:
+    """The pipeline compiled from objects as they come from `kubectl kustomize`.
+
+    As `compiled` does it, but without writing YAML, and in a thread: kfp looks at the whole stack
+    again and again, which is short there. Both halve the time of the many tests that compile.
+    """
+    from google.protobuf.json_format import MessageToDict
+
+    from pipelines.raft import pipeline
+
+    path.write_text(yaml.dump_all(objects, Dumper=FAST_DUMPER))
+    with path.open() as stream:
+        jobs = manifests.load_stream(stream)
+    with ThreadPoolExecutor(1) as thread:
+        found = thread.submit(pipeline, jobs).result()
+    return MessageToDict(found.pipeline_spec) | MessageToDict(found.platform_spec)
+
+
+def job_of(objects: list[dict], stage: str) -> dict:
+    (job,) = [found for found in objects if found["metadata"]["name"] == f"raft-{stage}"]
+    return job
+
+
+@pytest.fixture(scope="session")
+def rendered() -> dict[str, list[dict]]:
+    """The objects of every source, as plain data."""
+    return {
+        name: [document.value for document in kustomize.render(folder)]
+        for name, folder in sources().items()
+    }
+
+
+@pytest.fixture(scope="session")
+def pipelines() -> dict[str, dict]:
+    """The pipeline compiled from every source."""
+    return {name: parse_pipeline(compiled(folder)) for name, folder in sources().items()}
+
+
 @pytest.fixture(scope="session")
 def compiled_text() -> str:
-    from pipelines.compile import compiled
-
     return compiled()
 
 
 @pytest.fixture(scope="session")
 def pipeline(compiled_text: str) -> dict:
     return parse_pipeline(compiled_text)
+
+
+@pytest.fixture(scope="session")
+def study() -> dict:
+    from pipelines.compile import compiled
+
+    return parse_pipeline(compiled(name="study"))

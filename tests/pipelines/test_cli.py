@@ -14,7 +14,7 @@ HEAVY = {
     "accelerate", "bitsandbytes", "datasets", "google.cloud", "kfp", "kubernetes", "lm_eval",
     "matplotlib", "numpy", "openai", "peft", "torch", "transformers", "trl", "vllm",
 }  # fmt: skip
-COMMANDS = [[], *([name] for name in (*STAGES, "demo", "compile"))]
+COMMANDS = [[], *([name] for name in (*STAGES, "summary", "demo", "compile", "check"))]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda words: " ".join(words) or "raft")
@@ -44,6 +44,7 @@ def test_help_teaches_every_flag(stage: str, capsys: pytest.CaptureFixture[str])
         assert flag(name) in text
         assert " ".join(field.description.split()) in text
     assert f"raft {stage}" in text, "an example"
+    assert "--executor-input JSON Kubeflow's description of the step" in text
 
 
 def errors(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:

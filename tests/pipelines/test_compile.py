@@ -4,9 +4,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import yaml
+
+from pipelines import kustomize
+from pipelines.manifests import OVERLAYS
 from tests.conftest import REPOSITORY, Raft
 
 COMMITTED = REPOSITORY / "pipelines" / "raft.yaml"
+PIPELINES = ("raft", "study")
 
 
 def test_the_committed_pipeline_is_what_the_sources_compile_to(raft: Raft) -> None:
@@ -14,11 +20,21 @@ def test_the_committed_pipeline_is_what_the_sources_compile_to(raft: Raft) -> No
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-def test_compiling_again_gives_the_same_bytes(raft: Raft, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", PIPELINES)
+def test_compiling_again_gives_the_same_bytes(name: str, raft: Raft, tmp_path: Path) -> None:
     # Another process has another order of sets.
-    output = tmp_path / "new" / "raft.yaml"
-    assert raft("compile", "--output", output).returncode == 0
-    assert output.read_bytes() == COMMITTED.read_bytes()
+    output = tmp_path / "new" / f"{name}.yaml"
+    assert raft("compile", "--pipeline", name, "--output", output).returncode == 0
+    assert output.read_bytes() == COMMITTED.with_name(f"{name}.yaml").read_bytes()
+
+
+def test_an_edited_study_fails_the_check(raft: Raft, tmp_path: Path) -> None:
+    edited = tmp_path / "study.yaml"
+    text = COMMITTED.with_name("study.yaml").read_text()
+    edited.write_text(text.replace("raft-study", "raft-stud"))
+    result = raft("compile", "--check", "--pipeline", "study", "--output", edited)
+    assert result.returncode == 2
+    assert f"raft compile --pipeline study --output {edited}" in result.stderr
 
 
 def test_an_edited_file_fails_the_check(raft: Raft, tmp_path: Path) -> None:
@@ -58,13 +74,63 @@ def test_a_missing_file_fails_the_check(raft: Raft, tmp_path: Path) -> None:
     assert not missing.exists()
 
 
+def test_an_overlay_compiles_beside_the_committed_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+
+    def here(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "pipelines", "compile", *arguments],
+            input=text,
+            capture_output=True,
+            text=True,
+        )
+
+    assert here("--overlay", "h100").returncode == 0
+    compiled = (tmp_path / "raft-h100.yaml").read_text()
+    assert compiled.count("gke-accelerator: nvidia-h100-80gb") == 3
+    assert here("--overlay", "h100", "--check").returncode == 0
+    stale = here("--overlay", "l4", "--check", "--output", "raft-h100.yaml")
+    assert stale.returncode == 2
+    assert "raft compile --overlay l4 --output raft-h100.yaml" in stale.stderr
+
+    folder = OVERLAYS / "h100"
+    objects = yaml.safe_dump_all(document.value for document in kustomize.render(folder))
+    assert here("--manifests", "-", text=objects).returncode == 0
+    assert (tmp_path / "raft-manifests.yaml").read_text() == compiled
+    (tmp_path / "objects.yaml").write_text(objects)
+    assert here("--manifests", "objects.yaml", "--check").returncode == 0
+    broken = here("--manifests", "-", text=objects.replace("160Gi", "160GB", 1))
+    assert broken.returncode == 2
+    line = objects.split("160Gi")[0].count("\n") + 1
+    assert f"<stdin>:{line}: spec.template.spec.containers.0.resources" in broken.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("--overlay", "h10"),
+         "--overlay 'h10': no such overlay (allowed: a100-80gb, cpu-smoke, h100, kueue, l4, spot)"),
+        (("--overlay", "../base"), "--overlay '../base': no such overlay"),
+        (("--overlay", "l4", "--manifests", "-"), "--overlay and --manifests: give one of the two"),
+        (("--manifests", "nowhere.yaml"), "nowhere.yaml: No such file"),
+    ],
+)  # fmt: skip
+def test_a_source_that_is_not_there(arguments: tuple[str, ...], problem: str, raft: Raft) -> None:
+    done = raft("compile", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {problem}")
+
+
 def test_the_command_line_needs_no_kfp() -> None:
     program = (
         "import sys; sys.modules['kfp'] = None\n"
         "import pipelines.cli\n"
         "pipelines.cli.main(sys.argv[1:])"
     )
-    for arguments, code in ((["train", "--help"], 0), (["compile"], 2)):
+    for arguments, code in ((["train", "--help"], 0), (["check", "-h"], 0), (["compile"], 2)):
         result = subprocess.run(
             [sys.executable, "-c", program, *arguments],
             cwd=REPOSITORY,

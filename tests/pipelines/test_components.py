@@ -1,8 +1,9 @@
 """Components and the compiled pipeline repeat the stages' configs: here they are held equal."""
 
 import importlib
+import inspect
 import re
-from typing import Literal, get_origin
+from typing import Literal, get_args, get_origin
 
 import click
 import pytest
@@ -11,12 +12,14 @@ import yaml
 from components.config import INPUT, OUTPUT, StageConfig, flag
 from pipelines.cli import STAGES, raft
 from tests.conftest import REPOSITORY
-from tests.pipelines.conftest import render
+from tests.pipelines.conftest import render, tasks_of
 
 KFP_TYPES = {int: "Integer", float: "Float", bool: "Boolean", str: "String"}
 
 # Not in any signature, on purpose: the folder comes from Kubeflow, the rest from the image.
 NOT_EXPOSED = {"output", "prices"}
+
+SHOWN = {"system.Metrics", "system.HTML", "system.Markdown"}
 
 
 def config_of(stage: str) -> type[StageConfig]:
@@ -25,6 +28,8 @@ def config_of(stage: str) -> type[StageConfig]:
 
 
 def component_of(stage: str):
+    if stage not in STAGES:
+        return getattr(importlib.import_module("pipelines.summary"), stage)
     package = STAGES[stage][0]
     module = importlib.import_module(f"{package}.component")
     return getattr(module, package.rpartition(".")[2])
@@ -34,7 +39,8 @@ def parse(stage: str, arguments: list[str]) -> StageConfig:
     """Parse arguments as `raft <stage>` does, with its real command and config class."""
     context = raft.commands[stage].make_context(stage, list(arguments))
     given = {name: value for name, value in context.params.items() if value is not None}
-    given.pop("debug", None)
+    for name in ("debug", "executor_input"):
+        given.pop(name, None)
     return config_of(stage).parse(given)
 
 
@@ -45,7 +51,9 @@ def executor(pipeline: dict, stage: str) -> dict:
 def kfp_type(annotation: object) -> str:
     if get_origin(annotation) is Literal:
         return "String"
-    return "List[String]" if annotation == tuple[str, ...] else KFP_TYPES[annotation]
+    if get_origin(annotation) is tuple:
+        return "List[String]" if get_args(annotation)[0] is str else "List"
+    return KFP_TYPES[annotation]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -74,8 +82,12 @@ def test_compiled_flags_are_the_flags_of_the_command(stage: str, pipeline: dict)
     flags = container["args"][::2]
     assert container["command"] == ["raft", stage]
     assert sorted(flags) == sorted(
-        flag(name) for name in [*inputs["parameters"], *inputs.get("artifacts", {}), "output"]
-    )
+        flag(name)
+        for name in [
+            *inputs["parameters"], *inputs.get("artifacts", {}), "output", "executor_input"
+        ]
+    )  # fmt: skip
+    assert container["args"][-2:] == ["--executor-input", "{{$}}"]
 
     fields = config_of(stage).model_fields
     values = {
@@ -92,8 +104,11 @@ def test_compiled_flags_are_the_flags_of_the_command(stage: str, pipeline: dict)
         assert getattr(config, name) == expected, name
     for name in inputs.get("artifacts", {}):
         assert getattr(config, name) == f"/artifacts/{name}"
-    (artifact,) = component["outputDefinitions"]["artifacts"]
-    assert config.output == f"/artifacts/{artifact}"
+    outputs = component["outputDefinitions"]["artifacts"]
+    kinds = {name: found["artifactType"]["schemaTitle"] for name, found in outputs.items()}
+    (folder,) = (name for name, kind in kinds.items() if kind not in SHOWN)
+    assert config.output == f"/artifacts/{folder}"
+    assert SHOWN & set(kinds.values()), "something to see on the run's page"
 
 
 def test_every_parameter_reaches_the_stage(pipeline: dict) -> None:
@@ -103,44 +118,115 @@ def test_every_parameter_reaches_the_stage(pipeline: dict) -> None:
         "target_modules": ["q_proj", "v_proj"], "epochs": 0.5, "learning_rate": 0.000015,
         "warmup_ratio": 0.1, "batch_size": 2, "gradient_accumulation": 8, "max_tokens": 512,
         "gradient_checkpointing": False, "dtype": "float32", "seed": 7,
+        "sweep": [{"rank": 16, "target_modules": ["q_proj"]}, {"learning_rate": 1e-05}],
     }  # fmt: skip
     config = parse("train", render(container["args"], changed))
-    changed["target_modules"] = ("q_proj", "v_proj")
+    changed |= {"target_modules": ("q_proj", "v_proj"), "sweep": tuple(changed["sweep"])}
     assert {name: getattr(config, name) for name in changed} == changed
 
 
-def test_pipeline_parameters_default_to_the_stages_defaults(pipeline: dict) -> None:
+def source_of(task: dict, name: str) -> str:
+    """The pipeline parameter behind a task's input, through nested graphs."""
+    found = task["inputs"]["parameters"][name].get("componentInputParameter", "")
+    return found.removeprefix("pipelinechannel--")
+
+
+@pytest.mark.parametrize("name", ["pipeline", "study"])
+def test_pipeline_parameters_default_to_the_stages_defaults(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    pipeline = request.getfixturevalue(name)
     parameters = pipeline["root"]["inputDefinitions"]["parameters"]
     used = set()
-    for stage, task in pipeline["root"]["dag"]["tasks"].items():
-        of_stage = pipeline["components"][f"comp-{stage}"]["inputDefinitions"]["parameters"]
-        for name, source in task["inputs"]["parameters"].items():
-            parameter = source["componentInputParameter"]
-            used.add(parameter)
-            assert parameter == name
-            assert parameters[parameter]["parameterType"] == of_stage[name]["parameterType"]
-            if "defaultValue" in of_stage[name]:
-                assert parameters[parameter]["defaultValue"] == of_stage[name]["defaultValue"]
-    assert used == set(parameters)
-    assert {name for name, found in parameters.items() if "defaultValue" not in found} == {
-        "documents",
-        "questions",
-    }
+    for stage, task in tasks_of(pipeline).items():
+        component = pipeline["components"][f"comp-{stage}"]
+        of_stage = component.get("inputDefinitions", {}).get("parameters", {})
+        for flag_name, definition in of_stage.items():
+            source = source_of(task, flag_name) if flag_name in task["inputs"]["parameters"] else ""
+            if source not in parameters:
+                continue
+            used.add(source)
+            assert source == flag_name
+            assert parameters[source]["parameterType"] == definition["parameterType"]
+            if "defaultValue" in definition:
+                assert parameters[source]["defaultValue"] == definition["defaultValue"]
+    assert used | {"trials"} >= set(parameters)
+    required = {name for name, found in parameters.items() if "defaultValue" not in found}
+    assert required == {"documents", "questions"}
 
 
-def test_every_parameter_is_explained(pipeline: dict) -> None:
-    found = [
-        *pipeline["root"]["inputDefinitions"]["parameters"].items(),
-        *(
-            entry
-            for component in pipeline["components"].values()
-            for kind in component["inputDefinitions"].values()
-            for entry in kind.items()
-        ),
-    ]
+@pytest.mark.parametrize(("name", "most"), [("pipeline", 20), ("study", 12)])
+def test_the_form_is_short_and_explains_every_field(
+    name: str, most: int, request: pytest.FixtureRequest
+) -> None:
+    pipeline = request.getfixturevalue(name)
+    parameters = pipeline["root"]["inputDefinitions"]["parameters"]
+    assert len(parameters) <= most
+    for field, found in parameters.items():
+        heading, _, sentence = found["description"].partition(". ")
+        assert heading and (sentence or field == "seed"), f"{field}: a group, then what it is"
+        assert found["parameterType"] in {
+            "STRING", "NUMBER_INTEGER", "NUMBER_DOUBLE", "BOOLEAN", "LIST",
+        }, field  # fmt: skip
+
+
+def test_the_defaults_of_the_study_are_settings_of_train(study: dict) -> None:
+    trials = study["root"]["inputDefinitions"]["parameters"]["trials"]["defaultValue"]
+    fields = set(config_of("train").model_fields)
+    assert len(trials) == 4
+    for trial in trials:
+        assert trial.keys() <= fields
+        config_of("train").parse({"dataset": "d", "output": "o", **trial})
+
+
+@pytest.mark.parametrize("name", ["pipeline", "study"])
+def test_everything_on_the_dashboard_is_explained(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    pipeline = request.getfixturevalue(name)
+    found = list(pipeline["root"]["inputDefinitions"]["parameters"].items())
+    for component in pipeline["components"].values():
+        if "executorLabel" in component:  # a graph's inputs carry what is explained outside
+            inputs = component.get("inputDefinitions", {})
+            found += [entry for kind in inputs.values() for entry in kind.items()]
     assert len(found) > 60
-    for name, definition in found:
-        assert definition.get("description", "").endswith("."), name
+    for field, definition in found:
+        if definition.get("parameterType") != "TASK_FINAL_STATUS":  # KFP drops its description
+            assert definition.get("description", "").endswith("."), field
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "summary", "compare"])
+def test_docstrings_explain_every_output(stage: str) -> None:
+    """The compiler drops the words about outputs, but they are what a reader of the code has."""
+    component = component_of(stage)
+    text = inspect.getdoc(component.pipeline_func)
+    assert component.component_spec.outputs
+    for name in component.component_spec.outputs:
+        assert re.search(rf"^ +{name}: \w.*", text or "", re.MULTILINE), name
+
+
+@pytest.mark.parametrize("name", ["pipeline", "study"])
+def test_every_step_is_retried_for_days_and_none_is_cached(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    tasks = tasks_of(request.getfixturevalue(name))
+    assert set(STAGES) < tasks.keys()
+    for step, task in tasks.items():
+        assert task["retryPolicy"]["maxRetryCount"] == 3, step
+        assert "enableCache" not in task["cachingOptions"], step
+        if step in STAGES:
+            # From the first attempt's start; the default hour would end retries of a long step.
+            assert task["retryPolicy"]["backoffMaxDuration"] == "172800s", step
+
+
+def test_the_exit_step_runs_whatever_happened(pipeline: dict) -> None:
+    (task,) = (task for name, task in pipeline["root"]["dag"]["tasks"].items() if name == "summary")
+    assert task["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+    assert task["inputs"]["parameters"]["status"]["taskFinalStatus"]
+    container = executor(pipeline, "summary")
+    assert container["command"] == ["raft", "summary"]
+    assert container["image"] == executor(pipeline, "generate")["image"], "no image of its own"
+    assert "accelerator" not in container["resources"]
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -1,6 +1,7 @@
 """An edit of a Job manifest changes the pipeline alike, or is refused."""
 
 import shutil
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from components.errors import ConfigError
 from pipelines import manifests
 from pipelines.compile import compiled
-from tests.pipelines.conftest import parse_pipeline
+from tests.pipelines.conftest import leaves, parse_pipeline
 
 EXECUTOR = "deploymentSpec.executors.exec-train.container"
 PLATFORM = "platforms.kubernetes.deploymentSpec.executors.exec-train"
@@ -25,21 +26,6 @@ def edit(jobs: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
-
-
-def leaves(value: object, path: str = "") -> dict[str, object]:
-    """Every scalar of nested data by its dotted path."""
-    if isinstance(value, dict):
-        items = [(str(key), entry) for key, entry in value.items()]
-    elif isinstance(value, list):
-        items = [(str(index), entry) for index, entry in enumerate(value)]
-    else:
-        return {path: value}
-    return {
-        place: leaf
-        for key, entry in items
-        for place, leaf in leaves(entry, f"{path}.{key}" if path else key).items()
-    }
 
 
 @pytest.mark.parametrize(
@@ -143,60 +129,48 @@ def test_an_edit_changes_exactly_that(
     assert {key: leaf for key, leaf in after.items() if before.get(key) != leaf} == changes
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "field", "problem"),
-    [
-        ("restartPolicy: Never", "hostNetwork: true", "spec.hostNetwork", "not understood"),
-        ("restartPolicy: Never", "restartPolicy: OnFailure", "spec.restartPolicy", "'Never'"),
-        ("effect: NoSchedule", "effect: NoSched", "tolerations.0.effect", "'NoSchedule'"),
-        ("effect: NoSchedule", "efect: NoSchedule", "tolerations.0.efect", "not understood"),
-        ("memory: 64Gi", "memory: 64GB", "limits.memory", "64GB"),
-        ("nvidia.com/gpu: 1", "nvidia.com/gpuu: 1", "limits.nvidia.com/gpuu", "not understood"),
-        ("nvidia.com/gpu: 1", "nvidia.com/gpu: 0.5", "limits.nvidia.com/gpu", "0.5"),
-        (
-            "64Gi\n              nvidia.com/gpu: 1\n            limits",
-            "64Gi\n              nvidia.com/gpu: 2\n            limits",
-            "containers.0.resources",
-            "requests 2 and limits 1",
-        ),
-        ("medium: Memory", "medium: RAM", "emptyDir.medium", "'Memory'"),
-        ("sizeLimit: 8Gi", "sizeLimit: 8GB", "emptyDir.sizeLimit", "8GB"),
-        (
-            "emptyDir:\n            sizeLimit: 80Gi",
-            "persistentVolumeClaim:\n            claimName: x",
-            "volumes.0.persistentVolumeClaim",
-            "not understood",
-        ),
-        ("- name: shm\n              mount", "- name: sm\n              mount", "spec", "'sm'"),
-        ("optional: true", "optional: true\n                value: x", "value", "not understood"),
-        ("command: [raft, train]", "command: [raft, eval]", "command", "['raft', 'train']"),
-        ("kind: Job", "kind: Deployment", "kind", "'Job'"),
-    ],
-)
-def test_what_the_pipeline_cannot_follow_is_an_error(
-    old: str, new: str, field: str, problem: str, jobs: Path
-) -> None:
-    edit(jobs, old, new)
-    with pytest.raises(ConfigError) as caught:
-        compiled(jobs)
-    lines = [line for line in str(caught.value).splitlines() if field in line and problem in line]
-    assert lines, str(caught.value)
-    assert lines[0].startswith(f"{jobs / 'train.yaml'}: ")
-
-
-def test_a_variable_with_two_sources_is_an_error(jobs: Path) -> None:
-    edit(jobs, "- name: HF_TOKEN\n", "- name: HF_TOKEN\n              value: x\n")
-    with pytest.raises(ConfigError, match="HF_TOKEN has a value and a valueFrom"):
-        manifests.load("train", jobs)
-
-
 def test_a_missing_or_broken_file_is_an_error(jobs: Path) -> None:
-    (jobs / "train.yaml").write_text("kind: [")
-    with pytest.raises(ConfigError, match=r"train\.yaml: not YAML: .*line 1"):
+    path = jobs / "train.yaml"
+    path.write_text("a: 1\nkind: [\n")
+    with pytest.raises(ConfigError, match=r"train\.yaml:3: not YAML"):
         manifests.load("train", jobs)
-    (jobs / "train.yaml").write_text("")
-    with pytest.raises(ConfigError, match=r"train\.yaml: the file"):
+    path.write_text("")
+    with pytest.raises(ConfigError, match="no Job named raft-train"):
         manifests.load("train", jobs)
-    (jobs / "train.yaml").unlink()
+    path.write_bytes(b"kind: \xff")
+    with pytest.raises(ConfigError, match=r"train\.yaml: not UTF-8"):
+        manifests.load("train", jobs)
+    path.unlink()
     with pytest.raises(ConfigError, match=r"train\.yaml: No such file"):
         manifests.load("train", jobs)
+    with pytest.raises(ConfigError, match=r"no kustomization\.yaml there"):
+        manifests.load("train", jobs / "nowhere")
+
+
+def test_a_fault_stops_the_compiler_with_file_and_line(jobs: Path) -> None:
+    edit(jobs, "restartPolicy: Never", "hostNetwork: true")
+    with pytest.raises(ConfigError) as caught:
+        compiled(jobs)
+    line = (jobs / "train.yaml").read_text().split("hostNetwork")[0].count("\n") + 1
+    place = f"{jobs / 'train.yaml'}:{line}: spec.template.spec.hostNetwork: not understood"
+    assert str(caught.value).splitlines()[-1].startswith(place)
+    assert "allowed: serviceAccountName, priorityClassName" in str(caught.value)
+
+
+def test_jobs_that_are_missing_twice_there_or_of_no_stage(jobs: Path) -> None:
+    text = (jobs / "train.yaml").read_text()
+    (jobs / "train.yaml").write_text(f"{text}---\n{text}")
+    with pytest.raises(ConfigError, match=r"train\.yaml:\d+: a second Job raft-train"):
+        manifests.load_all(jobs)
+    (jobs / "train.yaml").write_text(text.replace("name: raft-train", "name: raft-trian"))
+    with pytest.raises(ConfigError, match=r"train\.yaml:\d+: metadata\.name 'raft-trian'"):
+        manifests.load_all(jobs)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "number"),
+    [("8", "8"), ("0.5", "0.5"), ("500m", "0.5"), ("1Ki", "1024"), ("64Gi", "68719476736"),
+     ("2G", "2000000000"), ("1Ti", "1099511627776"), ("3M", "3000000")],
+)  # fmt: skip
+def test_amounts(quantity: str, number: str) -> None:
+    assert manifests.amount(quantity) == Decimal(number)

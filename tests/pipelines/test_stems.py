@@ -10,6 +10,7 @@ from packaging.requirements import Requirement
 
 from pipelines.cli import STAGES, raft
 from tests.conftest import REPOSITORY
+from tests.pipelines.conftest import tasks_of
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 BASE = REPOSITORY / "k8s" / "base"
@@ -27,9 +28,9 @@ def test_each_stage_has_its_folder_image_job_task_and_command(pipeline: dict) ->
         "jobs": {
             path.stem
             for path in BASE.rglob("*.yaml")
-            if yaml.safe_load(path.read_text())["kind"] == "Job"
+            if next(yaml.safe_load_all(path.read_text()))["kind"] == "Job"
         },
-        "tasks": set(pipeline["root"]["dag"]["tasks"]),
+        "tasks": set(tasks_of(pipeline)) - {"summary"},
         "commands": {name for name in raft.commands if name in STAGES},
     }
     assert len(STAGES) == 4
@@ -56,14 +57,17 @@ def test_the_job_carries_the_stem_and_the_version(stage: str, pipeline: dict) ->
 
 
 def test_every_manifest_opens_with_its_commands_and_is_listed() -> None:
-    kustomization = yaml.safe_load((BASE / "kustomization.yaml").read_text())
-    files = {path.name for path in BASE.rglob("*.yaml")}
-    assert set(kustomization["resources"]) == files - {"kustomization.yaml"}
-    assert len(files) == 8
-    for name in files:
-        comment = (BASE / name).read_text().split("\napiVersion")[0]
-        commands = re.findall(r"^#   (apply|check|remove) +kubectl \S", comment, re.MULTILINE)
-        assert commands == ["apply", "check", "remove"], name
+    seen = 0
+    for folder in (BASE, BASE / "teacher"):
+        kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
+        files = {path.name for path in folder.glob("*.yaml")}
+        assert set(kustomization["resources"]) == files - {"kustomization.yaml"}
+        for name in files:
+            comment = (folder / name).read_text().split("\napiVersion")[0]
+            commands = re.findall(r"^#   (apply|check|remove) +kubectl \S", comment, re.MULTILINE)
+            assert commands == ["apply", "check", "remove"], name
+            seen += 1
+    assert seen == len(list(BASE.rglob("*.yaml"))) == 16
 
 
 def test_the_dockerfiles_differ_in_the_stage_alone() -> None:

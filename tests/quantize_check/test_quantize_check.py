@@ -120,3 +120,20 @@ def test_an_adapter_that_is_none_or_of_another_base(
     AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(wider)).save_pretrained(wider)
     with pytest.raises(ModelError, match="does not fit --base-model"):
         load_tuned(str(wider), str(world_adapter), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("gate", "passes", "decision"),
+    [("warn", False, "go"), ("stop", False, "stop"), ("stop", True, "go"), ("warn", True, "go")],
+)
+def test_only_a_failed_check_behind_a_gate_that_stops_decides_to_stop(
+    gate: str, passes: bool, decision: str
+) -> None:
+    comparison = quantize_check._Comparison()
+    comparison.tokens, comparison.agreed = 10, 10
+    settings = QuantizeCheckConfig(
+        dataset="d", base_model="m", adapter="a", output="o", gate=gate,
+        max_memory_ratio=0.5 if passes else 0.1,
+    )  # fmt: skip
+    report = quantize_check._judge(settings, comparison, 1, 100, 30, 5)
+    assert (report.passed, report.decision) == (passes, decision)

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from components.errors import DataError, ModelError
+from components.errors import ConfigError, DataError, ModelError
+from components.ledger import LedgerEntry
 from components.models import load_tokenizer
 from components.records import RaftRow, TrainingRecord, read_json, read_jsonl
 from components.storage import verify
@@ -150,3 +151,47 @@ def test_an_incomplete_model_folder(
 def test_a_model_that_is_not_there(world_dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such folder"):
         train.run(config(world_dataset, tmp_path / "nowhere", tmp_path / "out"))
+
+
+def test_a_sweep_keeps_the_best_setting_as_if_it_had_been_trained_alone(
+    world_dataset: Path, demo_model: Path, tmp_path: Path
+) -> None:
+    settings = [{"rank": 2, "learning_rate": 1e-6}, {"rank": 4, "learning_rate": 2e-3}]
+    record = train.run(config(world_dataset, demo_model, tmp_path / "sweep", sweep=settings))
+    alone = train.run(config(world_dataset, demo_model, tmp_path / "alone", **settings[1]))
+    losses = [trial.validation_loss for trial in record.sweep]
+    assert losses[1] < losses[0] and record.validation_loss == losses[1] == alone.validation_loss
+    assert [trial.chosen for trial in record.sweep] == [False, True]
+    assert [trial.settings for trial in record.sweep] == settings
+    assert record.settings["rank"] == 4 and record.settings["output"] == str(tmp_path / "sweep")
+    verify(tmp_path / "sweep", "--adapter")
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "sweep" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    assert not [path for path in (tmp_path / "sweep").iterdir() if path.name.startswith(".")]
+    ledger = read_json(tmp_path / "sweep" / "ledger.json", LedgerEntry)
+    assert ledger.tokens_in == 2 * record.tokens, "every setting was paid for"
+
+
+@pytest.mark.parametrize(
+    ("sweep", "complaint"),
+    [
+        ("[{", "not JSON"),
+        ('[{"ranks": 2}]', "cannot vary 'ranks'"),
+        ('[{"rank": 2}, {"rank": 5000}]', "--rank 5000"),
+        ('[{"output": "elsewhere"}]', "cannot vary 'output'"),
+    ],
+)
+def test_a_wrong_sweep_is_refused_before_anything_is_trained(sweep: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        TrainConfig.parse({"dataset": "d", "base_model": "m", "output": "o", "sweep": sweep})
+
+
+def test_a_sweep_needs_validation_rows(
+    world_dataset: Path, demo_model: Path, tmp_path: Path
+) -> None:
+    dataset = tmp_path / "dataset"
+    dataset.mkdir()
+    shutil.copy(world_dataset / "train.jsonl", dataset)
+    (dataset / "validation.jsonl").touch()
+    with pytest.raises(DataError, match="no validation row to compare the settings"):
+        train.run(config(dataset, demo_model, tmp_path / "out", sweep=[{"rank": 2}, {"rank": 4}]))

@@ -1,0 +1,132 @@
+"""Several evaluations side by side: one table of settings and scores, one figure.
+
+An evaluation's folder also holds the `training.json` of the adapter that it asked, so a score is
+never shown without the settings that made it.
+"""
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from pydantic import BaseModel
+
+from components.describe import Table, html_table, page
+from components.records import ArmResult, Evaluation, TrainingRecord
+
+SHOWN = ("rank", "alpha", "learning_rate", "target_modules", "epochs")
+"""Settings that stand in the table."""
+
+COLORS = {"base": "#8b95a1", "raft": "#2a7fc4", "base-4bit": "#b9c0c8", "raft-4bit": "#7db3de"}
+WIDTH, LEFT, BAR = 720, 110, 20
+
+
+class Trial(NamedTuple):
+    """One adapter's scores and the settings that made it."""
+
+    evaluation: Evaluation
+    training: TrainingRecord | None
+
+    @property
+    def arms(self) -> dict[str, ArmResult]:
+        return {arm.name: arm for arm in self.evaluation.arms}
+
+    def setting(self, name: str) -> str:
+        value = self.training.settings.get(name, "–") if self.training else "–"
+        return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    @property
+    def title(self) -> str:
+        return f"{self.evaluation.base_model}, rank {self.setting('rank')}"
+
+
+def trials(records: Mapping[str, BaseModel]) -> list[Trial]:
+    """The evaluations among records by path, each with the training record beside it."""
+    found = []
+    for path, record in records.items():
+        if isinstance(record, Evaluation):
+            beside = records.get(f"{path.rpartition('/')[0]}/training.json")
+            found.append(Trial(record, beside if isinstance(beside, TrainingRecord) else None))
+    return found
+
+
+def table(shown: Sequence[Trial]) -> Table:
+    """Settings and scores, one row a trial."""
+    arms = [name for name in COLORS if any(name in trial.arms for trial in shown)]
+    rows = [
+        (
+            trial.evaluation.base_model,
+            *(trial.setting(name) for name in SHOWN),
+            _loss(trial.training),
+            *(_score(trial.arms.get(name)) for name in arms),
+            _share(trial.evaluation.retention),
+            _share(trial.evaluation.memory_ratio),
+        )
+        for trial in shown
+    ]
+    headings = (
+        "base model",
+        *(name.replace("_", " ") for name in SHOWN),
+        "validation loss",
+        *(f"F1 {name}" for name in arms),
+        "F1 kept in 4 bits",
+        "memory in 4 bits",
+    )
+    return Table(headings, rows)
+
+
+def render(shown: Sequence[Trial]) -> str:
+    """The comparison as a page."""
+    asked = sorted({trial.evaluation.questions for trial in shown})
+    counts = " and ".join(f"{count:,}" for count in asked)
+    body = (
+        f"<p>F1 with 95 % intervals, on {counts} questions.</p>\n"
+        f"{_figure(shown)}\n{html_table(table(shown))}"
+    )
+    return page("Models and settings compared", body)
+
+
+def _loss(training: TrainingRecord | None) -> str:
+    if training is None or training.validation_loss is None:
+        return "–"
+    return f"{training.validation_loss:.4f}"
+
+
+def _score(arm: ArmResult | None) -> str:
+    return "–" if arm is None else f"{arm.f1:.3f} ({arm.f1_ci[0]:.3f} – {arm.f1_ci[1]:.3f})"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def _figure(shown: Sequence[Trial]) -> str:
+    """Bars with whiskers, a group for each trial, as SVG in the reader's text colour."""
+    room = WIDTH - LEFT - 60
+    drawn: list[str] = []
+    y = 0
+    for trial in shown:
+        y += 34
+        title = html.escape(trial.title)
+        drawn.append(f'<text x="0" y="{y - 10}" font-weight="bold">{title}</text>')
+        for name, color in COLORS.items():
+            arm = trial.arms.get(name)
+            if arm is None:
+                continue
+            low, high = (LEFT + room * bound for bound in arm.f1_ci)
+            middle = y + BAR / 2
+            drawn.append(
+                f'<text x="{LEFT - 8}" y="{middle + 5}" text-anchor="end">{name}</text>'
+                f'<rect x="{LEFT}" y="{y + 2}" width="{room * arm.f1:.1f}" height="{BAR - 4}" '
+                f'fill="{color}"/>'
+                f'<path d="M{low:.1f} {middle} H{high:.1f}" stroke="currentColor"/>'
+                f'<text x="{max(high, LEFT + room * arm.f1) + 6:.1f}" y="{middle + 5}">'
+                f"{arm.f1:.3f}</text>"
+            )
+            y += BAR
+    label = "F1 of each arm, trial by trial"
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {y + 10}" role="img" aria-label="{label}" '
+        f'font-size="14" fill="currentColor" style="max-width:100%">\n'
+        + "\n".join(drawn)
+        + "\n</svg>"
+    )

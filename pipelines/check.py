@@ -1,0 +1,98 @@
+"""Checks k8s/ and compiled pipelines without a cluster, and says file and line of every fault.
+
+What the API server and the Kubeflow backend would refuse is refused here, before anything is
+uploaded. objects.py and manifests.py know the manifests, specification.py the compiled pipeline.
+"""
+
+import io
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import click
+
+from components.errors import ConfigError
+from pipelines import kustomize, manifests, objects, specification
+from pipelines.located import Document, parse, read, shown
+
+TEACHER = manifests.BASE / "teacher"
+COMPILED = Path(__file__).parent / "raft.yaml"
+
+
+class Text(io.StringIO):
+    """Text that complaints can call by a name, as they call a file."""
+
+    def __init__(self, text: str, name: str) -> None:
+        super().__init__(text)
+        self.name = name
+
+
+def run(paths: Sequence[str] = ()) -> None:
+    """Check files, folders or standard input ("-"); without any, all that a checkout holds.
+
+    Raises:
+        ConfigError: lists all faults.
+    """
+    found: list[str] = []
+    sources = [*paths] or [str(path) for path in everything()]
+    for source in sources:
+        try:
+            found += complaints(source)
+        except ConfigError as error:
+            found += str(error).splitlines()
+    if found:
+        raise ConfigError(
+            "\n".join(found),
+            hint="`raft check PATH` checks one file or folder again; "
+            "`kubectl explain job.spec` describes fields.",
+        )
+    click.echo(f"{len(sources)} checked, nothing to mend", err=True)
+
+
+def everything() -> list[Path]:
+    """The folders of k8s/ that can be applied, and the committed pipeline."""
+    overlays = sorted(path.parent for path in manifests.OVERLAYS.glob(f"*/{kustomize.FILE}"))
+    return [manifests.BASE, TEACHER, *overlays, COMPILED]
+
+
+def complaints(source: str) -> list[str]:
+    """Complaints about a folder, a file or standard input, each with file and line.
+
+    Raises:
+        ConfigError: it cannot be read or compiled.
+    """
+    if source == "-":
+        return _contents(parse(sys.stdin))
+    if Path(source).is_dir():
+        return _folder(Path(source))
+    return _contents(read(Path(source)))
+
+
+def _folder(path: Path) -> list[str]:
+    """Complaints about a kustomization, and about the pipeline that its Jobs compile to."""
+    documents = kustomize.render(path)
+    found = _objects(documents)
+    if not found and any(document.get("kind") == "Job" for document in documents):
+        found = _compiled(manifests.jobs_of(documents, shown(path)), path)
+    return found
+
+
+def _contents(documents: list[Document]) -> list[str]:
+    if any(map(specification.is_pipeline, documents)):
+        return specification.complaints(documents)
+    return _objects(documents)
+
+
+def _objects(documents: Iterable[Document]) -> list[str]:
+    """Objects of a part of k8s/ may name those of the base; a whole stands for itself."""
+    documents = list(documents)
+    whole = any(document.get("kind") == "Namespace" for document in documents)
+    there = manifests.BASE.is_dir() and not whole
+    return objects.complaints(documents, kustomize.render(manifests.BASE) if there else ())
+
+
+def _compiled(jobs: manifests.Jobs, path: Path) -> list[str]:
+    from pipelines.compile import compiled
+
+    text = Text(compiled(jobs), f"pipeline of {shown(path)}")
+    return specification.complaints(parse(text))

@@ -1,0 +1,195 @@
+"""YAML that knows where it was written: every complaint about a value names its file and line.
+
+A `Document` keeps the nodes of the file beside the plain values, and each node its place. Values
+that kustomize.py takes from a patch thus still point into the patch.
+"""
+
+import difflib
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from types import UnionType
+from typing import Any, TextIO, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
+
+from components.errors import ConfigError
+
+Location = tuple[int | str, ...]
+"""Keys and indices that lead from the top of a document to a value."""
+
+
+class Part(BaseModel):
+    """A piece of a file: fields that are not declared are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel)
+
+
+M = TypeVar("M", bound=Part)
+
+
+def fault(problem: str, *at: int | str) -> PydanticCustomError:
+    """An error of a validator that knows which value below its model is to blame."""
+    return PydanticCustomError("fault", "{problem}", {"problem": problem, "at": at})
+
+
+class Document:
+    """One YAML document with the places of its values."""
+
+    def __init__(self, node: yaml.Node) -> None:
+        self.node = node
+
+    @cached_property
+    def value(self) -> Any:
+        return yaml.SafeLoader("").construct_document(self.node)
+
+    def get(self, *location: int | str) -> Any:
+        """The value at a location, or None."""
+        value = self.value
+        for step in location:
+            try:
+                value = value[step]
+            except (KeyError, IndexError, TypeError):
+                return None
+        return value
+
+    def place(self, *location: int | str) -> str:
+        """`file:line` of a value, or of what should hold it."""
+        node = mark = self.node
+        for step in location:
+            if isinstance(node, yaml.MappingNode):
+                found = [pair for pair in node.value if pair[0].value == str(step)]
+                if not found:
+                    break
+                mark, node = found[0]
+            elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
+                if step >= len(node.value):
+                    break
+                mark = node = node.value[step]
+            else:
+                break
+        return place(mark)
+
+
+def place(node: yaml.Node) -> str:
+    """`file:line` of a node."""
+    return f"{shown(node.start_mark.name)}:{node.start_mark.line + 1}"
+
+
+def shown(path: Path | str) -> str:
+    """A path as short as it can be typed from here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith(os.pardir) else relative
+
+
+def read(path: Path) -> list[Document]:
+    """Read the documents of a file.
+
+    Raises:
+        ConfigError: no such file, not YAML, or a key written twice; names file and line.
+    """
+    try:
+        with path.open(encoding="utf-8") as stream:
+            return parse(stream)
+    except OSError as error:
+        raise ConfigError(f"{shown(path)}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{shown(path)}: not UTF-8 at byte {error.start}") from None
+
+
+def parse(stream: TextIO) -> list[Document]:
+    """Read the documents of an open file or of standard input."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        nodes = list(yaml.compose_all(stream, loader))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{shown(stream.name)}{line}: not YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise ConfigError(f"{shown(stream.name)}: not YAML: {problem}") from None
+    repeated = [complaint for node in nodes for complaint in _repeated_keys(node, set())]
+    if repeated:
+        raise ConfigError("\n".join(repeated), hint="Keep one of the two lines.")
+    return [Document(node) for node in nodes]
+
+
+def _repeated_keys(node: yaml.Node, seen: set[int]) -> Iterator[str]:
+    if id(node) in seen:  # an alias may point back at what holds it
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for entry in node.value:
+            yield from _repeated_keys(entry, seen)
+    elif isinstance(node, yaml.MappingNode):
+        first: dict[str, yaml.Node] = {}
+        for key, value in node.value:
+            if key.value in first:
+                line = first[key.value].start_mark.line + 1
+                yield f"{place(key)}: {key.value} is written twice, first in line {line}"
+            first.setdefault(str(key.value), key)
+            yield from _repeated_keys(value, seen)
+
+
+def validate(document: Document, model: type[M]) -> M:
+    """Take a document as a model.
+
+    Raises:
+        ConfigError: lists every field that is wrong or unknown, each with file and line.
+    """
+    try:
+        return model.model_validate(document.value)
+    except ValidationError as error:
+        complaints = [explain(document, model, found) for found in error.errors()]
+    raise ConfigError("\n".join(dict.fromkeys(complaints)))
+
+
+def explain(document: Document, model: type[Part], found: Any, prefix: Location = ()) -> str:
+    """One of pydantic's errors as `file:line: field: problem`; `prefix` leads to the model."""
+    inner = (*found["loc"], *found.get("ctx", {}).get("at", ()))
+    if found["type"] == "dict_type" and found["input"] is None:
+        found = found | {"msg": "is empty"}
+    location = (*prefix, *inner)
+    start = f"{document.place(*location)}: {'.'.join(map(str, location)) or 'the file'}"
+    if found["type"] == "extra_forbidden":
+        return f"{start}: not understood{_instead(model, inner)}"
+    if found["type"] == "missing":
+        return f"{start}: is missing"
+    problem = str(found["msg"]).removeprefix("Value error, ")
+    value = f" {found['input']!r}" if isinstance(found["input"], str | int | float) else ""
+    return f"{start}{value}: {problem}"
+
+
+def _instead(model: type[Part], location: Location) -> str:
+    """The fields that may stand where an unknown one stands."""
+    for step in location[:-1]:
+        if isinstance(step, str):
+            field = next(
+                (
+                    field
+                    for name, field in model.model_fields.items()
+                    if step in (field.alias, name)
+                ),
+                None,
+            )
+            inner = _model_in(field.annotation) if field else None
+            if inner is None:
+                return ""
+            model = inner
+    known = [field.alias or name for name, field in model.model_fields.items()]
+    near = difflib.get_close_matches(str(location[-1]), known, n=1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    return f" (allowed: {', '.join(known)}){meant}"
+
+
+def _model_in(annotation: Any) -> type[Part] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Part):
+        return annotation
+    if get_origin(annotation) in (list, Union, UnionType) or hasattr(annotation, "__metadata__"):
+        return next(filter(None, map(_model_in, get_args(annotation))), None)
+    return None

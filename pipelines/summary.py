@@ -1,0 +1,60 @@
+"""The steps that only read what others left, as Kubeflow components: declarations only.
+
+Both run `raft summary`, in the lightest image there is: the one of generate.
+"""
+
+# kfp is untyped.
+# mypy: allow-untyped-decorators
+from importlib.metadata import version
+from typing import List  # noqa: UP035 (kfp knows no other spelling)
+
+from kfp import dsl
+
+IMAGE = f"raft-generate:{version('raft-pipelines')}"
+
+
+@dsl.container_component
+def summary(
+    status: dsl.PipelineTaskFinalStatus,
+    text: dsl.Output[dsl.Markdown],
+    account: dsl.Output[dsl.Artifact],
+) -> dsl.ContainerSpec:
+    """Sum up the run, however it ended: results, time, cost, and what failed.
+
+    Args:
+        status: How the run ended.
+        text: The summary, to read on the run's page.
+        account: Folder with the summary and the run's cost ledger.
+    """
+    return dsl.ContainerSpec(
+        image=IMAGE,
+        command=["raft", "summary"],
+        args=[
+            "--status", status,
+            "--output", account.path,
+            "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
+        ],
+    )  # fmt: skip
+
+
+@dsl.container_component
+def compare(
+    evaluations: dsl.Input[List[dsl.Artifact]],  # noqa: UP006
+    report: dsl.Output[dsl.HTML],
+    comparison: dsl.Output[dsl.Artifact],
+) -> dsl.ContainerSpec:
+    """Set the evaluations of several models and settings side by side.
+
+    Args:
+        evaluations: Folders of eval.
+        report: The figure and the table, to read on the run's page.
+        comparison: Folder with the same.
+    """
+    return dsl.ContainerSpec(
+        image=IMAGE,
+        command=["raft", "summary"],
+        args=[
+            "--output", comparison.path,
+            "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
+        ],
+    )  # fmt: skip

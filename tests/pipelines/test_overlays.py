@@ -1,0 +1,661 @@
+"""Overlays render as kubectl renders them, and the pipeline follows each of them field by field."""
+
+import copy
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.errors import ConfigError
+from pipelines import kustomize, manifests
+from pipelines.cli import STAGES
+from pipelines.located import Part, _model_in
+from tests.conftest import REPOSITORY
+from tests.pipelines.conftest import compile_objects, job_of, leaves, sources, tasks_of
+
+OVERLAYS = {"a100-80gb", "cpu-smoke", "h100", "kueue", "l4", "spot"}
+TEACHER = manifests.BASE / "teacher"
+KUBECTL = shutil.which("kubectl")
+
+needs_kubectl = pytest.mark.skipif(KUBECTL is None, reason="kubectl is not installed")
+
+
+def by_name(objects: list[dict]) -> dict[tuple[str, str], dict]:
+    found = {(entry["kind"], entry["metadata"]["name"]): entry for entry in objects}
+    assert len(found) == len(objects)
+    return found
+
+
+def kubectl_kustomize(folder: Path) -> str:
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_every_overlay_is_there() -> None:
+    assert set(sources()) == OVERLAYS | {"base"}
+
+
+@needs_kubectl
+@pytest.mark.parametrize("folder", [*sources().values(), TEACHER], ids=lambda path: path.name)
+def test_we_render_what_kubectl_renders(folder: Path) -> None:
+    ours = by_name([document.value for document in kustomize.render(folder)])
+    theirs = by_name(list(yaml.safe_load_all(kubectl_kustomize(folder))))
+    assert ours == theirs
+    assert len(ours) == (3 if folder == TEACHER else 13)
+
+
+@needs_kubectl
+def test_we_merge_as_kubectl_merges(tmp_path: Path) -> None:
+    """What no overlay does yet: new entries, entries in another order, nested nulls."""
+    shutil.copytree(manifests.BASE, tmp_path / "base")
+    (tmp_path / "overlay").mkdir()
+    (tmp_path / "overlay" / "patch.yaml").write_text("""
+apiVersion: batch/v1
+kind: Job
+metadata:
+  name: raft-train
+  namespace: raft
+  annotations: {team: a}
+spec:
+  backoffLimit: null
+  template:
+    spec:
+      nodeSelector: {pool: research}
+      securityContext: {fsGroup: null, seccompProfile: {type: null}}
+      imagePullSecrets: [{name: registry}]
+      containers:
+        - name: train
+          command: [raft, train]
+          env:
+            - {name: NEW, value: "1"}
+            - {name: HF_TOKEN, valueFrom: {secretKeyRef: {key: other}}}
+            - {name: NEWER, value: "2"}
+          volumeMounts:
+            - {mountPath: /dev/shm, name: memory}
+            - {mountPath: /cache, name: cache}
+      volumes:
+        - {name: cache, emptyDir: {}}
+        - {name: memory, emptyDir: {medium: Memory}}
+        - {name: tmp, emptyDir: {sizeLimit: null}}
+""")
+    (tmp_path / "overlay" / "kustomization.yaml").write_text("""
+apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+resources: [../base]
+patches:
+  - path: patch.yaml
+""")
+    ours = by_name([document.value for document in kustomize.render(tmp_path / "overlay")])
+    assert ours == by_name(list(yaml.safe_load_all(kubectl_kustomize(tmp_path / "overlay"))))
+    assert (
+        ours["Job", "raft-train"]
+        != by_name([document.value for document in kustomize.render(tmp_path / "base")])[
+            "Job", "raft-train"
+        ]
+    )
+
+
+@pytest.mark.parametrize("name", sorted(OVERLAYS))
+def test_an_overlay_only_patches_and_opens_with_its_commands(name: str) -> None:
+    folder = manifests.OVERLAYS / name
+    kustomization = yaml.safe_load((folder / kustomize.FILE).read_text())
+    assert kustomization["resources"] == ["../../base"]
+    patches = {patch["path"] for patch in kustomization["patches"]}
+    files = {path.name for path in folder.iterdir()}
+    assert files == patches | {kustomize.FILE}
+    for file in files:
+        head = (folder / file).read_text().split("\napiVersion")[0]
+        for word in ("apply", "check", "remove"):
+            assert f"#   {word}" in head and "kubectl" in head, file
+        assert f"kubectl apply -k k8s/overlays/{name}" in head, file
+
+
+@pytest.mark.parametrize("name", sources())
+def test_selecting_a_stage_selects_one_job(name: str, rendered: dict[str, list[dict]]) -> None:
+    """`kubectl apply -k FOLDER -l app.kubernetes.io/component=train` must start train alone."""
+    for stage in STAGES:
+        chosen = [
+            entry
+            for entry in rendered[name]
+            if entry["metadata"]["labels"]["app.kubernetes.io/component"] == stage
+        ]
+        assert [entry["kind"] for entry in chosen] == ["Job"]
+        assert chosen[0]["metadata"]["name"] == f"raft-{stage}"
+
+
+# A rendered Job and the compiled task, told apart by nothing but their spelling.
+
+
+def asked_by_job(job: dict) -> dict[str, Any]:
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    sizes = {volume["name"]: volume["emptyDir"] for volume in pod["volumes"]}
+    resources = container["resources"]
+    return {
+        "image": container["image"],
+        "command": container["command"],
+        "requests": {key: str(resources["requests"][key]) for key in ("cpu", "memory")},
+        "limits": {key: str(resources["limits"][key]) for key in ("cpu", "memory")},
+        "gpus": {str(amounts.get("nvidia.com/gpu", 0)) for amounts in resources.values()},
+        "labels": job["spec"]["template"]["metadata"]["labels"],
+        "selector": pod.get("nodeSelector", {}),
+        "tolerations": pod.get("tolerations", []),
+        "volumes": [
+            {"mountPath": mount["mountPath"], "volumeName": mount["name"], **sizes[mount["name"]]}
+            for mount in container["volumeMounts"]
+        ],
+        "environment": [
+            (entry["name"], entry["valueFrom"]["secretKeyRef"]) for entry in container["env"]
+        ],
+        "user": {
+            key: str(pod["securityContext"][key])
+            for key in ("runAsUser", "runAsGroup", "runAsNonRoot")
+        },
+        "flags": {
+            name.replace("-", "_"): value
+            for name, _, value in (argument[2:].partition("=") for argument in container["args"])
+            if "$" not in value
+        },
+    }
+
+
+def asked_by_task(pipeline: dict, stage: str) -> dict[str, Any]:
+    container = pipeline["deploymentSpec"]["executors"][f"exec-{stage}"]["container"]
+    platform = pipeline["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{stage}"]
+    resources = container["resources"]
+    accelerator = resources.get("accelerator", {})
+    assert accelerator.get("resourceType", "nvidia.com/gpu") == "nvidia.com/gpu"
+    assert set(platform) <= {
+        "emptyDirMounts", "nodeSelector", "podMetadata", "secretAsEnv", "securityContext",
+        "tolerations",
+    }  # fmt: skip
+    return {
+        "image": container["image"],
+        "command": container["command"],
+        "requests": {key: resources[f"resource{key.title()}Request"] for key in ("cpu", "memory")},
+        "limits": {key: resources[f"resource{key.title()}Limit"] for key in ("cpu", "memory")},
+        "gpus": {accelerator.get("resourceCount", "0")},
+        "labels": platform["podMetadata"]["labels"],
+        "selector": platform.get("nodeSelector", {}).get("labels", {}),
+        "tolerations": platform.get("tolerations", []),
+        "volumes": platform["emptyDirMounts"],
+        "environment": [
+            (
+                entry["keyToEnv"][0]["envVar"],
+                {
+                    "name": entry["secretName"],
+                    "key": entry["keyToEnv"][0]["secretKey"],
+                    "optional": entry["optional"],
+                },
+            )
+            for entry in platform["secretAsEnv"]
+        ],
+        "user": {key: str(value) for key, value in platform["securityContext"].items()},
+        "flags": {
+            name: f"{source['runtimeValue']['constant']:g}"
+            for name, source in tasks_of(pipeline)[stage]["inputs"]["parameters"].items()
+            if "runtimeValue" in source
+        },
+    }
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", sources())
+def test_the_task_asks_for_what_the_job_asks_for(
+    name: str, stage: str, rendered: dict[str, list[dict]], pipelines: dict[str, dict]
+) -> None:
+    assert asked_by_task(pipelines[name], stage) == asked_by_job(job_of(rendered[name], stage))
+
+
+def test_what_the_overlays_change(pipelines: dict[str, dict]) -> None:
+    asked = {name: asked_by_task(pipeline, "train") for name, pipeline in pipelines.items()}
+    gpu = "cloud.google.com/gke-accelerator"
+    assert {name: job["selector"].get(gpu) for name, job in asked.items()} == {
+        "base": "nvidia-tesla-a100",
+        "a100-80gb": "nvidia-a100-80gb",
+        "h100": "nvidia-h100-80gb",
+        "l4": "nvidia-l4",
+        "spot": "nvidia-tesla-a100",
+        "kueue": "nvidia-tesla-a100",
+        "cpu-smoke": None,
+    }
+    assert asked["spot"]["selector"]["cloud.google.com/gke-spot"] == "true"
+    assert len(asked["spot"]["tolerations"]) == 2
+    assert asked["kueue"]["labels"]["kueue.x-k8s.io/queue-name"] == "raft"
+    assert asked["cpu-smoke"]["gpus"] == {"0"}
+    assert asked["cpu-smoke"]["tolerations"] == []
+    assert asked["l4"]["flags"] == {
+        "batch_size": "1", "gradient_accumulation": "16", "max_tokens": "2048",
+    }  # fmt: skip
+
+
+@needs_kubectl
+@pytest.mark.parametrize("name", sources())
+def test_piping_from_kubectl_gives_the_same_pipeline(
+    name: str, pipelines: dict[str, dict], tmp_path: Path
+) -> None:
+    objects = list(yaml.safe_load_all(kubectl_kustomize(sources()[name])))
+    assert compile_objects(objects, tmp_path / "objects.yaml") == pipelines[name]
+
+
+# Every field that is understood, edited in every overlay.
+
+EXECUTOR = "deploymentSpec.executors.exec-train.container"
+PLATFORM = "platforms.kubernetes.deploymentSpec.executors.exec-train"
+TASK = "components.comp-exit-handler-1.dag.tasks.train.inputs.parameters"
+POD = "spec.template.spec"
+CONTAINER = f"{POD}.containers"
+
+
+@dataclass
+class Edit:
+    """Fields of the Job, a change of them, and the leaves of the pipeline that it must give."""
+
+    fields: tuple[str, ...]
+    change: Callable[[dict], None]
+    """Gets the template of the pod."""
+    leaves: dict[str, object]
+
+
+def container_of(template: dict) -> dict:
+    (container,) = template["spec"]["containers"]
+    return container
+
+
+def set_in(*path: Any) -> Callable[[dict], None]:
+    """Set a value, the last of `path`, in the container (or, from "pod" on, in the pod)."""
+
+    def change(template: dict) -> None:
+        *keys, last, value = path
+        target: Any = container_of(template)
+        if keys and keys[0] == "pod":
+            target, keys = template["spec"], keys[1:]
+        for key in keys:
+            target = target.setdefault(key, {}) if isinstance(target, dict) else target[key]
+        target[last] = value
+
+    return change
+
+
+def label(kind: str) -> Callable[[dict], None]:
+    def change(template: dict) -> None:
+        template["metadata"].setdefault(kind, {})["example.com/team"] = "a"
+
+    return change
+
+
+def both_gpus(template: dict) -> None:
+    for amounts in container_of(template)["resources"].values():
+        amounts["nvidia.com/gpu"] = 3
+
+
+def new_toleration(entry: dict) -> Callable[[dict], None]:
+    return set_in("pod", "tolerations", [entry])
+
+
+def named_volume(template: dict) -> None:
+    template["spec"]["volumes"] = [
+        entry | {"name": "scratch"} if entry["name"] == "tmp" else entry
+        for entry in template["spec"]["volumes"]
+    ]
+    container_of(template)["volumeMounts"][0]["name"] = "scratch"
+
+
+def volume(name: str, **changes: object) -> Callable[[dict], None]:
+    def change(template: dict) -> None:
+        (found,) = [entry for entry in template["spec"]["volumes"] if entry["name"] == name]
+        found["emptyDir"] |= changes
+
+    return change
+
+
+def variable(template: dict) -> None:
+    container_of(template)["env"].append({"name": "NCCL_DEBUG", "value": "WARN"})
+
+
+def flag(template: dict) -> None:
+    container_of(template)["args"].append("--dropout=0.25")
+
+
+SECRET = f"{CONTAINER}.env.valueFrom.secretKeyRef"
+
+EDITS = {
+    "label": Edit(
+        ("spec.template.metadata.labels",),
+        label("labels"),
+        {f"{PLATFORM}.podMetadata.labels.example.com/team": "a"},
+    ),
+    "annotation": Edit(
+        ("spec.template.metadata.annotations",),
+        label("annotations"),
+        {f"{PLATFORM}.podMetadata.annotations.example.com/team": "a"},
+    ),
+    "image": Edit(
+        (f"{CONTAINER}.image",),
+        set_in("image", "registry.example/team/raft-train:2"),
+        {f"{EXECUTOR}.image": "registry.example/team/raft-train:2"},
+    ),
+    "pull policy": Edit(
+        (f"{CONTAINER}.imagePullPolicy",),
+        set_in("imagePullPolicy", "Always"),
+        {f"{PLATFORM}.imagePullPolicy": "Always"},
+    ),
+    "pull secret": Edit(
+        (f"{POD}.imagePullSecrets.name",),
+        set_in("pod", "imagePullSecrets", [{"name": "registry"}]),
+        {
+            f"{PLATFORM}.imagePullSecret.0.secretName": "registry",
+            f"{PLATFORM}.imagePullSecret.0.secretNameParameter.runtimeValue.constant": "registry",
+        },
+    ),
+    "cpu request": Edit(
+        (f"{CONTAINER}.resources.requests.cpu",),
+        set_in("resources", "requests", "cpu", "1500m"),
+        {
+            f"{EXECUTOR}.resources.cpuRequest": 1.5,
+            f"{EXECUTOR}.resources.resourceCpuRequest": "1500m",
+        },
+    ),
+    "cpu limit": Edit(
+        (f"{CONTAINER}.resources.limits.cpu",),
+        set_in("resources", "limits", "cpu", "30"),
+        {f"{EXECUTOR}.resources.cpuLimit": 30.0, f"{EXECUTOR}.resources.resourceCpuLimit": "30"},
+    ),
+    "memory request": Edit(
+        (f"{CONTAINER}.resources.requests.memory",),
+        set_in("resources", "requests", "memory", "512Mi"),
+        {
+            f"{EXECUTOR}.resources.memoryRequest": 0.536870912,
+            f"{EXECUTOR}.resources.resourceMemoryRequest": "512Mi",
+        },
+    ),
+    "memory limit": Edit(
+        (f"{CONTAINER}.resources.limits.memory",),
+        set_in("resources", "limits", "memory", "200G"),
+        {
+            f"{EXECUTOR}.resources.memoryLimit": 200.0,
+            f"{EXECUTOR}.resources.resourceMemoryLimit": "200G",
+        },
+    ),
+    "GPUs": Edit(
+        (
+            f"{CONTAINER}.resources.requests.nvidia.com/gpu",
+            f"{CONTAINER}.resources.limits.nvidia.com/gpu",
+        ),
+        both_gpus,
+        {
+            f"{EXECUTOR}.resources.accelerator.count": "3",
+            f"{EXECUTOR}.resources.accelerator.resourceCount": "3",
+            f"{EXECUTOR}.resources.accelerator.type": "nvidia.com/gpu",
+            f"{EXECUTOR}.resources.accelerator.resourceType": "nvidia.com/gpu",
+        },
+    ),
+    "accelerator": Edit(
+        (f"{POD}.nodeSelector",),
+        set_in("pod", "nodeSelector", "cloud.google.com/gke-accelerator", "nvidia-b200"),
+        {f"{PLATFORM}.nodeSelector.labels.cloud.google.com/gke-accelerator": "nvidia-b200"},
+    ),
+    "node pool": Edit(
+        (f"{POD}.nodeSelector",),
+        set_in("pod", "nodeSelector", "pool", "research"),
+        {f"{PLATFORM}.nodeSelector.labels.pool": "research"},
+    ),
+    "toleration": Edit(
+        tuple(f"{POD}.tolerations.{key}" for key in ("key", "operator", "value", "effect")),
+        new_toleration(
+            {"key": "a", "operator": "Equal", "value": "b", "effect": "PreferNoSchedule"}
+        ),
+        {
+            f"{PLATFORM}.tolerations.0.key": "a",
+            f"{PLATFORM}.tolerations.0.operator": "Equal",
+            f"{PLATFORM}.tolerations.0.value": "b",
+            f"{PLATFORM}.tolerations.0.effect": "PreferNoSchedule",
+        },
+    ),
+    "toleration for a while": Edit(
+        (f"{POD}.tolerations.tolerationSeconds",),
+        new_toleration(
+            {"key": "a", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60}
+        ),
+        {
+            f"{PLATFORM}.tolerations.0.key": "a",
+            f"{PLATFORM}.tolerations.0.operator": "Exists",
+            f"{PLATFORM}.tolerations.0.effect": "NoExecute",
+            f"{PLATFORM}.tolerations.0.tolerationSeconds": "60",
+        },
+    ),
+    "variable": Edit(
+        (f"{CONTAINER}.env.name", f"{CONTAINER}.env.value"),
+        variable,
+        {f"{EXECUTOR}.env.0.name": "NCCL_DEBUG", f"{EXECUTOR}.env.0.value": "WARN"},
+    ),
+    "variable of a secret": Edit(
+        (f"{CONTAINER}.env.name",),
+        set_in("env", 0, "name", "HUGGING_FACE_HUB_TOKEN"),
+        {f"{PLATFORM}.secretAsEnv.0.keyToEnv.0.envVar": "HUGGING_FACE_HUB_TOKEN"},
+    ),
+    "secret": Edit(
+        (f"{SECRET}.name",),
+        set_in("env", 0, "valueFrom", "secretKeyRef", "name", "team"),
+        {
+            f"{PLATFORM}.secretAsEnv.0.secretName": "team",
+            f"{PLATFORM}.secretAsEnv.0.secretNameParameter.runtimeValue.constant": "team",
+        },
+    ),
+    "key of the secret": Edit(
+        (f"{SECRET}.key",),
+        set_in("env", 0, "valueFrom", "secretKeyRef", "key", "hf"),
+        {f"{PLATFORM}.secretAsEnv.0.keyToEnv.0.secretKey": "hf"},
+    ),
+    "secret that must exist": Edit(
+        (f"{SECRET}.optional",),
+        set_in("env", 0, "valueFrom", "secretKeyRef", "optional", False),
+        {f"{PLATFORM}.secretAsEnv.0.optional": False},
+    ),
+    "volume's size": Edit(
+        (f"{POD}.volumes.emptyDir.sizeLimit",),
+        volume("tmp", sizeLimit="7Gi"),
+        {f"{PLATFORM}.emptyDirMounts.0.sizeLimit": "7Gi"},
+    ),
+    "volume's medium": Edit(
+        (f"{POD}.volumes.emptyDir.medium",),
+        volume("tmp", medium="Memory"),
+        {f"{PLATFORM}.emptyDirMounts.0.medium": "Memory"},
+    ),
+    "volume's name": Edit(
+        (f"{POD}.volumes.name", f"{CONTAINER}.volumeMounts.name"),
+        named_volume,
+        {f"{PLATFORM}.emptyDirMounts.0.volumeName": "scratch"},
+    ),
+    "volume's place": Edit(
+        (f"{CONTAINER}.volumeMounts.mountPath",),
+        set_in("volumeMounts", 0, "mountPath", "/scratch"),
+        {f"{PLATFORM}.emptyDirMounts.0.mountPath": "/scratch"},
+    ),
+    "user": Edit(
+        (f"{POD}.securityContext.runAsUser",),
+        set_in("pod", "securityContext", "runAsUser", 20002),
+        {f"{PLATFORM}.securityContext.runAsUser": "20002"},
+    ),
+    "group": Edit(
+        (f"{POD}.securityContext.runAsGroup",),
+        set_in("pod", "securityContext", "runAsGroup", 20002),
+        {f"{PLATFORM}.securityContext.runAsGroup": "20002"},
+    ),
+    "root": Edit(
+        (f"{POD}.securityContext.runAsNonRoot",),
+        set_in("pod", "securityContext", "runAsNonRoot", False),
+        {f"{PLATFORM}.securityContext.runAsNonRoot": False},
+    ),
+    "flag": Edit((f"{CONTAINER}.args",), flag, {f"{TASK}.dropout.runtimeValue.constant": 0.25}),
+}
+
+IDENTITY = {"apiVersion", "kind", "metadata.name", f"{CONTAINER}.name", f"{CONTAINER}.command"}
+"""Fields that say what the Job is; another value is refused."""
+
+
+def fields(model: type[Part], path: str = "") -> Iterator[tuple[str, bool]]:
+    """Every field of a model and its parts by dotted path, and whether it is the Job's alone."""
+    for name, field in model.model_fields.items():
+        here = f"{path}.{field.alias or name}".lstrip(".")
+        inner = _model_in(field.annotation)
+        if (field.description or "").startswith("Job only: "):
+            yield here, True
+        elif inner is not None:
+            yield from fields(inner, here)
+        else:
+            yield here, False
+
+
+def test_every_field_that_is_understood_is_edited_below() -> None:
+    understood = {path for path, job_only in fields(manifests.Job) if not job_only}
+    edited = {path for edit in EDITS.values() for path in edit.fields}
+    assert edited == understood - IDENTITY
+    assert (len(edited), len(EDITS), len(sources())) == (31, 27, 7)
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("name", sources())
+def test_an_edit_changes_exactly_that(
+    name: str,
+    edit: str,
+    rendered: dict[str, list[dict]],
+    pipelines: dict[str, dict],
+    tmp_path: Path,
+) -> None:
+    objects = copy.deepcopy(rendered[name])
+    template = job_of(objects, "train")["spec"]["template"]
+    EDITS[edit].change(template)
+    before = leaves(pipelines[name])
+    after = leaves(compile_objects(objects, tmp_path / "objects.yaml"))
+    expected = {key: leaf for key, leaf in EDITS[edit].leaves.items() if before.get(key) != leaf}
+    assert expected
+    assert {key: leaf for key, leaf in after.items() if before.get(key) != leaf} == expected
+    gone = before.keys() - after.keys()
+    allowed = f"{PLATFORM}.tolerations" if "toleration" in edit else "nothing"
+    assert all(key.startswith(allowed) for key in gone)
+
+
+JOB_ONLY: dict[str, tuple[tuple[Any, ...], Any]] = {
+    "metadata.namespace": (("metadata", "namespace"), "other"),
+    "metadata.labels": (("metadata", "labels", "team"), "a"),
+    "spec.backoffLimit": (("spec", "backoffLimit"), 9),
+    "spec.podFailurePolicy": (("spec", "podFailurePolicy"), {"rules": []}),
+    "spec.suspend": (("spec", "suspend"), True),
+    "spec.ttlSecondsAfterFinished": (("spec", "ttlSecondsAfterFinished"), 60),
+    f"{POD}.serviceAccountName": (("POD", "serviceAccountName"), "other"),
+    f"{POD}.priorityClassName": (("POD", "priorityClassName"), "other"),
+    f"{POD}.terminationGracePeriodSeconds": (("POD", "terminationGracePeriodSeconds"), 5),
+    f"{POD}.securityContext.fsGroup": (("POD", "securityContext", "fsGroup"), 5),
+    f"{POD}.securityContext.seccompProfile": (
+        ("POD", "securityContext", "seccompProfile"), {"type": "Unconfined"},
+    ),
+    f"{POD}.restartPolicy": (("POD", "restartPolicy"), "Never"),  # the only value
+    f"{CONTAINER}.envFrom": (("CONTAINER", "envFrom"), []),
+    f"{CONTAINER}.securityContext.allowPrivilegeEscalation": (
+        ("CONTAINER", "securityContext", "allowPrivilegeEscalation"), True,
+    ),
+    f"{CONTAINER}.securityContext.capabilities": (
+        ("CONTAINER", "securityContext", "capabilities"), {"drop": ["KILL"]},
+    ),
+    f"{CONTAINER}.securityContext.readOnlyRootFilesystem": (
+        ("CONTAINER", "securityContext", "readOnlyRootFilesystem"), False,
+    ),
+}  # fmt: skip
+
+
+def test_fields_of_the_job_alone_change_nothing(
+    rendered: dict[str, list[dict]], pipelines: dict[str, dict], tmp_path: Path
+) -> None:
+    assert set(JOB_ONLY) == {path for path, job_only in fields(manifests.Job) if job_only}
+    assert len(JOB_ONLY) == 16
+    for path, (keys, value) in JOB_ONLY.items():
+        objects = copy.deepcopy(rendered["base"])
+        job = job_of(objects, "train")
+        pod = job["spec"]["template"]["spec"]
+        target: Any = {"POD": pod, "CONTAINER": pod["containers"][0]}.get(keys[0], job)
+        steps = keys[1:] if keys[0].isupper() else keys
+        for step in steps[:-1]:
+            target = target[step]
+        target[steps[-1]] = value
+        found = compile_objects(objects, tmp_path / "objects.yaml")
+        assert found == pipelines["base"], path
+
+
+# What the renderer refuses, with the line.
+
+
+@pytest.fixture
+def overlay(tmp_path: Path) -> Path:
+    shutil.copytree(REPOSITORY / "k8s", tmp_path / "k8s")
+    return tmp_path / "k8s" / "overlays" / "h100"
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "line", "problem"),
+    [
+        ("train.yaml", "name: raft-train", "name: raft-trian", 6, "in none of the resources"),
+        ("train.yaml", "namespace: raft", "namespace: other", 6, "in none of the resources"),
+        ("train.yaml", "      nodeSelector:", "      $patch: replace\n      nodeSelector:", 14,
+         "the directive $patch (allowed: null"),
+        ("train.yaml", "        - name: train\n", "        - image: x:1\n", 17,
+         "an entry without name"),
+        ("train.yaml", "spec:\n", "spec:\n  tolerations: [\n", None, "not YAML"),
+        ("train.yaml", "spec:\n  template:", "spec:\n  template:\n  template:", None,
+         "template is written twice, first in line"),
+        ("kustomization.yaml", "patches:\n", "namePrefix: my-\npatches:\n", None,
+         "namePrefix: not understood (allowed: apiVersion"),
+        ("kustomization.yaml", "path: train.yaml", "path: trian.yaml", None, "No such file"),
+        ("kustomization.yaml", "- ../../base", "- ../../bass", None, "No such file"),
+    ],
+)  # fmt: skip
+def test_a_fault_in_an_overlay_has_a_line(
+    file: str, old: str, new: str, line: int | None, problem: str, overlay: Path
+) -> None:
+    text = (overlay / file).read_text()
+    assert old in text
+    (overlay / file).write_text(text.replace(old, new, 1))
+    with pytest.raises(ConfigError) as caught:
+        manifests.load_all(overlay)
+    assert problem in str(caught.value)
+    if line is not None:
+        assert str(caught.value).startswith(f"{overlay / file}:{line}: ")
+
+
+def test_a_list_that_nobody_explained_is_refused(overlay: Path) -> None:
+    patch = (overlay / "train.yaml").read_text() + "  strange: [1]\n"
+    (overlay / "train.yaml").write_text(patch)
+    base = overlay.parents[1] / "base" / "train.yaml"
+    base.write_text(base.read_text().replace("spec:\n", "spec:\n  strange: [2]\n", 1))
+    with pytest.raises(ConfigError, match="a patch of the list strange") as caught:
+        manifests.load_all(overlay)
+    assert "kubectl kustomize" in caught.value.hint
+
+
+def test_a_value_of_a_patch_is_blamed_on_the_patch(overlay: Path) -> None:
+    path = overlay / "train.yaml"
+    path.write_text(path.read_text().replace("memory: 160Gi", "memory: 160GB", 1))
+    with pytest.raises(ConfigError) as caught:
+        manifests.load_all(overlay)
+    line = path.read_text()[: path.read_text().index("160GB")].count("\n") + 1
+    assert str(caught.value).startswith(f"{path}:{line}: spec.template.spec.containers.0.resources")
+
+
+def test_a_flag_that_is_the_pipelines_parameter_is_refused(
+    rendered: dict[str, list[dict]], tmp_path: Path
+) -> None:
+    objects = copy.deepcopy(rendered["base"])
+    arguments = job_of(objects, "train")["spec"]["template"]["spec"]["containers"][0]["args"]
+    arguments.append("--rank=8")
+    with pytest.raises(ConfigError, match=r"objects\.yaml:\d+: rank has a value here"):
+        compile_objects(objects, tmp_path / "objects.yaml")
+    arguments[-1] = "--prices=prices.json"
+    with pytest.raises(ConfigError, match="prices is no parameter of the component"):
+        compile_objects(objects, tmp_path / "objects.yaml")
