@@ -42,7 +42,7 @@ def run(paths: Sequence[str] = ()) -> None:
             found += str(error).splitlines()
     if found:
         raise ConfigError(
-            "\n".join(found),
+            "\n".join(dict.fromkeys(found)),  # a fault of the base is one of every overlay
             hint="`raft check PATH` checks one file or folder again; "
             "`kubectl explain job.spec` describes fields.",
         )

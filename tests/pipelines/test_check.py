@@ -485,11 +485,12 @@ def test_all_faults_of_all_files_are_listed_at_once(
     pipeline = Path(shutil.copy(COMPILED, tmp_path))
     mutate(pipeline, "producerTask: train", "producerTask: nobody", None)
     with pytest.raises(SystemExit) as leave:
-        main(["check", str(base), str(pipeline), str(tmp_path / "nowhere.yaml")])
+        main(["check", str(base), str(base), str(pipeline), str(tmp_path / "nowhere.yaml")])
     assert leave.value.code == 2
     errors = capsys.readouterr().err
     for words in ("train.yaml:", "eval.yaml:", "raft.yaml:", "nowhere.yaml: No such file"):
         assert words in errors
+    assert len(errors.splitlines()) == len(set(errors.splitlines()))
 
 
 ROUNDS = 60
