@@ -6,9 +6,8 @@ of the manifest changes both. The classes below list every field that is underst
 the pipeline has no use for is declared with `job_only` and the reason; any other field is an error,
 because a setting that silently holds for one of the two is worse than none.
 
-Field names are Kubernetes' own
-(https://kubernetes.io/docs/reference/kubernetes-api), in snake case here and in camel case in the
-files; what their values may be is in values.py.
+Field names are Kubernetes' own (https://kubernetes.io/docs/reference/kubernetes-api), in snake case
+here and in camel case in the files; what their values may be is in values.py.
 """
 
 import importlib

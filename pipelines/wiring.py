@@ -1,4 +1,4 @@
-"""Whether the steps of a compiled pipeline fit together: inputs, outputs, types, who waits for whom."""
+"""Whether the steps of a compiled pipeline fit together: inputs, types, who waits for whom."""
 
 import re
 from collections.abc import Iterator, Mapping
