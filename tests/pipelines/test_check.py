@@ -13,7 +13,7 @@ import pytest
 import yaml
 from kfp import compiler, dsl
 
-from pipelines import check, manifests
+from pipelines import check, values
 from pipelines.cli import STAGES
 from tests.conftest import REPOSITORY, Raft
 from tests.pipelines.conftest import FAST_DUMPER, FAST_LOADER
@@ -236,10 +236,10 @@ def test_a_new_accelerator_needs_one_line(tmp_path: Path, monkeypatch: pytest.Mo
     assert "accelerators.txt" in check.complaints(str(base))[0]
     accelerators = tmp_path / "accelerators.txt"
     accelerators.write_text((K8S / "accelerators.txt").read_text() + "nvidia-z1000\n")
-    monkeypatch.setattr(manifests, "ACCELERATORS", accelerators)
-    manifests.accelerators.cache_clear()
+    monkeypatch.setattr(values, "ACCELERATORS", accelerators)
+    values.accelerators.cache_clear()
     assert check.complaints(str(base)) == []
-    manifests.accelerators.cache_clear()
+    values.accelerators.cache_clear()
 
 
 # The compiled pipeline. The same form of fault; the line is the changed one unless OTHER says so.
@@ -486,11 +486,12 @@ def test_all_faults_of_all_files_are_listed_at_once(
     pipeline = Path(shutil.copy(COMPILED, tmp_path / "raft.yaml"))
     mutate(pipeline, "producerTask: train", "producerTask: nobody", None)
     with pytest.raises(SystemExit) as leave:
-        main(["check", str(base), str(pipeline), str(tmp_path / "nowhere.yaml")])
+        main(["check", str(base), str(base), str(pipeline), str(tmp_path / "nowhere.yaml")])
     assert leave.value.code == 2
     errors = capsys.readouterr().err
     for words in ("train.yaml:", "eval.yaml:", "raft.yaml:", "nowhere.yaml: No such file"):
         assert words in errors
+    assert len(errors.splitlines()) == len(set(errors.splitlines()))
 
 
 ROUNDS = 60
