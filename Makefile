@@ -18,11 +18,12 @@ demo: $(STAMP) ## documents to F1 chart on a tiny model, in minutes (DEMO=folder
 test: $(STAMP) ## run all tests
 	$(BIN)/pytest
 
-lint: $(STAMP) ## style, types, and the compiled pipeline
+lint: $(STAMP) ## style, types, manifests, and the compiled pipeline
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/raft compile --check
+	$(BIN)/raft check
 
 format: $(STAMP) ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .

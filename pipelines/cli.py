@@ -281,7 +281,7 @@ def check(paths: tuple[str, ...], debug: bool) -> None:
 
     PATH is a file of manifests, a compiled pipeline, a folder with a kustomization.yaml, or - for
     standard input. Without one: k8s/base, the teacher, every overlay, the pipeline compiled from
-    each, and pipelines/raft.yaml.
+    each, and the committed ones.
 
     \b
     Examples:

@@ -152,14 +152,14 @@ def validate(document: Document, model: type[M]) -> M:
 def explain(document: Document, model: type[Part], found: Any, prefix: Location = ()) -> str:
     """One of pydantic's errors as `file:line: field: problem`; `prefix` leads to the model."""
     inner = (*found["loc"], *found.get("ctx", {}).get("at", ()))
-    if found["type"] == "dict_type" and found["input"] is None:
-        found = found | {"msg": "is empty"}
     location = (*prefix, *inner)
     start = f"{document.place(*location)}: {'.'.join(map(str, location)) or 'the file'}"
     if found["type"] == "extra_forbidden":
         return f"{start}: not understood{_instead(model, inner)}"
     if found["type"] == "missing":
         return f"{start}: is missing"
+    if found["type"] in ("dict_type", "model_type"):
+        return f"{start}: not a mapping of fields"
     problem = str(found["msg"]).removeprefix("Value error, ")
     value = f" {found['input']!r}" if isinstance(found["input"], str | int | float) else ""
     return f"{start}{value}: {problem}"

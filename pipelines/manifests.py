@@ -6,26 +6,37 @@ of the manifest changes both. The classes below list every field that is underst
 the pipeline has no use for is declared with `job_only` and the reason; any other field is an error,
 because a setting that silently holds for one of the two is worse than none.
 
-Values are held to what the API server would accept, and to a little less where a mistake would show
-only as a pod that waits for ever. Field names are Kubernetes' own
-(https://kubernetes.io/docs/reference/kubernetes-api), in snake case here and in camel case in the
-files.
+Field names are Kubernetes' own (https://kubernetes.io/docs/reference/kubernetes-api), in snake case
+here and in camel case in the files; what their values may be is in values.py.
 """
 
 import importlib
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from decimal import Decimal
-from functools import cache
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 from pydantic.alias_generators import to_camel
 
 from components.errors import ConfigError
 from pipelines import kustomize
 from pipelines.located import Document, Part, fault, parse, shown, validate
+from pipelines.values import (
+    GPU,
+    AbsolutePath,
+    Annotations,
+    Bytes,
+    Count,
+    Cpu,
+    Image,
+    Labels,
+    Name,
+    Selector,
+    VariableName,
+    amount,
+    check_keys,
+    check_labels,
+)
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
@@ -34,133 +45,9 @@ if TYPE_CHECKING:
 
 BASE = Path(__file__).parents[1] / "k8s" / "base"
 OVERLAYS = BASE.parent / "overlays"
-ACCELERATORS = BASE.parent / "accelerators.txt"
-
-GPU = "nvidia.com/gpu"
-GKE_ACCELERATOR = "cloud.google.com/gke-accelerator"
 
 Jobs = Mapping[str, "Job"]
 """A Job per stage ("quantize-check")."""
-
-
-def _spelled(what: str, pattern: str, allowed: str) -> Callable[[str], str]:
-    def check(value: str) -> str:
-        if re.fullmatch(pattern, value) is None:
-            raise ValueError(f"not {what} (allowed: {allowed})")
-        return value
-
-    return check
-
-
-def _quantity(pattern: str, allowed: str) -> BeforeValidator:
-    check = _spelled("a quantity", pattern, allowed)
-    return BeforeValidator(lambda value: check(str(value)))
-
-
-Cpu = Annotated[str, _quantity(r"[0-9]+m|[0-9]+(\.[0-9]+)?", "cores such as 8, 0.5 or 500m")]
-"""Cores, or thousandths of one."""
-
-Bytes = Annotated[str, _quantity(r"[0-9]+(Ki|Mi|Gi|Ti|M|G|T)?", "bytes such as 64Gi or 512Mi")]
-"""Bytes with a binary or decimal suffix."""
-
-Count = Annotated[int, _quantity(r"[1-9][0-9]*", "whole GPUs, at least 1")]
-"""GPUs, which Kubernetes hands out whole."""
-
-UNITS = {
-    "": Decimal(1), "m": Decimal("0.001"),
-    "M": Decimal(10**6), "G": Decimal(10**9), "T": Decimal(10**12),
-    "Ki": Decimal(2**10), "Mi": Decimal(2**20), "Gi": Decimal(2**30), "Ti": Decimal(2**40),
-}  # fmt: skip
-
-
-def amount(quantity: str) -> Decimal:
-    """The number that a quantity stands for: `500m` is 0.5, `1Ki` is 1024."""
-    digits = quantity.rstrip("".join(UNITS))
-    return Decimal(digits) * UNITS[quantity[len(digits) :]]
-
-
-Name = Annotated[
-    str,
-    AfterValidator(
-        _spelled(
-            "a name",
-            r"(?=.{1,63}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?",
-            "up to 63 of a-z, 0-9 and - inside",
-        )
-    ),
-]
-"""What objects, containers and volumes are called (DNS-1123 label)."""
-
-Image = Annotated[
-    str,
-    AfterValidator(
-        _spelled(
-            "a pinned image",
-            r"[a-z0-9]([\w.:/-]*[\w-])?(:(?!latest$)[\w][\w.-]{0,127}(@sha256:[0-9a-f]{64})?"
-            r"|@sha256:[0-9a-f]{64})",
-            "name:version or name@sha256:digest, never latest",
-        )
-    ),
-]
-
-VariableName = Annotated[
-    str,
-    AfterValidator(
-        _spelled("a variable's name", r"[A-Za-z_]\w*", "letters, digits and _, no digit first")
-    ),
-]
-
-AbsolutePath = Annotated[
-    str, AfterValidator(_spelled("an absolute path", r"/[^:]*", "/data, without a colon"))
-]
-
-PREFIX = r"(?:(?=.{1,253}/)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
-WORD = r"[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?"
-
-
-def _check_keys(labels: dict[str, str]) -> dict[str, str]:
-    for key in labels:
-        if re.fullmatch(PREFIX + WORD, key, re.ASCII) is None:
-            raise fault(
-                f"{key!r} is not a key (allowed: up to 63 of letters, digits, -, _ and . inside, "
-                "after a domain and / or without one)",
-                key,
-            )
-    return labels
-
-
-def _check_labels(labels: dict[str, str]) -> dict[str, str]:
-    for key, value in _check_keys(labels).items():
-        if value and re.fullmatch(WORD, value, re.ASCII) is None:
-            raise fault(
-                f"{value!r} is not a label's value "
-                "(allowed: up to 63 of letters, digits, and -, _ and . inside)",
-                key,
-            )
-    return labels
-
-
-@cache
-def accelerators() -> tuple[str, ...]:
-    """GPU names that GKE's nodes carry; a line in k8s/accelerators.txt adds one."""
-    lines = ACCELERATORS.read_text(encoding="utf-8").splitlines()
-    return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
-
-
-def _check_selector(selector: dict[str, str]) -> dict[str, str]:
-    name = _check_labels(selector).get(GKE_ACCELERATOR)
-    if name is not None and name not in accelerators():
-        raise fault(
-            f"{name!r} is no GPU of GKE (allowed: {', '.join(accelerators())}; "
-            f"a new one needs a line in {shown(ACCELERATORS)})",
-            GKE_ACCELERATOR,
-        )
-    return selector
-
-
-Labels = Annotated[dict[str, str], AfterValidator(_check_labels)]
-Annotations = Annotated[dict[str, str], AfterValidator(_check_keys)]
-Selector = Annotated[dict[str, str], AfterValidator(_check_selector)]
 
 
 def job_only(reason: str, default: Any = None, **limits: Any) -> Any:
@@ -310,8 +197,8 @@ class Toleration(Part):
             raise fault("without a key, the operator must be Exists", "key")
         if self.toleration_seconds is not None and self.effect != "NoExecute":
             raise fault("needs the effect NoExecute", "tolerationSeconds")
-        _check_keys({self.key: ""} if self.key else {})
-        _check_labels({"value": self.value or ""})
+        check_keys({self.key: ""} if self.key else {})
+        check_labels({"value": self.value or ""})
         return self
 
 

@@ -12,17 +12,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from components.errors import ConfigError
 from pipelines.located import Document, Part, fault, validate
-from pipelines.manifests import (
-    CONTAINER,
-    GPU,
-    Annotations,
-    AnyPod,
-    Container,
-    Labels,
-    Name,
-    PodMetadata,
-    job_of,
-)
+from pipelines.manifests import CONTAINER, AnyPod, Container, PodMetadata, job_of
+from pipelines.values import GPU, Annotations, Labels, Name
 
 POD = ("spec", "template", "spec")
 PORT = Annotated[int, Field(ge=1, le=65535)]

@@ -44,7 +44,7 @@ def test_only_declarations_know_kfp_and_only_storage_knows_gcs() -> None:
     know_gcs = {path.name for path in files if any("google.cloud" in n for n in imports(path))}
     assert know_kfp <= {
         "component.py", "raft.py", "study.py", "summary.py", "steps.py", "compile.py",
-        "manifests.py", "specification.py",
+        "manifests.py", "shape.py",
     }  # fmt: skip
     assert know_gcs == {"storage.py"}
 

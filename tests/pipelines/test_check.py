@@ -13,7 +13,7 @@ import pytest
 import yaml
 from kfp import compiler, dsl
 
-from pipelines import check, manifests
+from pipelines import check, values
 from pipelines.cli import STAGES
 from tests.conftest import REPOSITORY, Raft
 from tests.pipelines.conftest import FAST_DUMPER, FAST_LOADER
@@ -236,10 +236,10 @@ def test_a_new_accelerator_needs_one_line(tmp_path: Path, monkeypatch: pytest.Mo
     assert "accelerators.txt" in check.complaints(str(base))[0]
     accelerators = tmp_path / "accelerators.txt"
     accelerators.write_text((K8S / "accelerators.txt").read_text() + "nvidia-z1000\n")
-    monkeypatch.setattr(manifests, "ACCELERATORS", accelerators)
-    manifests.accelerators.cache_clear()
+    monkeypatch.setattr(values, "ACCELERATORS", accelerators)
+    values.accelerators.cache_clear()
     assert check.complaints(str(base)) == []
-    manifests.accelerators.cache_clear()
+    values.accelerators.cache_clear()
 
 
 # The compiled pipeline. The same form of fault; the line is the changed one unless OTHER says so.
@@ -445,8 +445,8 @@ def test_kinds_of_steps_that_our_pipeline_has_not(tmp_path: Path) -> None:
 
 def test_what_is_committed_has_no_fault(raft: Raft) -> None:
     done = raft("check")
-    assert (done.returncode, done.stderr) == (0, "9 checked, nothing to mend\n")
-    assert len(check.everything()) == 2 + 6 + 1
+    assert (done.returncode, done.stderr) == (0, "10 checked, nothing to mend\n")
+    assert len(check.everything()) == 2 + 6 + 2
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -486,11 +486,12 @@ def test_all_faults_of_all_files_are_listed_at_once(
     pipeline = Path(shutil.copy(COMPILED, tmp_path / "raft.yaml"))
     mutate(pipeline, "producerTask: train", "producerTask: nobody", None)
     with pytest.raises(SystemExit) as leave:
-        main(["check", str(base), str(pipeline), str(tmp_path / "nowhere.yaml")])
+        main(["check", str(base), str(base), str(pipeline), str(tmp_path / "nowhere.yaml")])
     assert leave.value.code == 2
     errors = capsys.readouterr().err
     for words in ("train.yaml:", "eval.yaml:", "raft.yaml:", "nowhere.yaml: No such file"):
         assert words in errors
+    assert len(errors.splitlines()) == len(set(errors.splitlines()))
 
 
 ROUNDS = 60

@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from pipelines import kustomize
+from pipelines.check import Text
+from pipelines.cli import main
 from pipelines.manifests import OVERLAYS
 from tests.conftest import REPOSITORY, Raft
 
@@ -75,37 +77,34 @@ def test_a_missing_file_fails_the_check(raft: Raft, tmp_path: Path) -> None:
 
 
 def test_an_overlay_compiles_beside_the_committed_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
 
-    def here(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "pipelines", "compile", *arguments],
-            input=text,
-            capture_output=True,
-            text=True,
-        )
+    def run(*arguments: str, text: str = "") -> tuple[int, str]:
+        monkeypatch.setattr(sys, "stdin", Text(text, "<stdin>"))
+        with pytest.raises(SystemExit) as leave:
+            main(["compile", *arguments])
+        return int(leave.value.code or 0), capsys.readouterr().err
 
-    assert here("--overlay", "h100").returncode == 0
+    assert run("--overlay", "h100") == (0, "")
     compiled = (tmp_path / "raft-h100.yaml").read_text()
     assert compiled.count("gke-accelerator: nvidia-h100-80gb") == 3
-    assert here("--overlay", "h100", "--check").returncode == 0
-    stale = here("--overlay", "l4", "--check", "--output", "raft-h100.yaml")
-    assert stale.returncode == 2
-    assert "raft compile --overlay l4 --output raft-h100.yaml" in stale.stderr
+    assert run("--overlay", "h100", "--check") == (0, "")
+    code, stale = run("--overlay", "l4", "--check", "--output", "raft-h100.yaml")
+    assert code == 2
+    assert "raft compile --overlay l4 --output raft-h100.yaml" in stale
 
     folder = OVERLAYS / "h100"
     objects = yaml.safe_dump_all(document.value for document in kustomize.render(folder))
-    assert here("--manifests", "-", text=objects).returncode == 0
+    assert run("--manifests", "-", text=objects) == (0, "")
     assert (tmp_path / "raft-manifests.yaml").read_text() == compiled
     (tmp_path / "objects.yaml").write_text(objects)
-    assert here("--manifests", "objects.yaml", "--check").returncode == 0
-    broken = here("--manifests", "-", text=objects.replace("160Gi", "160GB", 1))
-    assert broken.returncode == 2
+    assert run("--manifests", "objects.yaml", "--check") == (0, "")
+    code, broken = run("--manifests", "-", text=objects.replace("160Gi", "160GB", 1))
+    assert code == 2
     line = objects.split("160Gi")[0].count("\n") + 1
-    assert f"<stdin>:{line}: spec.template.spec.containers.0.resources" in broken.stderr
+    assert f"<stdin>:{line}: spec.template.spec.containers.0.resources" in broken
 
 
 @pytest.mark.parametrize(
@@ -118,10 +117,13 @@ def test_an_overlay_compiles_beside_the_committed_file(
         (("--manifests", "nowhere.yaml"), "nowhere.yaml: No such file"),
     ],
 )  # fmt: skip
-def test_a_source_that_is_not_there(arguments: tuple[str, ...], problem: str, raft: Raft) -> None:
-    done = raft("compile", *arguments)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {problem}")
+def test_a_source_that_is_not_there(
+    arguments: tuple[str, ...], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as leave:
+        main(["compile", *arguments])
+    assert leave.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {problem}")
 
 
 def test_the_command_line_needs_no_kfp() -> None:

@@ -9,6 +9,7 @@ import pytest
 from components.errors import ConfigError
 from pipelines import manifests
 from pipelines.compile import compiled
+from pipelines.values import amount
 from tests.pipelines.conftest import leaves, parse_pipeline
 
 EXECUTOR = "deploymentSpec.executors.exec-train.container"
@@ -173,4 +174,4 @@ def test_jobs_that_are_missing_twice_there_or_of_no_stage(jobs: Path) -> None:
      ("2G", "2000000000"), ("1Ti", "1099511627776"), ("3M", "3000000")],
 )  # fmt: skip
 def test_amounts(quantity: str, number: str) -> None:
-    assert manifests.amount(quantity) == Decimal(number)
+    assert amount(quantity) == Decimal(number)

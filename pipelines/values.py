@@ -1,0 +1,141 @@
+"""How values in manifests may be spelled: quantities, names, labels, images, node selectors.
+
+They are held to what the API server accepts, and to a little less where a mistake would show only
+as a pod that waits for ever.
+"""
+
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator
+
+from pipelines.located import fault, shown
+
+ACCELERATORS = Path(__file__).parents[1] / "k8s" / "accelerators.txt"
+
+GPU = "nvidia.com/gpu"
+GKE_ACCELERATOR = "cloud.google.com/gke-accelerator"
+
+
+def _spelled(what: str, pattern: str, allowed: str) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        if re.fullmatch(pattern, value) is None:
+            raise ValueError(f"not {what} (allowed: {allowed})")
+        return value
+
+    return check
+
+
+def _quantity(pattern: str, allowed: str) -> BeforeValidator:
+    check = _spelled("a quantity", pattern, allowed)
+    return BeforeValidator(lambda value: check(str(value)))
+
+
+Cpu = Annotated[str, _quantity(r"[0-9]+m|[0-9]+(\.[0-9]+)?", "cores such as 8, 0.5 or 500m")]
+"""Cores, or thousandths of one."""
+
+Bytes = Annotated[str, _quantity(r"[0-9]+(Ki|Mi|Gi|Ti|M|G|T)?", "bytes such as 64Gi or 512Mi")]
+"""Bytes with a binary or decimal suffix."""
+
+Count = Annotated[int, _quantity(r"[1-9][0-9]*", "whole GPUs, at least 1")]
+"""GPUs, which Kubernetes hands out whole."""
+
+UNITS = {
+    "": Decimal(1), "m": Decimal("0.001"),
+    "M": Decimal(10**6), "G": Decimal(10**9), "T": Decimal(10**12),
+    "Ki": Decimal(2**10), "Mi": Decimal(2**20), "Gi": Decimal(2**30), "Ti": Decimal(2**40),
+}  # fmt: skip
+
+
+def amount(quantity: str) -> Decimal:
+    """The number that a quantity stands for: `500m` is 0.5, `1Ki` is 1024."""
+    digits = quantity.rstrip("".join(UNITS))
+    return Decimal(digits) * UNITS[quantity[len(digits) :]]
+
+
+Name = Annotated[
+    str,
+    AfterValidator(
+        _spelled(
+            "a name",
+            r"(?=.{1,63}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?",
+            "up to 63 of a-z, 0-9 and - inside",
+        )
+    ),
+]
+"""What objects, containers and volumes are called (DNS-1123 label)."""
+
+Image = Annotated[
+    str,
+    AfterValidator(
+        _spelled(
+            "a pinned image",
+            r"[a-z0-9]([\w.:/-]*[\w-])?(:(?!latest$)[\w][\w.-]{0,127}(@sha256:[0-9a-f]{64})?"
+            r"|@sha256:[0-9a-f]{64})",
+            "name:version or name@sha256:digest, never latest",
+        )
+    ),
+]
+
+VariableName = Annotated[
+    str,
+    AfterValidator(
+        _spelled("a variable's name", r"[A-Za-z_]\w*", "letters, digits and _, no digit first")
+    ),
+]
+
+AbsolutePath = Annotated[
+    str, AfterValidator(_spelled("an absolute path", r"/[^:]*", "/data, without a colon"))
+]
+
+PREFIX = r"(?:(?=.{1,253}/)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
+WORD = r"[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?"
+
+
+def check_keys(labels: dict[str, str]) -> dict[str, str]:
+    for key in labels:
+        if re.fullmatch(PREFIX + WORD, key, re.ASCII) is None:
+            raise fault(
+                f"{key!r} is not a key (allowed: up to 63 of letters, digits, -, _ and . inside, "
+                "after a domain and / or without one)",
+                key,
+            )
+    return labels
+
+
+def check_labels(labels: dict[str, str]) -> dict[str, str]:
+    for key, value in check_keys(labels).items():
+        if value and re.fullmatch(WORD, value, re.ASCII) is None:
+            raise fault(
+                f"{value!r} is not a label's value "
+                "(allowed: up to 63 of letters, digits, and -, _ and . inside)",
+                key,
+            )
+    return labels
+
+
+@cache
+def accelerators() -> tuple[str, ...]:
+    """GPU names that GKE's nodes carry; a line in k8s/accelerators.txt adds one."""
+    lines = ACCELERATORS.read_text(encoding="utf-8").splitlines()
+    return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+
+
+def _check_selector(selector: dict[str, str]) -> dict[str, str]:
+    name = check_labels(selector).get(GKE_ACCELERATOR)
+    if name is not None and name not in accelerators():
+        raise fault(
+            f"{name!r} is no GPU of GKE (allowed: {', '.join(accelerators())}; "
+            f"a new one needs a line in {shown(ACCELERATORS)})",
+            GKE_ACCELERATOR,
+        )
+    return selector
+
+
+Labels = Annotated[dict[str, str], AfterValidator(check_labels)]
+Annotations = Annotated[dict[str, str], AfterValidator(check_keys)]
+Selector = Annotated[dict[str, str], AfterValidator(_check_selector)]
