@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 from pydantic.fields import FieldInfo
@@ -131,7 +131,9 @@ def _metavar(name: str, field: FieldInfo) -> str:
     return kinds.get(field.annotation, "WORD")
 
 
-def _config_loader(package: str, class_name: str) -> Callable[[], type[StageConfig]]:
+def config_loader(package: str, class_name: str) -> Callable[[], type[StageConfig]]:
+    """What imports a stage's config class, on first use."""
+
     def load() -> type[StageConfig]:
         loaded: type[StageConfig] = getattr(
             importlib.import_module(f"{package}.config"), class_name
@@ -157,7 +159,7 @@ def raft() -> None:
 
 for _name, (_package, _class_name, _summary) in STAGES.items():
     raft.add_command(
-        StageCommand(_name, _summary, EXAMPLES[_name], _config_loader(_package, _class_name))
+        StageCommand(_name, _summary, EXAMPLES[_name], config_loader(_package, _class_name))
     )
 
 
@@ -202,6 +204,98 @@ def compile_(output: str, check: bool, debug: bool) -> None:
     from pipelines.compile import run
 
     run(Path(output), check=check)
+
+
+HOST = click.option(
+    "--host",
+    default="",
+    metavar="URL",
+    help="Kubeflow Pipelines server. [default: KF_PIPELINES_ENDPOINT, or the one in the cluster "
+    "of the kubeconfig]",
+)
+CERTIFICATE = click.option(
+    "--ca-certificate", default="", metavar="FILE", help="Authority of the server's certificate."
+)
+PIPELINE = click.option(
+    "--pipeline",
+    default="pipelines/raft.yaml",
+    show_default=True,
+    metavar="FILE",
+    help="Compiled pipeline.",
+)
+PARAMETERS = click.option(
+    "--parameters",
+    metavar="FILE",
+    help="YAML or JSON: a parameter's name and its value on each line.",
+)
+SET = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A parameter; wins over the file. May be given many times.",
+)
+DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+
+
+@raft.command(short_help="Run the pipeline on a Kubeflow server.")
+@PARAMETERS
+@SET
+@PIPELINE
+@HOST
+@CERTIFICATE
+@click.option("--experiment", default="raft", show_default=True, help="The run's experiment.")
+@click.option("--name", default="", help="The run's name. [default: the pipeline's and the time]")
+@click.option("--namespace", default="", help="Your profile, on a server with several users.")
+@click.option(
+    "--pipeline-root", default="", metavar="URI", help="Where artifacts go. [default: the server's]"
+)
+@click.option(
+    "--service-account", default="", help="Account of the steps' pods. [default: the server's]"
+)
+@click.option(
+    "--wait", type=bool, default=True, show_default=True, help="Watch the run until it ends."
+)
+@DEBUG
+def submit(parameters: str | None, pipeline: str, debug: bool, **options: Any) -> None:
+    """Check the parameters, start a run, and show its steps until it ends.
+
+    A token or cookies for the server are read from RAFT_KFP_TOKEN or RAFT_KFP_COOKIES, or from
+    kfp's own configuration. Leaves with 0 when the run succeeded, 1 when it failed. The run's
+    link goes to standard output; Ctrl-C leaves the run running.
+
+    \b
+    Example:
+      raft submit --parameters parameters.yaml --set rank=16 --host http://localhost:8080
+    """
+    from pipelines.submit import run
+
+    run(Path(pipeline), Path(parameters) if parameters else None, **options)
+
+
+@raft.command(short_help="Watch a run on a Kubeflow server.")
+@click.argument("run_id")
+@PIPELINE
+@HOST
+@CERTIFICATE
+@DEBUG
+def watch(run_id: str, pipeline: str, host: str, ca_certificate: str, debug: bool) -> None:
+    """Show a run's steps until it ends, as `raft submit` does."""
+    from pipelines.submit import watch
+
+    watch(run_id, Path(pipeline), host=host, ca_certificate=ca_certificate)
+
+
+@raft.command(short_help="Stop a run on a Kubeflow server.")
+@click.argument("run_id")
+@HOST
+@CERTIFICATE
+@DEBUG
+def terminate(run_id: str, host: str, ca_certificate: str, debug: bool) -> None:
+    """Stop a run; what its steps have not uploaded yet is lost."""
+    from pipelines.submit import terminate
+
+    terminate(run_id, host=host, ca_certificate=ca_certificate)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -11,10 +11,10 @@ from pipelines.cli import STAGES, main
 from tests.conftest import Raft
 
 HEAVY = {
-    "accelerate", "bitsandbytes", "datasets", "google.cloud", "kfp", "kubernetes", "lm_eval",
-    "matplotlib", "numpy", "openai", "peft", "torch", "transformers", "trl", "vllm",
+    "accelerate", "bitsandbytes", "datasets", "google.cloud", "kfp", "kfp_server_api",
+    "kubernetes", "lm_eval", "matplotlib", "numpy", "openai", "peft", "torch", "transformers", "trl", "vllm",
 }  # fmt: skip
-COMMANDS = [[], *([name] for name in (*STAGES, "demo", "compile"))]
+COMMANDS = [[], *([name] for name in (*STAGES, "demo", "compile", "submit", "watch", "terminate"))]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda words: " ".join(words) or "raft")
