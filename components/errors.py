@@ -61,6 +61,10 @@ class StorageError(RaftError, RuntimeError):
     exit_code = 2
 
 
+class AccessError(StorageError):
+    """A bucket may be there, but this account has no credentials for it or is not allowed."""
+
+
 class ClusterError(RaftError, RuntimeError):
     """A cluster, or Kubeflow on it, cannot be reached, refuses, or lacks what a run needs."""
 

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 
 from components.config import INPUT, OUTPUT, StageConfig
-from components.errors import DataError, StorageError
+from components.errors import AccessError, DataError, StorageError
 from components.records import Record, read_json
 
 MANIFEST = "manifest.json"
@@ -228,6 +228,36 @@ def upload(folder: Path, uri: str) -> None:
             _raise_first(results)
 
 
+def reachable(uri: str, *, write: bool = False) -> None:
+    """Check that something lies at a URI, or that objects may be written there; changes nothing.
+
+    Raises:
+        AccessError: no credentials, or not allowed.
+        StorageError: no such bucket, nothing there, or no answer.
+    """
+    from google.auth.exceptions import GoogleAuthError
+
+    bucket, prefix = _locate(uri)
+    try:
+        with _explained(uri):
+            if write:
+                needed = [f"storage.objects.{verb}" for verb in ("create", "delete", "get", "list")]
+                granted = bucket.test_iam_permissions(needed, timeout=20)
+                if lacking := sorted(set(needed) - set(granted)):
+                    raise AccessError(f"{uri}: not allowed ({', '.join(lacking)})", hint=_GRANT)
+                return
+            found = bucket.list_blobs(prefix=prefix, max_results=1, timeout=20, retry=None)
+            if next(iter(found), None) is None:
+                raise StorageError(f"{uri}: nothing there", hint="Check the bucket and the prefix.")
+    except GoogleAuthError as error:
+        raise AccessError(f"{uri}: {error}", hint="gcloud auth application-default login") from None
+    except OSError as error:
+        raise StorageError(f"{uri}: no answer ({type(error).__name__})") from None
+
+
+_GRANT = "Grant roles/storage.objectUser on the bucket to this account."
+
+
 def _locate(uri: str) -> tuple[Any, str]:
     from google.auth.exceptions import DefaultCredentialsError
     from google.cloud import storage
@@ -238,7 +268,7 @@ def _locate(uri: str) -> tuple[Any, str]:
     try:
         return storage.Client().bucket(name), prefix.rstrip("/")
     except (DefaultCredentialsError, OSError):
-        raise StorageError(
+        raise AccessError(
             f"{uri}: no Google Cloud credentials found",
             hint="Run `gcloud auth application-default login`, or set "
             "GOOGLE_APPLICATION_CREDENTIALS to a mounted key file.",
@@ -254,10 +284,7 @@ def _explained(uri: str) -> Iterator[None]:
     except NotFound:
         raise StorageError(f"{uri}: no such bucket or object", hint="Check the URI.") from None
     except (Forbidden, Unauthorized) as error:
-        raise StorageError(
-            f"{uri}: not allowed ({error.message})",
-            hint="Grant roles/storage.objectUser on the bucket to this account.",
-        ) from None
+        raise AccessError(f"{uri}: not allowed ({error.message})", hint=_GRANT) from None
     except GoogleAPIError as error:
         raise StorageError(f"{uri}: {error}") from None
 

@@ -80,11 +80,21 @@ class StageCommand(click.Command):
         with formatter.section("Example"):
             formatter.write_text(self.example)
 
+    def parse(self, flags: list[str]) -> tuple[StageConfig, dict[str, object]]:
+        """The config that flags make, and the fields that were given, for those who run it."""
+        given = self._given(self.make_context(f"raft {self.name}", flags))
+        return self.load().parse(given), given
+
     def invoke(self, ctx: click.Context) -> None:
-        given = {name: value for name, value in ctx.params.items() if value is not None}
-        given.pop("debug", None)
-        config = self.load().parse(given)
-        run_stage(config)
+        run_stage(self.load().parse(self._given(ctx)))
+
+    @staticmethod
+    def _given(ctx: click.Context) -> dict[str, object]:
+        return {
+            name: value
+            for name, value in ctx.params.items()
+            if value is not None and name != "debug"
+        }
 
 
 def run_stage(config: StageConfig) -> None:
@@ -296,6 +306,105 @@ def terminate(run_id: str, host: str, ca_certificate: str, debug: bool) -> None:
     from pipelines.submit import terminate
 
     terminate(run_id, host=host, ca_certificate=ca_certificate)
+
+
+CONTEXT = click.option(
+    "--context", default="", help="Context of the kubeconfig. [default: the current one]"
+)
+NAMESPACE = click.option(
+    "--namespace", default="raft", show_default=True, help="Namespace of the pods."
+)
+MANIFESTS = click.option(
+    "--manifests",
+    "jobs",
+    metavar="DIR",
+    help="Folder of the Job manifests. [default: k8s/base]",
+)
+
+
+@raft.command(short_help="Look whether a cluster has what a run needs.")
+@NAMESPACE
+@CONTEXT
+@MANIFESTS
+@click.option("--service-account", default="", help="The pods' account. [default: the manifests']")
+@PARAMETERS
+@SET
+@PIPELINE
+@click.option("--pipeline-root", default="", metavar="URI", help="Where artifacts will go.")
+@HOST
+@CERTIFICATE
+@click.option(
+    "--kubeflow", type=bool, default=True, show_default=True, help="Look for Kubeflow Pipelines."
+)
+@click.option(
+    "--scale-from-zero",
+    type=bool,
+    default=False,
+    show_default=True,
+    help="GPU nodes are made when they are needed; none need be there.",
+)
+@DEBUG
+def preflight(
+    parameters: str | None, pipeline: str, jobs: str | None, debug: bool, **options: Any
+) -> None:
+    """Check nodes, quota, secrets, account, buckets, teacher, model and Kubeflow before a run.
+
+    Each check prints ok, missing (with the command that mends it) or cannot tell. Changes
+    nothing; leaves with 2 when something is missing. Without --parameters, the settings of the
+    Jobs in the cluster are looked at. Reads HF_TOKEN and OPENAI_API_KEY.
+
+    \b
+    Example:
+      raft preflight --namespace raft --parameters parameters.yaml
+    """
+    from pipelines.preflight import run
+
+    run(
+        parameters=Path(parameters) if parameters else None,
+        pipeline=Path(pipeline),
+        jobs=Path(jobs) if jobs else None,
+        **options,
+    )
+
+
+@raft.command(
+    short_help="Run one stage as a Job on a Kubernetes cluster.",
+    context_settings={"ignore_unknown_options": True},
+)
+@click.argument("stage", type=click.Choice(list(STAGES)))
+@click.argument("flags", nargs=-1, type=click.UNPROCESSED)
+@NAMESPACE
+@CONTEXT
+@MANIFESTS
+@click.option("--detach", is_flag=True, help="Create the Job, print its name and leave it alone.")
+@click.option(
+    "--start-minutes",
+    type=click.FloatRange(min=0),
+    default=30,
+    show_default=True,
+    help="Give up when the pod has not started by then.",
+)
+@DEBUG
+def job(stage: str, flags: tuple[str, ...], jobs: str | None, debug: bool, **options: Any) -> None:
+    """Run one stage from its Job manifest, with the flags after `--` instead of the manifest's.
+
+    Shows the log, says what the pod waits for, leaves with the container's exit code and removes
+    the Job; so do Ctrl-C and SIGTERM. Without flags, the manifest's own are kept.
+
+    \b
+    Example:
+      raft job train -- --dataset gs://b/dataset --base-model meta-llama/Llama-3.1-8B-Instruct \\
+        --output gs://b/adapter --rank 16
+    """
+    from pipelines.job import run
+
+    config: StageConfig | None = None
+    given: dict[str, object] = {}
+    if flags:
+        command = raft.commands[stage]
+        assert isinstance(command, StageCommand)
+        config, given = command.parse(list(flags))
+    run(config, given, stage, jobs=Path(jobs) if jobs else None, **options)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

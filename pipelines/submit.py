@@ -284,13 +284,14 @@ def _check_range(pipeline: Compiled, name: str, value: object) -> None:
 # ---- the server --------------------------------------------------------------------------------
 
 
-def connect(host: str = "", ca_certificate: str = "") -> Any:
+def connect(host: str = "", ca_certificate: str = "", context: str = "") -> Any:
     """A kfp client whose server is known to answer.
 
     Args:
         host: URL of the server; "" leaves it to kfp: KF_PIPELINES_ENDPOINT, the service inside a
             cluster, or the cluster of the kubeconfig.
         ca_certificate: file with the authority that signed the server's certificate.
+        context: context of the kubeconfig; "" takes the current one.
 
     Raises:
         ClusterError: there is no server, or not one of Kubeflow Pipelines 2.
@@ -300,6 +301,19 @@ def connect(host: str = "", ca_certificate: str = "") -> Any:
 
     class Client(kfp.Client):
         """kfp's client; its own health check tries five times, with a traceback each."""
+
+        def _load_config(self, *arguments: Any) -> Any:
+            config = super()._load_config(*arguments)
+            host, refresh = config.host, config.refresh_api_key_hook
+            if refresh is not None:
+                # Refreshing a kubeconfig's token, before each request, also puts back its host and
+                # its hook, and so takes away the path to Kubeflow's service that kfp has added.
+                def refresh_token(config: Any) -> None:
+                    refresh(config)
+                    config.host, config.refresh_api_key_hook = host, refresh_token
+
+                config.refresh_api_key_hook = refresh_token
+            return config
 
         def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:
             if not named and self.address == "http://localhost":  # kfp found none, and guesses
@@ -327,6 +341,7 @@ def connect(host: str = "", ca_certificate: str = "") -> Any:
             existing_token=os.environ.get(TOKEN) or None,
             cookies=os.environ.get(COOKIES) or None,
             ssl_ca_cert=ca_certificate or None,
+            kube_context=context or None,
         )
         client.get_kfp_healthz()
     return client
@@ -376,7 +391,12 @@ def explained(address: str) -> Iterator[None]:
                 f"{address} refuses this account ({error.status}: {_message(error)})",
                 hint=f"Put a bearer token in {TOKEN}, or the session's cookies in {COOKIES}.",
             ) from None
-        if error.status == 404 and not _says_kfp(error):
+        if _body(error).get("kind") == "Status":
+            raise ClusterError(
+                f"the cluster has no Kubeflow Pipelines that answers ({_message(error)})",
+                hint="https://www.kubeflow.org/docs/components/pipelines says how to install it.",
+            ) from None
+        if error.status == 404 and not _body(error):
             raise ClusterError(
                 f"{address} answers, but has no v2beta1 API: it is Kubeflow Pipelines 1, or "
                 "another program",
@@ -412,20 +432,17 @@ def _first_line(cause: object) -> str:
     return text.rpartition(": ")[2]
 
 
-def _says_kfp(error: Any) -> bool:
-    """Whether an error's body is the server's own JSON, not the page of some other program."""
+def _body(error: Any) -> dict[str, Any]:
+    """An error's body, where it is the server's own JSON and not another program's page."""
     try:
-        return isinstance(json.loads(error.body), dict)
+        body = json.loads(error.body)
     except (TypeError, ValueError):
-        return False
+        return {}
+    return body if isinstance(body, dict) else {}
 
 
 def _message(error: Any) -> str:
-    try:
-        body = json.loads(error.body)
-        text = str(body.get("message") or body.get("error") or error.reason)
-    except (TypeError, ValueError, AttributeError):
-        text = str(error.reason)
+    text = str(_body(error).get("message") or _body(error).get("error") or error.reason)
     return " ".join(text.split())[:500]
 
 
@@ -483,7 +500,10 @@ def run(
             service_account=service_account or None,
         )
     headline(compiled.name, f"run {started.run_id} in experiment {experiment}")
-    print(_link(client, started.run_id), flush=True)
+    link = _link(client, started.run_id)
+    if not link.startswith(client.address):
+        say("  to open the link: kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80")
+    print(link, flush=True)
     if wait:
         _watch(client, started.run_id, compiled.steps, host)
     else:
@@ -517,9 +537,10 @@ def terminate(run_id: str, *, host: str = "", ca_certificate: str = "") -> None:
 
 
 def _link(client: Any, run_id: str) -> str:
-    # kfp's own prefix is a path without a host where the kubeconfig led to the server.
-    prefix = client._get_url_prefix()
-    return f"{prefix if '://' in prefix else client.address}/#/runs/details/{run_id}"
+    """The dashboard's page of a run; behind the port-forward of `_WHERE` if no host was named."""
+    prefix = client._get_url_prefix()  # a path without a host where the kubeconfig led us
+    prefix = prefix.rstrip("/") if "://" in prefix else "http://localhost:8080"
+    return f"{prefix}/#/runs/details/{run_id}"
 
 
 def _how_to_go_on(run_id: str, host: str) -> str:

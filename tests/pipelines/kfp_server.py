@@ -25,6 +25,7 @@ from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 API = "/apis/v2beta1"
+PROXY = "/api/v1/namespaces/kubeflow/services/ml-pipeline:http/proxy"
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,126}[a-z0-9])?")
 PLACEHOLDER = re.compile(r"\{\{\$\.(inputs|outputs)\.(parameters|artifacts)\['([^']+)'\]")
 PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {
@@ -391,9 +392,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def _serve(self, method: str) -> None:
         kfp: KfpServer = self.server.kfp  # type: ignore[attr-defined]
-        parts = urlsplit(self.path)
+        parts = urlsplit(self.path.replace("//", "/"))
+        # The way of kfp with a kubeconfig: through the API server's proxy to the service.
+        parts = parts._replace(path=parts.path.removeprefix(PROXY))
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        kfp.requests.append(f"{method} {parts.path}")
+        kfp.requests.append(f"{method} {self.path}")
         if kfp.kind == "login":
             return self._answer(200, b"<html>Log in to your account</html>", "text/html")
         if kfp.token and self.headers.get("Authorization") != f"Bearer {kfp.token}":

@@ -12,9 +12,16 @@ from tests.conftest import Raft
 
 HEAVY = {
     "accelerate", "bitsandbytes", "datasets", "google.cloud", "kfp", "kfp_server_api",
-    "kubernetes", "lm_eval", "matplotlib", "numpy", "openai", "peft", "torch", "transformers", "trl", "vllm",
+    "kubernetes", "lm_eval", "matplotlib", "numpy", "openai", "peft", "torch", "transformers",
+    "trl", "vllm",
 }  # fmt: skip
-COMMANDS = [[], *([name] for name in (*STAGES, "demo", "compile", "submit", "watch", "terminate"))]
+COMMANDS = [
+    [],
+    *(
+        [name]
+        for name in (*STAGES, "demo", "compile", "submit", "watch", "terminate", "preflight", "job")
+    ),
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda words: " ".join(words) or "raft")

@@ -19,6 +19,7 @@ from pipelines.cli import main
 from tests.conftest import REPOSITORY
 from tests.pipelines import kfp_server
 from tests.pipelines.kfp_server import KfpServer, Refused, Run, check_pipeline, serving
+from tests.pipelines.kubernetes_server import kubeconfig
 
 PIPELINE = REPOSITORY / "pipelines" / "raft.yaml"
 INPUTS = {"documents": "gs://bucket/documents", "questions": "gs://bucket/questions.json"}
@@ -328,6 +329,24 @@ def test_no_server_named(tmp_path: Path, parameters: Path) -> None:
     assert done.returncode == 2
     assert "no Kubeflow server named, and no kubeconfig found" in done.stderr
     assert not done.stdout
+
+
+def test_a_kubeconfig_leads_to_the_service_in_the_cluster(
+    server: KfpServer,
+    tmp_path: Path,
+    parameters: Path,
+    leave: Leave,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from kubernetes.config import kube_config
+
+    path = kubeconfig(server.url, tmp_path / "kubeconfig")
+    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+    code, out, err = leave("submit", "--parameters", parameters)
+    assert code == 0, err
+    assert all(kfp_server.PROXY in line for line in server.requests)
+    assert out.startswith("http://localhost:8080/#/runs/details/")
+    assert "port-forward" in err
 
 
 def test_the_token_comes_from_the_environment_and_is_not_printed(
