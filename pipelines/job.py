@@ -13,8 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from components.config import INPUT, OUTPUT, StageConfig, flag
 from components.errors import ClusterError, ConfigError, NotPermitted, RunError
 from components.progress import headline, say
@@ -134,8 +132,8 @@ def manifest(stage: str, arguments: list[str] | None, namespace: str, jobs: Path
     Raises:
         ConfigError: the manifest is missing or not understood.
     """
-    manifests.load(stage, jobs)
-    body: dict[str, Any] = yaml.safe_load((jobs / f"{stage}.yaml").read_text(encoding="utf-8"))
+    job = manifests.load(stage, jobs)
+    body: dict[str, Any] = job.model_dump(mode="json", by_alias=True, exclude_unset=True)
     body["metadata"] |= {"name": f"raft-{stage}-{secrets.token_hex(3)}", "namespace": namespace}
     body["spec"]["ttlSecondsAfterFinished"] = SECONDS_KEPT
     if arguments is not None:

@@ -209,10 +209,18 @@ class Run:
 
     @property
     def order(self) -> list[str]:
-        """Tasks of the root graph, each after those that it needs."""
-        tasks = self.documents[0]["root"]["dag"]["tasks"]
+        """Tasks that run something, each after those that it needs; a loop's are there once."""
+        return list(self._order(self.documents[0]["root"]))
+
+    def _order(self, parent: dict[str, Any]) -> Iterator[str]:
+        tasks = parent["dag"]["tasks"]
         needs = {name: task.get("dependentTasks", []) for name, task in tasks.items()}
-        return list(TopologicalSorter(needs).static_order())
+        for name in TopologicalSorter(needs).static_order():
+            component = self.documents[0]["components"][tasks[name]["componentRef"]["name"]]
+            if "dag" in component:
+                yield from self._order(component)
+            else:
+                yield name
 
     def set(self, task: str, state: str, error: str = "") -> None:
         """Give a task a state, as the workflow controller reports it."""

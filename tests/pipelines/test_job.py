@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from pipelines import job
-from pipelines.cli import main
+from pipelines import job, manifests
+from pipelines.cli import STAGES, main
 from tests.conftest import REPOSITORY
 from tests.pipelines.kubernetes_server import (
     COMPLETE,
@@ -201,6 +202,20 @@ def test_an_interrupt_removes_the_job(cluster: KubernetesServer, number: signal.
     assert len(cluster.deleted) == 1
     assert f"Job {cluster.deleted[0]} is removed" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_job_is_the_manifest_but_for_name_flags_and_end(stage: str) -> None:
+    written = yaml.safe_load((manifests.BASE / f"{stage}.yaml").read_text())
+    made = job.manifest(stage, ["--rank=8"], "team", manifests.BASE)
+    assert made["metadata"].pop("name") != written["metadata"].pop("name")
+    assert made["metadata"].pop("namespace") == "team"
+    assert made["spec"].pop("ttlSecondsAfterFinished") == job.SECONDS_KEPT
+    (container,) = made["spec"]["template"]["spec"]["containers"]
+    assert container.pop("args") == ["--rank=8"]
+    del written["metadata"]["namespace"]
+    del written["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert made == written
 
 
 def test_detached(cluster: KubernetesServer, leave: Leave) -> None:
