@@ -80,21 +80,11 @@ class StageCommand(click.Command):
         with formatter.section("Example"):
             formatter.write_text(self.example)
 
-    def parse(self, flags: list[str]) -> tuple[StageConfig, dict[str, object]]:
-        """The config that flags make, and the fields that were given, for those who run it."""
-        given = self._given(self.make_context(f"raft {self.name}", flags))
-        return self.load().parse(given), given
-
     def invoke(self, ctx: click.Context) -> None:
-        run_stage(self.load().parse(self._given(ctx)))
-
-    @staticmethod
-    def _given(ctx: click.Context) -> dict[str, object]:
-        return {
-            name: value
-            for name, value in ctx.params.items()
-            if value is not None and name != "debug"
-        }
+        given = {name: value for name, value in ctx.params.items() if value is not None}
+        given.pop("debug", None)
+        config = self.load().parse(given)
+        run_stage(config)
 
 
 def run_stage(config: StageConfig) -> None:
@@ -141,9 +131,7 @@ def _metavar(name: str, field: FieldInfo) -> str:
     return kinds.get(field.annotation, "WORD")
 
 
-def config_loader(package: str, class_name: str) -> Callable[[], type[StageConfig]]:
-    """What imports a stage's config class, on first use."""
-
+def _config_loader(package: str, class_name: str) -> Callable[[], type[StageConfig]]:
     def load() -> type[StageConfig]:
         loaded: type[StageConfig] = getattr(
             importlib.import_module(f"{package}.config"), class_name
@@ -169,7 +157,7 @@ def raft() -> None:
 
 for _name, (_package, _class_name, _summary) in STAGES.items():
     raft.add_command(
-        StageCommand(_name, _summary, EXAMPLES[_name], config_loader(_package, _class_name))
+        StageCommand(_name, _summary, EXAMPLES[_name], _config_loader(_package, _class_name))
     )
 
 
@@ -398,13 +386,7 @@ def job(stage: str, flags: tuple[str, ...], jobs: str | None, debug: bool, **opt
     """
     from pipelines.job import run
 
-    config: StageConfig | None = None
-    given: dict[str, object] = {}
-    if flags:
-        command = raft.commands[stage]
-        assert isinstance(command, StageCommand)
-        config, given = command.parse(list(flags))
-    run(config, given, stage, jobs=Path(jobs) if jobs else None, **options)
+    run(stage, flags, jobs=Path(jobs) if jobs else None, **options)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

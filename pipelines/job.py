@@ -7,13 +7,15 @@ manifest's. Flags are checked by the stage's config class first, so a typo does 
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from components.config import INPUT, OUTPUT, StageConfig, flag
+from pydantic import BaseModel
+
+from components.config import INPUT, OUTPUT, flag
 from components.errors import ClusterError, ConfigError, NotPermitted, RunError
 from components.progress import headline, say
 from components.storage import SCHEME
@@ -30,9 +32,8 @@ UNPULLED = HOPELESS | {"ErrImagePull", "ImagePullBackOff"}
 
 
 def run(
-    config: StageConfig | None,
-    given: Mapping[str, object],
     stage: str,
+    flags: Sequence[str] = (),
     *,
     namespace: str = "raft",
     context: str = "",
@@ -43,9 +44,8 @@ def run(
     """Run a stage in the cluster; its log goes to standard output.
 
     Args:
-        config: the stage's checked settings; None keeps the flags of the manifest.
-        given: the settings that the user wrote, by field name; they become the flags.
         stage: the stage's stem, such as "quantize-check".
+        flags: the stage's flags, as on the command line; none keeps those of the manifest.
         namespace: where the Job runs.
         context: context of the kubeconfig; "" takes the current one.
         jobs: folder of the Job manifests; None takes k8s/base.
@@ -57,11 +57,8 @@ def run(
         ClusterError: the cluster cannot be reached or refuses, or the pod does not start.
         RunError: the stage failed; its exit code is the container's.
     """
-    if config is not None:
-        check_locations(config)
-    body = manifest(
-        stage, None if config is None else flags(config, given), namespace, jobs or manifests.BASE
-    )
+    arguments = checked(stage, flags) if flags else None
+    body = manifest(stage, arguments, namespace, jobs or manifests.BASE)
     name = body["metadata"]["name"]
     cluster = connect(context)
     try:
@@ -99,12 +96,26 @@ def _create(cluster: Cluster, namespace: str, body: dict[str, Any]) -> None:
         raise _Refused(str(error), hint=error.hint) from None
 
 
-def flags(config: StageConfig, given: Mapping[str, object]) -> list[str]:
-    """The command line of the given settings, in the order of the config class."""
-    return [f"{flag(name)}={given[name]}" for name in type(config).model_fields if name in given]
+def checked(stage: str, flags: Sequence[str]) -> list[str]:
+    """The stage's flags, one word each, in the order of its config class.
+
+    Raises:
+        ConfigError: a flag is missing or out of range, or names a location that a pod does not
+            see.
+        click.UsageError: a flag is unknown.
+    """
+    from pipelines.cli import StageCommand, raft
+
+    command = raft.commands[stage]
+    assert isinstance(command, StageCommand)
+    kind = command.load()
+    words = command.make_context(f"raft {stage}", list(flags)).params
+    given = {name: words[name] for name in kind.model_fields if words[name] is not None}
+    check_locations(kind.parse(given))
+    return [f"{flag(name)}={value}" for name, value in given.items()]
 
 
-def check_locations(config: StageConfig) -> None:
+def check_locations(config: BaseModel) -> None:
     """Refuse locations on this machine: a pod does not see them, and its own disk goes with it.
 
     Raises:

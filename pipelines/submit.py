@@ -261,12 +261,13 @@ def _check_range(pipeline: Compiled, name: str, value: object) -> None:
     """
     from pydantic import ValidationError
 
-    from pipelines.cli import STAGES, config_loader
+    from pipelines.cli import STAGES, StageCommand, raft
 
     for stage, key in pipeline.readers(name):
-        if stage not in STAGES:
+        command = raft.commands.get(stage)
+        if stage not in STAGES or not isinstance(command, StageCommand):
             continue
-        config = config_loader(*STAGES[stage][:2])()
+        config = command.load()
         try:
             config.model_validate({key: value})
         except ValidationError as error:
