@@ -439,7 +439,7 @@ def _settings(
     names = {
         source["configMapRef"]["name"]
         for job in needs
-        for source in job.container.env_from or []
+        for source in job.container.model_dump(by_alias=True, exclude_unset=True).get("envFrom", [])
         if "configMapRef" in source
     }
     for name in sorted(names):
