@@ -61,6 +61,24 @@ class StorageError(RaftError, RuntimeError):
     exit_code = 2
 
 
+class AccessError(StorageError):
+    """A bucket may be there, but this account has no credentials for it or is not allowed."""
+
+
+class ClusterError(RaftError, RuntimeError):
+    """A cluster, or Kubeflow on it, cannot be reached, refuses, or lacks what a run needs."""
+
+    exit_code = 2
+
+
+class NotPermitted(ClusterError):
+    """A cluster answers, but not to this account."""
+
+
+class RunError(RaftError, RuntimeError):
+    """A run on a cluster has failed."""
+
+
 class MissingDependencyError(RaftError, ImportError):
     """An optional library of a stage is not installed; the hint is the command that installs it."""
 

@@ -26,7 +26,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from components.config import INPUT, OUTPUT, Settings
-from components.errors import DataError, StorageError
+from components.errors import AccessError, DataError, StorageError
 from components.progress import task
 from components.records import Record, read_json
 
@@ -40,6 +40,8 @@ SCHEME = "gs://"
 TRANSFERS = 16  # files under way at once
 SECONDS_OF_RETRIES = 600.0
 ATTEMPTS_AT_A_SNAPSHOT = 3
+
+_GRANT = "Grant roles/storage.objectUser on the bucket to this account."
 
 C = TypeVar("C", bound=Settings)
 
@@ -484,6 +486,29 @@ def _delete(blob: "Blob") -> None:
         blob.delete(retry=_retry())
 
 
+# ---- asking ------------------------------------------------------------------------------------
+
+
+def reachable(uri: str, *, write: bool = False) -> None:
+    """Check that something lies at a URI, or that objects may be written there; changes nothing.
+
+    Raises:
+        AccessError: no credentials, or not allowed.
+        StorageError: no such bucket, nothing there, or no answer.
+    """
+    bucket, prefix = _locate(uri)
+    with _explained(uri):
+        if write:
+            needed = [f"storage.objects.{verb}" for verb in ("create", "delete", "get", "list")]
+            granted = bucket.test_iam_permissions(needed, timeout=20)
+            if lacking := sorted(set(needed) - set(granted)):
+                raise AccessError(f"{uri}: not allowed ({', '.join(lacking)})", hint=_GRANT)
+            return
+        found = bucket.list_blobs(prefix=prefix, max_results=1, timeout=20, retry=None)
+        if next(iter(found), None) is None:
+            raise StorageError(f"{uri}: nothing there", hint="Check the bucket and the prefix.")
+
+
 # ---- the client --------------------------------------------------------------------------------
 
 
@@ -518,7 +543,7 @@ def _locate(uri: str) -> tuple["Bucket", str]:
     try:
         client = storage.Client()
     except (DefaultCredentialsError, OSError):
-        raise StorageError(
+        raise AccessError(
             f"{uri}: no Google Cloud credentials found",
             hint="Run `gcloud auth application-default login`, or set "
             "GOOGLE_APPLICATION_CREDENTIALS to a mounted key file.",
@@ -566,10 +591,7 @@ def _explained(uri: str) -> Iterator[None]:
             hint="Check the name, or make it: gcloud storage buckets create",
         ) from None
     except (Forbidden, Unauthorized) as error:
-        raise StorageError(
-            f"{uri}: not allowed ({error.message})",
-            hint="Grant roles/storage.objectUser on the bucket to this account.",
-        ) from None
+        raise AccessError(f"{uri}: not allowed ({error.message})", hint=_GRANT) from None
     except PreconditionFailed:
         raise StorageError(
             f"{uri}: somebody else is writing here",
@@ -581,7 +603,7 @@ def _explained(uri: str) -> Iterator[None]:
             hint="What was copied is kept; run the same command again.",
         ) from None
     except GoogleAuthError as error:
-        raise StorageError(
+        raise AccessError(
             f"{uri}: the credentials have expired or are not accepted ({error})",
             hint="Run `gcloud auth application-default login` again, or mount a fresh key.",
         ) from None

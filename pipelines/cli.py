@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 from pydantic.fields import FieldInfo
@@ -292,6 +292,191 @@ def check(paths: tuple[str, ...], debug: bool) -> None:
     from pipelines.check import run
 
     run(paths)
+
+
+HOST = click.option(
+    "--host",
+    default="",
+    metavar="URL",
+    help="Kubeflow Pipelines server. [default: KF_PIPELINES_ENDPOINT, or the one in the cluster "
+    "of the kubeconfig]",
+)
+CERTIFICATE = click.option(
+    "--ca-certificate", default="", metavar="FILE", help="Authority of the server's certificate."
+)
+PIPELINE = click.option(
+    "--pipeline",
+    default="pipelines/raft.yaml",
+    show_default=True,
+    metavar="FILE",
+    help="Compiled pipeline.",
+)
+PARAMETERS = click.option(
+    "--parameters",
+    metavar="FILE",
+    help="YAML or JSON: a parameter's name and its value on each line.",
+)
+SET = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A parameter; wins over the file. May be given many times.",
+)
+DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+
+
+@raft.command(short_help="Run the pipeline on a Kubeflow server.")
+@PARAMETERS
+@SET
+@PIPELINE
+@HOST
+@CERTIFICATE
+@click.option("--experiment", default="raft", show_default=True, help="The run's experiment.")
+@click.option("--name", default="", help="The run's name. [default: the pipeline's and the time]")
+@click.option("--namespace", default="", help="Your profile, on a server with several users.")
+@click.option(
+    "--pipeline-root", default="", metavar="URI", help="Where artifacts go. [default: the server's]"
+)
+@click.option(
+    "--service-account", default="", help="Account of the steps' pods. [default: the server's]"
+)
+@click.option(
+    "--wait", type=bool, default=True, show_default=True, help="Watch the run until it ends."
+)
+@DEBUG
+def submit(parameters: str | None, pipeline: str, debug: bool, **options: Any) -> None:
+    """Check the parameters, start a run, and show its steps until it ends.
+
+    A token or cookies for the server are read from RAFT_KFP_TOKEN or RAFT_KFP_COOKIES, or from
+    kfp's own configuration. Leaves with 0 when the run succeeded, 1 when it failed. The run's
+    link goes to standard output; Ctrl-C leaves the run running.
+
+    \b
+    Example:
+      raft submit --parameters parameters.yaml --set rank=16 --host http://localhost:8080
+    """
+    from pipelines.submit import run
+
+    run(Path(pipeline), Path(parameters) if parameters else None, **options)
+
+
+@raft.command(short_help="Watch a run on a Kubeflow server.")
+@click.argument("run_id")
+@PIPELINE
+@HOST
+@CERTIFICATE
+@DEBUG
+def watch(run_id: str, pipeline: str, host: str, ca_certificate: str, debug: bool) -> None:
+    """Show a run's steps until it ends, as `raft submit` does."""
+    from pipelines.submit import watch
+
+    watch(run_id, Path(pipeline), host=host, ca_certificate=ca_certificate)
+
+
+@raft.command(short_help="Stop a run on a Kubeflow server.")
+@click.argument("run_id")
+@HOST
+@CERTIFICATE
+@DEBUG
+def terminate(run_id: str, host: str, ca_certificate: str, debug: bool) -> None:
+    """Stop a run; what its steps have not uploaded yet is lost."""
+    from pipelines.submit import terminate
+
+    terminate(run_id, host=host, ca_certificate=ca_certificate)
+
+
+CONTEXT = click.option(
+    "--context", default="", help="Context of the kubeconfig. [default: the current one]"
+)
+NAMESPACE = click.option(
+    "--namespace", default="raft", show_default=True, help="Namespace of the pods."
+)
+MANIFESTS = click.option(
+    "--manifests",
+    "jobs",
+    metavar="DIR",
+    help="Folder of the Job manifests. [default: k8s/base]",
+)
+
+
+@raft.command(short_help="Look whether a cluster has what a run needs.")
+@NAMESPACE
+@CONTEXT
+@MANIFESTS
+@click.option("--service-account", default="", help="The pods' account. [default: the manifests']")
+@PARAMETERS
+@SET
+@PIPELINE
+@click.option("--pipeline-root", default="", metavar="URI", help="Where artifacts will go.")
+@HOST
+@CERTIFICATE
+@click.option(
+    "--kubeflow", type=bool, default=True, show_default=True, help="Look for Kubeflow Pipelines."
+)
+@click.option(
+    "--scale-from-zero",
+    type=bool,
+    default=False,
+    show_default=True,
+    help="GPU nodes are made when they are needed; none need be there.",
+)
+@DEBUG
+def preflight(
+    parameters: str | None, pipeline: str, jobs: str | None, debug: bool, **options: Any
+) -> None:
+    """Check nodes, quota, secrets, account, buckets, teacher, model and Kubeflow before a run.
+
+    Each check prints ok, missing (with the command that mends it) or cannot tell. Changes
+    nothing; leaves with 2 when something is missing. Without --parameters, the settings of the
+    Jobs in the cluster are looked at. Reads HF_TOKEN and OPENAI_API_KEY.
+
+    \b
+    Example:
+      raft preflight --namespace raft --parameters parameters.yaml
+    """
+    from pipelines.preflight import run
+
+    run(
+        parameters=Path(parameters) if parameters else None,
+        pipeline=Path(pipeline),
+        jobs=Path(jobs) if jobs else None,
+        **options,
+    )
+
+
+@raft.command(
+    short_help="Run one stage as a Job on a Kubernetes cluster.",
+    context_settings={"ignore_unknown_options": True},
+)
+@click.argument("stage", type=click.Choice(list(STAGES)))
+@click.argument("flags", nargs=-1, type=click.UNPROCESSED)
+@NAMESPACE
+@CONTEXT
+@MANIFESTS
+@click.option("--detach", is_flag=True, help="Create the Job, print its name and leave it alone.")
+@click.option(
+    "--start-minutes",
+    type=click.FloatRange(min=0),
+    default=30,
+    show_default=True,
+    help="Give up when the pod has not started by then.",
+)
+@DEBUG
+def job(stage: str, flags: tuple[str, ...], jobs: str | None, debug: bool, **options: Any) -> None:
+    """Run one stage from its Job manifest, with the flags after `--` instead of the manifest's.
+
+    Shows the log, says what the pod waits for, leaves with the container's exit code and removes
+    the Job; so do Ctrl-C and SIGTERM. Without flags, the manifest's own are kept.
+
+    \b
+    Example:
+      raft job train -- --dataset gs://b/dataset --base-model meta-llama/Llama-3.1-8B-Instruct \\
+        --output gs://b/adapter --rank 16
+    """
+    from pipelines.job import run
+
+    run(stage, flags, jobs=Path(jobs) if jobs else None, **options)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -41,11 +41,15 @@ def test_only_declarations_know_kfp_and_only_storage_knows_gcs() -> None:
     ]
     assert len(files) >= 35
     know_kfp = {path.name for path in files if any(n.split(".")[0] == "kfp" for n in imports(path))}
+    know_kubernetes = {
+        path.name for path in files if any(n.split(".")[0] == "kubernetes" for n in imports(path))
+    }
     know_gcs = {path.name for path in files if any("google.cloud" in n for n in imports(path))}
     assert know_kfp <= {
         "component.py", "raft.py", "study.py", "summary.py", "steps.py", "compile.py",
-        "manifests.py", "shape.py",
+        "manifests.py", "shape.py", "submit.py",
     }  # fmt: skip
+    assert know_kubernetes == {"cluster.py"}
     assert know_gcs == {"storage.py"}
 
 

@@ -11,10 +11,20 @@ from pipelines.cli import STAGES, main
 from tests.conftest import Raft
 
 HEAVY = {
-    "accelerate", "bitsandbytes", "datasets", "google.cloud", "kfp", "kubernetes", "lm_eval",
-    "matplotlib", "numpy", "openai", "peft", "torch", "transformers", "trl", "vllm",
+    "accelerate", "bitsandbytes", "datasets", "google.cloud", "kfp", "kfp_server_api",
+    "kubernetes", "lm_eval", "matplotlib", "numpy", "openai", "peft", "torch", "transformers",
+    "trl", "vllm",
 }  # fmt: skip
-COMMANDS = [[], *([name] for name in (*STAGES, "summary", "demo", "compile", "check"))]
+COMMANDS = [
+    [],
+    *(
+        [name]
+        for name in (
+            *STAGES, "summary", "demo", "compile", "check", "submit", "watch", "terminate",
+            "preflight", "job",
+        )
+    ),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda words: " ".join(words) or "raft")

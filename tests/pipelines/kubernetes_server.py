@@ -1,0 +1,243 @@
+"""A small Kubernetes API server that the real client talks to over HTTP.
+
+What can be read is a folder of recorded answers, by path; a change to them makes another cluster.
+Jobs can be created, followed and deleted: a play gives the pods and the Job's conditions, one frame
+for each time that the pods are looked at.
+"""
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import yaml
+
+RECORDED = Path(__file__).parent / "recorded"
+JOBS = re.compile(r"/apis/batch/v1/namespaces/([\w-]+)/jobs(?:/([\w-]+))?")
+PODS = re.compile(r"/api/v1/namespaces/([\w-]+)/pods(?:/([\w-]+)/log)?")
+
+
+def recorded(*names: str) -> dict[str, Any]:
+    """Answers by path: those of the first recording, changed by the following ones."""
+    answers: dict[str, Any] = {}
+    for name in names:
+        answers |= json.loads((RECORDED / f"{name}.json").read_text(encoding="utf-8"))
+    return answers
+
+
+def status(code: int, reason: str, message: str) -> dict[str, Any]:
+    """A refusal in the API's form."""
+    return {
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": message, "reason": reason, "code": code,
+    }  # fmt: skip
+
+
+@dataclass
+class Frame:
+    """What a look at a Job shows."""
+
+    pods: list[dict[str, Any]] = field(default_factory=list)
+    conditions: list[dict[str, Any]] = field(default_factory=list)
+
+
+def pod(
+    phase: str,
+    *,
+    uid: str = "1",
+    waiting: tuple[str, str] | None = None,
+    exit_code: int | None = None,
+    reason: str = "",
+    unschedulable: str = "",
+) -> dict[str, Any]:
+    """A stage's pod in one of its states, as the API shows it."""
+    state: dict[str, Any] = {}
+    if waiting:
+        state = {"waiting": {"reason": waiting[0], "message": waiting[1]}}
+    elif exit_code is not None:
+        state = {"terminated": {"exitCode": exit_code, "reason": reason or "Error"}}
+    elif phase == "Running":
+        state = {"running": {"startedAt": "2026-01-02T03:04:05Z"}}
+    entry: dict[str, Any] = {
+        "metadata": {
+            "name": f"pod-{uid}",
+            "uid": uid,
+            "creationTimestamp": f"2026-01-02T03:04:0{uid}Z",
+        },
+        "spec": {"containers": [{"name": "train", "image": "raft-train:0.1.0"}]},
+        "status": {"phase": phase},
+    }
+    if state:
+        entry["status"]["containerStatuses"] = [
+            {"name": "train", "state": state, "image": "raft-train:0.1.0", "imageID": "",
+             "ready": False, "restartCount": 0}
+        ]  # fmt: skip
+    if unschedulable:
+        entry["status"]["conditions"] = [
+            {"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+             "message": unschedulable}
+        ]  # fmt: skip
+    else:
+        entry["spec"]["nodeName"] = "gke-a100-1"
+    return entry
+
+
+COMPLETE = [{"type": "Complete", "status": "True"}]
+
+
+def failed(reason: str, message: str) -> list[dict[str, Any]]:
+    return [{"type": "Failed", "status": "True", "reason": reason, "message": message}]
+
+
+@dataclass
+class KubernetesServer:
+    """The cluster's memory; `url` is where it listens."""
+
+    answers: dict[str, Any] = field(default_factory=dict)
+    play: list[Frame] = field(default_factory=list)
+    logs: dict[str, list[str]] = field(default_factory=dict)
+    """Pod to the lines of its log, each with its time."""
+    cut_log_after: int = 0
+    """The first stream of a log ends after that many lines."""
+    broken: int = 0
+    """That many looks at the pods get a 503 first."""
+    url: str = ""
+    jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    deleted: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+    frame: Frame = field(default_factory=Frame)
+    log_opened: threading.Event = field(default_factory=threading.Event)
+    endless_log: bool = False
+
+    def answer(self, method: str, path: str, body: bytes) -> dict[str, Any]:
+        if (found := JOBS.fullmatch(path)) and method != "GET":
+            return self._change_job(method, *found.groups(), body)
+        if (found := JOBS.fullmatch(path)) and found[2] in self.jobs:
+            return self.jobs[found[2]] | {"status": {"conditions": self.frame.conditions}}
+        if PODS.fullmatch(path) and self.jobs:
+            if self.broken:
+                self.broken -= 1
+                return status(503, "ServiceUnavailable", "etcd is electing a leader")
+            if self.play:
+                self.frame = self.play.pop(0)
+            return {"kind": "PodList", "apiVersion": "v1", "items": self.frame.pods}
+        if path in self.answers:
+            found_answer: dict[str, Any] = self.answers[path]
+            return found_answer
+        kind, _, name = path.rpartition("/")
+        return status(404, "NotFound", f'{kind.rpartition("/")[2]} "{name}" not found')
+
+    def _change_job(
+        self, method: str, namespace: str, name: str | None, body: bytes
+    ) -> dict[str, Any]:
+        refusal = self.answers.get(f"{method} jobs")
+        if refusal:
+            assert isinstance(refusal, dict)
+            return refusal
+        if method == "DELETE" and name is not None:
+            if name not in self.jobs:
+                return status(404, "NotFound", f'jobs.batch "{name}" not found')
+            self.deleted.append(name)
+            del self.jobs[name]
+            return {"kind": "Status", "apiVersion": "v1", "status": "Success", "code": 200}
+        job: dict[str, Any] = json.loads(body)
+        assert job["kind"] == "Job"
+        assert job["metadata"]["namespace"] == namespace
+        assert all(isinstance(text, str) for text in _container(job)["args"])
+        for rule in job["spec"]["podFailurePolicy"]["rules"]:
+            for condition in rule.get("onPodConditions", []):
+                condition.setdefault("status", "True")  # as the API server does
+        self.jobs[job["metadata"]["name"]] = job
+        return job
+
+
+def _container(job: dict[str, Any]) -> dict[str, Any]:
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert isinstance(container, dict)
+    return container
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Routes of the API; `server.cluster` is the `KubernetesServer`."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _serve(self) -> None:
+        cluster: KubernetesServer = self.server.cluster  # type: ignore[attr-defined]
+        parts = urlsplit(self.path.replace("//", "/"))  # kfp's way through the API server's proxy
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        cluster.requests.append(f"{self.command} {parts.path}")
+        log = PODS.fullmatch(parts.path)
+        if log and log[2]:
+            self._stream(cluster, log[2], parse_qs(parts.query))
+            return
+        answer = cluster.answer(self.command, parts.path, body)
+        text = json.dumps(answer).encode()
+        self.send_response(answer["code"] if answer.get("kind") == "Status" else 200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    do_GET = do_POST = do_DELETE = _serve  # noqa: N815 (the base class names them)
+
+    def _stream(self, cluster: KubernetesServer, name: str, query: dict[str, list[str]]) -> None:
+        lines = cluster.logs.get(name, [])
+        if cluster.cut_log_after:
+            lines, cluster.cut_log_after = lines[: cluster.cut_log_after], 0
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        assert query["follow"] == ["True"]
+        assert query["timestamps"] == ["True"]
+        text = "".join(f"{line}\n" for line in lines).encode()
+        for start in range(0, len(text), 23):  # a line may come in pieces
+            piece = text[start : start + 23]
+            self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+        self.wfile.flush()
+        cluster.log_opened.set()
+        while cluster.endless_log:
+            threading.Event().wait(0.05)
+        self.wfile.write(b"0\r\n\r\n")
+
+
+@contextmanager
+def serving(cluster: KubernetesServer) -> Iterator[KubernetesServer]:
+    """Let a `KubernetesServer` listen on a free port of the loopback interface."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.cluster = cluster  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    cluster.url = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        yield cluster
+    finally:
+        cluster.endless_log = False
+        server.shutdown()
+        server.server_close()
+
+
+def kubeconfig(url: str, path: Path) -> Path:
+    """Write a kubeconfig that leads to a server."""
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": "test",
+                "clusters": [{"name": "test", "cluster": {"server": url}}],
+                "users": [{"name": "test", "user": {"token": "kube-t0ken"}}],
+                "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+            }
+        )
+    )
+    return path

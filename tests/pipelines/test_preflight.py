@@ -1,0 +1,338 @@
+"""`raft preflight` with the real Kubernetes client against recorded answers of clusters."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.cli import main
+from tests.conftest import REPOSITORY
+from tests.pipelines.kubernetes_server import KubernetesServer, kubeconfig, recorded, serving
+
+PIPELINE = REPOSITORY / "pipelines" / "raft.yaml"
+Preflight = Callable[..., tuple[int, list[str], str]]
+
+
+@contextmanager
+def answering(answers: dict[str, tuple[int, Any]], seen: list[str]) -> Iterator[str]:
+    """A web server with fixed answers by path, which notes who asks with which token."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def _serve(self) -> None:
+            seen.append(f"{self.command} {self.path} {self.headers.get('Authorization')}")
+            code, value = answers.get(self.path, (404, {}))
+            text = b"" if self.command == "HEAD" else json.dumps(value).encode()
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        do_GET = do_HEAD = _serve  # noqa: N815 (the base class names them)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Any]:
+    """A bucket with documents and questions on an emulator of GCS."""
+    from gcp_storage_emulator.server import create_server
+    from google.cloud import storage
+
+    server = create_server("127.0.0.1", 0, in_memory=True, default_bucket="bucket")
+    server.start()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            port = server._api._httpd.socket.getsockname()[1]
+            patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+            patch.setenv("GOOGLE_CLOUD_PROJECT", "test")
+            found = storage.Client().bucket("bucket")
+            for name in ("documents/a.txt", "questions.json"):
+                found.blob(name).upload_from_string("text")
+            yield found
+    finally:
+        server.stop()
+
+
+MODEL = "/meta-llama/Llama-3.1-8B-Instruct/resolve/main/config.json"
+
+
+@pytest.fixture
+def preflight(
+    tmp_path: Path,
+    bucket: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Preflight:
+    """Exit code, lines and standard error on a cluster of recordings; the hub has the model."""
+    from kubernetes.config import kube_config
+
+    monkeypatch.setenv("HF_TOKEN", "hf-t0ken")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("KF_PIPELINES_ENDPOINT", raising=False)
+
+    def run(
+        *arguments: object, clusters: tuple[str, ...] = (), hub: tuple[int, list[str]] = (200, [])
+    ) -> tuple[int, list[str], str]:
+        cluster = KubernetesServer(answers=recorded("good", *clusters))
+        with answering({MODEL: (hub[0], {})}, hub[1]) as url, serving(cluster):
+            monkeypatch.setenv("HF_ENDPOINT", url)
+            path = str(kubeconfig(cluster.url, tmp_path / "kubeconfig"))
+            monkeypatch.setenv("KUBECONFIG", path)
+            # Read when kfp's client imports it, which another test may have done.
+            monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", path)
+            with pytest.raises(SystemExit) as leave:
+                main(["preflight", "--pipeline", str(PIPELINE), *map(str, arguments)])
+        out, err = capfd.readouterr()
+        assert {line.split()[0] for line in cluster.requests} == {"GET"}, "nothing is changed"
+        for secret in ("kube-t0ken", "hf-t0ken", "aGZfc2VjcmV0", "c2tfc2VjcmV0"):
+            assert secret not in out + err
+        assert "Traceback" not in err
+        return int(leave.value.code or 0), out.splitlines(), err
+
+    return run
+
+
+def lines(found: list[str], state: str) -> list[str]:
+    return [line[13:] for line in found if line.startswith(state)]
+
+
+def test_a_cluster_with_everything(preflight: Preflight) -> None:
+    code, found, err = preflight()
+    assert code == 0, "\n".join(found)
+    assert not err
+    told = lines(found, "ok")
+    assert len(told) == len(found) == 15
+    for text in (
+        "runs Kubernetes v1.33.2",
+        "service account raft acts as raft@project.iam.gserviceaccount.com",
+        "secret raft-huggingface with key token in raft, for train, quantize-check, eval",
+        "a node for generate: gke-default-1",
+        "a node for train, quantize-check, eval: gke-a100-1, 1 GPU free",
+        "documents: gs://bucket/documents is readable from here",
+        "run: gs://bucket/runs/first is writable from here",
+        "model meta-llama/Llama-3.1-8B-Instruct may be fetched",
+        "Kubeflow Pipelines 2 answers at",
+    ):
+        assert any(text in line for line in told), text
+
+
+def test_a_cluster_without_the_gpu(preflight: Preflight) -> None:
+    code, found, err = preflight(clusters=("without-gpus",))
+    assert code == 2
+    assert lines(found, "missing") == [
+        "a node for train, quantize-check, eval: none of 2 has "
+        "cloud.google.com/gke-accelerator=nvidia-tesla-a100 "
+        "(there is cloud.google.com/gke-accelerator=nvidia-l4)"
+    ]
+    assert any("gcloud container node-pools create" in line for line in found)
+    assert "error: 1 thing is missing" in err
+    code, found, _ = preflight("--scale-from-zero", "true", clusters=("without-gpus",))
+    assert code == 0
+    assert "none with cloud.google.com/gke-accelerator" in lines(found, "cannot tell")[0]
+
+
+def test_a_full_cluster_says_what_is_wrong_with_each_node(preflight: Preflight) -> None:
+    code, found, _ = preflight(clusters=("full",))
+    assert code == 2
+    quota, node = lines(found, "missing")
+    assert quota == ("room in quota team: train needs 1 of requests.nvidia.com/gpu, 0 of 1 is left")
+    assert "gke-a100-1 has 0 of 1 nvidia.com/gpu free, not 1" in node
+    assert "gke-a100-2 is not ready; gke-a100-3 is cordoned; and 1 more nodes" in node
+    assert any("spec.nodeName=gke-a100-1" in line for line in found)
+
+
+def test_what_may_not_be_seen_does_not_stop_the_rest(preflight: Preflight) -> None:
+    code, found, err = preflight(clusters=("forbidden",))
+    assert code == 0, err
+    assert len(lines(found, "cannot tell")) == 6
+    assert any("gke-a100-1, 1 GPU free" in line for line in lines(found, "ok"))
+
+
+def test_an_empty_cluster_is_told_how_to_become_one(preflight: Preflight) -> None:
+    code, found, err = preflight(clusters=("bare",))
+    assert code == 2
+    assert "error: 4 things are missing" in err
+    text = "\n".join(found)
+    for fix in (
+        "kubectl apply -k k8s/base -l app.kubernetes.io/component=setup",
+        "kubectl -n raft create serviceaccount raft",
+        "kubectl -n raft create secret generic raft-huggingface --from-literal=token=VALUE",
+        "kubectl apply -f k8s/base/settings.yaml",
+        "the cluster has no Kubeflow Pipelines that answers",
+    ):
+        assert fix in text
+    code, found, _ = preflight("--kubeflow", "false", clusters=("bare",))
+    assert "Kubeflow" not in "\n".join(found)
+
+
+def test_the_parameters_of_a_run_are_looked_at(preflight: Preflight, tmp_path: Path) -> None:
+    seen: list[str] = []
+    answers = {"/v1/models": (200, {"data": [{"id": "llama"}]})}
+    with answering(answers, seen) as teacher:
+        parameters = tmp_path / "parameters.yaml"
+        parameters.write_text(
+            "documents: gs://bucket/nothing\n"
+            f"questions: {tmp_path}/questions.json\n"
+            f"base_model: gs://bucket/documents\nteacher: openai\nteacher_model: qwen\n"
+            f"teacher_endpoint: {teacher}/v1\n"
+        )
+        code, found, _ = preflight(
+            "--parameters", parameters, "--pipeline-root", "gs://elsewhere/root"
+        )
+        assert code == 2
+        told = lines(found, "missing")
+        assert told[0] == "documents: gs://bucket/nothing: nothing there"
+        assert told[1].endswith("questions.json is a path, which the pods do not see")
+        assert told[2].startswith("run: gs://elsewhere/root: ")
+        assert told[3].endswith("has no model qwen")
+        assert "base_model: gs://bucket/documents is readable from here" in lines(found, "ok")
+        assert not any("ConfigMap" in line for line in found), "the Jobs' settings are not used"
+        _, found, _ = preflight("--parameters", parameters, "--set", "teacher_model=llama")
+        assert any("teacher llama answers" in line for line in lines(found, "ok"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "state", "text"),
+    [
+        ((401, {}), "missing", "refuses (401)"),
+        ((500, {}), "missing", "answers 500"),
+        ((200, {"models": []}), "missing", "lists no models"),
+        (None, "missing", "does not answer here"),
+    ],
+)
+def test_a_teacher_that_does_not_answer(
+    preflight: Preflight, answer: Any, state: str, text: str
+) -> None:
+    given = ["--set", "documents=gs://bucket/documents", "--set", "questions=gs://bucket/q",
+             "--set", "teacher=openai", "--set", "teacher_model=m"]  # fmt: skip
+    with answering({"/v1/models": answer} if answer else {}, []) as teacher:
+        endpoint = f"{teacher}/v1" if answer else "http://127.0.0.1:1/v1"
+        code, found, _ = preflight(*given, "--set", f"teacher_endpoint={endpoint}")
+    assert code == 2
+    assert any(text in line for line in lines(found, state))
+    if answer is None:
+        _, found, _ = preflight(*given, "--set", "teacher_endpoint=http://teacher:8000/v1")
+        assert any("http://teacher:8000/v1" in line for line in lines(found, "cannot tell"))
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "text"),
+    [
+        (302, "ok", "may be fetched"),
+        (401, "missing", "the token in HF_TOKEN is not accepted"),
+        (403, "missing", "its licence is not accepted"),
+        (404, "missing", "not on http"),
+        (500, "cannot tell", "answers 500"),
+    ],
+)
+def test_the_models_licence(preflight: Preflight, code: int, state: str, text: str) -> None:
+    seen: list[str] = []
+    left, found, _ = preflight(hub=(code, seen))
+    assert left == (2 if state == "missing" else 0)
+    assert any("model meta-llama" in line and text in line for line in lines(found, state))
+    assert seen == [f"HEAD {MODEL} Bearer hf-t0ken"]
+
+
+def test_a_bucket_that_may_only_be_read(
+    preflight: Preflight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from google.cloud import storage
+
+    monkeypatch.setattr(
+        storage.Bucket,
+        "test_iam_permissions",
+        lambda _, permissions, **__: [
+            name for name in permissions if name.endswith(("get", "list"))
+        ],
+    )
+    code, found, _ = preflight()
+    assert code == 0
+    assert lines(found, "cannot tell") == [
+        "run: gs://bucket/runs/first: not allowed (storage.objects.create, storage.objects.delete)"
+    ]
+
+
+def test_without_a_kubeconfig(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    with pytest.raises(SystemExit) as leave:
+        main(["preflight"])
+    out, err = capfd.readouterr()
+    assert leave.value.code == 2
+    assert not out
+    assert "no usable kubeconfig" in err
+    assert "gcloud container clusters get-credentials" in err
+
+
+def test_a_cluster_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = kubeconfig("http://127.0.0.1:1", tmp_path / "kubeconfig")
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    with pytest.raises(SystemExit) as leave:
+        main(["preflight"])
+    err = capfd.readouterr().err
+    assert leave.value.code == 2
+    assert "the cluster at http://127.0.0.1:1 does not answer ([Errno 111] Conn" in err
+    assert len(err.splitlines()) == 2
+
+
+# ---- the scheduler's arithmetic ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("toleration", "taint", "tolerated"),
+    [
+        ({"operator": "Exists"}, ("a", "b", "NoSchedule"), True),
+        ({"key": "a", "operator": "Exists"}, ("a", "b", "NoSchedule"), True),
+        ({"key": "a", "value": "b"}, ("a", "b", "NoExecute"), True),
+        ({"key": "a", "value": "b", "effect": "NoSchedule"}, ("a", "b", "NoExecute"), False),
+        ({"key": "a", "value": "c"}, ("a", "b", "NoSchedule"), False),
+        ({"key": "a"}, ("a", None, "NoSchedule"), True),
+        ({"key": "c", "operator": "Exists"}, ("a", "b", "NoSchedule"), False),
+    ],
+)
+def test_tolerations(toleration: dict, taint: tuple, tolerated: bool) -> None:
+    from kubernetes.client import V1Taint
+
+    from pipelines.manifests import Toleration
+    from pipelines.preflight import _tolerates
+
+    key, value, effect = taint
+    entry = V1Taint(key=key, value=value, effect=effect)
+    assert _tolerates(Toleration.model_validate(toleration), entry) is tolerated
+
+
+def test_a_pods_requests_are_the_larger_of_init_and_main() -> None:
+    from kubernetes import client
+
+    from pipelines.preflight import _requested
+
+    def container(cpu: str, restart: str | None = None) -> Any:
+        return client.V1Container(
+            name="c",
+            restart_policy=restart,
+            resources=client.V1ResourceRequirements(requests={"cpu": cpu}),
+        )
+
+    spec = client.V1PodSpec(
+        containers=[container("500m"), container("1")],
+        init_containers=[container("4"), container("250m", "Always")],
+        overhead={"cpu": "1"},
+    )
+    assert _requested(client.V1Pod(spec=spec))["cpu"] == 5.25

@@ -1,0 +1,473 @@
+"""`raft submit` with the real kfp client against a small server that checks as the backend does."""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines import submit
+from pipelines.cli import main
+from tests.conftest import REPOSITORY
+from tests.pipelines import kfp_server
+from tests.pipelines.kfp_server import KfpServer, Refused, Run, check_pipeline, serving
+from tests.pipelines.kubernetes_server import kubeconfig
+
+PIPELINE = REPOSITORY / "pipelines" / "raft.yaml"
+INPUTS = {"documents": "gs://bucket/documents", "questions": "gs://bucket/questions.json"}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setenv("KUBECONFIG", "/nowhere")
+    for name in (submit.TOKEN, submit.COOKIES, "KF_PIPELINES_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def server() -> Iterator[KfpServer]:
+    with serving(KfpServer()) as kfp:
+        yield kfp
+
+
+@pytest.fixture
+def parameters(tmp_path: Path) -> Path:
+    path = tmp_path / "parameters.yaml"
+    path.write_text(yaml.safe_dump(INPUTS), encoding="utf-8")
+    return path
+
+
+Leave = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def leave(capfd: pytest.CaptureFixture[str]) -> Leave:
+    """Exit code, standard output and standard error of a command."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        from components.progress import console
+
+        console.cache_clear()  # it keeps the standard error of an earlier test
+        with pytest.raises(SystemExit) as left:
+            main([*map(str, arguments), "--pipeline", str(PIPELINE)])
+        return int(left.value.code or 0), *capfd.readouterr()
+
+    return run
+
+
+def test_a_run_is_started_and_watched_to_its_end(
+    server: KfpServer, parameters: Path, leave: Leave
+) -> None:
+    code, out, err = leave(
+        "submit", "--parameters", parameters, "--host", server.url,
+        "--set", "rank=16", "--set", "learning_rate=1e-4", "--name", "mine",
+        "--pipeline-root", "gs://bucket/root", "--service-account", "runner",
+    )  # fmt: skip
+    (run,) = server.runs.values()
+    assert code == 0, err
+    assert out == f"{server.url}/#/runs/details/{run.id}\n"
+    assert run.parameters == {**INPUTS, "rank": 16, "learning_rate": 1e-4}
+    assert run.request["display_name"] == "mine"
+    assert run.request["service_account"] == "runner"
+    assert run.request["runtime_config"]["pipeline_root"] == "gs://bucket/root"
+    assert [entry["display_name"] for entry in server.experiments] == ["raft"]
+    said = [line.strip().partition(" after")[0] for line in err.splitlines()]
+    for step in ("generate", "train", "quantize-check", "eval"):
+        assert said.index(f"{step}: running") < said.index(f"{step}: succeeded")
+    steps = len(submit.load(PIPELINE).steps)
+    assert f"run: {steps}/{steps} steps" in err
+    assert "root" not in " ".join(said[1:]), "Kubeflow's own tasks are not shown"
+
+
+def test_a_second_run_joins_the_experiment(server: KfpServer, parameters: Path) -> None:
+    for _ in range(2):
+        submit.run(PIPELINE, parameters, host=server.url, wait=False)
+    assert len(server.experiments) == 1
+    assert len(server.runs) == 2
+
+
+@pytest.mark.parametrize("task", ["", "train-driver"], ids=["step", "driver"])
+def test_a_failed_run_names_the_step_and_exits_1(
+    server: KfpServer, parameters: Path, leave: Leave, task: str
+) -> None:
+    server.play = kfp_server.fail("train", "CUDA out of memory", task=task)
+    code, out, err = leave("submit", "--parameters", parameters, "--host", server.url)
+    assert code == 1
+    assert "has failed in train\n  train: CUDA out of memory" in err
+    assert err.count(out.strip()) == 1, "the link to the logs"
+    assert "Traceback" not in err
+
+
+def test_without_waiting_it_says_how_to_go_on(
+    server: KfpServer, parameters: Path, leave: Leave
+) -> None:
+    server.play = kfp_server.linger
+    code, _, err = leave(
+        "submit", "--parameters", parameters, "--host", server.url, "--wait", "false"
+    )
+    (run,) = server.runs.values()
+    assert code == 0
+    assert f"raft watch {run.id} --host {server.url}" in err
+    submit.terminate(run.id, host=server.url)
+    code, _, err = leave("watch", run.id, "--host", server.url)
+    assert code == 1
+    assert f"run {run.id} has been cancelled" in err
+
+
+def test_a_server_that_stumbles_is_waited_for(
+    server: KfpServer, parameters: Path, leave: Leave, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.play = kfp_server.fail("eval", "no")
+    looked = server.look_at
+
+    def stumble(run: Run) -> dict[str, Any]:
+        if run.tasks and not server.requests.count("stumbled"):
+            server.requests.append("stumbled")
+            server.broken = 3
+        return looked(run)
+
+    monkeypatch.setattr(server, "look_at", stumble)
+    code, _, err = leave("submit", "--parameters", parameters, "--host", server.url)
+    assert code == 1
+    assert "failed in eval" in err
+    assert server.broken == 0
+
+
+def test_ctrl_c_leaves_the_run_running(server: KfpServer, parameters: Path) -> None:
+    server.play = kfp_server.linger
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines", "submit", "--parameters", parameters,
+         "--host", server.url],
+        cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if "generate: running" in line:
+            process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    (run,) = server.runs.values()
+    assert run.state == "RUNNING"
+    assert f"raft terminate {run.id} --host {server.url}" in "".join(lines)
+
+
+def test_the_hook_runs_steps_for_real(server: KfpServer, parameters: Path, leave: Leave) -> None:
+    done = threading.Event()
+
+    def execute(run: Run) -> None:
+        for task in run.order:
+            run.set(task, "SUCCEEDED")
+        run.finish("SUCCEEDED")
+        done.set()
+
+    server.execute = execute
+    assert leave("submit", "--parameters", parameters, "--host", server.url)[0] == 0
+    assert done.is_set()
+
+
+# ---- parameters --------------------------------------------------------------------------------
+
+
+def test_wrong_parameters_are_named_before_a_server_is_asked(tmp_path: Path, leave: Leave) -> None:
+    path = tmp_path / "parameters.yaml"
+    path.write_text(
+        "question: gs://bucket/questions.json\n"
+        "documents: 7\n"
+        "rank: many\n"
+        "epochs: .inf\n"
+        "oracle_probability: 1.5\n"
+        "teacher: yes\n"
+        "seed: true\n",
+        encoding="utf-8",
+    )
+    code, out, err = leave(
+        "submit", "--parameters", path, "--host", "http://127.0.0.1:1", "--set", "alpha=0"
+    )
+    assert code == 2
+    assert not out
+    for complaint in (
+        f"{path}:1: question: unknown parameter; did you mean questions? (allowed: alpha, ",
+        f"{path}:2: documents 7: not a text; put it in quotes",
+        f"{path}:3: rank 'many': not a whole number",
+        f"{path}:4: epochs inf: not a number",
+        f"{path}:5: oracle_probability 1.5: generate refuses it",
+        "(allowed: a number, >= 0, <= 1)",
+        f"{path}:6: teacher True: not a text; put it in quotes",
+        f"{path}:7: seed True: not a whole number",
+        "--set: alpha 0: train refuses it",
+        "questions is missing: Inputs. gs:// URI of the evaluation questions",
+        f"{PIPELINE} opens with all inputs",
+    ):
+        assert complaint in err
+    assert "documents is missing" not in err
+
+
+def test_json_settings_and_exponents_are_read_as_meant(tmp_path: Path) -> None:
+    path = tmp_path / "parameters.json"
+    path.write_text('{\n\t"rank": 8,\n\t"learning_rate": 1e-4,\n\t"epochs": 2\n}\n')
+    given = submit.read_parameters(path, ("rank=16", "documents=a=b", "questions=q"))
+    assert given["epochs"].place == f"{path}:4"
+    values = submit.check_parameters(submit.load(PIPELINE), given)
+    assert values == {
+        "rank": 16, "learning_rate": 1e-4, "epochs": 2.0, "documents": "a=b", "questions": "q",
+    }  # fmt: skip
+    assert isinstance(values["epochs"], float)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("rank: 8\nrank: 9\n", "2: rank is given twice (first in"),
+        ("- rank\n", "holds no mapping"),
+        ("rank: [8\n", "2: neither YAML nor JSON"),
+        ("when: 2024-99-99\n", "1: when: month must be in 1..12"),
+    ],
+)
+def test_a_file_that_cannot_be_read(
+    tmp_path: Path, leave: Leave, text: str, complaint: str
+) -> None:
+    path = tmp_path / "parameters.yaml"
+    path.write_text(text)
+    code, _, err = leave("submit", "--parameters", path)
+    assert code == 2
+    assert complaint in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "typed"),
+    [
+        ("LIST", '["a"]', ["a"]), ("LIST", ["a"], ["a"]), ("STRUCT", '{"a": 1}', {"a": 1}),
+        ("BOOLEAN", "true", True), ("BOOLEAN", False, False), ("NUMBER_INTEGER", 3.0, 3),
+        ("NUMBER_DOUBLE", "3", 3.0), ("STRING", "3", "3"),
+        ("LIST", "a", None), ("STRUCT", "[1]", None), ("BOOLEAN", "yes", None),
+        ("NUMBER_INTEGER", 3.5, None), ("NUMBER_DOUBLE", "nan", None), ("STRING", 3, None),
+    ],
+)  # fmt: skip
+def test_types(kind: str, value: object, typed: object) -> None:
+    if typed is None:
+        with pytest.raises(ValueError):
+            submit._typed(kind, value)
+    else:
+        assert submit._typed(kind, value) == typed
+
+
+def test_a_parameter_is_followed_into_a_loop() -> None:
+    """The range of a stage holds for a parameter that reaches it through a graph in the graph."""
+    inner = {
+        "componentRef": {"name": "comp-train"},
+        "inputs": {
+            "parameters": {
+                "rank": {"componentInputParameter": "outer--rank"},
+                "alpha": {"runtimeValue": {"constant": 8.0}},
+                "seed": {"componentInputParameter": "outer--seed-loop-item"},
+            }
+        },
+    }
+    loop = {
+        "componentRef": {"name": "comp-loop"},
+        "inputs": {"parameters": {"outer--rank": {"componentInputParameter": "rank"}}},
+    }
+    specification = {
+        "components": {
+            "comp-loop": {"dag": {"tasks": {"train": inner}}},
+            "comp-train": {"executorLabel": "exec-train"},
+        },
+        "deploymentSpec": {
+            "executors": {"exec-train": {"container": {"command": ["raft", "train"]}}}
+        },
+        "root": {"dag": {"tasks": {"for-loop-1": loop}}},
+    }
+    pipeline = submit.Compiled(PIPELINE, specification)
+    assert list(pipeline.readers("rank")) == [("train", "rank")]
+    assert list(pipeline.readers("seed")) == []
+    assert pipeline.steps == ["train"]
+
+
+def test_what_is_not_a_pipeline(tmp_path: Path, leave: Leave) -> None:
+    with pytest.raises(submit.ConfigError, match="No such file"):
+        submit.load(tmp_path / "none.yaml")
+    with pytest.raises(submit.ConfigError, match="not a compiled pipeline"):
+        submit.load(REPOSITORY / "k8s" / "base" / "train.yaml")
+    code, _, err = leave("submit", "--set", "rank")
+    assert code == 2
+    assert "Write --set name=value" in err
+
+
+# ---- the server --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "token", "complaint"),
+    [
+        ("1", "", "it is Kubeflow Pipelines 1, or another program"),
+        ("login", "", "perhaps with a login page"),
+        ("2", "s3cret", "refuses this account (401: unauthenticated)"),
+    ],
+)
+def test_a_server_that_cannot_be_used(
+    server: KfpServer, parameters: Path, leave: Leave, kind: str, token: str, complaint: str
+) -> None:
+    server.kind, server.token = kind, token
+    code, out, err = leave("submit", "--parameters", parameters, "--host", server.url)
+    assert code == 2
+    assert not out
+    assert complaint in err
+    assert "cookie=" not in err.lower() and "secret-cookie" not in err
+    assert "Traceback" not in err
+
+
+def test_no_server(parameters: Path, leave: Leave) -> None:
+    code, _, err = leave("submit", "--parameters", parameters, "--host", "http://127.0.0.1:1")
+    assert code == 2
+    assert "http://127.0.0.1:1 does not answer ([Errno 111] Connection refused)" in err
+    assert "port-forward" in err
+    assert len(err.splitlines()) == 2, "no warnings of the client's retries"
+
+
+def test_no_server_named(tmp_path: Path, parameters: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines", "submit", "--parameters", parameters],
+        cwd=REPOSITORY, capture_output=True, text=True,
+        env={**os.environ, "KUBECONFIG": str(tmp_path / "none")},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "no Kubeflow server named, and no kubeconfig found" in done.stderr
+    assert not done.stdout
+
+
+def test_a_kubeconfig_leads_to_the_service_in_the_cluster(
+    server: KfpServer,
+    tmp_path: Path,
+    parameters: Path,
+    leave: Leave,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from kubernetes.config import kube_config
+
+    path = kubeconfig(server.url, tmp_path / "kubeconfig")
+    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+    code, out, err = leave("submit", "--parameters", parameters)
+    assert code == 0, err
+    assert all(kfp_server.PROXY in line for line in server.requests)
+    assert out.startswith("http://localhost:8080/#/runs/details/")
+    assert "port-forward" in err
+
+
+def test_the_token_comes_from_the_environment_and_is_not_printed(
+    server: KfpServer, parameters: Path, leave: Leave, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.token = "s3cret"
+    monkeypatch.setenv(submit.TOKEN, "s3cret")
+    code, out, err = leave("submit", "--parameters", parameters, "--host", server.url)
+    assert code == 0, err
+    assert "s3cret" not in out + err
+    monkeypatch.setenv(submit.TOKEN, "wr0ng")
+    code, out, err = leave("submit", "--parameters", parameters, "--host", server.url)
+    assert code == 2
+    assert "wr0ng" not in out + err
+
+
+def test_the_servers_refusal_is_passed_on(
+    server: KfpServer, parameters: Path, leave: Leave, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: object) -> None:
+        raise Refused('unknown field "resourceCpuLimit"')
+
+    monkeypatch.setattr(kfp_server, "check_pipeline", refuse)
+    code, _, err = leave("submit", "--parameters", parameters, "--host", server.url)
+    assert code == 2
+    assert 'refuses: unknown field "resourceCpuLimit"' in err
+    assert "The pipeline is compiled by kfp 2." in err
+
+
+def test_an_unknown_run(server: KfpServer, leave: Leave) -> None:
+    code, _, err = leave("watch", "no-such-run", "--host", server.url)
+    assert code == 2
+    assert "/runs/no-such-run not found" in err
+
+
+# ---- the test server itself --------------------------------------------------------------------
+
+
+def test_the_dashboards_way_upload_then_run_a_version(server: KfpServer) -> None:
+    client = submit.connect(server.url)
+    with submit._quiet():
+        pipeline = client.upload_pipeline(str(PIPELINE), "raft")
+        version = client.upload_pipeline_version(
+            str(PIPELINE), "second", pipeline_id=pipeline.pipeline_id
+        )
+        home = client.create_experiment("raft")
+        run = client.run_pipeline(
+            home.experiment_id, "run", pipeline_id=pipeline.pipeline_id,
+            version_id=version.pipeline_version_id, params=INPUTS,
+        )  # fmt: skip
+    assert client.get_pipeline_id("raft") == pipeline.pipeline_id
+    assert server.runs[run.run_id].documents == list(yaml.safe_load_all(PIPELINE.read_text()))
+
+
+def tasks_around(pipeline: dict, name: str) -> dict:
+    """The graph, at whatever depth, that holds a task."""
+    graphs = [pipeline["root"], *(c for c in pipeline["components"].values() if "dag" in c)]
+    (found,) = [graph["dag"]["tasks"] for graph in graphs if name in graph["dag"]["tasks"]]
+    assert isinstance(found, dict)
+    return found
+
+
+def container_of(pipeline: dict, name: str) -> dict:
+    found: dict = pipeline["deploymentSpec"]["executors"][f"exec-{name}"]["container"]
+    return found
+
+
+DAMAGES: list[tuple[Callable[[dict], object], str]] = [
+    (lambda p: p.update(nonsense=1), "nonsense"),
+    (lambda p: p["pipelineInfo"].update(name="Raft!"), "invalid pipeline name"),
+    (lambda p: p["components"].pop("comp-train"), "unknown component"),
+    (lambda p: container_of(p, "train").update(image=""), "no image"),
+    (lambda p: container_of(p, "train")["args"].append("{{$.inputs.parameters['nothing']}}"),
+     "placeholder of unknown inputs 'nothing'"),
+    (lambda p: tasks_around(p, "train")["generate"].update(dependentTasks=["train"]), "cycle"),
+    (lambda p: tasks_around(p, "generate")["generate"]["inputs"].pop("parameters"),
+     "lacks required input 'documents'"),
+    (lambda p: p["root"]["inputDefinitions"]["parameters"]["rank"].update(parameterType="STRING"),
+     "is STRING, not NUMBER_INTEGER"),
+    (lambda p: tasks_around(p, "quantize-check")["quantize-check"]["inputs"]["artifacts"][
+        "adapter"]["taskOutputArtifact"].update(outputArtifactKey="model"),
+     "has no output 'model'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "complaint"), DAMAGES, ids=[text for _, text in DAMAGES])
+def test_the_server_refuses_what_the_backend_refuses(
+    damage: Callable[[dict], object], complaint: str
+) -> None:
+    documents = list(yaml.safe_load_all(PIPELINE.read_text()))
+    check_pipeline(copy.deepcopy(documents))
+    damage(documents[0])
+    with pytest.raises(Refused, match=complaint):
+        check_pipeline(documents)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "complaint"),
+    [
+        ({"documents": "d"}, "questions is required"),
+        ({**INPUTS, "rank": "8"}, "requires type NUMBER_INTEGER"),
+        ({**INPUTS, "rank": 8.5}, "requires an integer"),
+        ({**INPUTS, "colour": "red"}, "colour is not defined"),
+    ],
+)
+def test_the_server_refuses_parameters(parameters: dict, complaint: str) -> None:
+    specification = next(yaml.safe_load_all(PIPELINE.read_text()))
+    with pytest.raises(Refused, match=complaint):
+        kfp_server.check_parameters(specification, json.loads(json.dumps(parameters)))
