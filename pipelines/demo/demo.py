@@ -29,7 +29,7 @@ class DemoSettings(Record):
     distractors: int = 3
     questions_per_chunk: int = 3
     oracle_probability: float = 1.0
-    epochs: float = 3.0
+    epochs: float = 4.0
     learning_rate: float = 2e-3  # high, because the model is tiny
     batch_size: int = 8
     max_new_tokens: int = 96  # twice what a RAFT answer takes

@@ -1,5 +1,6 @@
 """A Docker engine for the tests in this folder, started once."""
 
+import builtins
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -22,3 +23,11 @@ def docker_host() -> Iterator[str]:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("DOCKER_HOST", address)  # what the docker library, and so kfp.local, reads
         yield address
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_print() -> Iterator[None]:
+    """Give `print` back: kfp.local replaces it to indent, and its threads restore it in disorder."""
+    before = builtins.print
+    yield
+    builtins.print = before
