@@ -89,7 +89,8 @@ def load_4bit(source: str, adapter: str | None, dtype: "torch.dtype") -> "PreTra
         import bitsandbytes  # noqa: F401
     except ImportError:
         raise MissingDependencyError(
-            "4-bit weights need bitsandbytes", hint="pip install 'raft-pipelines[quantize-check]'"
+            "4-bit weights need bitsandbytes",
+            hint="pip install '.[quantize-check]' in a checkout of raft-pipelines",
         ) from None
     nf4 = BitsAndBytesConfig(
         load_in_4bit=True,

@@ -507,7 +507,7 @@ def _explain(error: Exception) -> int:
         problem, hint, code = str(error), error.hint, error.exit_code
     elif isinstance(error, ModuleNotFoundError):
         problem = f"{error.name} is not installed"
-        hint, code = "pip install 'raft-pipelines[all]'", USER_ERROR
+        hint, code = "pip install '.[all]' in a checkout of raft-pipelines", USER_ERROR
     else:
         problem = f"{type(error).__name__}: {error}"
         hint, code = "This is a fault of raft; --debug shows the traceback.", OUR_ERROR

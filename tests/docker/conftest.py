@@ -27,7 +27,7 @@ def docker_host() -> Iterator[str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def own_print() -> Iterator[None]:
-    """Give `print` back: kfp.local replaces it to indent, and its threads restore it in disorder."""
+    """Give `print` back: kfp.local indents it, and its threads restore it in disorder."""
     before = builtins.print
     yield
     builtins.print = before

@@ -134,7 +134,7 @@ class OpenAITeacher:
         except ImportError:
             raise MissingDependencyError(
                 "--teacher openai needs the openai client",
-                hint="pip install 'raft-pipelines[generate]'",
+                hint="pip install '.[generate]' in a checkout of raft-pipelines",
             ) from None
         async with AsyncOpenAI(
             base_url=self.config.teacher_endpoint,
