@@ -52,7 +52,12 @@ ObjectList = Annotated[tuple[dict[str, Any], ...], BeforeValidator(_parse_object
 
 
 def option(default: Any = ..., *, help: str, group: str, **limits: Any) -> Any:
-    """Declare one setting: its default, range, help text and the heading that `--help` gives it."""
+    """Declare one setting: its default, range, help text and the heading that `--help` gives it.
+
+    A setting without a default is a location or a name, and may not be empty.
+    """
+    if default is ...:
+        limits.setdefault("min_length", 1)
     return Field(default, description=help, json_schema_extra={"group": group}, **limits)
 
 
@@ -107,7 +112,11 @@ class StageConfig(Settings):
     """Settings that every stage has; subclasses add their own."""
 
     seed: int = option(
-        0, ge=0, help="Seed of everything random: same inputs, same bytes.", group="Output"
+        0,
+        ge=0,
+        le=2**32 - 1,
+        help="Seed of everything random: same inputs, same bytes.",
+        group="Output",
     )
     prices: InputLocation = option(
         "",
@@ -129,7 +138,7 @@ def allowed_values(field: FieldInfo) -> str:
         return "true | false"
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     bounds = [
-        f"{sign} {getattr(limit, name):g}"
+        f"{sign} {getattr(limit, name)}"
         for limit in field.metadata
         for name, sign in signs.items()
         if getattr(limit, name, None) is not None

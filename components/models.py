@@ -29,7 +29,7 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
     _quiet()
     _check_folder(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"--base-model {source}: its tokenizer cannot be loaded ({_first_line(error)})",
@@ -61,11 +61,15 @@ def load_tuned(source: str, adapter: str, dtype: "torch.dtype") -> Any:
         ModelError: as `load_model`, or the adapter is missing or made for another base.
     """
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     _check_adapter(adapter)
+    base = load_model(source, dtype)
     try:
-        return PeftModel.from_pretrained(load_model(source, dtype), adapter)
-    except (RuntimeError, ValueError) as error:
+        return PeftModel.from_pretrained(base, adapter)
+    except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        if "out of memory" in str(error).lower():
+            raise
         raise ModelError(
             f"--adapter {adapter}: does not fit --base-model {source} ({_first_line(error)})",
             hint="Give the base model that the adapter was trained on (see its training.json).",
@@ -90,7 +94,7 @@ def load_4bit(source: str, adapter: str | None, dtype: "torch.dtype") -> "PreTra
     except ImportError:
         raise MissingDependencyError(
             "4-bit weights need bitsandbytes",
-            hint="pip install '.[quantize-check]' in a checkout of raft-pipelines",
+            hint="pip install -e '.[quantize-check]' in a checkout of raft-pipelines",
         ) from None
     nf4 = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -136,6 +140,7 @@ def weight_bytes(model: Any) -> int:
 
 def _load(source: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel":
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     _quiet()
@@ -145,10 +150,11 @@ def _load(source: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel
             source,
             dtype=dtype,
             use_safetensors=True,
+            trust_remote_code=False,  # unset, the library would ask, and run it on a "y"
             device_map="auto" if torch.cuda.is_available() else "cpu",
             **options,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
             raise
         raise ModelError(

@@ -31,7 +31,9 @@ ANSWER_MARKER = "<ANSWER>:"
 class Record(BaseModel):
     """A record on disk: unknown fields and non-finite numbers are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 def instruction(documents: Iterable[str], question: str) -> str:
@@ -66,7 +68,12 @@ class Paragraphs(BaseModel):
     @classmethod
     def _from_columns(cls, value: Any) -> Any:
         if isinstance(value, dict) and {"title", "sentences"} <= value.keys():
-            return list(zip(value["title"], value["sentences"], strict=False))
+            titles, sentences = value["title"], value["sentences"]
+            if not isinstance(titles, list) or not isinstance(sentences, list):
+                raise ValueError("title and sentences must be lists")
+            if len(titles) != len(sentences):
+                raise ValueError(f"{len(titles)} titles but {len(sentences)} lists of sentences")
+            return list(zip(titles, sentences, strict=True))
         return value
 
 
@@ -116,6 +123,7 @@ class GenerationReport(Record):
     documents: int
     documents_duplicate: int
     chunks: int
+    chunks_duplicate: int
     chunks_used: int
     rows: dict[str, int]
     dropped: dict[str, int]

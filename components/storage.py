@@ -14,13 +14,14 @@ and every write names the generation that it replaces, so two writers cannot mix
 """
 
 import base64
+import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -128,9 +129,19 @@ def checksum(path: Path) -> str:
 def unseal(folder: Path) -> None:
     """Mark an artifact as unfinished: it is about to be made or changed.
 
+    What a killed attempt left behind under hidden names is removed.
+
     Raises:
-        StorageError: the folder cannot be written.
+        StorageError: the folder cannot be written, or holds something else than an artifact.
     """
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (folder / MANIFEST).exists() and not (folder / PARTIAL_MANIFEST).exists():
+            raise StorageError(
+                f"--output {folder}: the folder holds something else",
+                hint="Give a new or empty folder: everything in it becomes part of the artifact.",
+            )
+        for leftover in folder.glob(".*"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     write_json(folder / PARTIAL_MANIFEST, Manifest(files=[]))
     (folder / MANIFEST).unlink(missing_ok=True)
 
@@ -176,7 +187,7 @@ def _unfinished(place: Path | str) -> DataError:
     return DataError(
         "this artifact is not finished: the stage that makes it is still running, or was stopped",
         path=place,
-        hint="Wait for it, or run that stage again; it goes on where it was.",
+        hint="Wait for it, or run that stage again.",
     )
 
 
@@ -217,14 +228,17 @@ def find(location: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, st
         with _explained(location):
             for blob in bucket.list_blobs(prefix=f"{prefix}/" if prefix else ""):
                 if wanted(blob.name.rpartition("/")[2]):
-                    yield f"{SCHEME}{bucket.name}/{blob.name}", blob.download_as_text()
+                    yield (
+                        f"{SCHEME}{bucket.name}/{blob.name}",
+                        blob.download_as_bytes().decode(errors="replace"),
+                    )
         return
     _refuse_other_schemes(location)
     if not Path(location).is_dir():
         raise StorageError(f"{location}: no such folder")
     for path in sorted(Path(location).rglob("*")):
         if path.is_file() and wanted(path.name):
-            yield path.as_posix(), path.read_text(encoding="utf-8")
+            yield path.as_posix(), path.read_text(encoding="utf-8", errors="replace")
 
 
 def put(text: str, location: str) -> None:
@@ -271,29 +285,40 @@ def localized(config: C) -> Iterator[C]:
         for kind in {INPUT, OUTPUT} & set(map(str, field.metadata)):
             if isinstance(value, str) and value.startswith(SCHEME):
                 remote[kind][name] = value
-    local = {
-        name: _scratch(uri) / (uri.rstrip("/").rsplit("/", 1)[-1] or "bucket")
-        for uris in remote.values()
-        for name, uri in uris.items()
-    }
-    for name, uri in remote[INPUT].items():
-        fetch(uri, local[name])
-    yield config.model_copy(update={name: str(path) for name, path in local.items()})
-    for name, uri in remote[OUTPUT].items():
-        publish(local[name], uri)
-    for path in local.values():
-        shutil.rmtree(path.parent, ignore_errors=True)
+    with ExitStack() as held:
+        local = {
+            name: held.enter_context(_scratch(kind, uri))
+            / (uri.rstrip("/").rsplit("/", 1)[-1] or "bucket")
+            for kind, uris in remote.items()
+            for name, uri in uris.items()
+        }
+        for name, uri in remote[INPUT].items():
+            fetch(uri, local[name])
+        yield config.model_copy(update={name: str(path) for name, path in local.items()})
+        for name, uri in remote[OUTPUT].items():
+            publish(local[name], uri)
 
 
-def _scratch(uri: str) -> Path:
-    """A private folder for a URI, the same one at every try."""
+@contextmanager
+def _scratch(kind: str, uri: str) -> Iterator[Path]:
+    """A private folder for a URI, the same one at every try; removed when the body succeeds.
+
+    A second process at the same URI gets a folder of its own.
+    """
     root = Path(tempfile.gettempdir()) / f"raft-{os.getuid()}"
     root.mkdir(mode=0o700, exist_ok=True)
     if root.is_symlink() or root.stat().st_uid != os.getuid():
         raise StorageError(f"{root}: belongs to somebody else", hint="Set TMPDIR to your own.")
-    folder = root / hashlib.sha256(uri.encode()).hexdigest()[:16]
-    folder.mkdir(exist_ok=True)
-    return folder
+    name = hashlib.sha256(f"{kind} {uri}".encode()).hexdigest()[:16]
+    with (root / f"{name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            name = f"{name}-{os.getpid()}"
+        folder = root / name
+        folder.mkdir(exist_ok=True)
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 # ---- fetching ----------------------------------------------------------------------------------

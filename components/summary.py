@@ -100,7 +100,7 @@ def read(folders: tuple[str, ...]) -> Found:
             texts |= dict(find(folder, _is_read))
         except StorageError as error:
             notes.append(f"{error} {error.hint}".strip())
-    sealed = {path.rpartition("/")[0] for path in texts if path.endswith(f"/{MANIFEST}")}
+    sealed = {path.rpartition("/")[0] for path in texts if PurePosixPath(path).name == MANIFEST}
     records: dict[str, BaseModel] = {}
     accounts: list[tuple[int, str, LedgerEntry]] = []
     for path, text in sorted(texts.items(), key=lambda item: _place(item[0])):

@@ -152,7 +152,14 @@ def _as_text(default: object) -> str:
 def _metavar(name: str, field: FieldInfo) -> str:
     if any(mark in ("input", "output") for mark in field.metadata):
         return "MODEL" if name == "base_model" else "PATH"
-    kinds: Mapping[object, str] = {int: "N", float: "X", bool: "BOOL", str: "TEXT"}
+    kinds: Mapping[object, str] = {
+        int: "N",
+        float: "X",
+        bool: "BOOL",
+        str: "TEXT",
+        tuple[str, ...]: "A,B",
+        tuple[dict[str, Any], ...]: "JSON",
+    }
     return kinds.get(field.annotation, "WORD")
 
 
@@ -507,7 +514,7 @@ def _explain(error: Exception) -> int:
         problem, hint, code = str(error), error.hint, error.exit_code
     elif isinstance(error, ModuleNotFoundError):
         problem = f"{error.name} is not installed"
-        hint, code = "pip install '.[all]' in a checkout of raft-pipelines", USER_ERROR
+        hint, code = "pip install -e '.[all]' in a checkout of raft-pipelines", USER_ERROR
     else:
         problem = f"{type(error).__name__}: {error}"
         hint, code = "This is a fault of raft; --debug shows the traceback.", OUR_ERROR

@@ -109,7 +109,7 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
             max_memory_ratio: 4-bit check. Most weight bytes at 4 bits per byte at 16 bits.
             gate: 4-bit check. What a failed check means: warn (say so and evaluate) or stop.
             max_questions: Evaluation. Ask at most this many questions, sampled by seed.
-            seed: Seed of everything random, in all steps.
+            seed: General. Seed of everything random, in all steps.
         """
         with dsl.ExitHandler(reading(summary(), by_stage), name="run"):
             generated = place(

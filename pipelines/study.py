@@ -69,14 +69,14 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
             questions: Inputs. gs:// URI of the evaluation questions, a JSON file in HotpotQA form.
             trials: Trials. As JSON; each needs base_model, rank, alpha, learning_rate and
                 target_modules.
-            arms: Bit widths. Model variants to compare, of base, raft, base-4bit and raft-4bit.
+            arms: Arms. Model variants to compare, of base, raft, base-4bit and raft-4bit.
             teacher: Teacher. extractive (rules, no model, no cost) or openai (a chat endpoint).
             teacher_endpoint: Teacher. Base URL of the endpoint, such as http://teacher:8000/v1.
             teacher_model: Teacher. Name of the model at that endpoint.
             max_chunks: Rows. Ask about at most this many chunks, sampled by seed; 0 asks about all.
             epochs: Training. Passes over the rows, in every trial.
             max_questions: Evaluation. Ask at most this many questions, sampled by seed.
-            seed: Seed of everything random, in all steps.
+            seed: General. Seed of everything random, in all steps.
         """
         with dsl.ExitHandler(reading(summary(), by_stage), name="run"):
             generated = placed(

@@ -25,6 +25,7 @@ from components.storage import (
     MANIFEST,
     PARTIAL_MANIFEST,
     _inside,
+    _scratch,
     atomic_write,
     fetch,
     find,
@@ -105,6 +106,26 @@ def test_an_unfinished_artifact_is_refused(tmp_path: Path) -> None:
     seal(folder)
     verify(folder, "--dataset")
     assert not (folder / PARTIAL_MANIFEST).exists()
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "id_rsa").write_text("secret", encoding="utf-8")
+    (tmp_path / "id_rsa").chmod(0o600)
+    with pytest.raises(StorageError, match="the folder holds something else"):
+        unseal(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["id_rsa"]
+    assert stat.S_IMODE((tmp_path / "id_rsa").stat().st_mode) == 0o600
+
+
+def test_leftovers_of_a_killed_attempt_are_not_sealed(tmp_path: Path) -> None:
+    folder = artifact(tmp_path / "artifact")
+    (folder / ".half").write_text("x", encoding="utf-8")
+    (folder / ".sweep").mkdir()
+    (folder / ".sweep" / "weights").write_text("x", encoding="utf-8")
+    unseal(folder)
+    seal(folder)
+    assert "weights" not in (folder / MANIFEST).read_text(encoding="utf-8")
+    assert not (folder / ".half").exists()
 
 
 # ---- gs:// -------------------------------------------------------------------------------------
@@ -361,3 +382,12 @@ def test_the_summary_of_a_run_in_a_bucket_counts_an_attempt_that_failed(
     account = summary.run(SummaryConfig(folders=tuple(folders), output=str(tmp_path)))
     assert [entry.failed for entry in account.stages] == ["the documents are gone"]
     assert "**generate failed:** the documents are gone" in (tmp_path / "summary.md").read_text()
+
+
+def test_two_processes_at_one_uri_do_not_share_a_folder(tmp_path: Path) -> None:
+    with _scratch("input", "gs://bucket/model") as first:
+        (first / "weights").write_text("x", encoding="utf-8")
+        with _scratch("input", "gs://bucket/model") as second:
+            assert second != first
+        assert (first / "weights").exists() and not second.exists()
+    assert not first.exists()

@@ -22,7 +22,8 @@ from components.summary import SummaryConfig
 from tests.test_kubeflow import REPORT
 
 GENERATED = GenerationReport(
-    documents=3, documents_duplicate=0, chunks=9, chunks_used=9, rows={"train": 8, "validation": 1},
+    documents=3, documents_duplicate=0, chunks=9, chunks_duplicate=0, chunks_used=9,
+    rows={"train": 8, "validation": 1},
     dropped={"no question | found": 2}, rows_without_oracle=1, split_by="document",
     teacher="extractive", seed=0,
 )  # fmt: skip

@@ -37,15 +37,17 @@ def run(config: EvalConfig) -> Evaluation:
     output = Path(config.output)
     verify(Path(config.adapter), "--adapter")
     quantization = _read_quantization(config.quantization)
+    training = _read_training(Path(config.adapter))
     questions = choose_questions(
         Path(config.questions),
         max_questions=config.max_questions,
         distractors=config.distractors,
         seed=config.seed,
     )
-    unseal(output)
     progress.headline("eval", f"{len(questions)} questions to {', '.join(config.arms)}")
     with Ledger("eval", output, config.prices) as ledger:
+        unseal(output)
+        (output / TRAINING).unlink(missing_ok=True)  # of another adapter
         runs = []
         for arm in ask_arms(config, questions):
             ledger.count(tokens_in=arm.tokens_in, tokens_out=arm.tokens_out)
@@ -53,7 +55,9 @@ def run(config: EvalConfig) -> Evaluation:
         evaluation = _judge(config, questions, runs, quantization)
         samples = [sample for arm in runs for sample in arm.samples]
         write_json(output / RESULTS, evaluation)
-        _quote_training(Path(config.adapter), output)
+        # Beside the scores, so that they are never without their settings.
+        if training is not None:
+            write_json(output / TRAINING, training)
         _write_samples(output / SAMPLES, samples)
         figure.draw(evaluation, output / CHART)
         page = report.render(evaluation, samples, quantization, ledger.entry())
@@ -72,12 +76,10 @@ def _read_quantization(folder: str) -> QuantizationReport | None:
     return read_json(Path(folder) / "quantization.json", QuantizationReport)
 
 
-def _quote_training(adapter: Path, output: Path) -> None:
-    """Keep the adapter's settings beside its scores; an adapter from elsewhere has no record."""
-    if (adapter / TRAINING).exists():
-        write_json(output / TRAINING, read_json(adapter / TRAINING, TrainingRecord))
-    else:
-        (output / TRAINING).unlink(missing_ok=True)
+def _read_training(adapter: Path) -> TrainingRecord | None:
+    """How the adapter was trained; an adapter from elsewhere has no record."""
+    path = adapter / TRAINING
+    return read_json(path, TrainingRecord) if path.exists() else None
 
 
 def _judge(

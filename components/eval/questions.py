@@ -22,7 +22,7 @@ from components.records import Question, Record, explain
 
 ALL_DISTRACTORS = -1
 Kind = Literal["row", "line"]
-FORM = "See https://hotpotqa.github.io for the form; the README has an example."
+FORM = "See https://hotpotqa.github.io for the form; the README shows an example."
 
 
 class AskedQuestion(Record):

@@ -4,6 +4,7 @@ Texts (`.txt`, `.md`) are one document a file. JSON in HotpotQA form (`.json`, `
 document a paragraph; its questions and answers are never looked at.
 """
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,22 +68,23 @@ def _read_text(path: Path, name: str) -> Document:
 
 def _read_contexts(path: Path, name: str) -> Iterator[Document]:
     """One document a paragraph; a title that comes back with other text gets a numbered id."""
-    seen: dict[str, int] = {}
+    seen: set[str] = set()
     for paragraphs in _rows(path):
         for title, sentences in paragraphs.context:
             text = "".join(sentences).strip()
             if not text:
                 continue
-            seen[title] = seen.get(title, 0) + 1
-            again = f"~{seen[title]}" if seen[title] > 1 else ""
-            yield Document(id=f"{name}#{title}{again}", title=title, text=text)
+            ids = (f"{name}#{title}" + (f"~{n}" if n > 1 else "") for n in itertools.count(1))
+            unused = next(id for id in ids if id not in seen)
+            seen.add(unused)
+            yield Document(id=unused, title=title, text=text)
 
 
 def _rows(path: Path) -> Iterator[Paragraphs]:
     """The rows of a JSON list or of JSON lines, with the place of a fault in the message."""
     text = _decode(path)
     if path.suffix.lower() == ".jsonl":
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
                 try:
                     yield Paragraphs.model_validate_json(line)

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from string import Template
-from typing import Literal
+from typing import Literal, TypeVar
 
-from components.errors import DataError
+from components.errors import ConfigError, DataError
 from components.generate.answers import Unusable, final_answer, verify_quotes
 from components.generate.chunking import make_chunker
 from components.generate.config import GenerateConfig
@@ -35,6 +35,8 @@ CARD = Path(__file__).with_name("card.md")
 
 SplitBy = Literal["document", "chunk"]
 
+T = TypeVar("T", Document, Chunk)
+
 
 def run(config: GenerateConfig) -> GenerationReport:
     """Write `train.jsonl`, `validation.jsonl`, `report.json`, `README.md` and `ledger.json`.
@@ -46,10 +48,11 @@ def run(config: GenerateConfig) -> GenerationReport:
     """
     output = Path(config.output)
     headline("generate", f"{config.documents} → {output}")
-    unseal(output)
+    _keep_apart(Path(config.documents), output)
     with Ledger("generate", output, config.prices) as ledger:
+        teacher = make_teacher(config)
         documents, duplicates = _distinct(read_documents(Path(config.documents)))
-        chunks = _cut(documents, config)
+        chunks, duplicate_chunks = _distinct(_cut(documents, config))
         asked = _sample(chunks, config)
         held_out, split_by = _split(asked, config)
         pools = {
@@ -62,8 +65,9 @@ def run(config: GenerateConfig) -> GenerationReport:
             f"  {len(documents)} documents ({duplicates} duplicates left out), {len(chunks)} "
             f"chunks; asking about {len(asked)}"
         )
-
-        teacher = make_teacher(config)
+        if not held_out:
+            say("  no validation rows: too few chunks, or --validation-fraction 0")
+        unseal(output)
         written: Counter[str] = Counter()
         dropped: Counter[str] = Counter()
         without_oracle = 0
@@ -97,6 +101,7 @@ def run(config: GenerateConfig) -> GenerationReport:
             documents=len(documents),
             documents_duplicate=duplicates,
             chunks=len(chunks),
+            chunks_duplicate=duplicate_chunks,
             chunks_used=len(asked),
             rows={split: written[split] for split in files},
             dropped=dict(dropped.most_common()),
@@ -112,17 +117,31 @@ def run(config: GenerateConfig) -> GenerationReport:
     return report
 
 
-def _distinct(documents: Iterable[Document]) -> tuple[list[Document], int]:
-    """Documents without those whose words came before, and how many those were."""
+def _keep_apart(documents: Path, output: Path) -> None:
+    """Refuse to read what is being written.
+
+    Raises:
+        ConfigError: one of the two lies in the other.
+    """
+    source, target = documents.resolve(), output.resolve()
+    if source == target or source in target.parents or target in source.parents:
+        raise ConfigError(
+            f"--output {output} and --documents {documents} lie in each other",
+            hint="Give --output a folder beside the documents.",
+        )
+
+
+def _distinct(texts: Iterable[T]) -> tuple[list[T], int]:
+    """Texts without those whose words came before, and how many those were."""
     seen: set[str] = set()
     kept, duplicates = [], 0
-    for document in documents:
-        words = " ".join(document.text.split()).casefold()
+    for item in texts:
+        words = " ".join(item.text.split()).casefold()
         if words in seen:
             duplicates += 1
         else:
             seen.add(words)
-            kept.append(document)
+            kept.append(item)
     return kept, duplicates
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.errors import DataError
+from components.errors import DataError, ModelError
 from components.ledger import Ledger
 from components.models import load_4bit, load_tokenizer, load_tuned, weight_bytes
 from components.progress import headline, say, task
@@ -37,10 +37,10 @@ def run(config: QuantizeCheckConfig) -> QuantizationReport:
     headline("quantize-check", f"{config.base_model} + {config.adapter} → {output}")
     verify(Path(config.dataset), "--dataset")
     verify(Path(config.adapter), "--adapter")
-    unseal(output)
     with Ledger("quantize-check", output, config.prices) as ledger:
         tokenizer = load_tokenizer(config.base_model)
         rows = list(_conversations(config, tokenizer))
+        unseal(output)
         say("  loading the model in 16 bits")
         full = load_tuned(config.base_model, config.adapter, torch.bfloat16).merge_and_unload()
         bytes_16bit = weight_bytes(full)
@@ -100,7 +100,11 @@ def _encode(row: RaftRow, tokenizer: Any) -> tuple[list[int], int]:
 
 
 def _answer_log_probabilities(model: Any, ids: list[int], start: int) -> "torch.Tensor":
-    """Log probabilities over the vocabulary at each answer token: (answer tokens, vocabulary)."""
+    """Log probabilities over the vocabulary at each answer token: (answer tokens, vocabulary).
+
+    Raises:
+        ModelError: they are not numbers; two broken models would agree everywhere.
+    """
     import torch
 
     with torch.inference_mode():
@@ -109,6 +113,11 @@ def _answer_log_probabilities(model: Any, ids: list[int], start: int) -> "torch.
             # The prompt's logits would be gigabytes at a 128k vocabulary, and nobody reads them.
             logits_to_keep=len(ids) - start + 1,
         ).logits[0, :-1]
+    if not bool(torch.isfinite(logits).all()):
+        raise ModelError(
+            "the tuned model's output is not finite",
+            hint="Its weights are damaged, or training diverged: train again.",
+        )
     return torch.log_softmax(logits.float(), dim=-1)
 
 

@@ -39,6 +39,7 @@ class TrainConfig(StageConfig):
     dropout: float = option(0.0, ge=0, lt=1, help="Dropout before the LoRA matrices.", group="LoRA")
     target_modules: TextList = option(
         ("all-linear",),
+        min_length=1,
         help="Layers that get an adapter: all-linear, or names such as q_proj,v_proj.",
         group="LoRA",
     )

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from components.errors import DataError
+from components.errors import ConfigError, DataError
 from components.ledger import Ledger, peak_memory, stopwatch
 from components.models import choose_dtype, load_model, load_tokenizer
 from components.progress import Task, headline, say, task
@@ -38,7 +38,6 @@ def run(config: TrainConfig) -> TrainingRecord:
     output = Path(config.output)
     headline("train", f"{config.base_model} on {config.dataset} → {output}")
     verify(Path(config.dataset), "--dataset")
-    unseal(output)
     with Ledger("train", output, config.prices) as ledger:
         rows = read_rows(Path(config.dataset) / "train.jsonl")
         validation_rows = read_rows(Path(config.dataset) / "validation.jsonl")
@@ -66,6 +65,7 @@ def run(config: TrainConfig) -> TrainingRecord:
                 path=Path(config.dataset) / "validation.jsonl",
                 hint="Generate with --validation-fraction above 0, or give one setting.",
             )
+        unseal(output)
         record = _best(config, tokenizer, Examples(train, validation, len(too_long)), ledger)
         write_json(output / "training.json", record)
     seal(output)
@@ -174,19 +174,26 @@ def _trainer(
     config: TrainConfig, tokenizer: Any, train: list[Any], validation: list[Any]
 ) -> "SFTTrainer":
     import datasets
+    from peft import NoMatchingPeftModuleError
     from transformers import PrinterCallback, set_seed
     from trl import SFTTrainer
 
     datasets.disable_progress_bars()
     set_seed(config.seed)  # the adapter is initialised before the trainer seeds itself
-    trainer = SFTTrainer(
-        model=load_model(config.base_model, choose_dtype(config.dtype)),
-        args=_sft_config(config, validate=bool(validation)),
-        train_dataset=datasets.Dataset.from_list(train),
-        eval_dataset=datasets.Dataset.from_list(validation) if validation else None,
-        processing_class=tokenizer,
-        peft_config=_lora_config(config),
-    )
+    try:
+        trainer = SFTTrainer(
+            model=load_model(config.base_model, choose_dtype(config.dtype)),
+            args=_sft_config(config, validate=bool(validation)),
+            train_dataset=datasets.Dataset.from_list(train),
+            eval_dataset=datasets.Dataset.from_list(validation) if validation else None,
+            processing_class=tokenizer,
+            peft_config=_lora_config(config),
+        )
+    except NoMatchingPeftModuleError as error:
+        raise ConfigError(
+            f"--target-modules {','.join(config.target_modules)}: {error}",
+            hint="Use all-linear, or names of the model's layers such as q_proj,v_proj.",
+        ) from None
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -263,12 +270,23 @@ def _reporting(bar: ExitStack) -> "TrainerCallback":
 
 
 def _curve(history: list[dict[str, Any]]) -> list[LossPoint]:
-    return [
-        LossPoint(step=entry["step"], loss=float(entry[name]), split=split)
-        for entry in history
-        for name, split in (("loss", "train"), ("eval_loss", "validation"))
-        if name in entry
-    ]
+    """The losses by step.
+
+    Raises:
+        ConfigError: training diverged; the adapter is worth nothing.
+    """
+    curve = []
+    for entry in history:
+        for name, split in (("loss", "train"), ("eval_loss", "validation")):
+            if name in entry:
+                loss = float(entry[name])
+                if not math.isfinite(loss):
+                    raise ConfigError(
+                        f"training diverged: the {split} loss is {loss} at step {entry['step']}",
+                        hint="Lower --learning-rate, or raise --warmup-ratio.",
+                    )
+                curve.append(LossPoint(step=entry["step"], loss=loss, split=split))
+    return curve
 
 
 def _clean(output: Path) -> None:

@@ -1,7 +1,8 @@
 """The committed pipelines, run for real: kfp.local with a container for every step.
 
 Not simulated: the compiled YAML, the placeholders, the commands, the stages, the tiny model.
-Simulated: nothing; but kfp.local ignores hardware, secrets and timeouts, and its backend is not
+Borrowed: containers mount the installed environment instead of the images of images/.
+Also, kfp.local ignores hardware, secrets and timeouts, and its backend is not
 the cluster's.
 """
 

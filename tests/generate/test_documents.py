@@ -42,6 +42,12 @@ def test_both_nestings_of_hotpotqa_are_read(tmp_path: Path) -> None:
         ("rows.json", '[{"context":\n[}]', "rows.json:2: not JSON"),
         ("rows.json", '[{"context": []}, {"question": "?"}]', "row 2: context: Field required"),
         ("rows.json", '{"context": []}', "not a JSON list"),
+        (
+            "hub.json",
+            '[{"context": {"title": ["A", "B"], "sentences": [["a"]]}}]',
+            "2 titles but 1 lists",
+        ),
+        ("hub.json", '[{"context": {"title": null, "sentences": null}}]', "must be lists"),
         ("empty.txt", " \n", "empty"),
         ("latin.txt", b"caf\xe9\nline", "latin.txt:1: not UTF-8"),
         ("photo.jpeg", b"\xff\xd8", "cannot read .jpeg"),
@@ -61,3 +67,10 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
         list(read_documents(tmp_path))
     with pytest.raises(DataError, match="no such file or folder"):
         list(read_documents(tmp_path / "nowhere"))
+
+
+def test_titles_that_come_back_get_ids_of_their_own(tmp_path: Path) -> None:
+    rows = [{"context": [["A", ["one"]], ["A", ["two"]], ["A~2", ["three"]], ["A", ["four"]]]}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    ids = [document.id for document in read_documents(tmp_path)]
+    assert len(set(ids)) == len(ids) == 4

@@ -124,3 +124,33 @@ def test_no_usable_row_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no training row could be made; dropped"):
         run(folder, tmp_path / "out")
     assert not (tmp_path / "out" / "train.jsonl").exists()
+
+
+def test_equal_chunks_of_different_documents_are_one(tmp_path: Path) -> None:
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    terms = "# Terms\n\n" + "The owner of Kelden is Ada Voss. " * 3
+    for number in range(8):
+        own = f"# Part\n\nTown {number} was founded in {1800 + number} by Ada Voss of Kelden."
+        (folder / f"{number}.md").write_text(f"{own}\n\n{terms}", encoding="utf-8")
+    run(folder, tmp_path / "out", chunk_tokens=32, oracle_probability=0)
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert report["chunks_duplicate"] == 14, "seven repetitions of two chunks"
+    for row in rows(tmp_path / "out"):
+        assert row.oracle_context not in row.context.sentences[0]
+
+
+@pytest.mark.parametrize(("documents", "output"), [("a", "a"), ("a", "a/out"), ("a/in", "a")])
+def test_output_and_documents_keep_apart(tmp_path: Path, documents: str, output: str) -> None:
+    (tmp_path / documents).mkdir(parents=True)
+    with pytest.raises(ConfigError, match="lie in each other"):
+        run(tmp_path / documents, tmp_path / output)
+
+
+def test_a_good_artifact_survives_a_users_mistake(texts: Path, tmp_path: Path) -> None:
+    run(texts, tmp_path / "out")
+    for mistake in ({"prices": "nope.json"}, {"tokenizer": "gpt-17"}, {"distractors": 50}):
+        with pytest.raises(ValueError, match="nope|gpt-17|50"):
+            run(texts, tmp_path / "out", **mistake)
+        verify(tmp_path / "out", "--dataset")
+        assert (tmp_path / "out" / "manifest.json").exists()

@@ -136,3 +136,37 @@ def test_an_endpoint_that_is_not_there(texts: Path, tmp_path: Path) -> None:
 def test_endpoint_and_model_are_needed(texts: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--teacher-endpoint is missing"):
         generate.run(config(texts, tmp_path / "out", ""))
+
+
+def test_a_page_instead_of_the_protocol(texts: Path, tmp_path: Path) -> None:
+    class Page(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<html>not an API</html>")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    try:
+        endpoint = f"http://127.0.0.1:{http.server_port}"
+        with pytest.raises(TeacherError, match="does not answer as an OpenAI-compatible endpoint"):
+            generate.run(config(texts, tmp_path / "out", endpoint))
+    finally:
+        http.shutdown()
+        http.server_close()
+
+
+def test_a_key_is_never_shown(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret\n")  # as mounted secrets often end
+    with server(good) as (endpoint, _):
+        generate.run(config(texts, tmp_path / "out", endpoint))
+    for bad in ("sk-se\ncret", "sk-sécret"):
+        monkeypatch.setenv("OPENAI_API_KEY", bad)
+        with pytest.raises(ConfigError, match="OPENAI_API_KEY holds characters") as error:
+            generate.run(config(texts, tmp_path / "out", "http://127.0.0.1:9/v1"))
+        assert "cret" not in f"{error.value}{error.value.hint}"

@@ -137,3 +137,19 @@ def test_only_a_failed_check_behind_a_gate_that_stops_decides_to_stop(
     )  # fmt: skip
     report = quantize_check._judge(settings, comparison, 1, 100, 30, 5)
     assert (report.passed, report.decision) == (passes, decision)
+
+
+def test_broken_weights_do_not_pass_the_gate(
+    world_dataset: Path, demo_model: Path, world_adapter: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(demo_model, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"].fill_(float("nan"))
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="not finite"):
+        check(world_dataset, broken, world_adapter, tmp_path / "out")
+    (broken / "model.safetensors").write_bytes(b"\x00" * 100)
+    with pytest.raises(ModelError, match="--base-model .*cannot be loaded"):
+        check(world_dataset, broken, world_adapter, tmp_path / "out")

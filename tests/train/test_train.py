@@ -195,3 +195,15 @@ def test_a_sweep_needs_validation_rows(
     (dataset / "validation.jsonl").touch()
     with pytest.raises(DataError, match="no validation row to compare the settings"):
         train.run(config(dataset, demo_model, tmp_path / "out", sweep=[{"rank": 2}, {"rank": 4}]))
+
+
+def test_layers_that_the_model_lacks(world_dataset: Path, demo_model: Path, tmp_path: Path) -> None:
+    settings = config(world_dataset, demo_model, tmp_path / "out", target_modules="nope")
+    with pytest.raises(ConfigError, match="--target-modules nope"):
+        train.run(settings)
+
+
+def test_divergence_is_said_and_no_adapter_is_sealed() -> None:
+    history = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": float("nan")}]
+    with pytest.raises(ConfigError, match="diverged: the train loss is nan at step 2"):
+        train._curve(history)

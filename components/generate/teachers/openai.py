@@ -37,7 +37,7 @@ class OpenAITeacher:
                 raise ConfigError(
                     f"--{name.replace('_', '-')} is missing: --teacher openai needs it",
                     hint="For example --teacher-endpoint http://localhost:8000/v1 "
-                    "--teacher-model meta-llama/Meta-Llama-3-70B-Instruct",
+                    "--teacher-model meta-llama/Llama-3.3-70B-Instruct",
                 )
         self.config = config
         self.name = f"openai:{config.teacher_model}"
@@ -118,6 +118,10 @@ class OpenAITeacher:
                 f"({error.message[:300]})",
                 hint=f"Check --teacher-model and {KEY_VARIABLE}.",
             ) from None
+        except ValueError as error:  # a body that is not JSON
+            raise self._not_the_protocol(str(error)) from None
+        if not getattr(response, "choices", None):
+            raise self._not_the_protocol("no choices in the answer")
         usage = response.usage
         ledger.count(
             requests=1,
@@ -127,6 +131,13 @@ class OpenAITeacher:
         choice = response.choices[0]
         return choice.message.content or "", choice.finish_reason or ""
 
+    def _not_the_protocol(self, why: str) -> TeacherError:
+        return TeacherError(
+            f"--teacher-endpoint {self.config.teacher_endpoint}: does not answer as an "
+            f"OpenAI-compatible endpoint ({why})",
+            hint="The URL usually ends in /v1.",
+        )
+
     @asynccontextmanager
     async def _client(self) -> AsyncIterator["AsyncOpenAI"]:
         try:
@@ -134,13 +145,28 @@ class OpenAITeacher:
         except ImportError:
             raise MissingDependencyError(
                 "--teacher openai needs the openai client",
-                hint="pip install '.[generate]' in a checkout of raft-pipelines",
+                hint="pip install -e '.[generate]' in a checkout of raft-pipelines",
             ) from None
         async with AsyncOpenAI(
             base_url=self.config.teacher_endpoint,
-            # A server of one's own asks for no key, but the client insists on one.
-            api_key=os.environ.get(KEY_VARIABLE, "none"),
+            api_key=_key(),
             max_retries=RETRIES,
             timeout=self.config.teacher_timeout,
         ) as client:
             yield client
+
+
+def _key() -> str:
+    """The key from the environment, without the line end that mounted secrets tend to have.
+
+    Raises:
+        ConfigError: it could not be sent; the key itself is never shown.
+    """
+    # A server of one's own asks for no key, but the client insists on one.
+    key = os.environ.get(KEY_VARIABLE, "").strip() or "none"
+    if not key.isascii() or not key.isprintable():
+        raise ConfigError(
+            f"{KEY_VARIABLE} holds characters that no key has",
+            hint=f"Look for line ends or quotes that were pasted into {KEY_VARIABLE}.",
+        )
+    return key
