@@ -34,7 +34,7 @@ STAGES = {
 EXECUTOR_INPUT = "executor_input"
 
 EXAMPLES = {
-    "generate": "raft generate --documents docs/ --output dataset/ --distractors 3",
+    "generate": "raft generate --documents my-documents/ --output dataset/ --distractors 3",
     "train": "raft train --dataset dataset/ --base-model models/llama --output adapter/",
     "quantize-check": "raft quantize-check --dataset dataset/ --base-model models/llama "
     "--adapter adapter/ --output quantization/",
@@ -79,7 +79,8 @@ class StageCommand(click.Command):
             if record is not None:
                 group = _group(fields[parameter.name]) if parameter.name in fields else "Other"
                 sections.setdefault(group, []).append(record)
-        sections["Output"] = sections.pop("Output")  # what a person reads last
+        for title in ("Output", "Other"):  # in this order at the end
+            sections[title] = sections.pop(title)
         for title, rows in sections.items():
             with formatter.section(title):
                 formatter.write_dl(rows)

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from components.errors import ConfigError
+from components.progress import say
 from components.storage import atomic_write
 from pipelines import manifests
 
@@ -52,9 +53,11 @@ def run(
             chosen = [] if name == PIPELINES[0] else [f"--pipeline {name}"]
             words = ["raft compile", *chosen, *options, f"--output {output}"]
             _compare(output, text, " ".join(words))
+            say(f"{output} is up to date")
             continue
         with atomic_write(output) as file:
             file.write(text)
+        say(f"wrote {output}")
 
 
 def _read(manifest_file: str) -> manifests.Jobs:

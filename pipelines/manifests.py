@@ -351,7 +351,9 @@ class Job(Part):
             ConfigError: the stage has no such flag, or does not take its value.
         """
         config = _config_class(self.stage)
-        unset = {name: "" for name, field in config.model_fields.items() if field.is_required()}
+        unset = {
+            name: "unset" for name, field in config.model_fields.items() if field.is_required()
+        }
         found: dict[str, Any] = {}
         for index, argument in enumerate(self.container.args):
             place = self.place(*CONTAINER, "args", index)

@@ -72,6 +72,7 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
         teacher_model: str = GenerateConfig.default("teacher_model"),
         chunk_tokens: int = GenerateConfig.default("chunk_tokens"),
         max_chunks: int = GenerateConfig.default("max_chunks"),
+        questions_per_chunk: int = GenerateConfig.default("questions_per_chunk"),
         distractors: int = GenerateConfig.default("distractors"),
         oracle_probability: float = GenerateConfig.default("oracle_probability"),
         rank: int = TrainConfig.default("rank"),
@@ -98,6 +99,7 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
             teacher_model: Teacher. Name of the model at that endpoint.
             chunk_tokens: Rows. Most tokens in a chunk, the piece that a question is about.
             max_chunks: Rows. Ask about at most this many chunks, sampled by seed; 0 asks about all.
+            questions_per_chunk: Rows. Questions that the teacher writes about a chunk.
             distractors: Rows. Other chunks shown beside the oracle chunk.
             oracle_probability: Rows. Share of rows, 0 to 1, that keep the oracle chunk.
             rank: Training. Rank r of the LoRA matrices.
@@ -120,6 +122,7 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
                     teacher_model=teacher_model,
                     chunk_tokens=chunk_tokens,
                     max_chunks=max_chunks,
+                    questions_per_chunk=questions_per_chunk,
                     distractors=distractors,
                     oracle_probability=oracle_probability,
                     seed=seed,

@@ -19,6 +19,10 @@ def read_rows(path: Path) -> list[RaftRow]:
     Raises:
         DataError: the file is missing, or a line is malformed or has no answer marker; names it.
     """
+    if not path.is_file():
+        raise DataError(
+            "no such file", path=path, hint="--dataset takes the folder that raft generate wrote."
+        )
     rows = []
     for number, row in enumerate(read_jsonl(path, RaftRow), start=1):
         if ANSWER_MARKER not in row.cot_answer:
