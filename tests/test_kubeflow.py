@@ -77,7 +77,7 @@ def test_the_artifacts_own_page_and_text_are_shown(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("uri", "folder"),
     [
-        ("gs://b/root/raft/1a2b/summary/9f/text", "gs://b/root/raft/1a2b"),
+        ("gs://b/runs/raft/1a2b/summary/9f/text", "gs://b/runs/raft/1a2b"),
         ("gs://b/summary/raft/1a2b/summary/9f/text", "gs://b/summary/raft/1a2b"),
         ("/out/raft-2026/summary/summary", "/out/raft-2026"),
         ("minio://b/v2/raft/1a2b/summary/text", "minio://b/v2/raft/1a2b"),

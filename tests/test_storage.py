@@ -369,7 +369,7 @@ def test_single_files_are_found_and_put_in_a_bucket_as_in_a_folder(
 def test_the_summary_of_a_run_in_a_bucket_counts_an_attempt_that_failed(
     gcs: Emulator, tmp_path: Path
 ) -> None:
-    root = "gs://bucket/root/raft/1a2b"
+    root = "gs://bucket/runs/raft/1a2b"
     place = {"uri": f"{root}/generate/7c/dataset"}
     told = {"outputs": {"artifacts": {"dataset": {"artifacts": [place]}}, "outputFile": "x"}}
     with (
