@@ -30,7 +30,7 @@ def test_four_stages(shared_data: Path, demo_model: Path, tmp_path: Path) -> Non
     )
     model = ("--base-model", demo_model)
     command(
-        "generate", "--documents", source, "--output", dataset, "--max-chunks", 40,
+        "generate", "--documents", source, "--output", dataset, "--max-chunks", 60,
         "--chunk-tokens", 128, "--tokenizer", demo_model,
     )  # fmt: skip
     command(
