@@ -12,8 +12,10 @@ from pathlib import Path
 import click
 
 from components.errors import ConfigError
-from pipelines import kustomize, manifests, objects, specification
-from pipelines.located import Document, parse, read, shown
+from pipelines import manifests
+from pipelines.k8s import kustomize, objects
+from pipelines.k8s.located import Document, parse, read, shown
+from pipelines.specification import specification
 
 TEACHER = manifests.BASE / "teacher"
 COMPILED = [Path(__file__).parent / f"{name}.yaml" for name in ("raft", "study")]

@@ -364,7 +364,7 @@ def submit(parameters: str | None, pipeline: str, debug: bool, **options: Any) -
     Example:
       raft submit --parameters parameters.yaml --set rank=16 --host http://localhost:8080
     """
-    from pipelines.submit import run
+    from pipelines.cluster.submit import run
 
     run(Path(pipeline), Path(parameters) if parameters else None, **options)
 
@@ -377,7 +377,7 @@ def submit(parameters: str | None, pipeline: str, debug: bool, **options: Any) -
 @DEBUG
 def watch(run_id: str, pipeline: str, host: str, ca_certificate: str, debug: bool) -> None:
     """Show a run's steps until it ends, as `raft submit` does."""
-    from pipelines.submit import watch
+    from pipelines.cluster.submit import watch
 
     watch(run_id, Path(pipeline), host=host, ca_certificate=ca_certificate)
 
@@ -389,7 +389,7 @@ def watch(run_id: str, pipeline: str, host: str, ca_certificate: str, debug: boo
 @DEBUG
 def terminate(run_id: str, host: str, ca_certificate: str, debug: bool) -> None:
     """Stop a run; what its steps have not uploaded yet is lost."""
-    from pipelines.submit import terminate
+    from pipelines.cluster.submit import terminate
 
     terminate(run_id, host=host, ca_certificate=ca_certificate)
 
@@ -443,7 +443,7 @@ def preflight(
     Example:
       raft preflight --namespace raft --parameters parameters.yaml
     """
-    from pipelines.preflight import run
+    from pipelines.cluster.preflight import run
 
     run(
         parameters=Path(parameters) if parameters else None,
@@ -482,7 +482,7 @@ def job(stage: str, flags: tuple[str, ...], jobs: str | None, debug: bool, **opt
       raft job train -- --dataset gs://b/dataset --base-model meta-llama/Llama-3.1-8B-Instruct \\
         --output gs://b/adapter --rank 16
     """
-    from pipelines.job import run
+    from pipelines.cluster.job import run
 
     run(stage, flags, jobs=Path(jobs) if jobs else None, **options)
 

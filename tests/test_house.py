@@ -49,7 +49,7 @@ def test_only_declarations_know_kfp_and_only_storage_knows_gcs() -> None:
         "component.py", "raft.py", "study.py", "summary.py", "steps.py", "compile.py",
         "manifests.py", "shape.py", "submit.py",
     }  # fmt: skip
-    assert know_kubernetes == {"cluster.py"}
+    assert know_kubernetes == {"connection.py"}
     assert know_gcs == {"storage.py"}
 
 

@@ -13,8 +13,9 @@ import pytest
 import yaml
 from kfp import compiler, dsl
 
-from pipelines import check, values
+from pipelines import check
 from pipelines.cli import STAGES
+from pipelines.k8s import values
 from tests.conftest import REPOSITORY, Raft
 from tests.pipelines.conftest import FAST_DUMPER, FAST_LOADER
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines import job, manifests
+from pipelines import manifests
 from pipelines.cli import STAGES, main
+from pipelines.cluster import job
 from tests.conftest import REPOSITORY
 from tests.pipelines.kubernetes_server import (
     COMPLETE,

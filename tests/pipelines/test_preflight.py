@@ -310,8 +310,8 @@ def test_a_cluster_that_does_not_answer(
 def test_tolerations(toleration: dict, taint: tuple, tolerated: bool) -> None:
     from kubernetes.client import V1Taint
 
+    from pipelines.cluster.preflight import _tolerates
     from pipelines.manifests import Toleration
-    from pipelines.preflight import _tolerates
 
     key, value, effect = taint
     entry = V1Taint(key=key, value=value, effect=effect)
@@ -321,7 +321,7 @@ def test_tolerations(toleration: dict, taint: tuple, tolerated: bool) -> None:
 def test_a_pods_requests_are_the_larger_of_init_and_main() -> None:
     from kubernetes import client
 
-    from pipelines.preflight import _requested
+    from pipelines.cluster.preflight import _requested
 
     def container(cpu: str, restart: str | None = None) -> Any:
         return client.V1Container(

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines import submit
 from pipelines.cli import main
+from pipelines.cluster import submit
 from tests.conftest import REPOSITORY
 from tests.pipelines import kfp_server
 from tests.pipelines.kfp_server import KfpServer, Refused, Run, check_pipeline, serving

@@ -262,7 +262,12 @@ def _check_range(pipeline: Compiled, name: str, value: object) -> None:
     from pydantic import ValidationError
 
     from pipelines.cli import STAGES, StageCommand, raft
+    from pipelines.manifests import hardware_of
 
+    try:
+        hardware_of({name: value})
+    except ConfigError as error:
+        raise ValueError(error) from None
     for stage, key in pipeline.readers(name):
         command = raft.commands.get(stage)
         if stage not in STAGES or not isinstance(command, StageCommand):

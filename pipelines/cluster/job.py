@@ -20,7 +20,7 @@ from components.errors import ClusterError, ConfigError, NotPermitted, RunError
 from components.progress import headline, say
 from components.storage import SCHEME
 from pipelines import manifests
-from pipelines.cluster import Cluster, NotThere, connect
+from pipelines.cluster.connection import Cluster, NotThere, connect
 
 SECONDS_BETWEEN_LOOKS = 2.0
 SECONDS_WITHOUT_ANSWER = 300.0
