@@ -400,18 +400,19 @@ CONTEXT = click.option(
 NAMESPACE = click.option(
     "--namespace", default="raft", show_default=True, help="Namespace of the pods."
 )
-MANIFESTS = click.option(
-    "--manifests",
-    "jobs",
-    metavar="DIR",
-    help="Folder of the Job manifests. [default: k8s/base]",
+OVERLAY = click.option(
+    "--overlay",
+    metavar="NAME",
+    default="",
+    help="Overlay of k8s/overlays to take the Job manifests from, or a folder/of/your/own. "
+    "[default: k8s/base]",
 )
 
 
 @raft.command(short_help="Look whether a cluster has what a run needs.")
 @NAMESPACE
 @CONTEXT
-@MANIFESTS
+@OVERLAY
 @click.option("--service-account", default="", help="The pods' account. [default: the manifests']")
 @PARAMETERS
 @SET
@@ -431,7 +432,7 @@ MANIFESTS = click.option(
 )
 @DEBUG
 def preflight(
-    parameters: str | None, pipeline: str, jobs: str | None, debug: bool, **options: Any
+    parameters: str | None, pipeline: str, overlay: str, debug: bool, **options: Any
 ) -> None:
     """Check nodes, quota, secrets, account, buckets, teacher, model and Kubeflow before a run.
 
@@ -443,12 +444,13 @@ def preflight(
     Example:
       raft preflight --namespace raft --parameters parameters.yaml
     """
+    from pipelines import manifests
     from pipelines.cluster.preflight import run
 
     run(
         parameters=Path(parameters) if parameters else None,
         pipeline=Path(pipeline),
-        jobs=Path(jobs) if jobs else None,
+        jobs=manifests.overlay(overlay) if overlay else manifests.BASE,
         **options,
     )
 
@@ -461,7 +463,7 @@ def preflight(
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
 @NAMESPACE
 @CONTEXT
-@MANIFESTS
+@OVERLAY
 @click.option("--detach", is_flag=True, help="Create the Job, print its name and leave it alone.")
 @click.option(
     "--start-minutes",
@@ -471,7 +473,7 @@ def preflight(
     help="Give up when the pod has not started by then.",
 )
 @DEBUG
-def job(stage: str, flags: tuple[str, ...], jobs: str | None, debug: bool, **options: Any) -> None:
+def job(stage: str, flags: tuple[str, ...], overlay: str, debug: bool, **options: Any) -> None:
     """Run one stage from its Job manifest, with the flags after `--` instead of the manifest's.
 
     Shows the log, says what the pod waits for, leaves with the container's exit code and removes
@@ -481,10 +483,13 @@ def job(stage: str, flags: tuple[str, ...], jobs: str | None, debug: bool, **opt
     Example:
       raft job train -- --dataset gs://b/dataset --base-model meta-llama/Llama-3.1-8B-Instruct \\
         --output gs://b/adapter --rank 16
+      raft job eval --overlay spot
     """
+    from pipelines import manifests
     from pipelines.cluster.job import run
 
-    run(stage, flags, jobs=Path(jobs) if jobs else None, **options)
+    jobs = manifests.overlay(overlay) if overlay else manifests.BASE
+    run(stage, flags, jobs=jobs, **options)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -427,11 +427,13 @@ def load_stream(stream: TextIO) -> Jobs:
 
 
 def overlay(name: str, folder: Path = OVERLAYS) -> Path:
-    """The folder of an overlay.
+    """The folder of an overlay, which a name with a slash is itself.
 
     Raises:
         ConfigError: there is none of this name; lists those that exist.
     """
+    if "/" in name:
+        return Path(name)
     names = sorted(path.parent.name for path in folder.glob(f"*/{kustomize.FILE}"))
     if name not in names:
         raise ConfigError(

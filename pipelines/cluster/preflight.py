@@ -54,7 +54,7 @@ def run(
     ca_certificate: str = "",
     kubeflow: bool = True,
     scale_from_zero: bool = False,
-    jobs: Path | None = None,
+    jobs: Path = manifests.BASE,
 ) -> None:
     """Print a line for every check.
 
@@ -71,14 +71,14 @@ def run(
         ca_certificate: authority of that server's certificate.
         kubeflow: look for Kubeflow Pipelines.
         scale_from_zero: GPU nodes come when they are needed, so none need be there.
-        jobs: folder of the Job manifests; None takes k8s/base.
+        jobs: folder of the Job manifests.
 
     Raises:
         ConfigError: a parameter or manifest is wrong.
         ClusterError: there is no kubeconfig, the cluster does not answer, or something is missing.
     """
     given = _given(pipeline, parameters, settings)
-    asked = manifests.load_all(jobs or manifests.BASE)
+    asked = manifests.load_all(jobs)
     if given is not None:
         asked = manifests.chosen(asked, manifests.hardware_of(given))
     needs = [asked[stage] for stage in STAGES]
