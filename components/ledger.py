@@ -132,13 +132,14 @@ def merge(folders: list[Path]) -> RunLedger:
 
 
 def total(stages: list[LedgerEntry]) -> RunLedger:
-    """Add up the accounts of a run."""
+    """Add up the accounts of a run; amounts in several currencies have no sum."""
     costs = [entry.cost for entry in stages if entry.cost is not None]
+    currencies = {entry.currency for entry in stages}
     return RunLedger(
         stages=stages,
         seconds=round(sum(entry.seconds for entry in stages), 3),
-        cost=round(sum(costs), 6) if len(costs) == len(stages) else None,
-        currency=stages[0].currency if stages else "",
+        cost=round(sum(costs), 6) if len(costs) == len(stages) and len(currencies) < 2 else None,
+        currency=currencies.pop() if len(currencies) == 1 else "",
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from components import summary
 from components.comparison import COLORS
+from components.errors import StorageError
 from components.ledger import LedgerEntry, RunLedger
 from components.records import (
     ArmResult,
@@ -153,7 +154,19 @@ def test_several_trials_are_compared(tmp_path: Path) -> None:
     assert "http" not in page, "self-contained"
 
 
-@pytest.mark.parametrize("status", ["", "nonsense", "[]", '{"state": "CANCELLED"}'])
+@pytest.mark.parametrize("folders", [(), ("gone",), (".",)])
+def test_nothing_to_read_is_an_error_where_no_run_has_ended(
+    folders: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StorageError) as caught:
+        summary.run(SummaryConfig(folders=folders, output=str(tmp_path / "out")))
+    assert "gone: no such folder" in str(caught.value) or "nothing of a run" in str(caught.value)
+    assert "--folders run/dataset,run/adapter" in caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("status", ["nonsense", "[]", '{"state": "CANCELLED"}'])
 def test_nothing_to_read_is_a_sentence(status: str, tmp_path: Path) -> None:
     config = SummaryConfig(
         folders=("minio://bucket/run", str(tmp_path / "gone")), output=str(tmp_path / "out"),

@@ -31,6 +31,7 @@ class DemoSettings(Record):
     oracle_probability: float = 1.0
     epochs: float = 4.0
     learning_rate: float = 2e-3  # high, because the model is tiny
+    alpha: int = 128  # twice the rank: what is learned drowns the rounding to 4 bits
     batch_size: int = 8
     max_new_tokens: int = 96  # twice what a RAFT answer takes
     max_memory_ratio: float = 0.6  # embeddings, which stay in 16 bits, are a third of the model
@@ -78,6 +79,7 @@ def run(output: Path, seed: int) -> Evaluation:
             output=adapter,
             epochs=settings.epochs,
             learning_rate=settings.learning_rate,
+            alpha=settings.alpha,
             batch_size=settings.batch_size,
             gradient_accumulation=1,
             gradient_checkpointing=False,

@@ -113,7 +113,7 @@ def test_an_overlay_compiles_beside_the_committed_file(
     [
         (("--overlay", "h10"),
          "--overlay 'h10': no such overlay (allowed: a100-80gb, cpu-smoke, h100, kueue, l4, spot)"),
-        (("--overlay", "../base"), "--overlay '../base': no such overlay"),
+        (("--overlay", "no/where"), "no/where: no kustomization.yaml there"),
         (("--overlay", "l4", "--manifests", "-"), "--overlay and --manifests: give one of the two"),
         (("--manifests", "nowhere.yaml"), "nowhere.yaml: No such file"),
     ],
