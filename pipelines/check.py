@@ -48,7 +48,7 @@ def run(paths: Sequence[str] = ()) -> None:
             hint="`raft check PATH` checks one file or folder again; "
             "`kubectl explain job.spec` describes fields.",
         )
-    click.echo(f"{len(sources)} checked, nothing to mend", err=True)
+    click.echo(f"{len(sources)} checked, nothing to fix", err=True)
 
 
 def everything() -> list[Path]:

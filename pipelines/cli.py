@@ -357,7 +357,7 @@ def submit(parameters: str | None, pipeline: str, debug: bool, **options: Any) -
     """Check the parameters, start a run, and show its steps until it ends.
 
     A token or cookies for the server are read from RAFT_KFP_TOKEN or RAFT_KFP_COOKIES, or from
-    kfp's own configuration. Leaves with 0 when the run succeeded, 1 when it failed. The run's
+    kfp's own configuration. Exits with 0 when the run succeeded, 1 when it failed. The run's
     link goes to standard output; Ctrl-C leaves the run running.
 
     \b
@@ -376,7 +376,12 @@ def submit(parameters: str | None, pipeline: str, debug: bool, **options: Any) -
 @CERTIFICATE
 @DEBUG
 def watch(run_id: str, pipeline: str, host: str, ca_certificate: str, debug: bool) -> None:
-    """Show a run's steps until it ends, as `raft submit` does."""
+    """Show a run's steps until it ends, as `raft submit` does.
+
+    \b
+    Example:
+      raft watch 4d1c7a52-… --host https://kubeflow.example.com/pipeline
+    """
     from pipelines.cluster.submit import watch
 
     watch(run_id, Path(pipeline), host=host, ca_certificate=ca_certificate)
@@ -388,7 +393,12 @@ def watch(run_id: str, pipeline: str, host: str, ca_certificate: str, debug: boo
 @CERTIFICATE
 @DEBUG
 def terminate(run_id: str, host: str, ca_certificate: str, debug: bool) -> None:
-    """Stop a run; what its steps have not uploaded yet is lost."""
+    """Stop a run; what its steps have not uploaded yet is lost.
+
+    \b
+    Example:
+      raft terminate 4d1c7a52-… --host https://kubeflow.example.com/pipeline
+    """
     from pipelines.cluster.submit import terminate
 
     terminate(run_id, host=host, ca_certificate=ca_certificate)
@@ -436,8 +446,8 @@ def preflight(
 ) -> None:
     """Check nodes, quota, secrets, account, buckets, teacher, model and Kubeflow before a run.
 
-    Each check prints ok, missing (with the command that mends it) or cannot tell. Changes
-    nothing; leaves with 2 when something is missing. Without --parameters, the settings of the
+    Each check prints ok, missing (with the command that fixes it) or cannot tell. Changes
+    nothing; exits with 2 when something is missing. Without --parameters, the settings of the
     Jobs in the cluster are looked at. Reads HF_TOKEN and OPENAI_API_KEY.
 
     \b
@@ -476,7 +486,7 @@ def preflight(
 def job(stage: str, flags: tuple[str, ...], overlay: str, debug: bool, **options: Any) -> None:
     """Run one stage from its Job manifest, with the flags after `--` instead of the manifest's.
 
-    Shows the log, says what the pod waits for, leaves with the container's exit code and removes
+    Shows the log, says what the pod waits for, exits with the container's exit code and removes
     the Job; so do Ctrl-C and SIGTERM. Without flags, the manifest's own are kept.
 
     \b
@@ -493,7 +503,7 @@ def job(stage: str, flags: tuple[str, ...], overlay: str, debug: bool, **options
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Entry point: run a command and leave with 0, 2 (the user can mend it) or 1 (ours)."""
+    """Entry point: run a command and exit with 0, 2 (the user can fix it) or 1 (ours)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     # Left to itself, SIGTERM kills Python without running a single `finally`.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

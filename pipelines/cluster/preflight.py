@@ -1,6 +1,6 @@
 """Looks, before a run, whether a cluster has what the run needs; changes nothing.
 
-Each check prints a line: `ok`, `missing` with the command that mends it, or `cannot tell` where
+Each check prints a line: `ok`, `missing` with the command that fixes it, or `cannot tell` where
 this account may not look. What is needed is read from the Job manifests, and from the pipeline's
 parameters or the Jobs' settings. Buckets, teacher and model are asked from this machine with its
 own credentials: the pods have theirs.
@@ -31,7 +31,7 @@ COLORS = {"ok": "green", "missing": "red", "cannot tell": "yellow"}
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of one check; `fix` is the command or advice that mends it."""
+    """The outcome of one check; `fix` is the command or advice that fixes it."""
 
     state: Literal["ok", "missing", "cannot tell"]
     what: str
@@ -111,7 +111,7 @@ def run(
     if missing:
         raise ClusterError(
             f"{missing} thing{'s are' if missing > 1 else ' is'} missing",
-            hint="Mend what is marked, then run raft preflight again.",
+            hint="Fix what is marked, then run raft preflight again.",
         )
 
 

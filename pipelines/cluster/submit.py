@@ -179,7 +179,7 @@ def _read_file(path: Path) -> dict[str, Given]:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(
-            f"{path}{line}: neither YAML nor JSON ({error.problem})", hint="Mend that line."
+            f"{path}{line}: neither YAML nor JSON ({error.problem})", hint="Fix that line."
         ) from None
     if root is None:
         return {}
@@ -224,7 +224,7 @@ def check_parameters(pipeline: Compiled, given: Mapping[str, Given]) -> dict[str
     if faults:
         raise ConfigError(
             "\n".join(faults),
-            hint=f"Mend the file or add --set name=value; {pipeline.path} opens with all inputs.",
+            hint=f"Fix the file or add --set name=value; {pipeline.path} opens with all inputs.",
         )
     return values
 
