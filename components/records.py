@@ -156,7 +156,10 @@ class SweepTrial(Record):
 
 
 class TrainingRecord(Record):
-    """How training went: `adapter/training.json`. `sweep` is empty where one setting was given."""
+    """How training went: `adapter/training.json`. `sweep` is empty where one setting was given.
+
+    seconds: of training, with validation, over all attempts of a run that was stopped between.
+    """
 
     base_model: str
     rows_train: int
@@ -168,6 +171,7 @@ class TrainingRecord(Record):
     total_parameters: int
     tokens: int
     tokens_per_second: float
+    seconds: float = 0.0
     peak_memory_bytes: int
     curve: list[LossPoint]
     validation_loss: float | None

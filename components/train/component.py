@@ -34,6 +34,8 @@ def train(
     max_tokens: int = TrainConfig.default("max_tokens"),
     gradient_checkpointing: bool = TrainConfig.default("gradient_checkpointing"),
     dtype: str = TrainConfig.default("dtype"),
+    checkpoint_steps: int = TrainConfig.default("checkpoint_steps"),
+    checkpoints_kept: int = TrainConfig.default("checkpoints_kept"),
     seed: int = TrainConfig.default("seed"),
 ) -> dsl.ContainerSpec:
     """Fine-tune a chat model on RAFT rows with LoRA; write the adapter.
@@ -58,6 +60,9 @@ def train(
         max_tokens: Longest row in tokens; longer rows are left out and counted, never cut.
         gradient_checkpointing: Compute activations twice to save GPU memory.
         dtype: Type of the weights: auto, bfloat16 or float32; auto fits the GPU.
+        checkpoint_steps: Optimizer steps between checkpoints, copied beside the adapter's URI while
+            training goes on; a step that is tried again goes on from the newest.
+        checkpoints_kept: Newest checkpoints that are kept.
         seed: Seed of the adapter's first weights and of the rows' order.
     """
     return dsl.ContainerSpec(
@@ -79,6 +84,8 @@ def train(
             "--max-tokens", max_tokens,
             "--gradient-checkpointing", gradient_checkpointing,
             "--dtype", dtype,
+            "--checkpoint-steps", checkpoint_steps,
+            "--checkpoints-kept", checkpoints_kept,
             "--seed", seed,
             "--output", adapter.path,
             "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,

@@ -19,6 +19,9 @@ SWEPT = (
 )
 """The settings that a sweep may vary."""
 
+SHAPES_WEIGHTS = {*SWEPT, "max_tokens", "dtype", "seed"}
+"""The settings on which the trained weights depend; a checkpoint is resumed under the same only."""
+
 
 class TrainConfig(StageConfig):
     """A dataset and a base model in, a LoRA adapter out."""
@@ -75,6 +78,39 @@ class TrainConfig(StageConfig):
     dtype: Literal["auto", "bfloat16", "float32"] = option(
         "auto", help="Weights' type; auto is bfloat16 on a GPU that has it.", group="Hardware"
     )
+
+    checkpoints: str = option(
+        "",
+        help="Folder (local or gs://) of checkpoints, from which a stopped run goes on; by default "
+        "checkpoints/ in a local --output, and OUTPUT-checkpoints beside one on gs://.",
+        group="Checkpoints",
+    )
+    checkpoint_steps: int = option(
+        20,
+        ge=0,
+        le=1_000_000,
+        help="Optimizer steps between checkpoints; 0 writes one at SIGTERM only.",
+        group="Checkpoints",
+    )
+    checkpoints_kept: int = option(
+        2, ge=1, le=1000, help="Newest checkpoints that are kept.", group="Checkpoints"
+    )
+    fresh: bool = option(
+        False,
+        help="Throw away earlier checkpoints and begin anew; not for Jobs, whose next attempt "
+        "would begin anew too.",
+        group="Checkpoints",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _checkpoints_beside_the_output(cls, values: Any) -> Any:
+        """Derived here, because a stage is handed a local folder for a gs:// output."""
+        if isinstance(values, dict) and not values.get("checkpoints"):
+            output = str(values.get("output", "")).rstrip("/")
+            if output.startswith("gs://"):
+                return values | {"checkpoints": f"{output}-checkpoints"}
+        return values
 
     @field_validator("sweep")
     @classmethod
