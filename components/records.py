@@ -158,6 +158,7 @@ class SweepTrial(Record):
 class TrainingRecord(Record):
     """How training went: `adapter/training.json`. `sweep` is empty where one setting was given.
 
+    left_out: ids of the rows that were too long.
     seconds: of training, with validation, over all attempts of a run that was stopped between.
     """
 
@@ -165,6 +166,7 @@ class TrainingRecord(Record):
     rows_train: int
     rows_validation: int
     rows_too_long: int
+    left_out: list[str] = Field(default_factory=list)
     steps: int
     epochs: float
     trainable_parameters: int

@@ -1,4 +1,4 @@
-"""Which rows share a batch."""
+"""Which rows share a batch, and how."""
 
 import random
 from collections.abc import Sequence

@@ -1,5 +1,8 @@
 """Settings of the train stage."""
 
+import json
+from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
@@ -10,6 +13,7 @@ SWEPT = (
     "rank",
     "alpha",
     "dropout",
+    "rslora",
     "target_modules",
     "epochs",
     "learning_rate",
@@ -19,8 +23,16 @@ SWEPT = (
 )
 """The settings that a sweep may vary."""
 
-SHAPES_WEIGHTS = {*SWEPT, "max_tokens", "dtype", "seed"}
+SHAPES_WEIGHTS = {*SWEPT, "method", "load_in_4bit", "max_tokens", "dtype", "seed"}
 """The settings on which the trained weights depend; a checkpoint is resumed under the same only."""
+
+
+@cache
+def profiles() -> dict[str, dict[str, Any]]:
+    """What is known of each GPU, and the settings with which an 8B model is meant to fit it."""
+    text = Path(__file__).with_name("profiles.json").read_text(encoding="utf-8")
+    found: dict[str, dict[str, Any]] = json.loads(text)
+    return found
 
 
 class TrainConfig(StageConfig):
@@ -44,6 +56,19 @@ class TrainConfig(StageConfig):
         ("all-linear",),
         min_length=1,
         help="Layers that get an adapter: all-linear, or names such as q_proj,v_proj.",
+        group="LoRA",
+    )
+
+    rslora: bool = option(
+        False,
+        help="Scale updates by alpha / sqrt(rank) instead (rank-stabilised LoRA, "
+        "arXiv 2312.03732).",
+        group="LoRA",
+    )
+    method: Literal["lora", "full"] = option(
+        "lora",
+        help="lora, or full: every weight is trained, for small models; the output is then a "
+        "whole model, to be given as --base-model.",
         group="LoRA",
     )
 
@@ -71,6 +96,31 @@ class TrainConfig(StageConfig):
         le=1_048_576,
         help="Longest row in tokens; longer rows are left out and counted, never cut.",
         group="Optimizer",
+    )
+    max_too_long: float = option(
+        0.1,
+        ge=0,
+        le=1,
+        help="Largest share of rows that may be left out because they are too long; above it the "
+        "stage stops.",
+        group="Optimizer",
+    )
+    profile: Literal["", "a100-40gb", "a100-80gb", "h100", "l4"] = option(
+        "",
+        help="GPU whose settings (components/train/profiles.json) take the place of the defaults; "
+        "flags that are given win.",
+        group="Hardware",
+    )
+    batching: Literal["auto", "packed", "grouped"] = option(
+        "auto",
+        help="packed: the rows of a batch one after another, without padding; grouped: rows of "
+        "like length padded side by side; auto packs where flash attention is installed.",
+        group="Hardware",
+    )
+    load_in_4bit: bool = option(
+        False,
+        help="Keep the base model in 4 bits (NF4) under the adapter (QLoRA, arXiv 2305.14314).",
+        group="Hardware",
     )
     gradient_checkpointing: bool = option(
         True, help="Recompute activations to save memory.", group="Hardware"
@@ -101,6 +151,19 @@ class TrainConfig(StageConfig):
         "would begin anew too.",
         group="Checkpoints",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _profile_before_defaults(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("profile") in profiles():
+            return profiles()[values["profile"]]["settings"] | values
+        return values
+
+    @model_validator(mode="after")
+    def _methods_that_agree(self) -> Self:
+        if self.method == "full" and self.load_in_4bit:
+            raise ValueError("--method full cannot train 4-bit weights (--load-in-4bit false)")
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -26,6 +26,7 @@ from components.train.config import SHAPES_WEIGHTS, TrainConfig
 from components.train.trainer import Examples, fit, free
 
 CHECKPOINTS = "checkpoints"
+_ROOM = "Raise --max-tokens, or generate with smaller chunks or fewer distractors."
 RECORD = "training.json"
 
 
@@ -49,17 +50,12 @@ def run(config: TrainConfig) -> TrainingRecord:
         train, train_long = encode(rows, tokenizer, config.max_tokens)
         validation, validation_long = encode(validation_rows, tokenizer, config.max_tokens)
         too_long = train_long + validation_long
-        if too_long:
-            say(
-                f"  {len(too_long)} rows are over --max-tokens {config.max_tokens} and left out: "
-                + ", ".join(too_long[:5])
-                + (" …" if len(too_long) > 5 else "")
-            )
+        _explain_too_long(config, too_long, len(rows) + len(validation_rows))
         if not train:
             raise DataError(
                 f"none of the {len(rows)} rows has at most --max-tokens {config.max_tokens}",
                 path=Path(config.dataset) / "train.jsonl",
-                hint="Raise --max-tokens, or generate with smaller chunks or fewer distractors.",
+                hint=_ROOM,
             )
 
         if len(config.sweep) > 1 and not validation:
@@ -69,7 +65,7 @@ def run(config: TrainConfig) -> TrainingRecord:
                 hint="Generate with --validation-fraction above 0, or give one setting.",
             )
         unseal(output)
-        record = _best(config, tokenizer, Examples(train, validation, len(too_long)), ledger)
+        record = _best(config, tokenizer, Examples(train, validation, too_long), ledger)
         write_json(output / RECORD, record)
     seal(output, without=CHECKPOINTS)
     for checkpoints in _places(config):
@@ -82,6 +78,21 @@ def run(config: TrainConfig) -> TrainingRecord:
         f"{record.trainable_parameters:,} trainable of {record.total_parameters:,} parameters{said}"
     )
     return record
+
+
+def _explain_too_long(config: TrainConfig, too_long: list[str], rows: int) -> None:
+    if not too_long:
+        return
+    named = ", ".join(too_long[:5]) + (" …" if len(too_long) > 5 else "")
+    said = f"{len(too_long)} rows are over --max-tokens {config.max_tokens} and left out: {named}"
+    say(f"  {said}")
+    if rows > len(too_long) > config.max_too_long * rows:
+        raise DataError(
+            f"{said} ({len(too_long) / rows:.0%} of {rows}, more than --max-too-long "
+            f"{config.max_too_long})",
+            path=config.dataset,
+            hint=f"{_ROOM} Or raise --max-too-long, if what is left will do.",
+        )
 
 
 def published(config: TrainConfig) -> None:

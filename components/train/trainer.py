@@ -31,15 +31,16 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
+IGNORED = -100  # the label of a token that carries no loss
 STOPPED = 128 + signal.SIGTERM  # 143, the code of a process that SIGTERM has ended
 
 
 class Examples(NamedTuple):
-    """What every setting is fitted on: tokenized rows, and how many were too long."""
+    """What every setting is fitted on: chat examples, and the ids of rows that were too long."""
 
     train: list[Any]
     validation: list[Any]
-    too_long: int
+    too_long: list[str]
 
 
 def fit(
@@ -52,6 +53,7 @@ def fit(
         SystemExit: SIGTERM came; what was trained is in a checkpoint.
     """
     found = checkpoints.newest()
+    say(f"  {_batching_in_words(config)}")
     trainer = build(config, tokenizer, examples.train, examples.validation, checkpoints.folder)
     with ExitStack() as held:
         stop = held.enter_context(_listening_for_sigterm())
@@ -102,12 +104,12 @@ def build(
     set_seed(config.seed)  # the adapter is initialised before the trainer seeds itself
     try:
         trainer = _trainer_class()(
-            model=load_model(config.base_model, choose_dtype(config.dtype)),
+            model=_model(config),
             args=_sft_config(config, folder),
             train_dataset=datasets.Dataset.from_list(train),
             eval_dataset=datasets.Dataset.from_list(validation) if validation else None,
             processing_class=tokenizer,
-            peft_config=_lora_config(config),
+            peft_config=_lora_config(config) if config.method == "lora" else None,
         )
     except NoMatchingPeftModuleError as error:
         raise ConfigError(
@@ -116,6 +118,45 @@ def build(
         ) from None
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def packs(config: TrainConfig) -> bool:
+    """Whether the rows of a batch follow each other without padding.
+
+    Only flash attention keeps such rows apart without computing what lies between them; with any
+    other, one long row costs more than short ones side by side.
+    """
+    if config.batching != "auto":
+        return config.batching == "packed"
+    return _flash_attention(config) is not None
+
+
+def _batching_in_words(config: TrainConfig) -> str:
+    rows = f"{config.batch_size} rows a batch"
+    if packs(config):
+        return f"{rows}, one after another without padding ({_flash_attention(config) or 'sdpa'})"
+    return f"{rows}, of like length, padded side by side (no flash attention here)"
+
+
+def _flash_attention(config: TrainConfig) -> str | None:
+    """The name of the flash attention that is installed, for 16-bit weights on a GPU."""
+    import torch
+    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+    if not torch.cuda.is_available() or choose_dtype(config.dtype) == torch.float32:
+        return None
+    if is_flash_attn_3_available():
+        return "flash_attention_3"
+    return "flash_attention_2" if is_flash_attn_2_available() else None
+
+
+def _model(config: TrainConfig) -> Any:
+    options: dict[str, Any] = {}
+    if packs(config) and (flash := _flash_attention(config)):
+        options["attn_implementation"] = flash
+    return load_model(
+        config.base_model, choose_dtype(config.dtype), in_4bit=config.load_in_4bit, **options
+    )
 
 
 def _trainer_class() -> type["SFTTrainer"]:
@@ -146,6 +187,40 @@ def _trainer_class() -> type["SFTTrainer"]:
             rows = self.train_dataset if train_dataset is None else train_dataset
             lengths = [len(ids) for ids in rows["input_ids"]]
             return LengthGrouped(lengths, self.args.train_batch_size, self.args.seed)
+
+        def compute_loss(
+            self,
+            model: Any,
+            inputs: dict[str, Any],
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,
+        ) -> Any:
+            """Mean loss per labelled token, from the logits of labelled positions only.
+
+            On a GPU TRL does that with a kernel of its own; elsewhere it computes the logits of
+            every position, which at a large vocabulary is most of the memory.
+            """
+            if self.accelerator.device.type == "cuda" or self.aux_loss_enabled or return_outputs:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            inputs = dict(inputs)
+            labels = inputs.pop("labels")
+            # Where any row's next token carries a label; rows of like length agree on most.
+            kept = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten()
+            # A cache would let packed rows see each other in validation.
+            logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits
+            labels = labels[:, kept + 1]
+            loss = torch.nn.functional.cross_entropy(
+                logits.float().flatten(0, 1),
+                labels.flatten(),
+                ignore_index=IGNORED,
+                reduction="sum",
+            )
+            if num_items_in_batch is None:
+                return loss / (labels != IGNORED).sum().clamp(min=1)
+            # The count is of all processes' tokens, while the gradients are averaged over them.
+            processes = self.accelerator.num_processes
+            scale = processes if self.args.average_tokens_across_devices else 1
+            return loss * scale / num_items_in_batch
 
         def evaluate(self, *args: Any, **named: Any) -> Any:
             # A validation takes nothing from the random numbers of training, so it may happen at
@@ -179,6 +254,7 @@ def _sft_config(config: TrainConfig, folder: Path) -> "SFTConfig":
         bf16=dtype == torch.bfloat16,
         gradient_checkpointing=config.gradient_checkpointing,
         max_length=None,  # rows that are too long were left out; nothing is cut
+        padding_free=packs(config),
         completion_only_loss=True,
         seed=config.seed,
         data_seed=config.seed,
@@ -202,6 +278,7 @@ def _lora_config(config: TrainConfig) -> "LoraConfig":
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
+        use_rslora=config.rslora,
         target_modules=targets[0] if targets == ["all-linear"] else targets,
         task_type="CAUSAL_LM",
     )
@@ -372,12 +449,13 @@ def _record(
     tokens = int(trainer.state.num_input_tokens_seen)
     curve = read_curve(trainer.state.log_history)
     validated = [point.loss for point in curve if point.split == "validation"]
-    trainable, total = trainer.model.get_nb_trainable_parameters()
+    trainable, total = _parameters(trainer.model)
     return TrainingRecord(
         base_model=config.base_model,
         rows_train=len(examples.train),
         rows_validation=len(examples.validation),
-        rows_too_long=examples.too_long,
+        rows_too_long=len(examples.too_long),
+        left_out=examples.too_long,
         steps=trainer.state.global_step,
         epochs=config.epochs,
         trainable_parameters=trainable,
@@ -390,6 +468,14 @@ def _record(
         validation_loss=validated[-1] if validated else None,
         settings=config.model_dump(mode="json"),
     )
+
+
+def _parameters(model: Any) -> tuple[int, int]:
+    """How many parameters are trained, and of how many."""
+    if hasattr(model, "get_nb_trainable_parameters"):  # of PEFT, which counts packed 4-bit right
+        trainable, total = model.get_nb_trainable_parameters()
+        return int(trainable), int(total)
+    return model.num_parameters(only_trainable=True), model.num_parameters()
 
 
 def read_curve(history: list[dict[str, Any]]) -> list[LossPoint]:

@@ -1,9 +1,9 @@
 """Whether a training that is killed at random moments ends with the weights of one that is not.
 
 That no more than the interval between checkpoints is lost, and nothing at SIGTERM, is held by
-tests/train/test_checkpoints.py, which stops at exact moments. Here they are drawn. Trains the shipped tiny model in processes of its own. Each is killed (SIGKILL or SIGTERM, by turns)
-at a random moment until one ends by itself; then the weights are held against a run that nobody
-killed. CPU, one run, no network.
+tests/train/test_checkpoints.py, which stops at exact moments. Here they are drawn: the shipped
+tiny model is trained in processes of its own, and each is killed (SIGTERM or SIGKILL, by turns) at
+a random moment until one ends by itself. CPU, no network.
 
 Run it: python tests/benchmarks/bench_interruptions.py [KILLS]
 """
