@@ -45,13 +45,24 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def load_model(source: str, dtype: "torch.dtype") -> "PreTrainedModel":
+def load_model(
+    source: str, dtype: "torch.dtype", *, in_4bit: bool = False, **options: Any
+) -> "PreTrainedModel":
     """A base model with all weights in `dtype`, on the GPU where there is one.
+
+    Args:
+        source: hub id or folder.
+        dtype: of the weights; with `in_4bit`, what it computes in.
+        in_4bit: the weights of linear layers in NF4, to train an adapter on them.
+        options: what else transformers' `from_pretrained` is to know.
 
     Raises:
         ModelError: no such model, or its weights cannot be read.
+        MissingDependencyError: 4 bits need bitsandbytes, and it is not installed.
     """
-    return _load(source, dtype)
+    if in_4bit:
+        options["quantization_config"] = _nf4(dtype)
+    return _load(source, dtype, **options)
 
 
 def load_tuned(source: str, adapter: str, dtype: "torch.dtype") -> Any:
@@ -87,6 +98,17 @@ def load_4bit(source: str, adapter: str | None, dtype: "torch.dtype") -> "PreTra
         MissingDependencyError: bitsandbytes is not installed.
     """
     import torch
+
+    nf4 = _nf4(dtype)
+    if adapter is None:
+        return _load(source, dtype, quantization_config=nf4)
+    merged = load_tuned(source, adapter, torch.float32).merge_and_unload().to(dtype)
+    with tempfile.TemporaryDirectory(prefix="raft-merged-") as folder:
+        merged.save_pretrained(folder)
+        return _load(folder, dtype, quantization_config=nf4)
+
+
+def _nf4(dtype: "torch.dtype") -> Any:
     from transformers import BitsAndBytesConfig
 
     try:
@@ -96,18 +118,12 @@ def load_4bit(source: str, adapter: str | None, dtype: "torch.dtype") -> "PreTra
             "4-bit weights need bitsandbytes",
             hint="pip install -e '.[quantize-check]' in a checkout of raft-pipelines",
         ) from None
-    nf4 = BitsAndBytesConfig(
+    return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-    if adapter is None:
-        return _load(source, dtype, quantization_config=nf4)
-    merged = load_tuned(source, adapter, torch.float32).merge_and_unload().to(dtype)
-    with tempfile.TemporaryDirectory(prefix="raft-merged-") as folder:
-        merged.save_pretrained(folder)
-        return _load(folder, dtype, quantization_config=nf4)
 
 
 def choose_dtype(name: str) -> "torch.dtype":
@@ -151,8 +167,7 @@ def _load(source: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,  # unset, the library would ask, and run it on a "y"
-            device_map="auto" if torch.cuda.is_available() else "cpu",
-            **options,
+            **({"device_map": "auto" if torch.cuda.is_available() else "cpu"} | options),
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():

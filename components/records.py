@@ -156,18 +156,24 @@ class SweepTrial(Record):
 
 
 class TrainingRecord(Record):
-    """How training went: `adapter/training.json`. `sweep` is empty where one setting was given."""
+    """How training went: `adapter/training.json`. `sweep` is empty where one setting was given.
+
+    left_out: ids of the rows that were too long.
+    seconds: of training, with validation, over all attempts of a run that was stopped between.
+    """
 
     base_model: str
     rows_train: int
     rows_validation: int
     rows_too_long: int
+    left_out: list[str] = Field(default_factory=list)
     steps: int
     epochs: float
     trainable_parameters: int
     total_parameters: int
     tokens: int
     tokens_per_second: float
+    seconds: float = 0.0
     peak_memory_bytes: int
     curve: list[LossPoint]
     validation_loss: float | None

@@ -19,9 +19,9 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -146,11 +146,18 @@ def unseal(folder: Path) -> None:
     (folder / MANIFEST).unlink(missing_ok=True)
 
 
-def seal(folder: Path) -> None:
-    """Write the manifest of a finished artifact; the last thing a stage does."""
+def seal(folder: Path, without: str = "") -> None:
+    """Write the manifest of a finished artifact; the last thing a stage does.
+
+    Args:
+        folder: the artifact.
+        without: a folder in it that is no part of the artifact.
+    """
     files = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
+        if without and name.startswith(f"{without}/"):
+            continue
         if path.is_file() and name not in (MANIFEST, PARTIAL_MANIFEST):
             _make_readable(path)
             files.append(ManifestFile(path=name, size=path.stat().st_size, crc32c=checksum(path)))
@@ -214,7 +221,57 @@ def _inside(folder: Path, name: str) -> Path:
     return folder / relative
 
 
-# ---- single files, wherever they lie ------------------------------------------------------------
+# ---- wherever they lie --------------------------------------------------------------------------
+
+
+def folders(location: str) -> set[str]:
+    """The names of the folders directly in a folder or prefix; none if it is not there.
+
+    Raises:
+        StorageError: the location is forbidden, or of a kind that is not understood.
+    """
+    if location.startswith(SCHEME):
+        bucket, prefix = _locate(location)
+        with _explained(location):
+            names = [blob.name for blob in bucket.list_blobs(prefix=_join(prefix, ""))]
+        inside = [name.removeprefix(_join(prefix, "")) for name in names]
+        return {name.split("/")[0] for name in inside if "/" in name}
+    _refuse_other_schemes(location)
+    return {path.name for path in Path(location).glob("*") if path.is_dir()}
+
+
+def is_artifact(location: str) -> bool:
+    """Whether a finished artifact lies at a path or URI.
+
+    Raises:
+        StorageError: the location is forbidden, or of a kind that is not understood.
+    """
+    if location.startswith(SCHEME):
+        bucket, prefix = _locate(location)
+        with _explained(location):
+            return bucket.get_blob(_join(prefix, MANIFEST)) is not None
+    _refuse_other_schemes(location)
+    return (Path(location) / MANIFEST).exists()
+
+
+def remove(location: str) -> None:
+    """Remove a folder or all objects under a prefix, its manifest first; none is fine.
+
+    Raises:
+        StorageError: not allowed, or the location is not understood.
+    """
+    if not location.startswith(SCHEME):
+        _refuse_other_schemes(location)
+        (Path(location) / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(location, ignore_errors=True)
+        return
+    bucket, prefix = _locate(location)
+    if not prefix:
+        raise StorageError(f"{location}: a whole bucket is not removed")
+    with _explained(location):
+        blobs = list(bucket.list_blobs(prefix=_join(prefix, "")))
+        for blob in sorted(blobs, key=lambda blob: not blob.name.endswith(f"/{MANIFEST}")):
+            _delete(blob)
 
 
 def find(location: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
@@ -426,10 +483,11 @@ def _download(blob: "Blob", path: Path) -> None:
 # ---- publishing --------------------------------------------------------------------------------
 
 
-def publish(folder: Path, uri: str) -> None:
+def publish(folder: Path, uri: str, *, quiet: bool = False) -> None:
     """Copy a sealed artifact to a prefix, in an order that never shows half of it.
 
     Only files that differ are copied, so an interrupted publication goes on where it was.
+    `quiet` shows no progress: for one that goes on beside other work.
 
     Raises:
         StorageError: not allowed, no such bucket, or somebody else writes there too.
@@ -454,9 +512,8 @@ def publish(folder: Path, uri: str) -> None:
             put(listing, PARTIAL_MANIFEST)
         if (old := there.pop(MANIFEST, None)) is not None:
             old.delete(if_generation_match=old.generation, retry=_retry())
-        _in_parallel(
-            "publishing", [(entry.size, partial(put, entry, entry.path)) for entry in changed]
-        )
+        jobs = [(entry.size, partial(put, entry, entry.path)) for entry in changed]
+        _in_parallel("" if quiet else "publishing", jobs)
         put(listing, MANIFEST)
         for name in (*stale, PARTIAL_MANIFEST):
             _delete(bucket.blob(_join(prefix, name)))
@@ -537,21 +594,23 @@ def reachable(uri: str, *, write: bool = False) -> None:
 # ---- the client --------------------------------------------------------------------------------
 
 
-def _in_parallel(title: str, jobs: list[tuple[int, Callable[[], None]]]) -> None:
-    """Run transfers of so many bytes at once; the first error stops those not yet begun."""
+def _in_parallel(title: str, jobs: Sequence[tuple[int, Callable[[], None]]]) -> None:
+    """Run transfers of so many bytes at once; the first error stops those not yet begun.
+
+    Without a title no progress is shown.
+    """
     if not jobs:
         return
     megabytes = sum(size for size, _ in jobs) / 1e6
-    with (
-        task(f"{title} {megabytes:.1f} MB", len(jobs), "files") as progress,
-        ThreadPoolExecutor(TRANSFERS) as pool,
-    ):
+    shown = task(f"{title} {megabytes:.1f} MB", len(jobs), "files") if title else nullcontext()
+    with shown as progress, ThreadPoolExecutor(TRANSFERS) as pool:
         # Large files first: one that starts last would be waited for alone.
         futures = [pool.submit(run) for _, run in sorted(jobs, key=lambda job: -job[0])]
         try:
             for future in as_completed(futures):
                 future.result()
-                progress.advance()
+                if progress is not None:
+                    progress.advance()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

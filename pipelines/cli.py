@@ -99,14 +99,19 @@ class StageCommand(click.Command):
             run_stage(self.load().parse(given))
 
 
-def run_stage(config: Settings) -> object:
+def run_stage(config: Settings, *, as_step: bool = False) -> object:
     """Run one stage with `gs://` locations fetched before and published after; what it found."""
     from components.storage import localized
 
     package = STAGES[config.stage][0] if config.stage in STAGES else "components"
     name = package.rpartition(".")[2] if config.stage in STAGES else config.stage
+    stage = importlib.import_module(f"{package}.{name}")
     with localized(config) as local:
-        return importlib.import_module(f"{package}.{name}").run(local)
+        found: object = stage.run(local)
+    # A step of Kubeflow has only been handed a folder, which goes up after the process has ended.
+    if hasattr(stage, "published") and not as_step:
+        stage.published(config)
+    return found
 
 
 def run_step(kind: type[Settings], given: dict[str, object], executor_input: str) -> None:
@@ -117,8 +122,10 @@ def run_step(kind: type[Settings], given: dict[str, object], executor_input: str
     if kind.stage not in STAGES:  # a reader, which costs nothing worth an account
         given["folders"] = tuple(step.folders_to_read(kind.stage))
     with step.accounted(kind.stage) if kind.stage in STAGES else nullcontext():
+        if "checkpoints" in kind.model_fields and "checkpoints" not in given:
+            given["checkpoints"] = step.beside("checkpoints")
         config = kind.parse(given)
-        found = run_stage(config)
+        found = run_stage(config, as_step=True)
     step.announce(found, Path(config.output))
 
 

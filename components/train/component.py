@@ -25,6 +25,8 @@ def train(
     alpha: int = TrainConfig.default("alpha"),
     dropout: float = TrainConfig.default("dropout"),
     target_modules: list[str] = list(TrainConfig.default("target_modules")),
+    rslora: bool = TrainConfig.default("rslora"),
+    method: str = TrainConfig.default("method"),
     sweep: list = list(TrainConfig.default("sweep")),  # type: ignore[type-arg]
     epochs: float = TrainConfig.default("epochs"),
     learning_rate: float = TrainConfig.default("learning_rate"),
@@ -32,8 +34,13 @@ def train(
     batch_size: int = TrainConfig.default("batch_size"),
     gradient_accumulation: int = TrainConfig.default("gradient_accumulation"),
     max_tokens: int = TrainConfig.default("max_tokens"),
+    max_too_long: float = TrainConfig.default("max_too_long"),
+    batching: str = TrainConfig.default("batching"),
+    load_in_4bit: bool = TrainConfig.default("load_in_4bit"),
     gradient_checkpointing: bool = TrainConfig.default("gradient_checkpointing"),
     dtype: str = TrainConfig.default("dtype"),
+    checkpoint_steps: int = TrainConfig.default("checkpoint_steps"),
+    checkpoints_kept: int = TrainConfig.default("checkpoints_kept"),
     seed: int = TrainConfig.default("seed"),
 ) -> dsl.ContainerSpec:
     """Fine-tune a chat model on RAFT rows with LoRA; write the adapter.
@@ -48,6 +55,8 @@ def train(
         alpha: LoRA scale: updates are multiplied by alpha / rank.
         dropout: Dropout before the LoRA matrices, 0 to 1.
         target_modules: Layers that get an adapter: ["all-linear"], or names such as ["q_proj"].
+        rslora: Scale updates by alpha / sqrt(rank) instead.
+        method: lora, or full to train every weight of a small model.
         sweep: Settings to try, as JSON: [{"rank": 16}, {"rank": 64}]; the one with the least
             validation loss becomes the adapter. [] trains once.
         epochs: Passes over the rows.
@@ -56,8 +65,14 @@ def train(
         batch_size: Rows per GPU and pass.
         gradient_accumulation: Passes per optimizer step.
         max_tokens: Longest row in tokens; longer rows are left out and counted, never cut.
+        max_too_long: Largest share of rows, 0 to 1, that may be left out for their length.
+        batching: packed, grouped by length, or auto: packed where flash attention is installed.
+        load_in_4bit: Keep the base model in 4 bits under the adapter (QLoRA).
         gradient_checkpointing: Compute activations twice to save GPU memory.
         dtype: Type of the weights: auto, bfloat16 or float32; auto fits the GPU.
+        checkpoint_steps: Optimizer steps between checkpoints, copied beside the adapter's URI while
+            training goes on; a step that is tried again goes on from the newest.
+        checkpoints_kept: Newest checkpoints that are kept.
         seed: Seed of the adapter's first weights and of the rows' order.
     """
     return dsl.ContainerSpec(
@@ -70,6 +85,8 @@ def train(
             "--alpha", alpha,
             "--dropout", dropout,
             "--target-modules", target_modules,
+            "--rslora", rslora,
+            "--method", method,
             "--sweep", sweep,
             "--epochs", epochs,
             "--learning-rate", learning_rate,
@@ -77,8 +94,13 @@ def train(
             "--batch-size", batch_size,
             "--gradient-accumulation", gradient_accumulation,
             "--max-tokens", max_tokens,
+            "--max-too-long", max_too_long,
+            "--batching", batching,
+            "--load-in-4bit", load_in_4bit,
             "--gradient-checkpointing", gradient_checkpointing,
             "--dtype", dtype,
+            "--checkpoint-steps", checkpoint_steps,
+            "--checkpoints-kept", checkpoints_kept,
             "--seed", seed,
             "--output", adapter.path,
             "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,

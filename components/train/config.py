@@ -1,5 +1,8 @@
 """Settings of the train stage."""
 
+import json
+from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
@@ -10,6 +13,7 @@ SWEPT = (
     "rank",
     "alpha",
     "dropout",
+    "rslora",
     "target_modules",
     "epochs",
     "learning_rate",
@@ -18,6 +22,17 @@ SWEPT = (
     "gradient_accumulation",
 )
 """The settings that a sweep may vary."""
+
+SHAPES_WEIGHTS = {*SWEPT, "method", "load_in_4bit", "max_tokens", "dtype", "seed"}
+"""The settings on which the trained weights depend; a checkpoint is resumed under the same only."""
+
+
+@cache
+def profiles() -> dict[str, dict[str, Any]]:
+    """What is known of each GPU, and the settings with which an 8B model is meant to fit it."""
+    text = Path(__file__).with_name("profiles.json").read_text(encoding="utf-8")
+    found: dict[str, dict[str, Any]] = json.loads(text)
+    return found
 
 
 class TrainConfig(StageConfig):
@@ -41,6 +56,19 @@ class TrainConfig(StageConfig):
         ("all-linear",),
         min_length=1,
         help="Layers that get an adapter: all-linear, or names such as q_proj,v_proj.",
+        group="LoRA",
+    )
+
+    rslora: bool = option(
+        False,
+        help="Scale updates by alpha / sqrt(rank) instead (rank-stabilised LoRA, "
+        "arXiv 2312.03732).",
+        group="LoRA",
+    )
+    method: Literal["lora", "full"] = option(
+        "lora",
+        help="lora, or full: every weight is trained, for small models; the output is then a "
+        "whole model, to be given as --base-model.",
         group="LoRA",
     )
 
@@ -69,12 +97,83 @@ class TrainConfig(StageConfig):
         help="Longest row in tokens; longer rows are left out and counted, never cut.",
         group="Optimizer",
     )
+    max_too_long: float = option(
+        0.1,
+        ge=0,
+        le=1,
+        help="Largest share of rows that may be left out because they are too long; above it the "
+        "stage stops.",
+        group="Optimizer",
+    )
+    profile: Literal["", "a100-40gb", "a100-80gb", "h100", "l4"] = option(
+        "",
+        help="GPU whose settings (components/train/profiles.json) take the place of the defaults; "
+        "flags that are given win.",
+        group="Hardware",
+    )
+    batching: Literal["auto", "packed", "grouped"] = option(
+        "auto",
+        help="packed: the rows of a batch one after another, without padding; grouped: rows of "
+        "like length padded side by side; auto packs where flash attention is installed.",
+        group="Hardware",
+    )
+    load_in_4bit: bool = option(
+        False,
+        help="Keep the base model in 4 bits (NF4) under the adapter (QLoRA, arXiv 2305.14314).",
+        group="Hardware",
+    )
     gradient_checkpointing: bool = option(
         True, help="Recompute activations to save memory.", group="Hardware"
     )
     dtype: Literal["auto", "bfloat16", "float32"] = option(
         "auto", help="Weights' type; auto is bfloat16 on a GPU that has it.", group="Hardware"
     )
+
+    checkpoints: str = option(
+        "",
+        help="Folder (local or gs://) of checkpoints, from which a stopped run goes on; by default "
+        "checkpoints/ in a local --output, and OUTPUT-checkpoints beside one on gs://.",
+        group="Checkpoints",
+    )
+    checkpoint_steps: int = option(
+        20,
+        ge=0,
+        le=1_000_000,
+        help="Optimizer steps between checkpoints; 0 writes one at SIGTERM only.",
+        group="Checkpoints",
+    )
+    checkpoints_kept: int = option(
+        2, ge=1, le=1000, help="Newest checkpoints that are kept.", group="Checkpoints"
+    )
+    fresh: bool = option(
+        False,
+        help="Throw away earlier checkpoints and begin anew; not for Jobs, whose next attempt "
+        "would begin anew too.",
+        group="Checkpoints",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _profile_before_defaults(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("profile") in profiles():
+            return profiles()[values["profile"]]["settings"] | values
+        return values
+
+    @model_validator(mode="after")
+    def _methods_that_agree(self) -> Self:
+        if self.method == "full" and self.load_in_4bit:
+            raise ValueError("--method full cannot train 4-bit weights (--load-in-4bit false)")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _checkpoints_beside_the_output(cls, values: Any) -> Any:
+        """Derived here, because a stage is handed a local folder for a gs:// output."""
+        if isinstance(values, dict) and not values.get("checkpoints"):
+            output = str(values.get("output", "")).rstrip("/")
+            if output.startswith("gs://"):
+                return values | {"checkpoints": f"{output}-checkpoints"}
+        return values
 
     @field_validator("sweep")
     @classmethod

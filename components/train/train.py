@@ -2,30 +2,32 @@
 
 TRL's supervised fine-tuning with the loss on the answer's tokens only. The adapter and the
 tokenizer are saved in safetensors; `training.json` tells how it went. A sweep fits one setting
-after another and keeps the adapter with the least validation loss.
+after another and keeps the adapter with the least validation loss. A run that is stopped goes on
+from its newest checkpoint when the same command is given again.
 """
 
-import gc
+import hashlib
 import math
-import tempfile
-from contextlib import ExitStack
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-from components.errors import ConfigError, DataError
-from components.ledger import Ledger, peak_memory, stopwatch
-from components.models import choose_dtype, load_model, load_tokenizer
-from components.progress import Task, headline, say, task
-from components.records import LossPoint, SweepTrial, TrainingRecord
+from components import storage
+from components.errors import DataError
+from components.ledger import Ledger
+from components.models import load_tokenizer
+from components.progress import headline, say
+from components.records import SweepTrial, TrainingRecord, read_json
 from components.storage import seal, unseal, verify, write_json
 from components.train.chat import examples as encode
 from components.train.chat import read_rows
-from components.train.config import TrainConfig
+from components.train.checkpoints import FINISHED, RUN, Checkpoints
+from components.train.config import SHAPES_WEIGHTS, TrainConfig
+from components.train.trainer import Examples, fit, free
 
-if TYPE_CHECKING:
-    from peft import LoraConfig
-    from transformers import TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+CHECKPOINTS = "checkpoints"
+_ROOM = "Raise --max-tokens, or generate with smaller chunks or fewer distractors."
+RECORD = "training.json"
 
 
 def run(config: TrainConfig) -> TrainingRecord:
@@ -34,6 +36,8 @@ def run(config: TrainConfig) -> TrainingRecord:
     Raises:
         DataError: the dataset is missing, damaged or malformed, or no row fits.
         ModelError: the base model cannot be used.
+        ConfigError: a checkpoint is there that belongs to other settings.
+        SystemExit: SIGTERM came; the same command goes on from the checkpoint.
     """
     output = Path(config.output)
     headline("train", f"{config.base_model} on {config.dataset} → {output}")
@@ -46,17 +50,12 @@ def run(config: TrainConfig) -> TrainingRecord:
         train, train_long = encode(rows, tokenizer, config.max_tokens)
         validation, validation_long = encode(validation_rows, tokenizer, config.max_tokens)
         too_long = train_long + validation_long
-        if too_long:
-            say(
-                f"  {len(too_long)} rows are over --max-tokens {config.max_tokens} and left out: "
-                + ", ".join(too_long[:5])
-                + (" …" if len(too_long) > 5 else "")
-            )
+        _explain_too_long(config, too_long, len(rows) + len(validation_rows))
         if not train:
             raise DataError(
                 f"none of the {len(rows)} rows has at most --max-tokens {config.max_tokens}",
                 path=Path(config.dataset) / "train.jsonl",
-                hint="Raise --max-tokens, or generate with smaller chunks or fewer distractors.",
+                hint=_ROOM,
             )
 
         if len(config.sweep) > 1 and not validation:
@@ -66,9 +65,12 @@ def run(config: TrainConfig) -> TrainingRecord:
                 hint="Generate with --validation-fraction above 0, or give one setting.",
             )
         unseal(output)
-        record = _best(config, tokenizer, Examples(train, validation, len(too_long)), ledger)
-        write_json(output / "training.json", record)
-    seal(output)
+        record = _best(config, tokenizer, Examples(train, validation, too_long), ledger)
+        write_json(output / RECORD, record)
+    seal(output, without=CHECKPOINTS)
+    for checkpoints in _places(config):
+        if not checkpoints.remote:  # the others stay until the adapter has arrived as well
+            checkpoints.discard()
     loss = record.validation_loss
     said = "" if loss is None else f", validation loss {loss:.4f}"
     say(
@@ -78,227 +80,124 @@ def run(config: TrainConfig) -> TrainingRecord:
     return record
 
 
-class Examples(NamedTuple):
-    """What every setting is fitted on: tokenized rows, and how many were too long."""
+def _explain_too_long(config: TrainConfig, too_long: list[str], rows: int) -> None:
+    if not too_long:
+        return
+    named = ", ".join(too_long[:5]) + (" …" if len(too_long) > 5 else "")
+    said = f"{len(too_long)} rows are over --max-tokens {config.max_tokens} and left out: {named}"
+    say(f"  {said}")
+    if rows > len(too_long) > config.max_too_long * rows:
+        raise DataError(
+            f"{said} ({len(too_long) / rows:.0%} of {rows}, more than --max-too-long "
+            f"{config.max_too_long})",
+            path=config.dataset,
+            hint=f"{_ROOM} Or raise --max-too-long, if what is left will do.",
+        )
 
-    train: list[Any]
-    validation: list[Any]
-    too_long: int
+
+def published(config: TrainConfig) -> None:
+    """The adapter has arrived where it belongs: its checkpoints can go."""
+    for checkpoints in _places(config):
+        if checkpoints.remote:
+            checkpoints.discard()
 
 
 def _best(
     config: TrainConfig, tokenizer: Any, examples: Examples, ledger: Ledger
 ) -> TrainingRecord:
     """Fit every setting of the sweep; leave the adapter with the least validation loss."""
-    if not config.sweep:
-        return _fit(config, tokenizer, examples, ledger)
     output = Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".sweep-", dir=output) as scratch:
-        records, changed, seconds = [], [], []
-        for number, (trial, given) in enumerate(
-            zip(config.trials(), config.sweep, strict=True), start=1
-        ):
-            changed.append(trial.model_dump(mode="json", include=set(given)))
+    places = _places(config)
+    if config.fresh:
+        for checkpoints in places:
+            checkpoints.discard()
+    inputs = _inputs(config)
+    records, changed = [], []
+    for number, (trial, checkpoints) in enumerate(zip(config.trials(), places, strict=True), 1):
+        given = config.sweep[number - 1] if config.sweep else {}
+        changed.append(trial.model_dump(mode="json", include=set(given)))
+        if config.sweep:
             words = " ".join(f"{name}={value}" for name, value in changed[-1].items())
             say(f"  setting {number} of {len(config.sweep)}: {words or 'the defaults'}")
-            folder = trial.model_copy(update={"output": str(Path(scratch) / str(number))})
-            with stopwatch() as watch:
-                records.append(_fit(folder, tokenizer, examples, ledger))
-            seconds += watch
-            _free()
-        # The first of equals: the order in which a person lists settings is a preference.
-        losses = [_or_infinite(record.validation_loss) for record in records]
-        best = losses.index(min(losses))
-        for path in (Path(scratch) / str(best + 1)).iterdir():
-            path.replace(output / path.name)
+        checkpoints.identity = inputs | _settings(trial)
+        if finished := checkpoints.finished():
+            say(f"  trained before: {finished}")
+            records.append(read_json(finished / RECORD, TrainingRecord))
+        else:
+            records.append(fit(trial, tokenizer, examples, checkpoints))
+            free()
+        ledger.count(tokens_in=records[-1].tokens)
+    # The first of equals: the order in which a person lists settings is a preference.
+    losses = [_or_infinite(record.validation_loss) for record in records]
+    best = losses.index(min(losses))
+    for path in (places[best].folder / FINISHED).iterdir():
+        if path.name not in (RUN, storage.MANIFEST):
+            shutil.copyfile(path, output / path.name)
+    if not config.sweep:
+        return records[best]
     trials = [
         SweepTrial(
             settings=settings,
             steps=record.steps,
             train_loss=next(p.loss for p in reversed(record.curve) if p.split == "train"),
             validation_loss=record.validation_loss,
-            seconds=round(took, 3),
+            seconds=record.seconds,
             chosen=index == best,
         )
-        for index, (settings, record, took) in enumerate(
-            zip(changed, records, seconds, strict=True)
-        )
+        for index, (settings, record) in enumerate(zip(changed, records, strict=True))
     ]
-    return records[best].model_copy(
-        update={
-            "sweep": trials,
-            "settings": records[best].settings | {"output": config.output},
-        }
-    )
+    return records[best].model_copy(update={"sweep": trials})
 
 
 def _or_infinite(loss: float | None) -> float:
     return math.inf if loss is None or math.isnan(loss) else loss
 
 
-def _fit(config: TrainConfig, tokenizer: Any, examples: Examples, ledger: Ledger) -> TrainingRecord:
-    """Train one setting and save its adapter in the output folder."""
-    output = Path(config.output)
-    trainer = _trainer(config, tokenizer, examples.train, examples.validation)
-    with ExitStack() as bar:
-        trainer.add_callback(_reporting(bar))
-        result = trainer.train()
-    trainer.save_model(str(output))
-    _clean(output)
-
-    tokens = int(trainer.state.num_input_tokens_seen)
-    ledger.count(tokens_in=tokens)
-    curve = _curve(trainer.state.log_history)
-    validated = [point.loss for point in curve if point.split == "validation"]
-    trainable, total = trainer.model.get_nb_trainable_parameters()
-    return TrainingRecord(
-        base_model=config.base_model,
-        rows_train=len(examples.train),
-        rows_validation=len(examples.validation),
-        rows_too_long=examples.too_long,
-        steps=trainer.state.global_step,
-        epochs=config.epochs,
-        trainable_parameters=trainable,
-        total_parameters=total,
-        tokens=tokens,
-        tokens_per_second=round(tokens / result.metrics["train_runtime"], 1),
-        peak_memory_bytes=peak_memory(),
-        curve=curve,
-        validation_loss=validated[-1] if validated else None,
-        settings=config.model_dump(mode="json"),
-    )
+# ---- what a checkpoint belongs to ---------------------------------------------------------------
 
 
-def _trainer(
-    config: TrainConfig, tokenizer: Any, train: list[Any], validation: list[Any]
-) -> "SFTTrainer":
-    import datasets
-    from peft import NoMatchingPeftModuleError
-    from transformers import PrinterCallback, set_seed
-    from trl import SFTTrainer
-
-    datasets.disable_progress_bars()
-    set_seed(config.seed)  # the adapter is initialised before the trainer seeds itself
-    try:
-        trainer = SFTTrainer(
-            model=load_model(config.base_model, choose_dtype(config.dtype)),
-            args=_sft_config(config, validate=bool(validation)),
-            train_dataset=datasets.Dataset.from_list(train),
-            eval_dataset=datasets.Dataset.from_list(validation) if validation else None,
-            processing_class=tokenizer,
-            peft_config=_lora_config(config),
+def _places(config: TrainConfig) -> list[Checkpoints]:
+    """Where the checkpoints of each setting lie."""
+    local, remote = Path(config.output) / CHECKPOINTS, config.checkpoints
+    if not remote.startswith(storage.SCHEME):
+        local, remote = Path(remote or local), ""
+    return [
+        Checkpoints(
+            local / str(number), f"{remote}/{number}" if remote else "", config.checkpoints_kept
         )
-    except NoMatchingPeftModuleError as error:
-        raise ConfigError(
-            f"--target-modules {','.join(config.target_modules)}: {error}",
-            hint="Use all-linear, or names of the model's layers such as q_proj,v_proj.",
-        ) from None
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+        for number in range(1, len(config.trials()) + 1)
+    ]
 
 
-def _sft_config(config: TrainConfig, *, validate: bool) -> "SFTConfig":
-    import torch
-    from trl import SFTConfig
-
-    dtype = choose_dtype(config.dtype)
-    on_gpu = torch.cuda.is_available()
-    return SFTConfig(
-        output_dir=config.output,
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=config.warmup_ratio,  # a share of the steps, since it is below 1
-        weight_decay=0.0,
-        bf16=dtype == torch.bfloat16,
-        gradient_checkpointing=config.gradient_checkpointing,
-        max_length=None,  # rows that are too long were left out; nothing is cut
-        completion_only_loss=True,
-        # Rows of like length share a batch, so less of it is padding.
-        train_sampling_strategy="group_by_length",
-        seed=config.seed,
-        data_seed=config.seed,
-        use_cpu=not on_gpu,
-        dataloader_pin_memory=on_gpu,
-        include_num_input_tokens_seen="non_padding",
-        eval_strategy="epoch" if validate else "no",
-        save_strategy="no",
-        logging_steps=1,
-        report_to="none",
-        disable_tqdm=True,
-    )
+def _settings(trial: TrainConfig) -> dict[str, str]:
+    """The settings on which the weights depend, as text."""
+    found = trial.model_dump(mode="json", include=SHAPES_WEIGHTS)
+    return {
+        name: ",".join(value) if isinstance(value, list) else str(value)
+        for name, value in found.items()
+    }
 
 
-def _lora_config(config: TrainConfig) -> "LoraConfig":
-    from peft import LoraConfig
-
-    targets = list(config.target_modules)
-    return LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules=targets[0] if targets == ["all-linear"] else targets,
-        task_type="CAUSAL_LM",
-    )
+def _inputs(config: TrainConfig) -> dict[str, str]:
+    """What is trained on, by content: where it lies may differ from one attempt to the next."""
+    dataset = Path(config.dataset)
+    splits = [storage.checksum(dataset / f"{name}.jsonl") for name in ("train", "validation")]
+    return {"dataset": " ".join(splits), "base_model": _fingerprint(config.base_model)}
 
 
-def _reporting(bar: ExitStack) -> "TrainerCallback":
-    """A callback that shows a progress bar, opened on `bar` once the number of steps is known."""
-    from transformers import TrainerCallback
+def _fingerprint(source: str) -> str:
+    """A hub id as it is; a folder by its files' names, sizes and first megabytes.
 
-    class Reporting(TrainerCallback):
-        progress: Task
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.progress = bar.enter_context(task("training", state.max_steps, "steps"))
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.progress.advance()
-
-        def on_log(
-            self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any
-        ) -> None:
-            for name, shown in (("loss", "loss"), ("eval_loss", "validation")):
-                if name in logs:
-                    self.progress.advance(0, **{shown: float(logs[name])})
-
-    return Reporting()
-
-
-def _curve(history: list[dict[str, Any]]) -> list[LossPoint]:
-    """The losses by step.
-
-    Raises:
-        ConfigError: training diverged; the adapter is worth nothing.
+    Reading 16 GB to the end would take longer than it is worth: models differ from the first
+    weights on.
     """
-    curve = []
-    for entry in history:
-        for name, split in (("loss", "train"), ("eval_loss", "validation")):
-            if name in entry:
-                loss = float(entry[name])
-                if not math.isfinite(loss):
-                    raise ConfigError(
-                        f"training diverged: the {split} loss is {loss} at step {entry['step']}",
-                        hint="Lower --learning-rate, or raise --warmup-ratio.",
-                    )
-                curve.append(LossPoint(step=entry["step"], loss=loss, split=split))
-    return curve
-
-
-def _clean(output: Path) -> None:
-    """Drop what the trainer leaves beside the adapter: a pickle, and a card with placeholders."""
-    for name in ("training_args.bin", "README.md"):
-        (output / name).unlink(missing_ok=True)
-
-
-def _free() -> None:
-    """Give the GPU memory of one setting back before the next one loads the model."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    folder = Path(source)
+    if not folder.is_dir():
+        return source
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*")):
+        if path.name == "config.json" or path.suffix == ".safetensors":
+            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(4 << 20))
+    return digest.hexdigest()[:16]

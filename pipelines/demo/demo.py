@@ -83,6 +83,7 @@ def run(output: Path, seed: int) -> Evaluation:
             batch_size=settings.batch_size,
             gradient_accumulation=1,
             gradient_checkpointing=False,
+            fresh=True,  # the folder may hold an earlier demo's
             seed=seed,
         )
     )

@@ -13,6 +13,7 @@ from components.storage import verify
 from components.train import train
 from components.train.chat import examples
 from components.train.config import TrainConfig
+from components.train.trainer import build, read_curve
 
 
 def config(dataset: Path, model: Path, output: Path, **settings: Any) -> TrainConfig:
@@ -58,7 +59,7 @@ def test_only_answer_tokens_carry_loss(
     rows = list(read_jsonl(world_dataset / "train.jsonl", RaftRow))
     kept, _ = examples(rows, tokenizer, 4096)
     settings = config(world_dataset, demo_model, tmp_path / "out")
-    trainer = train._trainer(settings, tokenizer, kept, [])
+    trainer = build(settings, tokenizer, kept, [], tmp_path / "out")
     seen = 0
     for batch in trainer.get_train_dataloader():
         for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
@@ -206,4 +207,4 @@ def test_layers_that_the_model_lacks(world_dataset: Path, demo_model: Path, tmp_
 def test_divergence_is_said_and_no_adapter_is_sealed() -> None:
     history = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": float("nan")}]
     with pytest.raises(ConfigError, match="diverged: the train loss is nan at step 2"):
-        train._curve(history)
+        read_curve(history)

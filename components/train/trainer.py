@@ -1,0 +1,504 @@
+"""TRL's trainer as this stage uses it: the only module here that knows torch and its friends.
+
+What is ours: rows of like length share a batch, in an order that the seed and the pass alone
+decide, so that a resumed run sees the same batches; and a training that SIGTERM stops at the next
+safe point with a checkpoint of the last whole optimizer step.
+"""
+
+import gc
+import math
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from components.errors import ConfigError
+from components.ledger import peak_memory
+from components.models import choose_dtype, load_model
+from components.progress import Task, say, task
+from components.records import LossPoint, TrainingRecord
+from components.train.batching import length_grouped
+from components.train.checkpoints import Checkpoints, Run
+from components.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+IGNORED = -100  # the label of a token that carries no loss
+STOPPED = 128 + signal.SIGTERM  # 143, the code of a process that SIGTERM has ended
+
+
+class Examples(NamedTuple):
+    """What every setting is fitted on: chat examples, and the ids of rows that were too long."""
+
+    train: list[Any]
+    validation: list[Any]
+    too_long: list[str]
+
+
+def fit(
+    config: TrainConfig, tokenizer: Any, examples: Examples, checkpoints: Checkpoints
+) -> TrainingRecord:
+    """Train one setting, or go on where a checkpoint ends; keep its adapter as `finished`.
+
+    Raises:
+        ConfigError: the layers do not exist, or training diverged.
+        SystemExit: SIGTERM came; what was trained is in a checkpoint.
+    """
+    found = checkpoints.newest()
+    say(f"  {_batching_in_words(config)}")
+    trainer = build(config, tokenizer, examples.train, examples.validation, checkpoints.folder)
+    with ExitStack() as held:
+        stop = held.enter_context(_listening_for_sigterm())
+        flow = _flow(trainer, config, checkpoints, found, stop)
+        trainer.add_callback(flow)
+        trainer.add_callback(_reporting(held))
+        if found is None:
+            trainer.train()
+        else:
+            folder, run = found
+            say(f"  going on after step {run.step}, from {folder.name}")
+            _resume(trainer, folder)
+        flow.complete()
+    record = _record(config, examples, trainer, flow.seconds)
+
+    def write(folder: Path) -> None:
+        trainer.save_model(str(folder))
+        _clean(folder)
+        (folder / "training.json").write_text(record.model_dump_json(indent=2), encoding="utf-8")
+
+    checkpoints.finish(write, trainer.state.global_step, flow.seconds)
+    return record
+
+
+def free() -> None:
+    """Give the GPU memory of one setting back before the next one loads the model."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def build(
+    config: TrainConfig, tokenizer: Any, train: list[Any], validation: list[Any], folder: Path
+) -> "SFTTrainer":
+    """The trainer of one setting; its checkpoints go to `folder`.
+
+    Raises:
+        ConfigError: the model has no such layers.
+        ModelError: the base model cannot be used.
+    """
+    import datasets
+    from peft import NoMatchingPeftModuleError
+    from transformers import PrinterCallback, set_seed
+
+    datasets.disable_progress_bars()
+    set_seed(config.seed)  # the adapter is initialised before the trainer seeds itself
+    try:
+        trainer = _trainer_class()(
+            model=_model(config),
+            args=_sft_config(config, folder),
+            train_dataset=datasets.Dataset.from_list(train),
+            eval_dataset=datasets.Dataset.from_list(validation) if validation else None,
+            processing_class=tokenizer,
+            peft_config=_lora_config(config) if config.method == "lora" else None,
+        )
+    except NoMatchingPeftModuleError as error:
+        raise ConfigError(
+            f"--target-modules {','.join(config.target_modules)}: {error}",
+            hint="Use all-linear, or names of the model's layers such as q_proj,v_proj.",
+        ) from None
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def packs(config: TrainConfig) -> bool:
+    """Whether the rows of a batch follow each other without padding.
+
+    Only flash attention keeps such rows apart without computing what lies between them; with any
+    other, one long row costs more than short ones side by side.
+    """
+    if config.batching != "auto":
+        return config.batching == "packed"
+    return _flash_attention(config) is not None
+
+
+def _batching_in_words(config: TrainConfig) -> str:
+    rows = f"{config.batch_size} rows a batch"
+    if packs(config):
+        return f"{rows}, one after another without padding ({_flash_attention(config) or 'sdpa'})"
+    return f"{rows}, of like length, padded side by side (no flash attention here)"
+
+
+def _flash_attention(config: TrainConfig) -> str | None:
+    """The name of the flash attention that is installed, for 16-bit weights on a GPU."""
+    import torch
+    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+    if not torch.cuda.is_available() or choose_dtype(config.dtype) == torch.float32:
+        return None
+    if is_flash_attn_3_available():
+        return "flash_attention_3"
+    return "flash_attention_2" if is_flash_attn_2_available() else None
+
+
+def _model(config: TrainConfig) -> Any:
+    options: dict[str, Any] = {}
+    if packs(config) and (flash := _flash_attention(config)):
+        options["attn_implementation"] = flash
+    return load_model(
+        config.base_model, choose_dtype(config.dtype), in_4bit=config.load_in_4bit, **options
+    )
+
+
+def _trainer_class() -> type["SFTTrainer"]:
+    import torch
+    from torch.utils.data import Sampler
+    from transformers import Trainer
+    from trl import SFTTrainer
+
+    class LengthGrouped(Sampler):
+        """Rows in batches of like length; every pass has an order of its own."""
+
+        def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+            self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+            self.epoch = 0
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epoch = epoch
+
+        def __len__(self) -> int:
+            return len(self.lengths)
+
+        def __iter__(self) -> Iterator[int]:
+            shuffle = random.Random(f"{self.seed} {self.epoch}")
+            return iter(length_grouped(self.lengths, self.batch_size, shuffle))
+
+    class AnswerTrainer(SFTTrainer):
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            rows = self.train_dataset if train_dataset is None else train_dataset
+            lengths = [len(ids) for ids in rows["input_ids"]]
+            return LengthGrouped(lengths, self.args.train_batch_size, self.args.seed)
+
+        def compute_loss(
+            self,
+            model: Any,
+            inputs: dict[str, Any],
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,
+        ) -> Any:
+            """Mean loss per labelled token, from the logits of labelled positions only.
+
+            On a GPU TRL does that with a kernel of its own; elsewhere it computes the logits of
+            every position, which at a large vocabulary is most of the memory.
+            """
+            if self.accelerator.device.type == "cuda" or self.aux_loss_enabled or return_outputs:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            inputs = dict(inputs)
+            labels = inputs.pop("labels")
+            # Where any row's next token carries a label; rows of like length agree on most.
+            kept = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten()
+            # A cache would let packed rows see each other in validation.
+            logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits
+            labels = labels[:, kept + 1]
+            loss = torch.nn.functional.cross_entropy(
+                logits.float().flatten(0, 1),
+                labels.flatten(),
+                ignore_index=IGNORED,
+                reduction="sum",
+            )
+            if num_items_in_batch is None:
+                return loss / (labels != IGNORED).sum().clamp(min=1)
+            # The count is of all processes' tokens, while the gradients are averaged over them.
+            processes = self.accelerator.num_processes
+            scale = processes if self.args.average_tokens_across_devices else 1
+            return loss * scale / num_items_in_batch
+
+        def evaluate(self, *args: Any, **named: Any) -> Any:
+            # A validation takes nothing from the random numbers of training, so it may happen at
+            # another moment in a resumed run.
+            with torch.random.fork_rng():
+                return super().evaluate(*args, **named)
+
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:
+            Trainer._save_checkpoint(self, model, trial)  # without TRL's model card
+            _clean(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
+
+    return AnswerTrainer
+
+
+def _sft_config(config: TrainConfig, folder: Path) -> "SFTConfig":
+    import torch
+    from trl import SFTConfig
+
+    dtype = choose_dtype(config.dtype)
+    on_gpu = torch.cuda.is_available()
+    return SFTConfig(
+        output_dir=str(folder),
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=config.warmup_ratio,  # a share of the steps, since it is below 1
+        weight_decay=0.0,
+        bf16=dtype == torch.bfloat16,
+        gradient_checkpointing=config.gradient_checkpointing,
+        max_length=None,  # rows that are too long were left out; nothing is cut
+        padding_free=packs(config),
+        completion_only_loss=True,
+        seed=config.seed,
+        data_seed=config.seed,
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        include_num_input_tokens_seen="non_padding",
+        eval_strategy="no",  # when to validate and to save is decided below
+        save_strategy="no",
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # a loss that is not a number is to be seen
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def _lora_config(config: TrainConfig) -> "LoraConfig":
+    from peft import LoraConfig
+
+    targets = list(config.target_modules)
+    return LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        use_rslora=config.rslora,
+        target_modules=targets[0] if targets == ["all-linear"] else targets,
+        task_type="CAUSAL_LM",
+    )
+
+
+# ---- stopping and going on ----------------------------------------------------------------------
+
+
+@contextmanager
+def _listening_for_sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets instead of ending the process at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # Python hears signals in the main thread only
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _resume(trainer: "SFTTrainer", folder: Path) -> None:
+    """Train on from a checkpoint; one of the last step only needs to be loaded."""
+    from transformers import TrainerState
+
+    state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
+    if state.global_step < state.max_steps:
+        trainer.train(resume_from_checkpoint=str(folder))
+    else:
+        trainer._load_from_checkpoint(str(folder))
+        trainer.state = state
+
+
+def _flow(
+    trainer: "SFTTrainer",
+    config: TrainConfig,
+    checkpoints: Checkpoints,
+    found: tuple[Path, Run] | None,
+    stop: threading.Event,
+) -> Any:
+    """The callback that decides when to validate, to save and to stop."""
+    import torch
+    from transformers import TrainerCallback
+
+    class Flow(TrainerCallback):
+        """Validates after each pass, saves every so many steps and when SIGTERM has come.
+
+        A checkpoint always holds the state after a whole optimizer step. When SIGTERM comes
+        within one, what the step has done so far to the random numbers and the token count is
+        taken back before the state is saved.
+        """
+
+        def __init__(self) -> None:
+            self.saved = found[1].step if found else 0
+            self.before = found[1].seconds if found else 0.0
+            self.started = time.monotonic()
+            self.last_step: tuple[Any, ...] | None = None
+            self.steps_per_epoch = 1
+
+        @property
+        def seconds(self) -> float:
+            return self.before + time.monotonic() - self.started
+
+        def on_train_begin(
+            self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any
+        ) -> None:
+            self.started = time.monotonic()
+            batches = len(train_dataloader)
+            self.steps_per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
+            if state.global_step % self.steps_per_epoch == 0:
+                self.validate_if_missing()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.last_step = _random_state(), state.num_input_tokens_seen
+            last = state.global_step >= state.max_steps
+            if stop.is_set():
+                control.should_log = control.should_save = True
+                return
+            if trainer.eval_dataset is not None:
+                control.should_evaluate = last or state.global_step % self.steps_per_epoch == 0
+            every = config.checkpoint_steps
+            control.should_save = every > 0 and not last and state.global_step % every == 0
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.keep()
+
+        def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.leave_if_asked()
+
+        def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.leave_if_asked()
+
+        def keep(self) -> None:
+            step = trainer.state.global_step
+            folder = checkpoints.folder / f"checkpoint-{step}"
+            checkpoints.add(folder, step, self.seconds, wait=stop.is_set())
+            self.saved = step
+            self.leave_if_asked()
+
+        def leave_if_asked(self) -> None:
+            if not stop.is_set():
+                return
+            if trainer.state.global_step > self.saved and self.last_step is not None:
+                random_state, trainer.state.num_input_tokens_seen = self.last_step
+                _set_random_state(random_state)
+                trainer._save_checkpoint(trainer.model, None)
+                self.keep()
+            say(f"  SIGTERM: stopped after step {self.saved}; the same command goes on from there")
+            sys.exit(STOPPED)
+
+        def complete(self) -> None:
+            """After the last step: what a stop has left out."""
+            self.validate_if_missing()
+
+        def validate_if_missing(self) -> None:
+            step = trainer.state.global_step
+            done = any(
+                "eval_loss" in entry and entry["step"] == step
+                for entry in trainer.state.log_history
+            )
+            if step and trainer.eval_dataset is not None and not done:
+                trainer.evaluate()
+
+    def _random_state() -> tuple[Any, ...]:
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return random.getstate(), torch.get_rng_state(), cuda
+
+    def _set_random_state(state: tuple[Any, ...]) -> None:
+        random.setstate(state[0])
+        torch.set_rng_state(state[1])
+        if state[2]:
+            torch.cuda.set_rng_state_all(state[2])
+
+    return Flow()
+
+
+# ---- what is told -------------------------------------------------------------------------------
+
+
+def _reporting(bar: ExitStack) -> "TrainerCallback":
+    """A callback that shows a progress bar, opened on `bar` once the number of steps is known."""
+    from transformers import TrainerCallback
+
+    class Reporting(TrainerCallback):
+        progress: Task
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.progress = bar.enter_context(task("training", state.max_steps, "steps"))
+            self.progress.advance(state.global_step)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.progress.advance()
+
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any
+        ) -> None:
+            for name, shown in (("loss", "loss"), ("eval_loss", "validation")):
+                if name in logs and hasattr(self, "progress"):
+                    self.progress.advance(0, **{shown: float(logs[name])})
+
+    return Reporting()
+
+
+def _record(
+    config: TrainConfig, examples: Examples, trainer: "SFTTrainer", seconds: float
+) -> TrainingRecord:
+    tokens = int(trainer.state.num_input_tokens_seen)
+    curve = read_curve(trainer.state.log_history)
+    validated = [point.loss for point in curve if point.split == "validation"]
+    trainable, total = _parameters(trainer.model)
+    return TrainingRecord(
+        base_model=config.base_model,
+        rows_train=len(examples.train),
+        rows_validation=len(examples.validation),
+        rows_too_long=len(examples.too_long),
+        left_out=examples.too_long,
+        steps=trainer.state.global_step,
+        epochs=config.epochs,
+        trainable_parameters=trainable,
+        total_parameters=total,
+        tokens=tokens,
+        tokens_per_second=round(tokens / max(seconds, 1e-9), 1),
+        seconds=round(seconds, 3),
+        peak_memory_bytes=peak_memory(),
+        curve=curve,
+        validation_loss=validated[-1] if validated else None,
+        settings=config.model_dump(mode="json"),
+    )
+
+
+def _parameters(model: Any) -> tuple[int, int]:
+    """How many parameters are trained, and of how many."""
+    if hasattr(model, "get_nb_trainable_parameters"):  # of PEFT, which counts packed 4-bit right
+        trainable, total = model.get_nb_trainable_parameters()
+        return int(trainable), int(total)
+    return model.num_parameters(only_trainable=True), model.num_parameters()
+
+
+def read_curve(history: list[dict[str, Any]]) -> list[LossPoint]:
+    """The losses by step.
+
+    Raises:
+        ConfigError: training diverged; the adapter is worth nothing.
+    """
+    curve = []
+    for entry in history:
+        for name, split in (("loss", "train"), ("eval_loss", "validation")):
+            if name in entry:
+                loss = float(entry[name])
+                if not math.isfinite(loss):
+                    raise ConfigError(
+                        f"training diverged: the {split} loss is {loss} at step {entry['step']}",
+                        hint="Lower --learning-rate, or raise --warmup-ratio.",
+                    )
+                curve.append(LossPoint(step=entry["step"], loss=loss, split=split))
+    return curve
+
+
+def _clean(folder: Path) -> None:
+    """Drop what the trainer leaves beside the weights: a pickle, and a card with placeholders."""
+    for name in ("training_args.bin", "README.md"):
+        (folder / name).unlink(missing_ok=True)

@@ -1,0 +1,212 @@
+"""Which rows share a batch, that it changes no loss, and that logits are few."""
+
+import random
+import shutil
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components.errors import ConfigError, DataError
+from components.models import load_tokenizer
+from components.records import RaftRow, TrainingRecord, read_json, read_jsonl
+from components.train import train, trainer
+from components.train.batching import length_grouped
+from components.train.chat import examples
+from components.train.config import TrainConfig, profiles
+
+
+def config(dataset: Path, model: Path, output: Path, **settings: Any) -> TrainConfig:
+    quick = {"epochs": 1, "gradient_accumulation": 1, "gradient_checkpointing": False}
+    given = {"dataset": str(dataset), "base_model": str(model), "output": str(output)}
+    return TrainConfig.parse(given | quick | settings)
+
+
+@given(
+    st.lists(st.integers(1, 5000), min_size=1, max_size=300), st.integers(1, 16), st.integers(0, 99)
+)
+def test_every_row_once_and_the_longest_first(lengths: list[int], size: int, seed: int) -> None:
+    order = length_grouped(lengths, size, random.Random(seed))
+    assert sorted(order) == list(range(len(lengths)))
+    assert order == length_grouped(lengths, size, random.Random(seed))
+    if len(lengths) % size == 0:
+        assert max(lengths[row] for row in order[:size]) == max(lengths)
+
+
+def test_grouping_spares_padding() -> None:
+    chance = random.Random(0)
+    lengths = [round(chance.lognormvariate(6.5, 0.5)) for _ in range(1000)]
+
+    def padded(order: list[int]) -> int:
+        batches = [order[at : at + 8] for at in range(0, len(order), 8)]
+        return sum(len(rows) * max(lengths[row] for row in rows) for rows in batches)
+
+    order = length_grouped(lengths, 8, chance)
+    assert padded(order) < 1.05 * sum(lengths) < 1.5 * sum(lengths) < padded(list(range(1000)))
+    assert order != length_grouped(lengths, 8, chance), "another order in every pass"
+
+
+def row_losses(made: Any, rows: list[dict[str, Any]]) -> list[float]:
+    """Each row's summed loss, read off the gradient of nothing: one label at a time is kept."""
+    made.model.train()
+    losses = []
+    for number in range(len(rows)):
+        kept = [
+            row if number == at else row | {"labels": [-100] * len(row["labels"])}
+            for at, row in enumerate(rows)
+        ]
+        batch = made._prepare_inputs(made.data_collator(kept))
+        count = torch.tensor(1)
+        losses.append(made.compute_loss(made.model, batch, num_items_in_batch=count).item())
+    return losses
+
+
+@pytest.fixture(scope="module")
+def tokenized(world_dataset: Path, demo_model: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Rows as the trainer sees them, of different lengths."""
+    tokenizer = load_tokenizer(str(demo_model))
+    rows = list(read_jsonl(world_dataset / "train.jsonl", RaftRow))
+    kept, _ = examples(rows, tokenizer, 4096)
+    settings = config(world_dataset, demo_model, tmp_path_factory.mktemp("t") / "out")
+    made = trainer.build(settings, tokenizer, kept, [], tmp_path_factory.mktemp("c"))
+    found = sorted(
+        ({name: row[name] for name in ("input_ids", "labels")} for row in made.train_dataset),
+        key=lambda row: len(row["input_ids"]),
+    )
+    return tokenizer, kept, [found[0], found[len(found) // 2], found[-1]]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("training", [True, False])
+def test_packed_and_padded_rows_have_the_losses_of_rows_alone(
+    attention: str,
+    training: bool,
+    tokenized: Any,
+    world_dataset: Path,
+    demo_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenizer, kept, rows = tokenized
+    alone: list[float] = []
+    for batching in ("grouped", "packed"):
+        settings = config(world_dataset, demo_model, tmp_path / batching, batching=batching)
+        made = trainer.build(settings, tokenizer, kept, [], tmp_path / batching)
+        made.model.set_attn_implementation(attention)
+        # An adapter that does something: fresh ones add nothing.
+        torch.manual_seed(0)
+        for name, weight in made.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.05)
+        monkeypatch.setattr(made.model, "train", lambda mode=True: None)
+        torch.nn.Module.train(made.model, training)
+        if not alone:
+            alone = [row_losses(made, [row])[0] for row in rows]
+        assert row_losses(made, rows) == pytest.approx(alone, rel=1e-4), batching
+    assert len({round(loss, 3) for loss in alone}) == 3
+
+
+def test_the_loss_is_that_of_all_logits(
+    tokenized: Any, world_dataset: Path, demo_model: Path, tmp_path: Path
+) -> None:
+    tokenizer, kept, rows = tokenized
+    settings = config(world_dataset, demo_model, tmp_path / "out")
+    made = trainer.build(settings, tokenizer, kept, [], tmp_path / "out")
+    batch = made._prepare_inputs(made.data_collator(rows))
+    logits = made.model(batch["input_ids"], batch["attention_mask"], use_cache=False).logits
+    expected = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
+    )
+    assert made.compute_loss(made.model, batch).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("batching", ["grouped", "packed"])
+def test_the_choice_is_said(
+    batching: str,
+    world_dataset: Path,
+    demo_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    record = train.run(config(world_dataset, demo_model, tmp_path / "out", batching=batching))
+    said = capsys.readouterr().err
+    assert ("without padding" in said) is (batching == "packed")
+    assert ("of like length" in said) is (batching == "grouped")
+    assert record.steps == 9 and record.tokens > 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"load_in_4bit": True, "learning_rate": 2e-3},
+        {"rslora": True, "rank": 8, "alpha": 8, "learning_rate": 2e-3},
+        {"method": "full", "learning_rate": 1e-3},
+    ],
+)
+def test_other_ways_to_train_learn_too(
+    settings: dict[str, Any], world_dataset: Path, demo_model: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    record = train.run(config(world_dataset, demo_model, output, epochs=2, **settings))
+    losses = [point.loss for point in record.curve if point.split == "train"]
+    assert losses[-1] < losses[0]
+    assert not [path for path in output.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
+    if settings.get("method") == "full":
+        assert record.trainable_parameters == record.total_parameters
+        again = config(world_dataset, output, tmp_path / "again", epochs=1)
+        assert train.run(again).base_model == str(output), "the output is a model"
+    else:
+        lora = (output / "adapter_config.json").read_text(encoding="utf-8")
+        assert ('"use_rslora": true' in lora) is bool(settings.get("rslora"))
+
+
+def test_full_and_4_bits_do_not_agree(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot train 4-bit weights"):
+        config(tmp_path, tmp_path, tmp_path, method="full", load_in_4bit=True)
+
+
+def test_profiles_fill_in_and_flags_win() -> None:
+    base = {"dataset": "d", "base_model": "m", "output": "o"}
+    names = set(get_args(TrainConfig.model_fields["profile"].annotation)) - {""}
+    assert names == set(profiles())
+    for name in names:
+        assert TrainConfig.parse(base | {"profile": name}).profile == name
+    l4 = TrainConfig.parse(base | {"profile": "l4"})
+    assert (l4.batch_size, l4.load_in_4bit) == (1, True)
+    assert TrainConfig.parse(base | {"profile": "l4", "batch_size": "3"}).batch_size == 3
+    with pytest.raises(ConfigError, match="--profile 'tpu'"):
+        TrainConfig.parse(base | {"profile": "tpu"})
+
+
+def test_too_many_rows_too_long_stop_the_stage(
+    world_dataset: Path, demo_model: Path, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(str(demo_model))
+    rows = list(read_jsonl(world_dataset / "train.jsonl", RaftRow))
+    limit = next(
+        limit for limit in range(64, 4096, 8) if len(examples(rows, tokenizer, limit)[0]) >= 18
+    )
+    settings = {"max_tokens": limit, "epochs": 0.2}
+    with pytest.raises(DataError, match="more than --max-too-long 0.1") as stopped:
+        train.run(config(world_dataset, demo_model, tmp_path / "out", **settings))
+    assert "seed_task_" in str(stopped.value) and "--max-tokens" in stopped.value.hint
+    assert not (tmp_path / "out").exists(), "nothing was begun"
+    record = train.run(
+        config(world_dataset, demo_model, tmp_path / "out", max_too_long=0.9, **settings)
+    )
+    assert len(record.left_out) == record.rows_too_long > 0
+    assert read_json(tmp_path / "out" / "training.json", TrainingRecord) == record
+
+
+def test_weights_in_pickles_are_refused(
+    world_dataset: Path, demo_model: Path, tmp_path: Path
+) -> None:
+    from components.errors import ModelError
+
+    model = shutil.copytree(demo_model, tmp_path / "model")
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        train.run(config(world_dataset, model, tmp_path / "out"))

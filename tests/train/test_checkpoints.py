@@ -1,0 +1,320 @@
+"""Stopped at any moment, a run goes on and ends with the weights of one that was not."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.errors import ConfigError
+from components.records import TrainingRecord, read_json
+from components.storage import MANIFEST, fetch, verify
+from components.train import train
+from components.train.checkpoints import Checkpoints
+from components.train.config import TrainConfig
+from pipelines.cli import run_stage
+from tests.conftest import REPOSITORY
+from tests.gcs import Emulator, emulator
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def config(dataset: Path, model: Path, output: Path | str, **settings: Any) -> TrainConfig:
+    # Dropout, so that the random numbers matter; two passes a step, so that it can be cut in two.
+    short = {"epochs": 2, "batch_size": 6, "gradient_accumulation": 2, "dropout": 0.1, "rank": 4}
+    short |= {"checkpoint_steps": 2, "gradient_checkpointing": False, "learning_rate": 2e-3}
+    given = {"dataset": str(dataset), "base_model": str(model), "output": str(output)}
+    return TrainConfig.parse(given | short | settings)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    world_dataset: Path, demo_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    output = tmp_path_factory.mktemp("uninterrupted") / "adapter"
+    train.run(config(world_dataset, demo_model, output))
+    return output
+
+
+@pytest.fixture
+def gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    with emulator() as running:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", running.url)
+        monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "test")
+        yield running
+
+
+@pytest.fixture
+def at_call(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int, Callable[[], None]], None]:
+    """Do something at the n-th call of one of the trainer's methods."""
+    from trl import SFTTrainer
+
+    def arrange(method: str, number: int, act: Callable[[], None]) -> None:
+        original, calls = getattr(SFTTrainer, method), [0]
+
+        def counted(*args: Any, **named: Any) -> Any:
+            calls[0] += 1
+            if calls[0] == number:
+                act()
+            return original(*args, **named)
+
+        monkeypatch.setattr(SFTTrainer, method, counted)
+
+    return arrange
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Killed(Exception):
+    """Stands for SIGKILL inside one process: nothing gets to clean up or to save."""
+
+
+def kill() -> None:
+    raise Killed
+
+
+def same_result(output: Path, expected: Path) -> None:
+    assert (output / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
+    found, wanted = (read_json(p / "training.json", TrainingRecord) for p in (output, expected))
+    assert found.curve == wanted.curve and found.tokens == wanted.tokens
+    assert found.steps == wanted.steps == 6
+
+
+# Six steps of two passes each: calls 3 and 4 of training_step are the second step.
+@pytest.mark.parametrize(
+    ("method", "call", "step"),
+    [
+        ("training_step", 3, 1),  # within a step: the one before is saved
+        ("training_step", 4, 2),  # in its last pass: the step is finished first
+        ("training_step", 6, 3),  # the last of an epoch
+        ("prediction_step", 1, 3),  # in the validation between two epochs
+        ("training_step", 12, 6),  # the very last
+        ("prediction_step", 2, 6),  # in the last validation
+    ],
+)
+def test_sigterm_loses_no_step(
+    method: str,
+    call: int,
+    step: int,
+    world_dataset: Path,
+    demo_model: Path,
+    uninterrupted: Path,
+    tmp_path: Path,
+    at_call: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = config(world_dataset, demo_model, tmp_path / "out")
+    at_call(method, call, terminate)
+    with pytest.raises(SystemExit) as stopped:
+        train.run(settings)
+    assert stopped.value.code == 143
+    assert f"stopped after step {step};" in capsys.readouterr().err
+    assert not (tmp_path / "out" / MANIFEST).exists(), "unfinished"
+    train.run(settings)
+    assert f"going on after step {step}" in capsys.readouterr().err
+    same_result(tmp_path / "out", uninterrupted)
+    verify(tmp_path / "out", "--adapter")
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("call", "step"), [(4, 0), (11, 4)])
+def test_a_kill_loses_no_more_than_the_interval(
+    call: int,
+    step: int,
+    world_dataset: Path,
+    demo_model: Path,
+    uninterrupted: Path,
+    tmp_path: Path,
+    at_call: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = config(world_dataset, demo_model, tmp_path / "out")
+    at_call("training_step", call, kill)
+    with pytest.raises(Killed):
+        train.run(settings)
+    capsys.readouterr()
+    train.run(settings)
+    assert (f"going on after step {step}" in capsys.readouterr().err) is (step > 0)
+    same_result(tmp_path / "out", uninterrupted)
+
+
+def test_sigkill_at_a_random_moment(
+    world_dataset: Path, demo_model: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """A process of its own, killed for real; tests/benchmarks/bench_interruptions.py does more."""
+    output = tmp_path / "out"
+    flags = []
+    for name, value in config(world_dataset, demo_model, output).model_dump(mode="json").items():
+        if value not in ("", [], ["all-linear"]):
+            flags += [f"--{name.replace('_', '-')}", str(value)]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines", "train", *flags], stderr=log, cwd=REPOSITORY
+        )
+        whole = list((output / "checkpoints").glob(f"1/checkpoint-*/{MANIFEST}"))
+        while not whole and process.poll() is None:
+            time.sleep(0.01)
+            whole = list((output / "checkpoints").glob(f"1/checkpoint-*/{MANIFEST}"))
+        time.sleep(random.Random(os.getpid()).uniform(0, 0.5))
+        process.kill()
+        process.wait()
+    assert whole, (tmp_path / "log").read_text(encoding="utf-8")
+    train.run(config(world_dataset, demo_model, output))
+    same_result(output, uninterrupted)
+
+
+def test_checkpoints_reach_the_bucket_while_training_goes_on(
+    world_dataset: Path,
+    demo_model: Path,
+    uninterrupted: Path,
+    gcs: Emulator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at_call: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = config(world_dataset, demo_model, "gs://bucket/run/adapter")
+    for attempt, act, call in (("killed", kill, 9), ("terminated", terminate, 2)):
+        # Every attempt is on a machine of its own: nothing local is left of the one before.
+        monkeypatch.setenv("TMPDIR", str(tmp_path / attempt))
+        monkeypatch.setattr("tempfile.tempdir", None)
+        (tmp_path / attempt).mkdir()
+        at_call("training_step", call, act)  # both times in the fifth step
+        with pytest.raises((Killed, SystemExit)):
+            run_stage(settings)
+        whole = {name for name in gcs.names("run/") if name.endswith(MANIFEST)}
+        assert whole and all(name.startswith("run/adapter-checkpoints/1/check") for name in whole)
+        assert not gcs.names("run/adapter/"), "no half of an adapter"
+    shutil.rmtree(tmp_path / "terminated")
+    (tmp_path / "terminated").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", None)
+    run_stage(settings)
+    said = capsys.readouterr().err
+    assert "going on after step 4" in said and "going on after step 5" in said
+    fetch("gs://bucket/run/adapter", tmp_path / "fetched")
+    same_result(tmp_path / "fetched", uninterrupted)
+    assert not gcs.names("run/adapter-checkpoints"), "the adapter has arrived, so they can go"
+
+
+def test_a_finished_setting_of_a_sweep_is_not_trained_again(
+    world_dataset: Path,
+    demo_model: Path,
+    tmp_path: Path,
+    at_call: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sweep = [{"rank": 2}, {"rank": 4}]
+    whole = train.run(config(world_dataset, demo_model, tmp_path / "whole", sweep=sweep))
+    settings = config(world_dataset, demo_model, tmp_path / "out", sweep=sweep)
+    at_call("training_step", 12 + 4, terminate)
+    with pytest.raises(SystemExit):
+        train.run(settings)
+    capsys.readouterr()
+    record = train.run(settings)
+    said = capsys.readouterr().err
+    assert "trained before" in said and "going on after step 2" in said
+    assert [t.validation_loss for t in record.sweep] == [t.validation_loss for t in whole.sweep]
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+
+
+# ---- what is refused, without a model ------------------------------------------------------------
+
+
+def checkpoints(folder: Path, remote: str = "", **identity: str) -> Checkpoints:
+    return Checkpoints(folder, remote, kept=2, identity={"rank": "64", "dataset": "a"} | identity)
+
+
+def write(store: Checkpoints, step: int, content: str = "weights") -> Path:
+    folder = store.folder / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    (folder / "model").write_text(content, encoding="utf-8")
+    store.add(folder, step, seconds=1.0)
+    return folder
+
+
+@pytest.mark.parametrize("remote", ["", "gs://bucket/checkpoints/1"])
+def test_the_newest_are_kept(tmp_path: Path, gcs: Emulator, remote: str) -> None:
+    store = checkpoints(tmp_path / "here", remote)
+    for step in (5, 10, 15):
+        write(store, step)
+    store.wait()
+    elsewhere = checkpoints(tmp_path / ("there" if remote else "here"), remote)
+    found = elsewhere.newest()
+    assert found is not None and found[1].step == 15
+    assert (found[0] / "model").read_text(encoding="utf-8") == "weights"
+    assert store._steps() == {10, 15}
+
+
+@pytest.mark.parametrize("remote", ["", "gs://bucket/checkpoints/1"])
+def test_half_of_a_checkpoint_is_never_resumed(tmp_path: Path, gcs: Emulator, remote: str) -> None:
+    store = checkpoints(tmp_path / "here", remote)
+    write(store, 5)
+    half = store.folder / "checkpoint-10"
+    half.mkdir()
+    (half / "model").write_text("half of it", encoding="utf-8")
+    found = store.newest()
+    assert found is not None and found[1].step == 5
+    assert not half.exists()
+
+
+def test_a_killed_upload_is_never_resumed(tmp_path: Path, gcs: Emulator) -> None:
+    store = checkpoints(tmp_path / "here", "gs://bucket/c")
+    write(store, 5)
+    store.wait()
+    gcs.fault = lambda method, path: 403 * (method == "DELETE" or "checkpoint-10%2Fman" in path)
+    write(store, 10)
+    store.wait()
+    gcs.fault = lambda method, path: 0
+    found = checkpoints(tmp_path / "there", "gs://bucket/c").newest()
+    assert found is not None and found[1].step == 5
+
+
+def test_a_damaged_one_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = checkpoints(tmp_path)
+    write(store, 5)
+    (write(store, 10) / "model").write_text("weighty", encoding="utf-8")
+    found = store.newest()
+    assert found is not None and found[1].step == 5
+    assert "passed over" in capsys.readouterr().err
+
+
+def test_another_runs_checkpoint_is_refused_and_the_difference_named(tmp_path: Path) -> None:
+    write(checkpoints(tmp_path), 5)
+    with pytest.raises(ConfigError, match="--rank was 64 there and is 16 now") as refused:
+        checkpoints(tmp_path, rank="16").newest()
+    assert "--dataset" not in str(refused.value) and "--fresh true" in refused.value.hint
+    assert checkpoints(tmp_path).newest(), "and it is still there"
+
+
+def test_the_stage_refuses_and_fresh_throws_away(
+    world_dataset: Path, demo_model: Path, tmp_path: Path, at_call: Callable[..., None]
+) -> None:
+    at_call("training_step", 4, terminate)
+    with pytest.raises(SystemExit):
+        train.run(config(world_dataset, demo_model, tmp_path / "out"))
+    with pytest.raises(ConfigError, match="--rank was 4 there and is 2 now"):
+        train.run(config(world_dataset, demo_model, tmp_path / "out", rank=2))
+    record = train.run(config(world_dataset, demo_model, tmp_path / "out", rank=2, fresh=True))
+    assert record.settings["rank"] == 2
+    lora = json.loads((tmp_path / "out" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert lora["r"] == 2
+
+
+def test_a_folder_of_ones_own_keeps_what_else_is_in_it(
+    world_dataset: Path, demo_model: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("precious", encoding="utf-8")
+    train.run(config(world_dataset, demo_model, tmp_path / "out", checkpoints=str(mine)))
+    assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
