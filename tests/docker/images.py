@@ -6,12 +6,11 @@ image, and so into nothing that is shipped; folders are served on loopback while
 """
 
 import os
-import shlex
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -19,54 +18,63 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.conftest import REPOSITORY
+from tests.docker.engine import NoEngineError, docker
 
-BASE_IMAGE = "raft-tests-base:bookworm"
+BASE_IMAGE = "raft-tests-base"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 DEBIAN = "bookworm"  # its Python is 3.11
 PACKAGES = "python3,python3-venv,python3-pip,ca-certificates"
 
 
-def build_images(address: str, targets: Sequence[str] = ("images",)) -> None:
-    """Build CPU images with the Makefile; `BASE_IMAGE` in the environment spares the base image.
+def build_images(address: str) -> None:
+    """Build all CPU images with the Makefile.
 
     Raises:
+        NoEngineError: debootstrap is missing.
         subprocess.CalledProcessError: a build failed; its output is on the terminal.
     """
-    with ExitStack() as stack:
-        given = os.environ.get("BASE_IMAGE")
-        words = ["--network=host"]
-        if given is None:
-            settings, wheels = stack.enter_context(_served_pip_settings())
-            if wheels:
-                words.append(f"--build-arg=TORCH_WHEELS={wheels}")
-            _make_base_image(address, settings)
+    with _served_pip_settings() as (settings, wheels):
+        _make_base_image(address, settings)
+        further = "--network=host" + (f" --build-arg=TORCH_WHEELS={wheels}" if wheels else "")
         subprocess.run(
-            ["make", *targets, "VARIANT=cpu", f"BASE_IMAGE={given or BASE_IMAGE}",
-             f"BUILD={shlex.join(words)}"],
+            ["make", "images", "VARIANT=cpu", f"BASE_IMAGE={BASE_IMAGE}", f"BUILD={further}"],
             cwd=REPOSITORY, env=os.environ | {"DOCKER_HOST": address}, check=True,
         )  # fmt: skip
 
 
 def _make_base_image(address: str, pip_settings: str) -> None:
+    """Debian from a cached archive, and this machine's settings in a layer above it."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    archive = cache / "raft-pipelines" / f"{DEBIAN}.tar"
+    if not archive.exists():
+        _make_debian(archive)
     with TemporaryDirectory(prefix="raft-base-") as scratch:
-        root = Path(os.environ.get("RAFT_TESTS_ROOTFS", f"{scratch}/root"))
-        if not root.exists():
-            subprocess.run(
-                ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", DEBIAN, str(root)],
-                check=True, stdout=subprocess.DEVNULL,
-            )  # fmt: skip
-        shutil.copy(CERTIFICATES, root / CERTIFICATES.relative_to("/"))
-        (root / "etc" / "pip.conf").write_text(pip_settings)
-        tar = subprocess.Popen(
-            ["tar", "--directory", str(root), "--exclude=./var/cache/apt", "--create", "."],
-            stdout=subprocess.PIPE,
+        context = Path(scratch)
+        (context / "pip.conf").write_text(pip_settings)
+        shutil.copy(CERTIFICATES, context)
+        (context / "Dockerfile").write_text(
+            f"FROM {DEBIAN}\nCOPY pip.conf /etc/\nCOPY {CERTIFICATES.name} {CERTIFICATES}\n"
         )
+        docker(address, "import", str(archive), DEBIAN, check=True)
+        docker(address, "build", "--tag", BASE_IMAGE, scratch, check=True)
+
+
+def _make_debian(archive: Path) -> None:
+    if shutil.which("debootstrap") is None:
+        raise NoEngineError("no base image can be made: apt-get install debootstrap")
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="raft-debian-") as root:
         subprocess.run(
-            ["docker", "--host", address, "import", "-", BASE_IMAGE], stdin=tar.stdout,
+            ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", DEBIAN, root],
             stdout=subprocess.DEVNULL, check=True,
         )  # fmt: skip
-        if tar.wait():
-            raise subprocess.CalledProcessError(tar.returncode, "tar")
+        half = archive.with_suffix(".half")
+        subprocess.run(
+            ["tar", "--directory", root, "--exclude=./var/cache/apt",
+             "--exclude=./var/lib/apt/lists", "--create", "--file", str(half), "."],
+            check=True,
+        )  # fmt: skip
+        half.replace(archive)
 
 
 @contextmanager
