@@ -219,8 +219,13 @@ raft.add_command(
     type=click.IntRange(min=0),
     help="Seed of documents, questions, training and evaluation.",
 )
+@click.option(
+    "--docker",
+    is_flag=True,
+    help="Run the compiled pipeline, a container for every stage (make images VARIANT=cpu).",
+)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def demo(output: str, seed: int, debug: bool) -> None:
+def demo(output: str, seed: int, docker: bool, debug: bool) -> None:
     """Show RAFT at work in a few minutes, on a CPU, with nothing to download.
 
     Writes invented documents, makes RAFT rows with the extractive teacher, fine-tunes the shipped
@@ -228,7 +233,7 @@ def demo(output: str, seed: int, debug: bool) -> None:
     """
     from pipelines.demo.demo import run
 
-    run(Path(output), seed)
+    run(Path(output), seed, docker=docker)
 
 
 @raft.command(name="compile", short_help="Compile the Kubeflow pipeline to YAML.")
