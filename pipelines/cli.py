@@ -159,6 +159,7 @@ def _metavar(name: str, field: FieldInfo) -> str:
         bool: "BOOL",
         str: "TEXT",
         tuple[str, ...]: "A,B",
+        tuple[int, ...]: "N,N",
         tuple[dict[str, Any], ...]: "JSON",
     }
     return kinds.get(field.annotation, "WORD")

@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from components.describe import duration
-from components.eval import figure, findings
+from components.eval import figure, findings, quotes
 from components.ledger import LedgerEntry
 from components.records import (
-    QUOTE_BEGIN,
-    QUOTE_END,
     ArmResult,
     Evaluation,
     QuantizationReport,
@@ -28,14 +26,11 @@ FOLDER = Path(__file__).parent
 MAX_SAMPLES = 60
 MAX_CHARACTERS = 1500
 RIGHT_FROM = 0.5
-SHORTEST_QUOTE = 8
 
 # Control characters but tab and line feed; marks that reverse or embed text; lone surrogates.
 UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-QUOTE = re.compile(f"{re.escape(QUOTE_BEGIN)}(.*?){re.escape(QUOTE_END)}", re.DOTALL)
-
 Outcome = Literal["won", "lost", "both right", "both wrong", "asked"]
 Piece = tuple[str, Literal["", "quote", "invented"]]
 """A stretch of text: plain, quoted from a document, or quoted from no document shown."""
@@ -167,13 +162,18 @@ def _spread(questions: dict[Outcome, list[list[Sample]]], room: int) -> list[lis
 
 def _shown(members: Sequence[Sample]) -> ShownSample:
     first = members[0]
-    quotes = {quote for sample in members for quote in _quotes(sample.generation)}
+    quoted = {
+        quote
+        for sample in members
+        for quote in quotes.find(sample.generation)
+        if len(quote) >= quotes.SHORTEST
+    }
     return ShownSample(
         outcome=_outcome(members),
         question=first.question,
         gold=first.gold,
         documents=[
-            ShownDocument(_highlight(text, quotes), index in first.oracle_indices)
+            ShownDocument(_highlight(text, quoted), index in first.oracle_indices)
             for index, text in enumerate(first.documents)
         ],
         answers=[
@@ -192,16 +192,10 @@ def _shown(members: Sequence[Sample]) -> ShownSample:
     )
 
 
-def _quotes(generation: str) -> list[str]:
-    return [
-        text for quote in QUOTE.findall(generation) if len(text := quote.strip()) >= SHORTEST_QUOTE
-    ]
-
-
 def _split_quotes(text: str, documents: Sequence[str]) -> list[Piece]:
     """A generation in stretches; an unclosed quote marker stays what it is: text."""
     pieces: list[Piece] = []
-    for index, piece in enumerate(QUOTE.split(text)):
+    for index, piece in enumerate(quotes.split(text)):
         if index % 2 == 0:
             pieces.append((piece, ""))
         elif any(piece.strip() in document for document in documents):
@@ -211,11 +205,11 @@ def _split_quotes(text: str, documents: Sequence[str]) -> list[Piece]:
     return pieces
 
 
-def _highlight(text: str, quotes: set[str]) -> list[Piece]:
+def _highlight(text: str, quoted: set[str]) -> list[Piece]:
     """A document in stretches; what a generation quotes verbatim is highlighted, longest first."""
-    if not quotes:
+    if not quoted:
         return [(text, "")]
-    longest_first = sorted(quotes, key=lambda quote: (-len(quote), quote))
+    longest_first = sorted(quoted, key=lambda quote: (-len(quote), quote))
     pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
     return [
         (piece, "quote" if index % 2 else "") for index, piece in enumerate(pattern.split(text))
@@ -253,12 +247,10 @@ def _memory(evaluation: Evaluation, quantization: QuantizationReport | None) -> 
     arms: dict[str, ArmResult] = {arm.name: arm for arm in evaluation.arms}
     for full, small in (("base", "base-4bit"), ("raft", "raft-4bit")):
         if full in arms and small in arms:
-            return Memory(
-                arms[full].weight_bytes,
-                arms[small].weight_bytes,
-                findings.BITS[evaluation.dtype],
-                "in the arms of this evaluation",
-            )
+            sizes = arms[full].weight_bytes, arms[small].weight_bytes
+            if sizes[0] and sizes[1]:
+                bits = findings.BITS[evaluation.dtype]
+                return Memory(sizes[0], sizes[1], bits, "in the arms of this evaluation")
     return None
 
 
