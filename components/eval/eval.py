@@ -1,9 +1,10 @@
 """The eval stage: ask every arm the same questions, judge, compare, report.
 
 Writes to the output folder: `results.json` (`records.Evaluation`), `samples.jsonl` (one
-`records.Sample` a line, arm after arm), `robustness.jsonl` (the same for further layouts, where any
-were asked), `f1.png`, `report.html`, `ledger.json`, and the adapter's `training.json`. While it
-runs, finished generations lie in `generations.partial.jsonl`; the same command goes on from them.
+`records.Sample` a line, arm after arm), `robustness.jsonl` (the same for further layouts, where
+any were asked), `f1.png`, `report.html`, `report.md`, `ledger.json`, and the adapter's
+`training.json`. While it runs, finished generations lie in `generations.partial.jsonl`; the same
+command goes on from them.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from components.eval.arms import ArmRun, ask_arms
 from components.eval.config import EvalConfig
 from components.eval.engines import choose_engine
 from components.eval.questions import AskedQuestion, choose_questions, show
-from components.ledger import Ledger
+from components.ledger import LEDGER, Ledger, LedgerEntry
 from components.models import choose_dtype
 from components.records import (
     Evaluation,
@@ -27,7 +28,7 @@ from components.records import (
 from components.storage import atomic_write, seal, unseal, verify, write_json
 
 RESULTS, SAMPLES, CHART, REPORT = "results.json", "samples.jsonl", "f1.png", "report.html"
-ROBUSTNESS = "robustness.jsonl"
+ROBUSTNESS, MARKDOWN = "robustness.jsonl", "report.md"
 TRAINING = "training.json"
 
 
@@ -69,9 +70,11 @@ def run(config: EvalConfig) -> Evaluation:
             others = [sample for arm in runs for layout in arm.others for sample in layout]
             _write_samples(output / ROBUSTNESS, others)
         figure.draw(evaluation, output / CHART)
-        page = report.render(evaluation, samples, quantization, ledger.entry())
+        accounts = [*_read_accounts(config), ledger.entry()]
         with atomic_write(output / REPORT) as file:
-            file.write(page)
+            file.write(report.render(evaluation, samples, quantization, accounts))
+        with atomic_write(output / MARKDOWN) as file:
+            file.write(report.render_markdown(evaluation, quantization, accounts))
     seal(output)
     for sentence in (*evaluation.warnings, findings.verdict(evaluation)):
         progress.say(f"  {sentence}")
@@ -83,6 +86,14 @@ def _read_quantization(folder: str) -> QuantizationReport | None:
         return None
     verify(Path(folder), "--quantization")
     return read_json(Path(folder) / "quantization.json", QuantizationReport)
+
+
+def _read_accounts(config: EvalConfig) -> list[LedgerEntry]:
+    """What the stages took whose artifacts this one reads; those from elsewhere have none."""
+    folders = [Path(folder) for folder in (config.adapter, config.quantization) if folder]
+    return [
+        read_json(folder / LEDGER, LedgerEntry) for folder in folders if (folder / LEDGER).exists()
+    ]
 
 
 def _read_training(adapter: Path) -> TrainingRecord | None:

@@ -219,6 +219,69 @@ def form_or_substance(evaluation: Evaluation) -> list[str]:
     return sentences
 
 
+def layout(evaluation: Evaluation) -> str:
+    """How the documents were shown, in words."""
+    count = "all" if evaluation.distractors < 0 else f"{evaluation.distractors}"
+    others = f"{count} distractor{'s' if evaluation.distractors != 1 else ''}"
+    places = {
+        "present": f"{others} beside the oracle paragraphs",
+        "absent": f"{others}, oracle paragraphs left out",
+        "first": f"{others} after the oracle paragraphs",
+        "last": f"{others} before the oracle paragraphs",
+    }
+    return "no documents" if evaluation.task == "hotpotqa_closed" else places[evaluation.oracle]
+
+
+def reasoning(evaluation: Evaluation) -> list[str]:
+    """Whether the tuned model reasons from the documents, which is RAFT's point."""
+    sentences = []
+    for arm in evaluation.arms:
+        if arm.name.startswith("raft") and arm.quotes_verbatim is not None:
+            sentences.append(
+                f"{label(arm.name, evaluation)} quotes in {arm.quoted:.0%} of its answers; "
+                f"{arm.quotes_verbatim:.0%} of the quotes stand word for word in a document shown, "
+                f"and {arm.quoted_oracle:.0%} of the answers quote an oracle paragraph."
+            )
+    return sentences
+
+
+def robustness(evaluation: Evaluation) -> list[str]:
+    """What more distractors, or no oracle, do to an arm, in sentences."""
+    sentences = []
+    for arm in evaluation.arms:
+        for place in ("present", "first", "last"):
+            points = [
+                point
+                for point in evaluation.curve
+                if (point.arm, point.oracle) == (arm.name, place)
+            ]
+            # All of a question's paragraphs (-1) are more than any number of them.
+            points.sort(key=lambda point: (point.distractors < 0, point.distractors))
+            if len(points) > 1:
+                few, many = points[0], points[-1]
+                apart = few.f1_ci[0] > many.f1_ci[1] or many.f1_ci[0] > few.f1_ci[1]
+                sentences.append(
+                    f"{label(arm.name, evaluation)}, oracle {place}: F1 {few.f1:.3f} with "
+                    f"{_count(few.distractors)}, {many.f1:.3f} with {_count(many.distractors)}"
+                    + ("." if apart else " (the intervals overlap).")
+                )
+        absent = [
+            point for point in evaluation.curve if (point.arm, point.oracle) == (arm.name, "absent")
+        ]
+        if absent:
+            best = max(absent, key=lambda point: point.f1)
+            sentences.append(
+                f"Without the oracle {label(arm.name, evaluation)} reaches F1 {best.f1:.3f} at "
+                f"most and answers {1 - best.unanswered:.0%} of the questions all the same."
+            )
+    return sentences
+
+
+def _count(distractors: int) -> str:
+    words = {-1: "all distractors", 0: "no distractor", 1: "1 distractor"}
+    return words.get(distractors, f"{distractors} distractors")
+
+
 def tuning_effect(evaluation: Evaluation, metric: str) -> Comparison | None:
     """Tuned against base in full precision, else in 4 bits, else nothing."""
     found = {

@@ -169,6 +169,7 @@ def test_the_artifact_is_whole(evaluated: Path) -> None:
         "samples.jsonl",
         "f1.png",
         "report.html",
+        "report.md",
         "ledger.json",
         "manifest.json",
     }
@@ -188,6 +189,41 @@ def test_twice_the_same(configure: Stage, evaluated: Path, tmp_path: Path) -> No
 
     assert comparable(tmp_path) == comparable(evaluated)
     assert samples_of(tmp_path) == {arm: samples_of(evaluated)[arm] for arm in arms}
+
+
+def test_further_layouts_make_curves_and_leave_the_comparison_alone(
+    configure: Stage, evaluated: Path, tmp_path: Path
+) -> None:
+    arms = ("base", "raft")
+    result = run(configure(tmp_path, arms=arms, distractors="-1,0,1", oracle="present,absent"))
+    assert samples_of(tmp_path) == {arm: samples_of(evaluated)[arm] for arm in arms}
+    others = list(read_jsonl(tmp_path / "robustness.jsonl", Sample))
+    assert len(others) == 2 * 5 * 6
+    assert [(point.arm, point.oracle, point.distractors) for point in result.curve] == [
+        (arm, oracle, count)
+        for arm in arms
+        for oracle in ("present", "absent")
+        for count in (-1, 0, 1)
+    ]
+    for point in result.curve:
+        shown = [
+            sample
+            for sample in (
+                *others,
+                *(item for arm in samples_of(tmp_path).values() for item in arm),
+            )
+            if (sample.arm, sample.oracle, sample.distractors)
+            == (point.arm, point.oracle, point.distractors)
+        ]
+        assert point.n == len(shown) == 6
+        assert point.f1 == pytest.approx(sum(sample.f1 for sample in shown) / 6, abs=1e-6)
+        oracles, beside = (point.oracle == "present") * 1, 2 if point.distractors < 0 else None
+        for sample in shown:
+            assert len(sample.oracle_indices) == oracles
+            assert len(sample.documents) - oracles == (
+                beside if beside is not None else point.distractors
+            )
+    assert "Oracle left out" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_prompt_that_does_not_fit_is_refused(configure: Stage, tmp_path: Path) -> None:
@@ -216,3 +252,29 @@ def test_the_harness_is_left_as_it_was(evaluated: Path) -> None:
     from tqdm import tqdm
 
     assert lm_eval.api.task.tqdm is tqdm
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"oracle": "middle"}, "unknown place 'middle' (allowed: present | absent | first | last)"),
+        ({"distractors": "0,-2"}, "-2 is too small (allowed: whole numbers >= -1)"),
+        ({"distractors": "4,4"}, "4 is given twice"),
+        ({"distractors": "many"}, "--distractors"),
+        ({"distractors": ""}, "--distractors"),
+        ({"engine": "tgi"}, "auto | transformers | vllm"),
+    ],
+)
+def test_bad_layouts_are_named(
+    configure: Stage, tmp_path: Path, changes: dict[str, str], problem: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configure(tmp_path, **changes)
+    assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [3, "3", "[3]", [3]])
+def test_one_number_of_distractors_is_a_list_of_one(
+    configure: Stage, tmp_path: Path, given: object
+) -> None:
+    assert configure(tmp_path, distractors=given).distractors == (3,)
