@@ -108,6 +108,14 @@ class Step(_Part):
             return [_readable(artifact) for artifact in given]
         return [_run_folder(self._artifacts()[0][1].uri, step)]
 
+    def beside(self, suffix: str) -> str:
+        """A place beside the step's artifact that its next attempt finds again, or "".
+
+        Retries of a step get the same artifacts; only gs:// outlives the pod.
+        """
+        uri = self._artifacts()[0][1].uri
+        return f"{uri}-{suffix}" if uri.startswith(SCHEME) else ""
+
     def announce(self, result: object, folder: Path) -> None:
         """Write what the run's page shows, then tell Kubeflow about every artifact."""
         told: dict[str, Any] = {}

@@ -117,6 +117,8 @@ def run_step(kind: type[Settings], given: dict[str, object], executor_input: str
     if kind.stage not in STAGES:  # a reader, which costs nothing worth an account
         given["folders"] = tuple(step.folders_to_read(kind.stage))
     with step.accounted(kind.stage) if kind.stage in STAGES else nullcontext():
+        if "partial" in kind.model_fields and "partial" not in given:
+            given["partial"] = step.beside("partial")
         config = kind.parse(given)
         found = run_stage(config)
     step.announce(found, Path(config.output))

@@ -70,7 +70,8 @@ def ask_arms(
             for layout, items in shown
         ]
         ids = _encode(config, asked, tokenizer)
-        kept = Generations(Path(config.output) / PARTIAL)
+        kept = Generations(Path(config.output) / PARTIAL, config.partial)
+        tasks.callback(kept.close)
         runs = {}
         for engine, arms in engines.group_arms(
             config.variants(), engines.choose_engine(config.engine)

@@ -1,9 +1,9 @@
 """Settings of the eval stage."""
 
 from itertools import product
-from typing import Annotated, ClassVar, Literal, NamedTuple, cast, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from components.config import InputLocation, NumberList, StageConfig, TextList, option
 from components.records import Oracle
@@ -95,6 +95,23 @@ class EvalConfig(StageConfig):
         help="Bootstrap resamples behind each interval.",
         group="Comparison",
     )
+
+    partial: str = option(
+        "",
+        help="Folder or gs:// prefix that receives finished generations while it runs, so that "
+        "another machine can go on from them; by default OUTPUT-partial beside a gs:// --output.",
+        group="Output",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _partial_beside_the_output(cls, values: Any) -> Any:
+        # Here, because a stage sees a local folder in place of a gs:// output.
+        if isinstance(values, dict) and not values.get("partial"):
+            output = str(values.get("output", "")).rstrip("/")
+            if output.startswith("gs://"):
+                return values | {"partial": f"{output}-partial"}
+        return values
 
     @field_validator("arms")
     @classmethod

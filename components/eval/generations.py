@@ -14,12 +14,16 @@ Knows nothing of models or questions.
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from components import progress
+from components import progress, storage
+from components.errors import StorageError
 from components.records import Record
+
+SECONDS_BETWEEN_COPIES = 60.0
 
 
 class Generation(Record):
@@ -56,14 +60,29 @@ def key_of(model: str, prompt: str) -> str:
 
 
 class Generations:
-    """The batches of a file, and those that are added to it."""
+    """The batches of a file, and those that are added to it.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file.
+        copies: a folder or `gs://` prefix that outlives this machine, or "". The file is fetched
+            from there when it is not here, and copied there about once a minute and at the end.
+
+    Raises:
+        StorageError: `copies` cannot be read.
+    """
+
+    def __init__(self, path: Path, copies: str = "") -> None:
         self.path = path
+        self.copy = f"{copies.rstrip('/')}/{path.name}" if copies else ""
+        self.copied = time.monotonic()
         self.found: dict[str, Generation] = {}
         self.seconds: dict[str, float] = {}
         self.weight_bytes: dict[str, int | None] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
+        if self.copy and not path.exists():
+            for _, text in storage.find(copies, path.name.__eq__):
+                with storage.atomic_write(path) as file:
+                    file.write(text)
         self.file = path.open("a+b")
         self._read()
 
@@ -94,8 +113,25 @@ class Generations:
         self.file.flush()
         os.fsync(self.file.fileno())
         self._remember(batch)
+        if time.monotonic() - self.copied > SECONDS_BETWEEN_COPIES:
+            self._copy()
+
+    def _copy(self) -> None:
+        """What cannot be copied now is copied with the next: no reason to stop generating."""
+        self.copied = time.monotonic()
+        if self.copy and self.found:
+            try:
+                storage.put(self.path.read_text(encoding="utf-8"), self.copy)
+            except StorageError as error:
+                progress.say(f"  finished generations are not copied: {error}")
+
+    def close(self) -> None:
+        """Stop adding, for whatever reason; the copy is brought up to date."""
+        if not self.file.closed:
+            self.file.close()
+            self._copy()
 
     def remove(self) -> None:
-        """Delete the file: its content has gone into the artifact."""
-        self.file.close()
+        """Delete the file: its content has gone into the artifact. A copy stays."""
+        self.close()
         self.path.unlink()

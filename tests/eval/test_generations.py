@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from components.errors import ConfigError
-from components.eval import engines
+from components.eval import engines, generations
 from components.eval.arms import PARTIAL
 from components.eval.config import EvalConfig
 from components.eval.eval import run
 from components.eval.generations import Batch, Generation, Generations, key_of
 from tests.conftest import REPOSITORY
 from tests.eval.conftest import make_question
+from tests.gcs import BUCKET, emulator
 
 
 def batch(*keys: str) -> Batch:
@@ -126,6 +127,35 @@ def test_killed_at_random_and_run_again(
     assert not partial.exists()
     for name in ("samples.jsonl", "results.json", "f1.png"):
         assert (tmp_path / "out" / name).read_bytes() == (undisturbed / name).read_bytes(), name
+
+
+def test_a_copy_in_a_bucket_is_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with emulator() as bucket:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket.url)
+        prefix = f"gs://{BUCKET}/evaluation-partial"
+        first = Generations(tmp_path / "one" / "g.jsonl", prefix)
+        monkeypatch.setattr(generations, "SECONDS_BETWEEN_COPIES", 0.0)
+        first.add(batch("a"))  # killed here: nothing is closed
+        assert bucket.uploads == ["evaluation-partial/g.jsonl"]
+        second = Generations(tmp_path / "two" / "g.jsonl", prefix)
+        assert list(second.found) == ["a"]
+        bucket.fault = lambda method, path: 403
+        second.add(batch("b"))  # a bucket that refuses does not stop the evaluation
+        bucket.fault = lambda method, path: 0
+        second.close()
+        third = Generations(tmp_path / "three" / "g.jsonl", prefix)
+        assert list(third.found) == ["a", "b"]
+
+
+def test_a_gs_output_has_its_copies_beside_it(settings: dict[str, object]) -> None:
+    def partial(**changes: object) -> str:
+        return EvalConfig.parse({**settings, **changes}).partial
+
+    assert partial(output="gs://b/run/evaluation/") == "gs://b/run/evaluation-partial"
+    assert partial(output="gs://b/x", partial="gs://b/y") == "gs://b/y"
+    assert partial(output="local") == ""
 
 
 def test_out_of_memory_says_what_to_change_and_keeps_what_is_there(

@@ -17,7 +17,7 @@ from tests.pipelines.conftest import render, tasks_of
 KFP_TYPES = {int: "Integer", float: "Float", bool: "Boolean", str: "String"}
 
 # Not in any signature, on purpose: the folder comes from Kubeflow, the rest from the image.
-NOT_EXPOSED = {"output", "prices"}
+NOT_EXPOSED = {"output", "prices", "partial"}
 
 SHOWN = {"system.Metrics", "system.HTML", "system.Markdown"}
 
@@ -52,7 +52,7 @@ def kfp_type(annotation: object) -> str:
     if get_origin(annotation) is Literal:
         return "String"
     if get_origin(annotation) is tuple:
-        return "List[String]" if get_args(annotation)[0] is str else "List"
+        return {str: "List[String]", int: "List[Integer]"}.get(get_args(annotation)[0], "List")
     return KFP_TYPES[annotation]
 
 
@@ -71,7 +71,7 @@ def test_parameters_are_fields_with_the_same_type_and_default(stage: str) -> Non
         if declared.optional:
             default = field.default
             assert declared.default == (list(default) if isinstance(default, tuple) else default)
-    assert set(fields) - set(inputs) == NOT_EXPOSED
+    assert set(fields) - set(inputs) == NOT_EXPOSED & set(fields)
 
 
 @pytest.mark.parametrize("stage", STAGES)
