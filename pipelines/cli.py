@@ -43,6 +43,10 @@ EXAMPLES = {
     "summary": "raft summary --folders run/ --output run/summary",
 }
 
+KEPT = ("responses", "checkpoints", "partial")
+"""Settings that say where a stage keeps what an interrupted attempt has done; in Kubeflow that is
+beside the step's output, because Kubeflow uploads nothing of an attempt that fails."""
+
 USER_ERROR, OUR_ERROR = 2, 1
 
 
@@ -122,8 +126,9 @@ def run_step(kind: type[Settings], given: dict[str, object], executor_input: str
     if kind.stage not in STAGES:  # a reader, which costs nothing worth an account
         given["folders"] = tuple(step.folders_to_read(kind.stage))
     with step.accounted(kind.stage) if kind.stage in STAGES else nullcontext():
-        if "checkpoints" in kind.model_fields and "checkpoints" not in given:
-            given["checkpoints"] = step.beside("checkpoints")
+        for name in KEPT:
+            if name in kind.model_fields and name not in given:
+                given[name] = step.beside(name)
         config = kind.parse(given)
         found = run_stage(config, as_step=True)
     step.announce(found, Path(config.output))
@@ -166,6 +171,7 @@ def _metavar(name: str, field: FieldInfo) -> str:
         bool: "BOOL",
         str: "TEXT",
         tuple[str, ...]: "A,B",
+        tuple[int, ...]: "N,N",
         tuple[dict[str, Any], ...]: "JSON",
     }
     return kinds.get(field.annotation, "WORD")

@@ -44,7 +44,7 @@ def evaluated(f1: float) -> Evaluation:
         ArmResult(
             name=name, f1=score, em=0.1, precision=0.2, recall=0.3, n=5, contains=0.4, truncated=0,
             unanswered=0, f1_ci=(score - 0.1, score + 0.1), em_ci=(0, 1), contains_ci=(0, 1),
-            seconds=1, weight_bytes=10,
+            weight_bytes=10,
         )
         for name, score in (("base", 0.2), ("raft", f1))
     ]  # fmt: skip

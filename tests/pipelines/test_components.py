@@ -20,7 +20,7 @@ KFP_TYPES = {int: "Integer", float: "Float", bool: "Boolean", str: "String"}
 # Not in any signature, on purpose: the folders come from Kubeflow, the prices from the image, a
 # step that begins anew would do so at every attempt, and a profile would never win over a
 # component's defaults, which Kubeflow always passes on.
-NOT_EXPOSED = {"output", "prices", "checkpoints", "fresh", "profile"}
+NOT_EXPOSED = {"output", "prices", "checkpoints", "partial", "fresh", "profile"}
 
 SHOWN = {"system.Metrics", "system.HTML", "system.Markdown"}
 
@@ -55,7 +55,7 @@ def kfp_type(annotation: object) -> str:
     if get_origin(annotation) is Literal:
         return "String"
     if get_origin(annotation) is tuple:
-        return "List[String]" if get_args(annotation)[0] is str else "List"
+        return {str: "List[String]", int: "List[Integer]"}.get(get_args(annotation)[0], "List")
     return KFP_TYPES[annotation]
 
 
