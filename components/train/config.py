@@ -61,8 +61,7 @@ class TrainConfig(StageConfig):
 
     rslora: bool = option(
         False,
-        help="Scale updates by alpha / sqrt(rank) instead (rank-stabilised LoRA, "
-        "arXiv 2312.03732).",
+        help="Scale updates by alpha / sqrt(rank) instead (rsLoRA, arXiv 2312.03732).",
         group="LoRA",
     )
     method: Literal["lora", "full"] = option(
