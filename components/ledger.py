@@ -70,13 +70,17 @@ class Ledger:
         self.folder = folder
         path = Path(prices) if prices else Path(__file__).with_name("prices.json")
         self.prices = read_json(path, Prices)
-        self.tokens_in = self.tokens_out = self.requests = 0
+        self.tokens_in = self.tokens_out = self.tokens_cached = self.requests = 0
 
     def count(self, *, tokens_in: int = 0, tokens_out: int = 0, requests: int = 0) -> None:
         """Add to the running totals. `requests` are calls to a teacher that someone charges for."""
         self.tokens_in += tokens_in
         self.tokens_out += tokens_out
         self.requests += requests
+
+    def count_cached(self, tokens: int) -> None:
+        """Add tokens, among those in, that the server had in its prefix cache."""
+        self.tokens_cached += tokens
 
     def __enter__(self) -> Self:
         self.started = time.monotonic()

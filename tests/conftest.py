@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.gcs import Emulator, emulator
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -62,6 +65,16 @@ def texts(tmp_path: Path) -> Path:
             encoding="utf-8",
         )
     return folder
+
+
+@pytest.fixture
+def gcs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Emulator]:
+    """Cloud Storage, emulated; scratch folders lie in the test's own."""
+    with emulator() as running:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", running.url)
+        monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "test")
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from components import progress
+from components.answers import find_answer
 from components.errors import ConfigError, DataError, RaftError
 from components.eval.config import EvalConfig
-from components.eval.metrics import find_answer
 from components.eval.questions import AskedQuestion
 from components.models import (
     choose_dtype,

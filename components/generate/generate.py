@@ -13,7 +13,7 @@ from string import Template
 from typing import Literal, TypeVar
 
 from components.errors import ConfigError, DataError
-from components.generate.answers import Unusable, final_answer, verify_quotes
+from components.generate.answers import Unusable, check
 from components.generate.chunking import make_chunker
 from components.generate.config import GenerateConfig
 from components.generate.distractors import check_enough, show
@@ -77,7 +77,7 @@ def run(config: GenerateConfig) -> GenerationReport:
             task("asking the teacher", len(asked), "chunks") as progress,
         ):
             files = {"train": train, "validation": validation}
-            for chunk, drafts in zip(asked, teacher.drafts(asked, ledger), strict=True):
+            for chunk, drafts in teacher.drafts(asked, ledger):
                 split = "validation" if _owner(chunk, split_by) in held_out else "train"
                 for number, draft in enumerate(drafts):
                     try:
@@ -200,8 +200,7 @@ def _row(
     """
     if draft.fault:
         raise Unusable(draft.fault)
-    cot_answer = verify_quotes(draft.cot_answer, oracle.text)
-    answer = final_answer(cot_answer)
+    checked = check(draft.cot_answer, draft.question, oracle.text, config.quote_similarity)
     rng = random.Random(f"{config.seed}/{oracle.id}/{number}")
     shown, position = show(oracle, pool, config.distractors, config.oracle_probability, rng)
     return RaftRow(
@@ -212,9 +211,9 @@ def _row(
             title=[[chunk.title for chunk in shown]], sentences=[[chunk.text for chunk in shown]]
         ),
         oracle_context=oracle.text,
-        cot_answer=cot_answer,
+        cot_answer=checked.cot_answer,
         instruction=instruction([chunk.text for chunk in shown], draft.question),
-        answer=answer,
+        answer=checked.answer,
         document_id=oracle.document_id,
         chunk_id=oracle.id,
         oracle_index=position,

@@ -6,7 +6,8 @@ that form.
 
 from typing import TYPE_CHECKING, Any
 
-from components.eval.metrics import contains, find_answer, score
+from components.answers import find_answer
+from components.eval.metrics import contains, score
 from components.eval.questions import ALL_DISTRACTORS, show
 from components.records import Question, instruction
 
