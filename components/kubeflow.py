@@ -108,6 +108,11 @@ class Step(_Part):
             return [_readable(artifact) for artifact in given]
         return [_run_folder(self._artifacts()[0][1].uri, step)]
 
+    def bucket_beside(self, suffix: str) -> str:
+        """A place of its own beside the step's first artifact; "" where that is in no bucket."""
+        uri = self._artifacts()[0][1].uri
+        return f"{uri.rstrip('/')}{suffix}" if uri.startswith(SCHEME) else ""
+
     def announce(self, result: object, folder: Path) -> None:
         """Write what the run's page shows, then tell Kubeflow about every artifact."""
         told: dict[str, Any] = {}

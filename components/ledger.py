@@ -82,6 +82,17 @@ class Ledger:
         """Add tokens, among those in, that the server had in its prefix cache."""
         self.tokens_cached += tokens
 
+    def so_far(self) -> dict[str, object]:
+        """Requests, tokens and their price until now, to be shown; nothing before the first."""
+        if not self.requests:
+            return {}
+        cost = self.requests * self.prices.teacher_request
+        return {
+            "requests": self.requests,
+            "tokens": self.tokens_in + self.tokens_out,
+            "cost": f"{cost:.2f} {self.prices.currency}",
+        }
+
     def __enter__(self) -> Self:
         self.started = time.monotonic()
         return self

@@ -124,7 +124,11 @@ class RaftRow(Record):
 
 
 class GenerationReport(Record):
-    """What `generate` kept and dropped, and why: `dataset/report.json`."""
+    """What `generate` kept and dropped, and why: `dataset/report.json`.
+
+    quotes: by how they were found in their oracle, of answers that passed the check. shard: the
+    share of the chunks that was asked about; every share counts all documents and chunks.
+    """
 
     documents: int
     documents_duplicate: int
@@ -137,6 +141,11 @@ class GenerationReport(Record):
     split_by: Literal["document", "chunk"]
     teacher: str
     seed: int
+    documents_bad: dict[str, int] = Field(default_factory=dict)
+    bad_documents: list[str] = Field(default_factory=list)
+    chunks_left_out: dict[str, int] = Field(default_factory=dict)
+    quotes: dict[str, int] = Field(default_factory=dict)
+    shard: str = "1/1"
 
 
 # ---- train -------------------------------------------------------------------------------------

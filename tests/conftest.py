@@ -59,9 +59,10 @@ def texts(tmp_path: Path) -> Path:
     folder = tmp_path / "documents"
     folder.mkdir()
     for number in range(10):
-        name = f"Town{chr(ord('a') + number)}"
+        letter = chr(ord("a") + number)
+        name = f"Town{letter}"
         (folder / f"{name}.txt").write_text(
-            f"{name} was founded in {1800 + number}. The mayor of {name} is Ada Voss.\n",
+            f"{name} was founded in {1800 + number}. The mayor of {name} is Ada Voss{letter}.\n",
             encoding="utf-8",
         )
     return folder
