@@ -51,17 +51,21 @@ class Dataset:
     ) -> None:
         self._held.__exit__(kind, error, traceback)
 
-    def asked_before(self, question: str) -> bool:
-        """Whether a row with this question, but for case and punctuation, was written."""
-        return _digest(question) in self._asked
+    def write(self, row: RaftRow, split: str) -> bool:
+        """Append a row, with the next id; False if its question was written before.
 
-    def write(self, row: RaftRow, split: str) -> None:
-        """Append a row; it gets the next id."""
+        Questions are equal when they differ in case and punctuation alone.
+        """
+        words = normalized(row.question).encode()
+        digest = blake2b(words, digest_size=16).digest()
+        if digest in self._asked:
+            return False
+        self._asked.add(digest)
         row = row.model_copy(update={"id": f"seed_task_{self.rows.total()}"})
         self._files[split].write(row.model_dump_json() + "\n")
-        self._asked.add(_digest(row.question))
         self.rows[split] += 1
         self.without_oracle += row.oracle_index is None
+        return True
 
 
 def by_count(counts: Counter[str]) -> dict[str, int]:
@@ -82,7 +86,3 @@ def write_report(folder: Path, report: GenerationReport) -> None:
 
 def _rows(counts: dict[str, int]) -> str:
     return "\n".join(f"| {name} | {count} |" for name, count in counts.items()) or "| (none) | 0 |"
-
-
-def _digest(question: str) -> bytes:
-    return blake2b(normalized(question).encode(), digest_size=16).digest()

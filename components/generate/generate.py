@@ -75,19 +75,20 @@ def run(config: GenerateConfig) -> GenerationReport:
                     try:
                         checked = _check(draft, chunk, guard, config)
                         quotes += checked.quotes
-                        row = _row(draft, checked, chunk, place, pools[split], best[split], config)
-                        if dataset.asked_before(draft.question):
-                            raise Unusable(ASKED_BEFORE)
+                        row = _row(
+                            draft, checked, chunk, place, pools[split], best[split], teacher.name,
+                            config,
+                        )  # fmt: skip
                     except Unusable as reason:
                         dropped[str(reason)] += 1
                         continue
-                    dataset.write(row.model_copy(update={"teacher": teacher.name}), split)
+                    dropped[ASKED_BEFORE] += not dataset.write(row, split)
                 progress.advance(
                     1, rows=dataset.rows.total(), dropped=dropped.total(), **ledger.so_far()
                 )
             if not dataset.rows["train"] and config.shard == WHOLE:
                 raise DataError(
-                    f"no training row could be made; dropped: {dict(dropped)}",
+                    f"no training row could be made; dropped: {dict(+dropped)}",
                     path=config.documents,
                     hint="Look at the documents, or ask another teacher with --teacher.",
                 )
@@ -99,7 +100,7 @@ def run(config: GenerateConfig) -> GenerationReport:
             chunks_duplicate=reading.chunks_duplicate,
             chunks_used=len(asked),
             rows={split: dataset.rows[split] for split in SPLITS},
-            dropped=by_count(dropped),
+            dropped=by_count(+dropped),
             rows_without_oracle=dataset.without_oracle,
             split_by=split_by,
             teacher=teacher.name,
@@ -228,6 +229,7 @@ def _row(
     place: int,
     pool: Pool,
     best: Best,
+    teacher: str,
     config: GenerateConfig,
 ) -> RaftRow:
     """The row around a checked draft; its id is given when it is written.
@@ -255,4 +257,5 @@ def _row(
         chunk_id=oracle.id,
         oracle_index=position,
         distractor_ids=[chunk.id for chunk in shown if chunk.id != oracle.id],
+        teacher=teacher,
     )

@@ -53,10 +53,7 @@ def run(config: MergeConfig) -> GenerationReport:
     ):
         for folder in shards:
             for split, row in _in_order(folder):
-                if dataset.asked_before(row.question):
-                    dropped[ASKED_BEFORE] += 1
-                else:
-                    dataset.write(row, split)
+                dropped[ASKED_BEFORE] += not dataset.write(row, split)
                 progress.advance(1, rows=dataset.rows.total())
         if not dataset.rows["train"]:
             raise DataError(f"no training row; dropped: {dict(dropped)}", path=output)
@@ -64,7 +61,7 @@ def run(config: MergeConfig) -> GenerationReport:
             update={
                 "chunks_used": sum(report.chunks_used for report in shards.values()),
                 "rows": {split: dataset.rows[split] for split in SPLITS},
-                "dropped": by_count(dropped),
+                "dropped": by_count(+dropped),
                 "rows_without_oracle": dataset.without_oracle,
                 "quotes": dict(sorted(quotes.items())),
                 "shard": WHOLE,

@@ -1,6 +1,9 @@
 """When texts count as equal, and where words begin and end, in any script."""
 
+import re
 import unicodedata
+
+_NOT_WORDS = re.compile(r"[\W_]+")
 
 _LOOKALIKES = str.maketrans({
     "‘": "'", "’": "'", "‚": "'", "‛": "'", "′": "'", "`": "'", "´": "'",
@@ -23,8 +26,7 @@ def without_spaces(char: str) -> bool:
 
 def normalized(text: str) -> str:
     """Letters and digits of a text in one case, words one space apart: what makes texts equal."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join("".join(c if c.isalnum() else " " for c in folded).split())
+    return _NOT_WORDS.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
 def folded(text: str) -> tuple[str, list[int]]:

@@ -2,7 +2,8 @@
 
 The teacher's answers are at hand; what is timed is reading chunks, drawing distractors, checking
 quotes and answers, and writing rows, on one core. Memory is what the process holds beyond the
-mapped corpus (anonymous pages). BM25 is measured on the smaller corpus and one of 100,000 chunks.
+mapped corpus (anonymous pages). Rates are of wall time, and of CPU time where others use the
+machine too. BM25 is measured on the smaller corpus and one of 100,000 chunks.
 
 Run it: python tests/benchmarks/bench_rows.py
 """
@@ -24,7 +25,7 @@ from components.generate.teachers import Draft
 from components.records import Chunk, RaftRow
 
 SMALL, LARGE, ROWS = 10_000, 1_000_000, 100_000
-BM25_SIZES, BM25_ROWS = (10_000, 100_000), 1_000
+BM25_SIZES, BM25_ROWS = (10_000, 100_000), 200
 WORDS = 300  # of about seven characters: 2 kB
 
 
@@ -33,17 +34,25 @@ class AtHand:
 
     name = "at hand"
 
+    def __init__(self, questions: int) -> None:
+        self.questions = questions
+
     def drafts(
         self, chunks: Iterable[Chunk], ledger: object
     ) -> Iterator[tuple[Chunk, list[Draft]]]:
         for chunk in chunks:
             sentence = chunk.text[: chunk.text.index(".") + 1]
             key = sentence.split()[-1][:-1]
-            draft = Draft(
-                question=f"Which code opens the gate of {chunk.title}?",
-                cot_answer=f"It says: ##begin_quote##{sentence}##end_quote## So.\n<ANSWER>: {key}",
+            answer = f"It says: ##begin_quote##{sentence}##end_quote## So.\n<ANSWER>: {key}"
+            yield (
+                chunk,
+                [
+                    Draft(
+                        question=f"Code {n} opens which gate of {chunk.title}?", cot_answer=answer
+                    )
+                    for n in range(self.questions)
+                ],
             )
-            yield chunk, [draft]
 
 
 def corpus(size: int) -> Reading:
@@ -75,17 +84,20 @@ def anonymous_bytes() -> int:
     raise OSError("no RssAnon in /proc/self/status")
 
 
-def measure(size: int, rows: int, choice: str = "random") -> float:
-    """Rows a second of one run of the stage, from the first chunk to the sealed artifact."""
+def measure(size: int, rows: int, choice: str = "random") -> tuple[float, float]:
+    """Rows a second, of wall and of CPU time, from the first row to the last."""
     reading = corpus(size)
+    asked = min(size, rows)
     generate.read_corpus = lambda config, guard: reading  # type: ignore[assignment]
-    generate.make_teacher = lambda config: AtHand()  # type: ignore[assignment]
-    written: list[float] = []
+    generate.make_teacher = lambda config: AtHand(rows // asked)  # type: ignore[assignment]
+    wall: list[float] = []
+    cpu: list[float] = []
     write = generate.Dataset.write
 
-    def timed(self: generate.Dataset, row: RaftRow, split: str) -> None:
-        written.append(time.perf_counter())
-        write(self, row, split)
+    def timed(self: generate.Dataset, row: RaftRow, split: str) -> bool:
+        wall.append(time.perf_counter())
+        cpu.append(time.process_time())
+        return write(self, row, split)
 
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "documents").mkdir()
@@ -93,27 +105,32 @@ def measure(size: int, rows: int, choice: str = "random") -> float:
         started = time.perf_counter()
         generate.run(
             GenerateConfig(
-                documents=f"{scratch}/documents", output=f"{scratch}/out", max_chunks=rows,
+                documents=f"{scratch}/documents", output=f"{scratch}/out", max_chunks=asked,
                 distractor_choice=choice,
             )
         )  # fmt: skip
         seconds = time.perf_counter() - started
         generate.Dataset.write = write  # type: ignore[method-assign]
-    rate = (len(written) - 1) / (written[-1] - written[0])
+    rates = tuple((len(times) - 1) / (times[-1] - times[0]) for times in (wall, cpu))
     print(
-        f"{choice:<7}{size:>10,} chunks: {len(written):>7,} rows, {rate:>8,.0f} rows/s; "
-        f"{seconds:6.1f} s with everything; {anonymous_bytes() / 1e9:.2f} GB beyond the corpus",
+        f"{choice:<7}{size:>10,} chunks: {len(wall):>7,} rows, {rates[0]:>8,.0f} rows/s "
+        f"({rates[1]:,.0f} of CPU time); {seconds:6.1f} s with everything; "
+        f"{anonymous_bytes() / 1e9:.2f} GB beyond the corpus",
         flush=True,
     )
-    return rate
+    return rates[0], rates[1]
 
 
 def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    small = measure(SMALL, SMALL)
+    small = measure(SMALL, ROWS)
     large = measure(LARGE, ROWS)
-    print(f"rate at {LARGE:,} chunks over that at {SMALL:,}: {large / small:.2f}")
+    ratios = [there / here for there, here in zip(large, small, strict=True)]
+    print(
+        f"rate at {LARGE:,} chunks over that at {SMALL:,}: {ratios[0]:.2f} "
+        f"({ratios[1]:.2f} of CPU time)"
+    )
     for size in BM25_SIZES:
         measure(size, BM25_ROWS, "bm25")
 
