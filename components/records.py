@@ -46,6 +46,10 @@ def instruction(documents: Iterable[str], question: str) -> str:
 
 # ---- generate ----------------------------------------------------------------------------------
 
+DocumentForm = Literal["text", "markdown", "api"]
+RowType = Literal["general", "api call"]
+"""A row about a text, or about the documentation of an API call; the published code's words."""
+
 
 class Document(Record):
     """One source text. `id` is unique in a corpus and says where the text came from."""
@@ -53,6 +57,7 @@ class Document(Record):
     id: str
     title: str
     text: str
+    form: DocumentForm = "text"
 
 
 class Paragraphs(BaseModel):
@@ -86,6 +91,7 @@ class Chunk(Record):
     text: str
     start: int
     end: int
+    type: RowType = "general"
 
 
 class Context(Record):
@@ -102,7 +108,7 @@ class RaftRow(Record):
     """One training row; see the module's example."""
 
     id: str
-    type: Literal["general", "api call"]
+    type: RowType
     question: str
     context: Context
     oracle_context: str
@@ -118,7 +124,11 @@ class RaftRow(Record):
 
 
 class GenerationReport(Record):
-    """What `generate` kept and dropped, and why: `dataset/report.json`."""
+    """What `generate` kept and dropped, and why: `dataset/report.json`.
+
+    quotes: by how they were found in their oracle, of answers that passed the check. shard: the
+    share of the chunks that was asked about; every share counts all documents and chunks.
+    """
 
     documents: int
     documents_duplicate: int
@@ -131,6 +141,11 @@ class GenerationReport(Record):
     split_by: Literal["document", "chunk"]
     teacher: str
     seed: int
+    documents_bad: dict[str, int] = Field(default_factory=dict)
+    bad_documents: list[str] = Field(default_factory=list)
+    chunks_left_out: dict[str, int] = Field(default_factory=dict)
+    quotes: dict[str, int] = Field(default_factory=dict)
+    shard: str = "1/1"
 
 
 # ---- train -------------------------------------------------------------------------------------

@@ -336,24 +336,31 @@ def localized(config: C) -> Iterator[C]:
         StorageError: a bucket or prefix is missing, forbidden or empty.
         DataError: an input is an unfinished or damaged artifact.
     """
-    remote: dict[str, dict[str, str]] = {INPUT: {}, OUTPUT: {}}
+    remote: dict[str, dict[tuple[str, int], str]] = {INPUT: {}, OUTPUT: {}}
+    given: dict[str, tuple[str, ...]] = {}
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         for kind in {INPUT, OUTPUT} & set(map(str, field.metadata)):
-            if isinstance(value, str) and value.startswith(SCHEME):
-                remote[kind][name] = value
+            given[name] = value if isinstance(value, tuple) else (value,)
+            for place, location in enumerate(given[name]):
+                if location.startswith(SCHEME):
+                    remote[kind][name, place] = location
     with ExitStack() as held:
         local = {
-            name: held.enter_context(_scratch(kind, uri))
+            key: held.enter_context(_scratch(kind, uri))
             / (uri.rstrip("/").rsplit("/", 1)[-1] or "bucket")
             for kind, uris in remote.items()
-            for name, uri in uris.items()
+            for key, uri in uris.items()
         }
-        for name, uri in remote[INPUT].items():
-            fetch(uri, local[name])
-        yield config.model_copy(update={name: str(path) for name, path in local.items()})
-        for name, uri in remote[OUTPUT].items():
-            publish(local[name], uri)
+        for key, uri in remote[INPUT].items():
+            fetch(uri, local[key])
+        update: dict[str, str | tuple[str, ...]] = {}
+        for name in {name for name, _ in local}:
+            paths = tuple(str(local.get((name, n), path)) for n, path in enumerate(given[name]))
+            update[name] = paths if isinstance(getattr(config, name), tuple) else paths[0]
+        yield config.model_copy(update=update)
+        for key, uri in remote[OUTPUT].items():
+            publish(local[key], uri)
 
 
 @contextmanager

@@ -31,6 +31,19 @@ STAGES = {
 }
 """Sub-command: package, config class in its config.py, one line of help."""
 
+READERS = {
+    "summary": (
+        "components.summary", "SummaryConfig", "Sum up a run: results, time, cost, what failed.",
+    ),
+    "merge": (
+        "components.generate.merge", "MergeConfig", "Join the datasets of several shards.",
+    ),
+    "export": (
+        "components.generate.export", "ExportConfig", "Write a dataset in another format.",
+    ),
+}  # fmt: skip
+"""Commands that read what stages made: module, config class in it, one line of help."""
+
 EXECUTOR_INPUT = "executor_input"
 
 EXAMPLES = {
@@ -41,6 +54,8 @@ EXAMPLES = {
     "eval": "raft eval --questions dev.json --base-model models/llama --adapter adapter/ "
     "--output evaluation/",
     "summary": "raft summary --folders run/ --output run/summary",
+    "merge": "raft merge --shards shard-1/,shard-2/ --output dataset/",
+    "export": "raft export --dataset dataset/ --format chat --type parquet --output exported/",
 }
 
 KEPT = ("responses", "checkpoints", "partial")
@@ -107,9 +122,12 @@ def run_stage(config: Settings, *, as_step: bool = False) -> object:
     """Run one stage with `gs://` locations fetched before and published after; what it found."""
     from components.storage import localized
 
-    package = STAGES[config.stage][0] if config.stage in STAGES else "components"
-    name = package.rpartition(".")[2] if config.stage in STAGES else config.stage
-    stage = importlib.import_module(f"{package}.{name}")
+    if config.stage in STAGES:
+        package = STAGES[config.stage][0]
+        module = f"{package}.{package.rpartition('.')[2]}"
+    else:
+        module = READERS[config.stage][0]
+    stage = importlib.import_module(module)
     with localized(config) as local:
         found: object = stage.run(local)
     # A step of Kubeflow has only been handed a folder, which goes up after the process has ended.
@@ -123,7 +141,7 @@ def run_step(kind: type[Settings], given: dict[str, object], executor_input: str
     from components.kubeflow import Step
 
     step = Step.parse(executor_input)
-    if kind.stage not in STAGES:  # a reader, which costs nothing worth an account
+    if kind.stage == "summary":  # a reader, which costs nothing worth an account
         given["folders"] = tuple(step.folders_to_read(kind.stage))
     with step.accounted(kind.stage) if kind.stage in STAGES else nullcontext():
         for name in KEPT:
@@ -205,14 +223,10 @@ for _name, (_package, _class_name, _summary) in STAGES.items():
             _name, _summary, EXAMPLES[_name], _config_loader(f"{_package}.config", _class_name)
         )
     )
-raft.add_command(
-    StageCommand(
-        "summary",
-        "Sum up a run: results, time, cost, what failed.",
-        EXAMPLES["summary"],
-        _config_loader("components.summary", "SummaryConfig"),
+for _name, (_package, _class_name, _summary) in READERS.items():
+    raft.add_command(
+        StageCommand(_name, _summary, EXAMPLES[_name], _config_loader(_package, _class_name))
     )
-)
 
 
 @raft.command(short_help="Run all four stages on a tiny model and invented documents.")

@@ -10,7 +10,10 @@ from tests.conftest import REPOSITORY
 from tests.readme_tables import tables
 
 STAGES = ("generate", "train", "quantize_check", "eval")
-SHARED = {"config", "describe", "errors", "ledger", "models", "progress", "records", "storage"}
+SHARED = {
+    "answers", "config", "describe", "errors", "ledger", "models", "progress", "records", "rows",
+    "storage",
+}  # fmt: skip
 
 
 def imports(path: Path) -> set[str]:

@@ -7,10 +7,9 @@ import shutil
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ from components.storage import (
 )
 from components.summary import SummaryConfig
 from tests.conftest import REPOSITORY
-from tests.gcs import BUCKET, Emulator, emulator
+from tests.gcs import BUCKET, Emulator
 
 
 def test_atomic_write_leaves_nothing_behind_on_failure(tmp_path: Path) -> None:
@@ -130,15 +129,6 @@ def test_leftovers_of_a_killed_attempt_are_not_sealed(tmp_path: Path) -> None:
 
 
 # ---- gs:// -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def gcs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Emulator]:
-    with emulator() as running:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", running.url)
-        monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "test")
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-        yield running
 
 
 def fill(folder: Path, files: int, size: int) -> Path:

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.answers import find_answer
 from components.eval.harness import read_asked
-from components.eval.metrics import contains, find_answer, score
+from components.eval.metrics import contains, score
 from components.eval.questions import HUB, choose_questions, show
 from components.records import Oracle, instruction
 
