@@ -50,6 +50,7 @@ def figures(record: object) -> dict[str, Figure]:
                 "tokens_per_second": record.tokens_per_second,
                 "trainable_parameters": record.trainable_parameters,
                 "peak_memory_bytes": record.peak_memory_bytes,
+                "mfu": record.mfu,
             }
         case QuantizationReport():
             found = {
@@ -105,6 +106,7 @@ def _training(record: TrainingRecord) -> Description:
         else (f"validation loss {record.validation_loss:.4f}")
     )
     sentence = f"{record.rows_train} rows, {record.steps} steps, {loss}."
+    sentence = " ".join([sentence, *record.warnings])
     if not record.sweep:
         curve = [
             (str(point.step), f"{point.loss:.4f}")

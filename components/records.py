@@ -142,6 +142,7 @@ class LossPoint(Record):
     step: int
     loss: float
     split: Literal["train", "validation"]
+    learning_rate: float | None = None
 
 
 class SweepTrial(Record):
@@ -158,7 +159,9 @@ class SweepTrial(Record):
 class TrainingRecord(Record):
     """How training went: `adapter/training.json`. `sweep` is empty where one setting was given.
 
-    left_out: ids of the rows that were too long.
+    left_out: ids of the rows that were too long. mfu: model FLOPs utilisation, the share of the
+    GPU's peak that went into the model; null where the peak is not known. batching: how rows
+    shared a batch. warnings: what went wrong, in words.
     seconds: of training, with validation, over all attempts of a run that was stopped between.
     """
 
@@ -174,6 +177,9 @@ class TrainingRecord(Record):
     tokens: int
     tokens_per_second: float
     seconds: float = 0.0
+    mfu: float | None = None
+    batching: str = ""
+    warnings: list[str] = Field(default_factory=list)
     peak_memory_bytes: int
     curve: list[LossPoint]
     validation_loss: float | None

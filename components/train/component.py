@@ -21,6 +21,7 @@ def train(
     adapter: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
     settings: dsl.Output[dsl.Markdown],
+    report: dsl.Output[dsl.HTML],
     rank: int = TrainConfig.default("rank"),
     alpha: int = TrainConfig.default("alpha"),
     dropout: float = TrainConfig.default("dropout"),
@@ -34,6 +35,7 @@ def train(
     batch_size: int = TrainConfig.default("batch_size"),
     gradient_accumulation: int = TrainConfig.default("gradient_accumulation"),
     max_tokens: int = TrainConfig.default("max_tokens"),
+    stop_on_divergence: bool = TrainConfig.default("stop_on_divergence"),
     max_too_long: float = TrainConfig.default("max_too_long"),
     batching: str = TrainConfig.default("batching"),
     load_in_4bit: bool = TrainConfig.default("load_in_4bit"),
@@ -51,6 +53,7 @@ def train(
         adapter: LoRA adapter and tokenizer in safetensors, with the loss curve; never merged.
         metrics: Validation loss, steps, tokens per second, peak memory.
         settings: The loss curve, or the settings of the sweep and how each did.
+        report: The curves, speed and memory, and what went wrong, in words.
         rank: Rank r of the LoRA matrices.
         alpha: LoRA scale: updates are multiplied by alpha / rank.
         dropout: Dropout before the LoRA matrices, 0 to 1.
@@ -65,6 +68,7 @@ def train(
         batch_size: Rows per GPU and pass.
         gradient_accumulation: Passes per optimizer step.
         max_tokens: Longest row in tokens; longer rows are left out and counted, never cut.
+        stop_on_divergence: Stop when the loss is no number, or still above its start.
         max_too_long: Largest share of rows, 0 to 1, that may be left out for their length.
         batching: packed, grouped by length, or auto: packed where flash attention is installed.
         load_in_4bit: Keep the base model in 4 bits under the adapter (QLoRA).
@@ -94,6 +98,7 @@ def train(
             "--batch-size", batch_size,
             "--gradient-accumulation", gradient_accumulation,
             "--max-tokens", max_tokens,
+            "--stop-on-divergence", stop_on_divergence,
             "--max-too-long", max_too_long,
             "--batching", batching,
             "--load-in-4bit", load_in_4bit,

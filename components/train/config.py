@@ -97,6 +97,12 @@ class TrainConfig(StageConfig):
         help="Longest row in tokens; longer rows are left out and counted, never cut.",
         group="Optimizer",
     )
+    stop_on_divergence: bool = option(
+        True,
+        help="Stop when the loss is no number, or after a third of the steps still above its "
+        "start; otherwise it is only said.",
+        group="Optimizer",
+    )
     max_too_long: float = option(
         0.1,
         ge=0,

@@ -23,6 +23,7 @@ from components.train.chat import examples as encode
 from components.train.chat import read_rows
 from components.train.checkpoints import FINISHED, RUN, Checkpoints
 from components.train.config import SHAPES_WEIGHTS, TrainConfig
+from components.train.report import write_page
 from components.train.trainer import Examples, fit, free
 
 CHECKPOINTS = "checkpoints"
@@ -67,6 +68,8 @@ def run(config: TrainConfig) -> TrainingRecord:
         unseal(output)
         record = _best(config, tokenizer, Examples(train, validation, too_long), ledger)
         write_json(output / RECORD, record)
+        with storage.atomic_write(output / "report.html") as file:
+            file.write(write_page(record))
     seal(output, without=CHECKPOINTS)
     for checkpoints in _places(config):
         if not checkpoints.remote:  # the others stay until the adapter has arrived as well
@@ -130,9 +133,9 @@ def _best(
     # The first of equals: the order in which a person lists settings is a preference.
     losses = [_or_infinite(record.validation_loss) for record in records]
     best = losses.index(min(losses))
-    for path in (places[best].folder / FINISHED).iterdir():
-        if path.name not in (RUN, storage.MANIFEST):
-            shutil.copyfile(path, output / path.name)
+    aside = shutil.ignore_patterns(RUN, storage.MANIFEST)
+    shutil.rmtree(output / "tensorboard", ignore_errors=True)
+    shutil.copytree(places[best].folder / FINISHED, output, ignore=aside, dirs_exist_ok=True)
     if not config.sweep:
         return records[best]
     trials = [

@@ -5,9 +5,11 @@ decide, so that a resumed run sees the same batches; and a training that SIGTERM
 safe point with a checkpoint of the last whole optimizer step.
 """
 
+import errno
 import gc
 import math
 import random
+import shutil
 import signal
 import sys
 import threading
@@ -17,14 +19,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from components.errors import ConfigError
+from components.errors import ConfigError, OutOfMemory, StorageError
 from components.ledger import peak_memory
 from components.models import choose_dtype, load_model
 from components.progress import Task, say, task
 from components.records import LossPoint, TrainingRecord
+from components.storage import write_json
 from components.train.batching import length_grouped
 from components.train.checkpoints import Checkpoints, Run
-from components.train.config import TrainConfig
+from components.train.config import TrainConfig, profiles
+from components.train.report import above_start, warnings
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -54,8 +58,8 @@ def fit(
     """
     found = checkpoints.newest()
     say(f"  {_batching_in_words(config)}")
-    trainer = build(config, tokenizer, examples.train, examples.validation, checkpoints.folder)
-    with ExitStack() as held:
+    with _explained(config), ExitStack() as held:
+        trainer = build(config, tokenizer, examples.train, examples.validation, checkpoints.folder)
         stop = held.enter_context(_listening_for_sigterm())
         flow = _flow(trainer, config, checkpoints, found, stop)
         trainer.add_callback(flow)
@@ -67,15 +71,76 @@ def fit(
             say(f"  going on after step {run.step}, from {folder.name}")
             _resume(trainer, folder)
         flow.complete()
-    record = _record(config, examples, trainer, flow.seconds)
+        record = _record(config, examples, trainer, flow.seconds)
 
-    def write(folder: Path) -> None:
-        trainer.save_model(str(folder))
-        _clean(folder)
-        (folder / "training.json").write_text(record.model_dump_json(indent=2), encoding="utf-8")
+        def write(folder: Path) -> None:
+            trainer.save_model(str(folder))
+            _clean(folder)
+            _write_events(folder, trainer.state.log_history)
+            write_json(folder / "training.json", record)
 
-    checkpoints.finish(write, trainer.state.global_step, flow.seconds)
+        checkpoints.finish(write, trainer.state.global_step, flow.seconds)
+    for text in record.warnings:
+        say(f"  {text}")
     return record
+
+
+@contextmanager
+def _explained(config: TrainConfig) -> Iterator[None]:
+    """Turn a lack of memory or of disk into errors that say what to do."""
+    import torch
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error)
+        if _disk_is_full(text):
+            raise _full_disk(config, text) from None
+        no_memory = ("out of memory", "can't allocate memory", "not enough memory")
+        if isinstance(error, RuntimeError) and not any(word in text.lower() for word in no_memory):
+            raise
+        raise OutOfMemory(
+            f"out of memory with {config.batch_size} rows of up to {config.max_tokens} tokens a "
+            f"pass ({text.splitlines()[0][:200] if text else 'no more is known'})",
+            hint=_less_memory(config),
+        ) from None
+    except (OSError, SafetensorError) as error:
+        if not _disk_is_full(str(error)) and getattr(error, "errno", None) != errno.ENOSPC:
+            raise
+        raise _full_disk(config, str(error)) from None
+
+
+def _disk_is_full(text: str) -> bool:
+    return any(
+        words in text.lower()
+        for words in ("no space left on device", "disk quota", "failed writing file")
+    )
+
+
+def _full_disk(config: TrainConfig, text: str) -> StorageError:
+    return StorageError(
+        f"--output {config.output}: the disk is full ({text.splitlines()[0][:200]})",
+        hint="Make room, or lower --checkpoints-kept; the same command goes on from the newest "
+        "whole checkpoint.",
+    )
+
+
+def _less_memory(config: TrainConfig) -> str:
+    """What to lower, the cheapest first; what has been done already is left out."""
+    half = config.batch_size // 2
+    steps = []
+    if not config.gradient_checkpointing:
+        steps.append("--gradient-checkpointing true")
+    if half:
+        twice = config.gradient_accumulation * config.batch_size // half
+        steps.append(f"--batch-size {half} --gradient-accumulation {twice} (the same result)")
+    if config.method == "full":
+        steps.append("--method lora")
+    elif not config.load_in_4bit:
+        steps.append("--load-in-4bit true")
+    steps.append("a lower --max-tokens or --rank")
+    return f"In this order: {'; '.join(steps)}. `raft plan` says what fits a GPU."
 
 
 def free() -> None:
@@ -154,9 +219,14 @@ def _model(config: TrainConfig) -> Any:
     options: dict[str, Any] = {}
     if packs(config) and (flash := _flash_attention(config)):
         options["attn_implementation"] = flash
-    return load_model(
-        config.base_model, choose_dtype(config.dtype), in_4bit=config.load_in_4bit, **options
-    )
+    dtype = choose_dtype(config.dtype)
+    model = load_model(config.base_model, dtype, in_4bit=config.load_in_4bit, **options)
+    for module in model.modules():
+        # On some CPUs bitsandbytes rearranges 4-bit weights at the first validation, for a kernel
+        # through which no gradient flows: training would go on without learning, and say nothing.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def _trainer_class() -> type["SFTTrainer"]:
@@ -227,6 +297,15 @@ def _trainer_class() -> type["SFTTrainer"]:
             # another moment in a resumed run.
             with torch.random.fork_rng():
                 return super().evaluate(*args, **named)
+
+        def log(self, logs: dict[str, float], *args: Any, **named: Any) -> None:
+            if "loss" in logs:
+                now, tokens = time.monotonic(), self.state.num_input_tokens_seen
+                then, before = getattr(self, "logged", (self.begun, self.tokens_before))
+                logs["tokens_per_second"] = round((tokens - before) / max(now - then, 1e-9), 1)
+                logs["peak_memory_gib"] = round(peak_memory() / 2**30, 3)
+                self.logged = now, tokens
+            super().log(logs, *args, **named)
 
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
             Trainer._save_checkpoint(self, model, trial)  # without TRL's model card
@@ -346,7 +425,8 @@ def _flow(
         def on_train_begin(
             self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any
         ) -> None:
-            self.started = time.monotonic()
+            self.started = trainer.begun = time.monotonic()
+            trainer.tokens_before = state.num_input_tokens_seen
             batches = len(train_dataloader)
             self.steps_per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
             if state.global_step % self.steps_per_epoch == 0:
@@ -363,6 +443,27 @@ def _flow(
             every = config.checkpoint_steps
             control.should_save = every > 0 and not last and state.global_step % every == 0
 
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any
+        ) -> None:
+            if "loss" in logs and config.stop_on_divergence:
+                self.stop_if_diverged(state)
+
+        def stop_if_diverged(self, state: Any) -> None:
+            losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+            late = 3 * state.global_step >= state.max_steps
+            if not math.isfinite(losses[-1]):
+                reason = f"the train loss is {losses[-1]}"
+            elif late and above_start(losses):
+                reason = f"the train loss is {losses[-1]:.3f}, and it began at {losses[0]:.3f}"
+            else:
+                return
+            raise ConfigError(
+                f"training diverged: {reason} at step {state.global_step}",
+                hint="Lower --learning-rate, or raise --warmup-ratio; --stop-on-divergence false "
+                "would have gone on.",
+            )
+
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.keep()
 
@@ -375,6 +476,7 @@ def _flow(
         def keep(self) -> None:
             step = trainer.state.global_step
             folder = checkpoints.folder / f"checkpoint-{step}"
+            _write_events(folder, trainer.state.log_history)
             checkpoints.add(folder, step, self.seconds, wait=stop.is_set())
             self.saved = step
             self.leave_if_asked()
@@ -463,6 +565,9 @@ def _record(
         tokens=tokens,
         tokens_per_second=round(tokens / max(seconds, 1e-9), 1),
         seconds=round(seconds, 3),
+        mfu=_mfu(config, trainer.model, tokens, seconds, len(examples.train)),
+        batching=_batching_in_words(config),
+        warnings=warnings(curve),
         peak_memory_bytes=peak_memory(),
         curve=curve,
         validation_loss=validated[-1] if validated else None,
@@ -494,8 +599,54 @@ def read_curve(history: list[dict[str, Any]]) -> list[LossPoint]:
                         f"training diverged: the {split} loss is {loss} at step {entry['step']}",
                         hint="Lower --learning-rate, or raise --warmup-ratio.",
                     )
-                curve.append(LossPoint(step=entry["step"], loss=loss, split=split))
+                rate = entry.get("learning_rate")
+                curve.append(
+                    LossPoint(step=entry["step"], loss=loss, split=split, learning_rate=rate)
+                )
     return curve
+
+
+def _mfu(config: TrainConfig, model: Any, tokens: int, seconds: float, rows: int) -> float | None:
+    """Model FLOPs utilisation; None where the device's peak is not known.
+
+    FLOPs a token as in PaLM (arXiv 2204.02311, appendix B): 6 for every trained parameter and 4
+    for every frozen one, whose weights need no gradient, and 12 · layers · width · tokens of the
+    row for attention. Embedding and output head are not counted (the head is computed for a few
+    tokens only), nor is what gradient checkpointing computes twice.
+    """
+    import torch
+
+    if not torch.cuda.is_available() or choose_dtype(config.dtype) != torch.bfloat16:
+        return None
+    name = torch.cuda.get_device_name(0)
+    peaks = [entry["bfloat16_tflops"] for entry in profiles().values() if entry["gpu"] == name]
+    if not peaks or not rows:
+        return None
+    shape = model.config.get_text_config()
+    trainable, total = _parameters(model)
+    outside = 1 if shape.tie_word_embeddings else 2
+    inner = total - outside * shape.vocab_size * shape.hidden_size
+    length = tokens / (rows * config.epochs)
+    a_token: float = 6 * trainable + 4 * max(inner - trainable, 0)
+    a_token += 12 * shape.num_hidden_layers * shape.hidden_size * length
+    peak = float(peaks[0]) * 1e12 * torch.cuda.device_count()
+    return round(float(a_token * tokens / max(seconds, 1e-9) / peak), 4)
+
+
+def _write_events(folder: Path, history: list[dict[str, Any]]) -> None:
+    """The whole history as TensorBoard events, in a folder `tensorboard`.
+
+    Written anew each time, so that a run which was stopped shows as one.
+    """
+    from tensorboardX import SummaryWriter
+
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        for entry in history:
+            for name, value in entry.items():
+                if name not in ("step", "epoch") and isinstance(value, int | float):
+                    group = "validation" if name.startswith("eval_") else "train"
+                    writer.add_scalar(f"{group}/{name.removeprefix('eval_')}", value, entry["step"])
 
 
 def _clean(folder: Path) -> None:
