@@ -37,6 +37,7 @@ def train(
     max_tokens: int = TrainConfig.default("max_tokens"),
     stop_on_divergence: bool = TrainConfig.default("stop_on_divergence"),
     max_too_long: float = TrainConfig.default("max_too_long"),
+    processes: int = TrainConfig.default("processes"),
     batching: str = TrainConfig.default("batching"),
     load_in_4bit: bool = TrainConfig.default("load_in_4bit"),
     gradient_checkpointing: bool = TrainConfig.default("gradient_checkpointing"),
@@ -70,6 +71,7 @@ def train(
         max_tokens: Longest row in tokens; longer rows are left out and counted, never cut.
         stop_on_divergence: Stop when the loss is no number, or still above its start.
         max_too_long: Largest share of rows, 0 to 1, that may be left out for their length.
+        processes: Processes that share the rows of a step; 0 is one for each GPU.
         batching: packed, grouped by length, or auto: packed where flash attention is installed.
         load_in_4bit: Keep the base model in 4 bits under the adapter (QLoRA).
         gradient_checkpointing: Compute activations twice to save GPU memory.
@@ -100,6 +102,7 @@ def train(
             "--max-tokens", max_tokens,
             "--stop-on-divergence", stop_on_divergence,
             "--max-too-long", max_too_long,
+            "--processes", processes,
             "--batching", batching,
             "--load-in-4bit", load_in_4bit,
             "--gradient-checkpointing", gradient_checkpointing,

@@ -61,8 +61,7 @@ class TrainConfig(StageConfig):
 
     rslora: bool = option(
         False,
-        help="Scale updates by alpha / sqrt(rank) instead (rank-stabilised LoRA, "
-        "arXiv 2312.03732).",
+        help="Scale updates by alpha / sqrt(rank) instead (rsLoRA, arXiv 2312.03732).",
         group="LoRA",
     )
     method: Literal["lora", "full"] = option(
@@ -115,6 +114,14 @@ class TrainConfig(StageConfig):
         "",
         help="GPU whose settings (components/train/profiles.json) take the place of the defaults; "
         "flags that are given win.",
+        group="Hardware",
+    )
+    processes: int = option(
+        0,
+        ge=0,
+        le=64,
+        help="Processes that share the rows of a step, --batch-size for each; 0 is one for each "
+        "GPU.",
         group="Hardware",
     )
     batching: Literal["auto", "packed", "grouped"] = option(

@@ -8,6 +8,7 @@ safe point with a checkpoint of the last whole optimizer step.
 import errno
 import gc
 import math
+import os
 import random
 import shutil
 import signal
@@ -17,7 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from components.errors import ConfigError, OutOfMemory, StorageError
 from components.ledger import peak_memory
@@ -26,6 +27,7 @@ from components.progress import Task, say, task
 from components.records import LossPoint, TrainingRecord
 from components.storage import write_json
 from components.train.batching import length_grouped
+from components.train.chat import Examples
 from components.train.checkpoints import Checkpoints, Run
 from components.train.config import TrainConfig, profiles
 from components.train.report import above_start, warnings
@@ -39,36 +41,35 @@ IGNORED = -100  # the label of a token that carries no loss
 STOPPED = 128 + signal.SIGTERM  # 143, the code of a process that SIGTERM has ended
 
 
-class Examples(NamedTuple):
-    """What every setting is fitted on: chat examples, and the ids of rows that were too long."""
-
-    train: list[Any]
-    validation: list[Any]
-    too_long: list[str]
-
-
 def fit(
-    config: TrainConfig, tokenizer: Any, examples: Examples, checkpoints: Checkpoints
+    config: TrainConfig,
+    tokenizer: Any,
+    examples: Examples,
+    checkpoints: Checkpoints,
+    found: tuple[Path, Run] | None,
 ) -> TrainingRecord:
-    """Train one setting, or go on where a checkpoint ends; keep its adapter as `finished`.
+    """Train one setting, or go on from the checkpoint found; keep its adapter as `finished`.
 
     Raises:
         ConfigError: the layers do not exist, or training diverged.
         SystemExit: SIGTERM came; what was trained is in a checkpoint.
     """
-    found = checkpoints.newest()
-    say(f"  {_batching_in_words(config)}")
+    first = os.environ.get("RANK", "0") == "0"  # of several processes, one speaks
+    if first:
+        say(f"  {_batching_in_words(config)}")
     with _explained(config), ExitStack() as held:
         trainer = build(config, tokenizer, examples.train, examples.validation, checkpoints.folder)
         stop = held.enter_context(_listening_for_sigterm())
         flow = _flow(trainer, config, checkpoints, found, stop)
         trainer.add_callback(flow)
-        trainer.add_callback(_reporting(held))
+        if first:
+            trainer.add_callback(_reporting(held))
         if found is None:
             trainer.train()
         else:
             folder, run = found
-            say(f"  going on after step {run.step}, from {folder.name}")
+            if first:
+                say(f"  going on after step {run.step}, from {folder.name}")
             _resume(trainer, folder)
         flow.complete()
         record = _record(config, examples, trainer, flow.seconds)
@@ -79,8 +80,10 @@ def fit(
             _write_events(folder, trainer.state.log_history)
             write_json(folder / "training.json", record)
 
-        checkpoints.finish(write, trainer.state.global_step, flow.seconds)
-    for text in record.warnings:
+        if first:
+            checkpoints.finish(write, trainer.state.global_step, flow.seconds)
+        trainer.accelerator.wait_for_everyone()
+    for text in record.warnings if first else ():
         say(f"  {text}")
     return record
 
@@ -216,7 +219,11 @@ def _flash_attention(config: TrainConfig) -> str | None:
 
 
 def _model(config: TrainConfig) -> Any:
+    import torch
+
     options: dict[str, Any] = {}
+    if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+        options["device_map"] = {"": int(os.environ["LOCAL_RANK"])}
     if packs(config) and (flash := _flash_attention(config)):
         options["attn_implementation"] = flash
     dtype = choose_dtype(config.dtype)
@@ -256,7 +263,9 @@ def _trainer_class() -> type["SFTTrainer"]:
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             rows = self.train_dataset if train_dataset is None else train_dataset
             lengths = [len(ids) for ids in rows["input_ids"]]
-            return LengthGrouped(lengths, self.args.train_batch_size, self.args.seed)
+            # All processes share a batch, so that none waits for the one with the longest rows.
+            together = self.args.train_batch_size * self.args.world_size
+            return LengthGrouped(lengths, together, self.args.seed)
 
         def compute_loss(
             self,
@@ -417,6 +426,7 @@ def _flow(
             self.started = time.monotonic()
             self.last_step: tuple[Any, ...] | None = None
             self.steps_per_epoch = 1
+            self.stopping = False
 
         @property
         def seconds(self) -> float:
@@ -435,7 +445,7 @@ def _flow(
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.last_step = _random_state(), state.num_input_tokens_seen
             last = state.global_step >= state.max_steps
-            if stop.is_set():
+            if self.asked():
                 control.should_log = control.should_save = True
                 return
             if trainer.eval_dataset is not None:
@@ -476,20 +486,31 @@ def _flow(
         def keep(self) -> None:
             step = trainer.state.global_step
             folder = checkpoints.folder / f"checkpoint-{step}"
-            _write_events(folder, trainer.state.log_history)
-            checkpoints.add(folder, step, self.seconds, wait=stop.is_set())
+            trainer.accelerator.wait_for_everyone()  # each process writes its random state
+            if trainer.is_world_process_zero():
+                _write_events(folder, trainer.state.log_history)
+                checkpoints.add(folder, step, self.seconds, wait=self.stopping)
             self.saved = step
             self.leave_if_asked()
 
+        def asked(self) -> bool:
+            """Whether SIGTERM has come to any of the processes; all get the same answer."""
+            if not self.stopping:
+                heard = torch.tensor(float(stop.is_set()), device=trainer.accelerator.device)
+                self.stopping = bool(trainer.accelerator.reduce(heard).item())
+            return self.stopping
+
         def leave_if_asked(self) -> None:
-            if not stop.is_set():
+            if not self.asked():
                 return
             if trainer.state.global_step > self.saved and self.last_step is not None:
                 random_state, trainer.state.num_input_tokens_seen = self.last_step
                 _set_random_state(random_state)
                 trainer._save_checkpoint(trainer.model, None)
                 self.keep()
-            say(f"  SIGTERM: stopped after step {self.saved}; the same command goes on from there")
+            if trainer.is_world_process_zero():
+                say(f"  SIGTERM: stopped after step {self.saved}; the same command goes on there")
+            trainer.accelerator.wait_for_everyone()  # until it is durable
             sys.exit(STOPPED)
 
         def complete(self) -> None:

@@ -83,7 +83,7 @@ def test_long_rows_are_left_out_whole_and_named(
     assert len(kept) == sum(length <= limit for length in lengths)
     assert len(kept) + len(too_long) == len(rows) and too_long
 
-    with pytest.raises(DataError, match="none of the 36 rows has at most --max-tokens 64"):
+    with pytest.raises(DataError, match="none of the 40 rows has at most --max-tokens 64"):
         train.run(config(world_dataset, demo_model, tmp_path / "out", max_tokens=64))
     assert "40 rows are over --max-tokens 64 and left out: seed_task_" in capsys.readouterr().err
 
