@@ -6,8 +6,20 @@ DEMO   ?= run/demo
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
+# Images: raft-train:0.1.0 has the GPU libraries, raft-train:0.1.0-cpu the CPU ones. BUILD takes
+# further words for `docker build`.
+STAGES     := generate train quantize-check eval
+VARIANT    ?= gpu
+REGISTRY   ?=
+BASE_IMAGE ?= python:3.11-slim
+BUILD      ?=
+VERSION    := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
+TAG        := $(VERSION)$(if $(filter-out gpu,$(VARIANT)),-$(VARIANT))
+IMAGE       = $(if $(REGISTRY),$(REGISTRY)/)raft-$*:$(TAG)
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench compile clean
+.PHONY: help demo test lint format bench compile lock images push docker-demo clean \
+        $(STAGES:%=image-%) $(STAGES:%=push-%)
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +46,27 @@ bench: $(STAMP) ## run the benchmarks
 
 compile: $(STAMP) ## compile the pipeline to pipelines/raft.yaml
 	$(BIN)/raft compile
+
+images: $(STAGES:%=image-%) ## build all images, or one: image-train (VARIANT=cpu, REGISTRY=)
+
+$(STAGES:%=image-%): image-%:
+	docker build --file images/$*/Dockerfile --tag $(IMAGE) \
+	  --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg VARIANT=$(VARIANT) \
+	  --build-arg VERSION=$(VERSION) \
+	  --build-arg REVISION=$(shell git describe --always --dirty --abbrev=40) $(BUILD) .
+
+push: $(STAGES:%=push-%) ## push all images to REGISTRY, or one: push-train
+
+$(STAGES:%=push-%): push-%: image-%
+	$(if $(REGISTRY),,$(error Say where to: make push REGISTRY=europe-west4-docker.pkg.dev/project/raft))
+	docker push $(IMAGE)
+
+docker-demo: $(STAMP) ## the demo with a container for every stage, through the compiled pipeline
+	$(MAKE) images VARIANT=cpu
+	$(BIN)/raft demo --output $(DEMO) --docker
+
+lock: $(STAMP) ## compile the images' locked requirements again
+	PATH="$(abspath $(BIN)):$$PATH" images/lock.sh
 
 clean: ## remove the virtual environment, caches and the demo's folder
 	rm -rf $(VENV) $(DEMO) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build

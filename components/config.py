@@ -47,6 +47,15 @@ def _parse_objects(value: object) -> object:
 TextList = Annotated[tuple[str, ...], BeforeValidator(_split_text)]
 """Words, given as `a,b` or `["a","b"]`."""
 
+
+def _split_numbers(value: object) -> object:
+    """Accept one number, too: a list of one."""
+    return (value,) if isinstance(value, int) else _split_text(value)
+
+
+NumberList = Annotated[tuple[int, ...], BeforeValidator(_split_numbers)]
+"""Whole numbers, given as `0,2` or `[0, 2]`; one alone is a list of one."""
+
 ObjectList = Annotated[tuple[dict[str, Any], ...], BeforeValidator(_parse_objects)]
 """JSON objects, given as `[{"a": 1}, {"a": 2}]`."""
 

@@ -1,7 +1,7 @@
 """A small family of errors that a person can act on.
 
 Each carries the problem (with the bad value and what is allowed) and a hint (what to do or type
-next). The command line prints both and leaves with `exit_code`: 2 when the user can mend it, 1
+next). The command line prints both and exits with `exit_code`: 2 when the user can fix it, 1
 when it is ours. Each is also its standard type, so library users can catch `ValueError` alone.
 """
 

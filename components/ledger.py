@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from pydantic import Field
+
 from components.records import Record, read_json
 from components.storage import write_json
 
@@ -32,7 +34,8 @@ class Prices(Record):
 class LedgerEntry(Record):
     """One stage's account: `ledger.json` in its artifact. Tokens are the model's or teacher's.
 
-    failed: why an attempt ended early; empty for one that succeeded.
+    failed: why an attempt ended early; empty for one that succeeded. parts: seconds of parts of
+    the stage, earlier attempts that it went on from included.
     """
 
     stage: str
@@ -48,6 +51,7 @@ class LedgerEntry(Record):
     currency: str
     prices_date: str
     failed: str = ""
+    parts: dict[str, float] = Field(default_factory=dict)
 
 
 class RunLedger(Record):
@@ -71,6 +75,7 @@ class Ledger:
         path = Path(prices) if prices else Path(__file__).with_name("prices.json")
         self.prices = read_json(path, Prices)
         self.tokens_in = self.tokens_out = self.requests = 0
+        self.parts: dict[str, float] = {}
 
     def count(self, *, tokens_in: int = 0, tokens_out: int = 0, requests: int = 0) -> None:
         """Add to the running totals. `requests` are calls to a teacher that someone charges for."""
@@ -114,6 +119,7 @@ class Ledger:
             cost=self._cost(seconds, gpu, gpu_count),
             currency=self.prices.currency,
             prices_date=self.prices.date,
+            parts=self.parts,
         )
 
     def _cost(self, seconds: float, gpu: str, gpu_count: int) -> float | None:
@@ -132,13 +138,14 @@ def merge(folders: list[Path]) -> RunLedger:
 
 
 def total(stages: list[LedgerEntry]) -> RunLedger:
-    """Add up the accounts of a run."""
+    """Add up the accounts of a run; amounts in several currencies have no sum."""
     costs = [entry.cost for entry in stages if entry.cost is not None]
+    currencies = {entry.currency for entry in stages}
     return RunLedger(
         stages=stages,
         seconds=round(sum(entry.seconds for entry in stages), 3),
-        cost=round(sum(costs), 6) if len(costs) == len(stages) else None,
-        currency=stages[0].currency if stages else "",
+        cost=round(sum(costs), 6) if len(costs) == len(stages) and len(currencies) < 2 else None,
+        currency=currencies.pop() if len(currencies) == 1 else "",
     )
 
 

@@ -4,6 +4,7 @@ Weights are read from safetensors only, and code in a model folder is never run.
 id or a folder; `gs://` folders have become local ones before a stage starts (see `storage`).
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -12,10 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import MissingDependencyError, ModelError
+from components.storage import MANIFEST, checksum
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+NOT_THE_MODEL = (MANIFEST, "ledger.json", "training.json")
+"""JSON files of an adapter's folder that tell of a run; they differ where the weights do not."""
 
 
 def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
@@ -74,7 +79,7 @@ def load_tuned(source: str, adapter: str, dtype: "torch.dtype") -> Any:
     from peft import PeftModel
     from safetensors import SafetensorError
 
-    _check_adapter(adapter)
+    check_adapter(adapter)
     base = load_model(source, dtype)
     try:
         return PeftModel.from_pretrained(base, adapter)
@@ -124,6 +129,35 @@ def _nf4(dtype: "torch.dtype") -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
+
+
+def fingerprint(source: str) -> str:
+    """What a model, tokenizer or adapter is, whatever its folder is called: a hash of its files.
+
+    A hub id stands for itself, with the commit that its files are of.
+
+    Raises:
+        ModelError: no such model.
+    """
+    from transformers import AutoConfig
+
+    folder = Path(source)
+    if folder.is_dir():
+        files = {
+            path.name: checksum(path)
+            for path in sorted(folder.iterdir())
+            if path.suffix in (".json", ".safetensors", ".jinja", ".model")
+            and path.name not in NOT_THE_MODEL
+        }
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    _check_folder(source)
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"--base-model {source}: cannot be loaded ({_first_line(error)})"
+        ) from None
+    return f"{source}@{getattr(config, '_commit_hash', None)}"
 
 
 def choose_dtype(name: str) -> "torch.dtype":
@@ -214,7 +248,12 @@ def _check_folder(source: str) -> None:
         )
 
 
-def _check_adapter(adapter: str) -> None:
+def check_adapter(adapter: str) -> None:
+    """Refuse a folder that is no adapter.
+
+    Raises:
+        ModelError: a file is missing or damaged.
+    """
     folder = Path(adapter)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():

@@ -241,7 +241,11 @@ class ArmResult(Record):
 
     f1, em, precision, recall: the official HotpotQA script's. contains: the gold answer stands
     somewhere in the generation. truncated: cut off at the token limit. unanswered: no answer
-    marker. Intervals are 95 % percentile bootstraps over questions.
+    marker. empty: nothing but white space. quoted: quotes something between markers.
+    quoted_oracle: quotes word for word from an oracle paragraph. quotes_verbatim: share of all
+    quotes that stand word for word in a document shown; null where nothing is quoted.
+    weight_bytes: null where the engine does not tell. Intervals are 95 % percentile bootstraps
+    over questions.
     """
 
     name: str
@@ -256,8 +260,11 @@ class ArmResult(Record):
     f1_ci: tuple[float, float]
     em_ci: tuple[float, float]
     contains_ci: tuple[float, float]
-    seconds: float
-    weight_bytes: int
+    empty: float = 0.0
+    quoted: float = 0.0
+    quoted_oracle: float = 0.0
+    quotes_verbatim: float | None = None
+    weight_bytes: int | None
 
 
 class Comparison(Record):
@@ -274,9 +281,33 @@ class Comparison(Record):
     p_value: float
 
 
+Oracle = Literal["present", "absent", "first", "last"]
+"""Where the oracle paragraphs stand among those shown: as the question has them, nowhere, …"""
+
+
+class CurvePoint(Record):
+    """One arm's scores where the documents were shown in another way than in the comparison.
+
+    distractors: paragraphs shown beside the oracle ones; -1 is all that a question has.
+    """
+
+    arm: str
+    distractors: int
+    oracle: Oracle
+    n: int
+    f1: float
+    f1_ci: tuple[float, float]
+    em: float
+    contains: float
+    truncated: float
+    unanswered: float
+
+
 class Evaluation(Record):
     """What `eval` found: `evaluation/results.json`.
 
+    The arms are compared with the documents shown as `distractors` and `oracle` say; `curve` has
+    every way that was asked, that one included, and is empty where it is the only one.
     dtype: of the weights of the arms without `-4bit`. retention: F1 of the adapter in 4 bits over
     its F1 in `dtype`; null when either is missing or the latter is zero. memory_ratio: weight bytes
     in 4 bits over those in `dtype`, as quantize-check measured them, else as measured in the arms.
@@ -293,10 +324,14 @@ class Evaluation(Record):
     retention: float | None
     memory_ratio: float | None
     warnings: list[str]
+    engine: Literal["transformers", "vllm"] = "transformers"
+    distractors: int = -1
+    oracle: Oracle = "present"
+    curve: list[CurvePoint] = Field(default_factory=list)
 
 
 class Sample(Record):
-    """One generation, judged: a line of `evaluation/samples.jsonl`."""
+    """One generation, judged: a line of `evaluation/samples.jsonl` or `robustness.jsonl`."""
 
     question_id: str
     arm: str
@@ -313,6 +348,11 @@ class Sample(Record):
     answered: bool
     documents: list[str]
     oracle_indices: list[int]
+    quotes: int = 0
+    quotes_verbatim: int = 0
+    quotes_oracle: int = 0
+    distractors: int = -1
+    oracle: Oracle = "present"
 
 
 # ---- reading and writing -----------------------------------------------------------------------

@@ -625,12 +625,19 @@ def _locate(uri: str) -> tuple["Bucket", str]:
     if not name:
         raise StorageError(f"{uri}: no bucket named", hint="Write gs://BUCKET/PREFIX.")
     try:
-        client = storage.Client()
-    except (DefaultCredentialsError, OSError):
+        # Objects belong to no project, and the credentials of a person name none.
+        client = storage.Client(project=None)
+    except DefaultCredentialsError:
         raise AccessError(
             f"{uri}: no Google Cloud credentials found",
             hint="Run `gcloud auth application-default login`, or set "
             "GOOGLE_APPLICATION_CREDENTIALS to a mounted key file.",
+        ) from None
+    except OSError as error:
+        raise AccessError(
+            f"{uri}: the Google Cloud credentials cannot be read ({error})",
+            hint="Let this user read the file that GOOGLE_APPLICATION_CREDENTIALS names; in "
+            'docker, pass --user "$(id -u):$(id -g)" for a mounted file of your own.',
         ) from None
     _widen(client)
     return client.bucket(name), prefix.strip("/")

@@ -45,7 +45,8 @@ class SummaryConfig(Settings):
 
     folders: TextList = option(
         (),
-        help="Folders (local or gs://) to read, at any depth: a run's, or single artifacts.",
+        help="Folders (local or gs://) to read, at any depth, separated by commas: a run's, or "
+        "single artifacts.",
         group="Inputs",
     )
     status: str = option(
@@ -68,11 +69,22 @@ class Found(NamedTuple):
 
 
 def run(config: SummaryConfig) -> RunLedger:
-    """Write the summary; a folder that cannot be read is a sentence in it, not an error."""
+    """Write the summary; a folder that cannot be read is a sentence in it, not an error.
+
+    Raises:
+        StorageError: nothing of a run was found, and no `status` says that there was one.
+    """
     output = Path(config.output)
     headline("summary", f"{', '.join(config.folders) or 'nothing'} → {output}")
-    unseal(output)
     found = read(config.folders)
+    if not (found.records or found.accounts or config.status):
+        raise StorageError(
+            " ".join(found.notes)
+            or f"--folders {','.join(config.folders)}: nothing of a run there",
+            hint="Give folders that stages have written, separated by commas: "
+            "--folders run/dataset,run/adapter",
+        )
+    unseal(output)
     account = total(found.accounts)
     write_json(output / LEDGER, account)
     trials = comparison.trials(found.records)

@@ -12,8 +12,10 @@ from pathlib import Path
 import click
 
 from components.errors import ConfigError
-from pipelines import kustomize, manifests, objects, specification
-from pipelines.located import Document, parse, read, shown
+from pipelines import manifests
+from pipelines.k8s import kustomize, objects
+from pipelines.k8s.located import Document, parse, read, shown
+from pipelines.specification import specification
 
 TEACHER = manifests.BASE / "teacher"
 COMPILED = [Path(__file__).parent / f"{name}.yaml" for name in ("raft", "study")]
@@ -46,7 +48,7 @@ def run(paths: Sequence[str] = ()) -> None:
             hint="`raft check PATH` checks one file or folder again; "
             "`kubectl explain job.spec` describes fields.",
         )
-    click.echo(f"{len(sources)} checked, nothing to mend", err=True)
+    click.echo(f"{len(sources)} checked, nothing to fix", err=True)
 
 
 def everything() -> list[Path]:

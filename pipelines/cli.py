@@ -43,6 +43,10 @@ EXAMPLES = {
     "summary": "raft summary --folders run/ --output run/summary",
 }
 
+KEPT = ("responses", "checkpoints", "partial")
+"""Settings that say where a stage keeps what an interrupted attempt has done; in Kubeflow that is
+beside the step's output, because Kubeflow uploads nothing of an attempt that fails."""
+
 USER_ERROR, OUR_ERROR = 2, 1
 
 
@@ -122,8 +126,9 @@ def run_step(kind: type[Settings], given: dict[str, object], executor_input: str
     if kind.stage not in STAGES:  # a reader, which costs nothing worth an account
         given["folders"] = tuple(step.folders_to_read(kind.stage))
     with step.accounted(kind.stage) if kind.stage in STAGES else nullcontext():
-        if "checkpoints" in kind.model_fields and "checkpoints" not in given:
-            given["checkpoints"] = step.beside("checkpoints")
+        for name in KEPT:
+            if name in kind.model_fields and name not in given:
+                given[name] = step.beside(name)
         config = kind.parse(given)
         found = run_stage(config, as_step=True)
     step.announce(found, Path(config.output))
@@ -166,6 +171,7 @@ def _metavar(name: str, field: FieldInfo) -> str:
         bool: "BOOL",
         str: "TEXT",
         tuple[str, ...]: "A,B",
+        tuple[int, ...]: "N,N",
         tuple[dict[str, Any], ...]: "JSON",
     }
     return kinds.get(field.annotation, "WORD")
@@ -219,8 +225,13 @@ raft.add_command(
     type=click.IntRange(min=0),
     help="Seed of documents, questions, training and evaluation.",
 )
+@click.option(
+    "--docker",
+    is_flag=True,
+    help="Run the compiled pipeline, a container for every stage (make images VARIANT=cpu).",
+)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def demo(output: str, seed: int, debug: bool) -> None:
+def demo(output: str, seed: int, docker: bool, debug: bool) -> None:
     """Show RAFT at work in a few minutes, on a CPU, with nothing to download.
 
     Writes invented documents, makes RAFT rows with the extractive teacher, fine-tunes the shipped
@@ -228,7 +239,7 @@ def demo(output: str, seed: int, debug: bool) -> None:
     """
     from pipelines.demo.demo import run
 
-    run(Path(output), seed)
+    run(Path(output), seed, docker=docker)
 
 
 PLANNED = (
@@ -429,14 +440,14 @@ def submit(parameters: str | None, pipeline: str, debug: bool, **options: Any) -
     """Check the parameters, start a run, and show its steps until it ends.
 
     A token or cookies for the server are read from RAFT_KFP_TOKEN or RAFT_KFP_COOKIES, or from
-    kfp's own configuration. Leaves with 0 when the run succeeded, 1 when it failed. The run's
+    kfp's own configuration. Exits with 0 when the run succeeded, 1 when it failed. The run's
     link goes to standard output; Ctrl-C leaves the run running.
 
     \b
     Example:
       raft submit --parameters parameters.yaml --set rank=16 --host http://localhost:8080
     """
-    from pipelines.submit import run
+    from pipelines.cluster.submit import run
 
     run(Path(pipeline), Path(parameters) if parameters else None, **options)
 
@@ -448,8 +459,13 @@ def submit(parameters: str | None, pipeline: str, debug: bool, **options: Any) -
 @CERTIFICATE
 @DEBUG
 def watch(run_id: str, pipeline: str, host: str, ca_certificate: str, debug: bool) -> None:
-    """Show a run's steps until it ends, as `raft submit` does."""
-    from pipelines.submit import watch
+    """Show a run's steps until it ends, as `raft submit` does.
+
+    \b
+    Example:
+      raft watch 4d1c7a52-… --host https://kubeflow.example.com/pipeline
+    """
+    from pipelines.cluster.submit import watch
 
     watch(run_id, Path(pipeline), host=host, ca_certificate=ca_certificate)
 
@@ -460,8 +476,13 @@ def watch(run_id: str, pipeline: str, host: str, ca_certificate: str, debug: boo
 @CERTIFICATE
 @DEBUG
 def terminate(run_id: str, host: str, ca_certificate: str, debug: bool) -> None:
-    """Stop a run; what its steps have not uploaded yet is lost."""
-    from pipelines.submit import terminate
+    """Stop a run; what its steps have not uploaded yet is lost.
+
+    \b
+    Example:
+      raft terminate 4d1c7a52-… --host https://kubeflow.example.com/pipeline
+    """
+    from pipelines.cluster.submit import terminate
 
     terminate(run_id, host=host, ca_certificate=ca_certificate)
 
@@ -472,18 +493,19 @@ CONTEXT = click.option(
 NAMESPACE = click.option(
     "--namespace", default="raft", show_default=True, help="Namespace of the pods."
 )
-MANIFESTS = click.option(
-    "--manifests",
-    "jobs",
-    metavar="DIR",
-    help="Folder of the Job manifests. [default: k8s/base]",
+OVERLAY = click.option(
+    "--overlay",
+    metavar="NAME",
+    default="",
+    help="Overlay of k8s/overlays to take the Job manifests from, or a folder/of/your/own. "
+    "[default: k8s/base]",
 )
 
 
 @raft.command(short_help="Look whether a cluster has what a run needs.")
 @NAMESPACE
 @CONTEXT
-@MANIFESTS
+@OVERLAY
 @click.option("--service-account", default="", help="The pods' account. [default: the manifests']")
 @PARAMETERS
 @SET
@@ -503,24 +525,25 @@ MANIFESTS = click.option(
 )
 @DEBUG
 def preflight(
-    parameters: str | None, pipeline: str, jobs: str | None, debug: bool, **options: Any
+    parameters: str | None, pipeline: str, overlay: str, debug: bool, **options: Any
 ) -> None:
     """Check nodes, quota, secrets, account, buckets, teacher, model and Kubeflow before a run.
 
-    Each check prints ok, missing (with the command that mends it) or cannot tell. Changes
-    nothing; leaves with 2 when something is missing. Without --parameters, the settings of the
+    Each check prints ok, missing (with the command that fixes it) or cannot tell. Changes
+    nothing; exits with 2 when something is missing. Without --parameters, the settings of the
     Jobs in the cluster are looked at. Reads HF_TOKEN and OPENAI_API_KEY.
 
     \b
     Example:
       raft preflight --namespace raft --parameters parameters.yaml
     """
-    from pipelines.preflight import run
+    from pipelines import manifests
+    from pipelines.cluster.preflight import run
 
     run(
         parameters=Path(parameters) if parameters else None,
         pipeline=Path(pipeline),
-        jobs=Path(jobs) if jobs else None,
+        jobs=manifests.overlay(overlay) if overlay else manifests.BASE,
         **options,
     )
 
@@ -533,7 +556,7 @@ def preflight(
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
 @NAMESPACE
 @CONTEXT
-@MANIFESTS
+@OVERLAY
 @click.option("--detach", is_flag=True, help="Create the Job, print its name and leave it alone.")
 @click.option(
     "--start-minutes",
@@ -543,24 +566,27 @@ def preflight(
     help="Give up when the pod has not started by then.",
 )
 @DEBUG
-def job(stage: str, flags: tuple[str, ...], jobs: str | None, debug: bool, **options: Any) -> None:
+def job(stage: str, flags: tuple[str, ...], overlay: str, debug: bool, **options: Any) -> None:
     """Run one stage from its Job manifest, with the flags after `--` instead of the manifest's.
 
-    Shows the log, says what the pod waits for, leaves with the container's exit code and removes
+    Shows the log, says what the pod waits for, exits with the container's exit code and removes
     the Job; so do Ctrl-C and SIGTERM. Without flags, the manifest's own are kept.
 
     \b
     Example:
       raft job train -- --dataset gs://b/dataset --base-model meta-llama/Llama-3.1-8B-Instruct \\
         --output gs://b/adapter --rank 16
+      raft job eval --overlay spot
     """
-    from pipelines.job import run
+    from pipelines import manifests
+    from pipelines.cluster.job import run
 
-    run(stage, flags, jobs=Path(jobs) if jobs else None, **options)
+    jobs = manifests.overlay(overlay) if overlay else manifests.BASE
+    run(stage, flags, jobs=jobs, **options)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Entry point: run a command and leave with 0, 2 (the user can mend it) or 1 (ours)."""
+    """Entry point: run a command and exit with 0, 2 (the user can fix it) or 1 (ours)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     # Left to itself, SIGTERM kills Python without running a single `finally`.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

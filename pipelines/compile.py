@@ -20,7 +20,7 @@ from components.storage import atomic_write
 from pipelines import manifests
 
 DIFF_LINES = 20
-LIST_DEFAULT = re.compile(r"^(#    \w+: list \[Default: )(.*)\]$", re.MULTILINE)
+OBJECT_DEFAULT = re.compile(r"^(#    \w+: (?:list|dict) \[Default: )(.*)\]$", re.MULTILINE)
 PIPELINES = ("raft", "study")
 
 
@@ -78,7 +78,7 @@ def compiled(jobs: manifests.Jobs | Path = manifests.BASE, name: str = PIPELINES
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "raft.yaml"
         compiler.Compiler().compile(pipeline(jobs), str(path))
-        return LIST_DEFAULT.sub(_ordered, path.read_text(encoding="utf-8"))
+        return OBJECT_DEFAULT.sub(_ordered, path.read_text(encoding="utf-8"))
 
 
 def _ordered(match: re.Match[str]) -> str:

@@ -11,17 +11,25 @@ here and in camel case in the files; what their values may be is in values.py.
 """
 
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TextIO
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PrivateAttr,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
+from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
 from components.errors import ConfigError
-from pipelines import kustomize
-from pipelines.located import Document, Part, fault, parse, shown, validate
-from pipelines.values import (
+from pipelines.k8s import kustomize
+from pipelines.k8s.located import Document, Part, fault, parse, shown, validate
+from pipelines.k8s.values import (
     GPU,
     AbsolutePath,
     Annotations,
@@ -419,11 +427,13 @@ def load_stream(stream: TextIO) -> Jobs:
 
 
 def overlay(name: str, folder: Path = OVERLAYS) -> Path:
-    """The folder of an overlay.
+    """The folder of an overlay, which a name with a slash is itself.
 
     Raises:
         ConfigError: there is none of this name; lists those that exist.
     """
+    if "/" in name:
+        return Path(name)
     names = sorted(path.parent.name for path in folder.glob(f"*/{kustomize.FILE}"))
     if name not in names:
         raise ConfigError(
@@ -482,13 +492,105 @@ def job_of(document: Document) -> Job:
     return job
 
 
-def apply(job: Job, task: "PipelineTask") -> None:
-    """Make a pipeline task ask for what its Job asks for."""
+PLACED = ("train", "quantize-check", "eval")
+"""The stages whose hardware can be chosen when a run is started."""
+
+
+class Hardware(NamedTuple):
+    """What can be chosen when a run is started: values, or the pipeline's parameters.
+
+    A value of None stays what the manifest says.
+    """
+
+    train_gpus: Any = None
+    memory: Any = None
+    node_selector: Any = None
+
+
+class HardwareValues(TypedDict, total=False):
+    """What may be chosen for each."""
+
+    train_gpus: NonNegativeInt
+    memory: Bytes
+    node_selector: Selector
+
+
+def hardware(jobs: Jobs) -> Hardware:
+    """What the Job of train asks for: the default of the pipeline's parameters."""
+    job = jobs["train"]
+    limits = job.container.resources.limits
+    return Hardware(limits.gpu or 0, limits.memory or "", dict(job.pod.node_selector))
+
+
+def hardware_of(parameters: Mapping[str, Any]) -> Hardware:
+    """The hardware among the parameters of a run.
+
+    Raises:
+        ConfigError: a value is not one that a cluster could take.
+    """
+    values = {name: parameters[name] for name in Hardware._fields if name in parameters}
+    try:
+        return Hardware(**TypeAdapter(HardwareValues).validate_python(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        problem = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{name} {values[name]!r}: {problem}") from None
+
+
+Steer = Callable[[str, Any], Any]
+"""Takes a field of `Hardware` and what a Job says there, and gives what holds in the run."""
+
+
+def steering(jobs: Jobs, chosen: Hardware) -> Steer:
+    """What is chosen holds wherever a Job says what the Job of train says."""
+    default = hardware(jobs)
+
+    def steer(field: str, value: Any) -> Any:
+        found = getattr(chosen, field)
+        return value if found is None or value != getattr(default, field) else found
+
+    return steer
+
+
+def chosen(jobs: Jobs, values: Hardware) -> Jobs:
+    """The Jobs on the hardware that a run is started with.
+
+    Raises:
+        ConfigError: the limit chosen is below what a Job requests.
+    """
+    steer = steering(jobs, values)
+    found = dict(jobs)
+    for stage in PLACED:
+        data = jobs[stage].model_dump(by_alias=True, exclude_unset=True)
+        pod = data["spec"]["template"]["spec"]
+        pod["nodeSelector"] = steer("node_selector", pod.get("nodeSelector", {}))
+        for amounts in pod["containers"][0].get("resources", {}).values():
+            amounts["memory"] = steer("memory", amounts.get("memory"))
+            if stage == "train":
+                amounts[GPU] = steer("train_gpus", amounts.get(GPU, 0)) or None
+        try:
+            found[stage] = Job.model_validate(data)
+        except ValidationError as error:
+            raise ConfigError(f"memory {values.memory}: {error.errors()[0]['msg']}") from None
+    return found
+
+
+def apply(job: Job, task: "PipelineTask", steer: Steer = lambda _, value: value) -> None:
+    """Make a pipeline task ask for what its Job asks for, or what the run is started with."""
     from kfp import kubernetes
+    from kfp.dsl.pipeline_channel import PipelineChannel
+
+    def steered(field: str, value: Any) -> Any:
+        found = steer(field, value)
+        if isinstance(found, PipelineChannel):
+            # kfp forgets to hand these through the conditions and loops around a task.
+            task.register_pipeline_channels([found])
+        return found
 
     task.set_container_image(job.container.image)
     _apply_settings(job, task)
-    _apply_resources(job.container.resources, task)
+    _apply_resources(job.container.resources, task, steered)
     if job.container.image_pull_policy:
         kubernetes.set_image_pull_policy(task, job.container.image_pull_policy)
     if job.pod.image_pull_secrets:
@@ -499,8 +601,12 @@ def apply(job: Job, task: "PipelineTask") -> None:
         kubernetes.add_pod_label(task, key, value)
     for key, value in job.spec.template.metadata.annotations.items():
         kubernetes.add_pod_annotation(task, key, value)
-    for key, value in job.pod.node_selector.items():
-        kubernetes.add_node_selector(task, key, value)
+    selector = steered("node_selector", job.pod.node_selector)
+    if isinstance(selector, PipelineChannel):
+        kubernetes.add_node_selector_json(task, selector)
+    else:
+        for key, value in selector.items():
+            kubernetes.add_node_selector(task, key, value)
     for toleration in job.pod.tolerations:
         kubernetes.add_toleration(task, **toleration.model_dump())
     for variable in job.container.env:
@@ -534,19 +640,20 @@ def _apply_settings(job: Job, task: "PipelineTask") -> None:
         task.inputs[name] = list(value) if isinstance(value, tuple) else value
 
 
-def _apply_resources(resources: Resources, task: "PipelineTask") -> None:
+def _apply_resources(resources: Resources, task: "PipelineTask", steered: Steer) -> None:
     if resources.requests.cpu:
         task.set_cpu_request(resources.requests.cpu)
     if resources.requests.memory:
-        task.set_memory_request(resources.requests.memory)
+        task.set_memory_request(steered("memory", resources.requests.memory))
     if resources.limits.cpu:
         task.set_cpu_limit(resources.limits.cpu)
     if resources.limits.memory:
-        task.set_memory_limit(resources.limits.memory)
-    if resources.limits.gpu:
+        task.set_memory_limit(steered("memory", resources.limits.memory))
+    gpus = steered("train_gpus", resources.limits.gpu or 0)
+    if gpus:
         # KFP has no request for accelerators: Kubernetes takes the limit for it.
         task.set_accelerator_type(GPU)
-        task.set_accelerator_limit(resources.limits.gpu)
+        task.set_accelerator_limit(gpus)
 
 
 def _apply_variable(variable: Variable, task: "PipelineTask") -> None:

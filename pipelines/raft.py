@@ -33,8 +33,7 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
     """
     by_stage = manifests.load_all(jobs) if isinstance(jobs, Path) else jobs
 
-    def place(task: dsl.PipelineTask, stage: str) -> dsl.PipelineTask:
-        return placed(task, stage, by_stage)
+    asked = manifests.hardware(by_stage)
 
     # A pipeline of its own, because kfp.local cannot see another step's output in a condition
     # beside it; handed in as a parameter it can, and a cluster does the same with both.
@@ -45,12 +44,14 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
         base_model: str,
         max_questions: int,
         seed: int,
+        memory: str,
+        node_selector: dict,  # type: ignore[type-arg]
         adapter: dsl.Input[dsl.Model],
         quantization: dsl.Input[dsl.Artifact],
     ) -> None:
         """Evaluate, unless quantize-check decided to stop."""
         with dsl.If(decision == "go", name="gate"):
-            place(
+            placed(
                 evaluate(
                     questions=questions,
                     base_model=base_model,
@@ -60,6 +61,8 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
                     seed=seed,
                 ),
                 "eval",
+                by_stage,
+                manifests.Hardware(memory=memory, node_selector=node_selector),
             )
 
     @dsl.pipeline(name="raft")
@@ -84,6 +87,9 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
         gate: str = QuantizeCheckConfig.default("gate"),
         max_questions: int = EvalConfig.default("max_questions"),
         seed: int = GenerateConfig.default("seed"),
+        train_gpus: int = asked.train_gpus,
+        memory: str = asked.memory,
+        node_selector: dict = asked.node_selector,  # type: ignore[type-arg]
     ) -> None:
         """Adapt a chat model to your documents with retrieval augmented fine-tuning.
 
@@ -112,9 +118,14 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
             gate: 4-bit check. What a failed check means: warn (say so and evaluate) or stop.
             max_questions: Evaluation. Ask at most this many questions, sampled by seed.
             seed: General. Seed of everything random, in all steps.
+            train_gpus: Hardware. GPUs of the train step; all on one node.
+            memory: Hardware. Memory of each of train, quantize-check and eval, such as 64Gi.
+            node_selector: Hardware. Labels of the nodes for these three steps, as JSON; the label
+                cloud.google.com/gke-accelerator names the kind of GPU.
         """
         with dsl.ExitHandler(reading(summary(), by_stage), name="run"):
-            generated = place(
+            hardware = manifests.Hardware(train_gpus, memory, node_selector)
+            generated = placed(
                 generate(
                     documents=documents,
                     teacher=teacher,
@@ -128,10 +139,11 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
                     seed=seed,
                 ),
                 "generate",
+                by_stage,
             )
             dataset = generated.outputs["dataset"]
 
-            trained = place(
+            trained = placed(
                 train(
                     dataset=dataset,
                     base_model=base_model,
@@ -143,10 +155,12 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
                     seed=seed,
                 ),
                 "train",
+                by_stage,
+                hardware,
             )
             adapter = trained.outputs["adapter"]
 
-            quantized = place(
+            quantized = placed(
                 quantize_check(
                     dataset=dataset,
                     base_model=base_model,
@@ -156,6 +170,8 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
                     seed=seed,
                 ),
                 "quantize-check",
+                by_stage,
+                hardware,
             )
 
             gated_eval(
@@ -164,6 +180,8 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
                 base_model=base_model,
                 max_questions=max_questions,
                 seed=seed,
+                memory=memory,
+                node_selector=node_selector,
                 adapter=adapter,
                 quantization=quantized.outputs["quantization"],
             ).set_caching_options(False)

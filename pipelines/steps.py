@@ -21,9 +21,22 @@ RETRIES = 3
 """As many as the Job manifests give a pod (`backoffLimit`)."""
 
 
-def placed(task: "PipelineTask", stage: str, jobs: manifests.Jobs) -> "PipelineTask":
-    """A stage's task on the hardware that its Job manifest asks for, retried when it fails."""
-    manifests.apply(jobs[stage], task)
+def placed(
+    task: "PipelineTask",
+    stage: str,
+    jobs: manifests.Jobs,
+    hardware: manifests.Hardware | None = None,
+) -> "PipelineTask":
+    """A stage's task on the hardware that its Job manifest asks for, retried when it fails.
+
+    Args:
+        hardware: the pipeline's parameters that stand in for what train's manifest says, in every
+            step whose own says the same.
+    """
+    chosen = hardware or manifests.Hardware()
+    if stage != "train":
+        chosen = chosen._replace(train_gpus=None)
+    manifests.apply(jobs[stage], task, manifests.steering(jobs, chosen))
     task.set_caching_options(CACHED[stage])
     # The longest duration counts from the start of the first attempt, not between attempts: left
     # at its default of an hour, a step that is preempted after an hour is never tried again.

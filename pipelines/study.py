@@ -45,6 +45,8 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
     """
     by_stage = manifests.load_all(jobs) if isinstance(jobs, Path) else jobs
 
+    asked = manifests.hardware(by_stage)
+
     @dsl.pipeline(name="raft-study")
     def study(
         documents: str,
@@ -58,6 +60,9 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
         epochs: float = TrainConfig.default("epochs"),
         max_questions: int = EvalConfig.default("max_questions"),
         seed: int = GenerateConfig.default("seed"),
+        train_gpus: int = asked.train_gpus,
+        memory: str = asked.memory,
+        node_selector: dict = asked.node_selector,  # type: ignore[type-arg]
     ) -> None:
         """Compare base models, LoRA settings and bit widths on one dataset.
 
@@ -77,8 +82,13 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
             epochs: Training. Passes over the rows, in every trial.
             max_questions: Evaluation. Ask at most this many questions, sampled by seed.
             seed: General. Seed of everything random, in all steps.
+            train_gpus: Hardware. GPUs of each train step; all on one node.
+            memory: Hardware. Memory of each train, quantize-check and eval step, such as 64Gi.
+            node_selector: Hardware. Labels of the nodes for these steps, as JSON; the label
+                cloud.google.com/gke-accelerator names the kind of GPU.
         """
         with dsl.ExitHandler(reading(summary(), by_stage), name="run"):
+            hardware = manifests.Hardware(train_gpus, memory, node_selector)
             generated = placed(
                 generate(
                     documents=documents,
@@ -106,6 +116,7 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
                     ),
                     "train",
                     by_stage,
+                    hardware,
                 )
                 quantized = placed(
                     quantize_check(
@@ -116,6 +127,7 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
                     ),
                     "quantize-check",
                     by_stage,
+                    hardware,
                 )
                 evaluated = placed(
                     evaluate(
@@ -129,6 +141,7 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
                     ),
                     "eval",
                     by_stage,
+                    hardware,
                 )
 
             reading(compare(evaluations=dsl.Collected(evaluated.outputs["evaluation"])), by_stage)

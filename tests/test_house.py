@@ -47,9 +47,9 @@ def test_only_declarations_know_kfp_and_only_storage_knows_gcs() -> None:
     know_gcs = {path.name for path in files if any("google.cloud" in n for n in imports(path))}
     assert know_kfp <= {
         "component.py", "raft.py", "study.py", "summary.py", "steps.py", "compile.py",
-        "manifests.py", "shape.py", "submit.py",
+        "local.py", "manifests.py", "shape.py", "submit.py",
     }  # fmt: skip
-    assert know_kubernetes == {"cluster.py"}
+    assert know_kubernetes == {"connection.py"}
     assert know_gcs == {"storage.py"}
 
 

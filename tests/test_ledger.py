@@ -40,6 +40,10 @@ def test_own_prices(tmp_path: Path) -> None:
         ledger.count(requests=3)
     entry = read_json(tmp_path / LEDGER, LedgerEntry)
     assert (entry.cost, entry.currency, entry.prices_date) == (3.0, "EUR", "2030-01-01")
+    with Ledger("generate", tmp_path / "dollars") as ledger:
+        ledger.count(requests=1)
+    mixed = merge([tmp_path, tmp_path / "dollars"])
+    assert (mixed.cost, mixed.currency) == (None, ""), "euros and dollars have no sum"
     (tmp_path / "prices.json").write_text("{}", encoding="utf-8")
     with pytest.raises(DataError, match=r"prices\.json: date: Field required"):
         Ledger("generate", tmp_path, str(tmp_path / "prices.json"))

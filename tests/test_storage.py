@@ -25,6 +25,7 @@ from components.storage import (
     MANIFEST,
     PARTIAL_MANIFEST,
     _inside,
+    _locate,
     _scratch,
     atomic_write,
     fetch,
@@ -341,6 +342,20 @@ def test_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "no-key.json"))
     with pytest.raises(StorageError, match="no Google Cloud credentials"):
         fetch("gs://bucket/x", tmp_path / "copy")
+
+
+def test_the_credentials_of_a_person_name_no_project(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    login = tmp_path / "application_default_credentials.json"
+    login.write_text(json.dumps({"type": "authorized_user", "client_id": "x",
+                                 "client_secret": "y", "refresh_token": "z"}))  # fmt: skip
+    for name in ("STORAGE_EMULATOR_HOST", "GOOGLE_CLOUD_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(login))
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    bucket, prefix = _locate("gs://bucket/a/b")
+    assert (bucket.name, prefix) == ("bucket", "a/b")
 
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "a\0b", ""])

@@ -7,6 +7,7 @@ import pytest
 
 from components import summary
 from components.comparison import COLORS
+from components.errors import StorageError
 from components.ledger import LedgerEntry, RunLedger
 from components.records import (
     ArmResult,
@@ -43,7 +44,7 @@ def evaluated(f1: float) -> Evaluation:
         ArmResult(
             name=name, f1=score, em=0.1, precision=0.2, recall=0.3, n=5, contains=0.4, truncated=0,
             unanswered=0, f1_ci=(score - 0.1, score + 0.1), em_ci=(0, 1), contains_ci=(0, 1),
-            seconds=1, weight_bytes=10,
+            weight_bytes=10,
         )
         for name, score in (("base", 0.2), ("raft", f1))
     ]  # fmt: skip
@@ -153,7 +154,19 @@ def test_several_trials_are_compared(tmp_path: Path) -> None:
     assert "http" not in page, "self-contained"
 
 
-@pytest.mark.parametrize("status", ["", "nonsense", "[]", '{"state": "CANCELLED"}'])
+@pytest.mark.parametrize("folders", [(), ("gone",), (".",)])
+def test_nothing_to_read_is_an_error_where_no_run_has_ended(
+    folders: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StorageError) as caught:
+        summary.run(SummaryConfig(folders=folders, output=str(tmp_path / "out")))
+    assert "gone: no such folder" in str(caught.value) or "nothing of a run" in str(caught.value)
+    assert "--folders run/dataset,run/adapter" in caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("status", ["nonsense", "[]", '{"state": "CANCELLED"}'])
 def test_nothing_to_read_is_a_sentence(status: str, tmp_path: Path) -> None:
     config = SummaryConfig(
         folders=("minio://bucket/run", str(tmp_path / "gone")), output=str(tmp_path / "out"),

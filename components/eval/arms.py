@@ -1,292 +1,230 @@
-"""Ask the same questions of every arm (a model variant under test), one arm in memory at a time.
+"""Ask the same questions of every arm (a model variant under test), and lose nothing on the way.
 
-lm-evaluation-harness builds the prompts, generates greedily and scores with our task in `tasks/`;
-this module makes each arm's model and keeps what the harness does not: how many tokens went in
-and out, and which generations were cut off at the limit. Knows nothing of statistics or reports.
+The harness builds the prompts and scores the replies, an engine generates, and every finished batch
+is on disk before the next begins: an arm whose generations are all there is not loaded again.
+Knows nothing of statistics or reports.
 """
 
-import gc
-import json
-import logging
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from time import monotonic
+from typing import Any, NamedTuple
 
 from components import progress
-from components.errors import ConfigError, DataError, RaftError
-from components.eval.config import EvalConfig
+from components.errors import DataError
+from components.eval import engines, harness, quotes
+from components.eval.config import Arm, EvalConfig, Layout
+from components.eval.generations import Batch, Generation, Generations, key_of
 from components.eval.metrics import find_answer
 from components.eval.questions import AskedQuestion
-from components.models import (
-    choose_dtype,
-    load_4bit,
-    load_model,
-    load_tokenizer,
-    load_tuned,
-    weight_bytes,
-)
+from components.models import choose_dtype, fingerprint, load_tokenizer
 from components.records import Sample
 
-if TYPE_CHECKING:
-    import torch
-
-TASK = "hotpotqa_raft"
-TASK_FILE = Path(__file__).parent / "tasks" / TASK / f"{TASK}.yaml"
+PARTIAL = "generations.partial.jsonl"
+"""What is finished so far, in the output folder of a run under way."""
 
 
 class ArmRun(NamedTuple):
-    """What one arm said: samples in the order of the questions, and what they took.
+    """What one arm said.
 
-    seconds: of loading, generating and scoring. prompts: as the model saw them, as text.
+    samples: of the comparison, in the order of the questions. others: of each further layout.
+    seconds: of loading and generating, earlier attempts that were gone on from included.
     """
 
     name: str
     samples: list[Sample]
-    prompts: list[str]
+    others: list[list[Sample]]
     tokens_in: int
     tokens_out: int
     seconds: float
-    weight_bytes: int
+    weight_bytes: int | None
 
 
-class Generated(NamedTuple):
-    """The new tokens of one prompt, the end-of-sequence token included."""
+class Asked(NamedTuple):
+    """One layout's questions as a task of the harness."""
 
-    tokens: int
-    truncated: bool
+    layout: Layout
+    questions: Sequence[AskedQuestion]
+    task: Any
 
 
-def ask_arms(config: EvalConfig, questions: list[AskedQuestion]) -> Iterator[ArmRun]:
-    """Run the arms of `config` in their order; every one gets the same prompts.
+def ask_arms(
+    config: EvalConfig, shown: Sequence[tuple[Layout, Sequence[AskedQuestion]]]
+) -> list[ArmRun]:
+    """Run the arms of `config`; every one gets the same prompts.
+
+    Args:
+        config: arms, engine, limits; finished generations in its output folder are used.
+        shown: the questions in each layout, that of the comparison first.
 
     Raises:
-        ConfigError: the batch does not fit the GPU.
+        ConfigError: the model or a batch does not fit the memory.
         DataError: a prompt with room for its generation does not fit the model.
         ModelError: a model or the adapter cannot be loaded.
     """
-    prompts: list[str] | None = None
-    with tempfile.TemporaryDirectory(prefix="raft-eval-") as scratch, _quiet():
-        task = _load_task(questions, config.max_new_tokens, Path(scratch))
-        for name in config.arms:
-            run = _ask(name, config, task, questions)
-            if prompts not in (None, run.prompts):
-                raise RaftError(f"arm {name} was asked other prompts than arm {config.arms[0]}")
-            prompts = run.prompts
-            yield run
+    tokenizer = load_tokenizer(config.base_model)
+    with ExitStack() as tasks:
+        asked = [
+            Asked(layout, items, tasks.enter_context(harness.load_task(config.task, items)))
+            for layout, items in shown
+        ]
+        ids = _encode(config, asked, tokenizer)
+        kept = Generations(Path(config.output) / PARTIAL, config.partial)
+        tasks.callback(kept.close)
+        runs = {}
+        for engine, arms in engines.group_arms(
+            config.variants(), engines.choose_engine(config.engine)
+        ):
+            models = {arm: _model_of(arm, engine, config) for arm in arms}
+            _generate(engine, models, config, ids, kept)
+            for arm, model in models.items():
+                runs[arm.name] = _judge(arm, model, asked, tokenizer, ids, kept)
+    kept.remove()
+    return [runs[name] for name in config.arms]
 
 
-def _ask(name: str, config: EvalConfig, task: Any, questions: list[AskedQuestion]) -> ArmRun:
-    import lm_eval
-    import torch
+Ids = dict[str, tuple[int, ...]]
+"""Every different prompt with its token ids, in the order in which they were first met."""
 
-    started = time.monotonic()
-    progress.say(f"  loading {name}")
-    model = _load_arm(name, config)
-    # Before the first token: on a CPU bitsandbytes repacks weights when they are first used.
-    size = weight_bytes(model)
-    with progress.task(name, len(questions), "questions") as bar:
-        harness = _harness(model, config, bar)
-        try:
-            found = lm_eval.evaluate(
-                lm=harness,
-                task_dict=task,
-                apply_chat_template=True,
-                log_samples=True,
-                bootstrap_iters=0,
-            )
-        except torch.OutOfMemoryError:
-            raise ConfigError(
-                f"--batch-size {config.batch_size}: the GPU ran out of memory on arm {name}",
-                hint="Lower --batch-size, then --distractors or --max-new-tokens.",
-            ) from None
-    logged = sorted(found["samples"][TASK], key=lambda entry: entry["doc_id"])
-    prompts = [entry["arguments"][0][0] for entry in logged]
-    generated = [harness.generated[prompt] for prompt in prompts]
-    run = ArmRun(
-        name=name,
-        samples=[
-            _sample(name, question, entry, new.truncated)
-            for question, entry, new in zip(questions, logged, generated, strict=True)
-        ],
-        prompts=prompts,
-        tokens_in=sum(len(harness.prompt_ids[prompt]) for prompt in prompts),
-        tokens_out=sum(new.tokens for new in generated),
-        seconds=round(time.monotonic() - started, 3),
+
+def _encode(config: EvalConfig, asked: Sequence[Asked], tokenizer: Any) -> Ids:
+    longest = engines.context_length(config.base_model, tokenizer)
+    ids: Ids = {}
+    for item in asked:
+        prompts = harness.prompts(item.task, item.questions, tokenizer)
+        for question, prompt in zip(item.questions, prompts, strict=True):
+            # The chat template has written all special tokens itself.
+            found = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+            # A longer prompt would be cut on the left, without a word: documents lost.
+            if len(found) + config.max_new_tokens > longest:
+                raise DataError(
+                    f"question {question.id!r}: {len(found)} prompt tokens and "
+                    f"{config.max_new_tokens} for the generation do not fit the model's "
+                    f"{longest}",
+                    path=config.questions,
+                    hint="Lower --distractors or --max-new-tokens.",
+                )
+            ids[prompt] = found
+    return ids
+
+
+def _generate(
+    name: str, models: dict[Arm, str], config: EvalConfig, ids: Ids, kept: Generations
+) -> None:
+    """Have the arms that share an engine answer what they have not answered yet."""
+    missing = [
+        engines.Request(arm, prompt, tokens)
+        for arm, model in models.items()
+        for prompt, tokens in ids.items()
+        if key_of(model, prompt) not in kept.found
+    ]
+    if not missing:
+        return
+    arms = ", ".join(arm.name for arm in models)
+    progress.say(f"  loading {arms} ({name})")
+    started = monotonic()
+    longest = max(map(len, ids.values()))
+    with (
+        engines.opened(name, list(models), config, longest) as engine,
+        progress.task(arms, len(missing), "generations") as bar,
+    ):
+        for said in engine.generate(missing):
+            took, started = monotonic() - started, monotonic()
+            for arm, model in models.items():
+                mine = [item for item in said if item.request.arm == arm]
+                if mine:
+                    share = took * len(mine) / len(said)
+                    kept.add(_batch(model, mine, share, engine.weight_bytes(arm)))
+            bar.advance(len(said))
+
+
+def _batch(model: str, said: list[engines.Said], seconds: float, size: int | None) -> Batch:
+    return Batch(
+        model=model,
         weight_bytes=size,
+        seconds=round(seconds, 3),
+        generations=[
+            Generation(
+                key=key_of(model, item.request.prompt),
+                text=item.text,
+                tokens_in=len(item.request.ids),
+                tokens_out=len(item.ids),
+                truncated=item.truncated,
+            )
+            for item in said
+        ],
     )
-    # The next arm needs the room; the harness and its model refer to each other.
-    del harness, model
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return run
 
 
-def _sample(name: str, question: AskedQuestion, entry: Any, truncated: bool) -> Sample:
-    if entry["doc"]["id"] != question.id:
-        raise RaftError(f"arm {name}: the answer to {question.id} came back in another's place")
-    generation = entry["filtered_resps"][0]
+def _judge(
+    arm: Arm, model: str, asked: Sequence[Asked], tokenizer: Any, ids: Ids, kept: Generations
+) -> ArmRun:
+    generations = {prompt: kept.found[key_of(model, prompt)] for prompt in ids}
+    texts = {prompt: generation.text for prompt, generation in generations.items()}
+    samples = [
+        [
+            _sample(arm.name, item.layout, question, judged, generations[judged.prompt])
+            for question, judged in zip(
+                item.questions,
+                harness.judge(item.task, item.questions, tokenizer, texts.__getitem__),
+                strict=True,
+            )
+        ]
+        for item in asked
+    ]
+    return ArmRun(
+        name=arm.name,
+        samples=samples[0],
+        others=samples[1:],
+        tokens_in=sum(generation.tokens_in for generation in generations.values()),
+        tokens_out=sum(generation.tokens_out for generation in generations.values()),
+        seconds=round(kept.seconds[model], 3),
+        weight_bytes=kept.weight_bytes[model],
+    )
+
+
+def _model_of(arm: Arm, engine: str, config: EvalConfig) -> str:
+    """Everything but the prompt that decides what an arm says."""
+    parts = [
+        fingerprint(config.base_model),
+        fingerprint(arm.adapter) if arm.adapter else "no adapter",
+        "4-bit" if arm.four_bit else "full",
+        str(choose_dtype(config.dtype)),
+        engine,
+        f"up to {config.max_new_tokens} tokens, greedy",
+    ]
+    return key_of("\n".join(parts), arm.name)
+
+
+def _sample(
+    name: str,
+    layout: Layout,
+    question: AskedQuestion,
+    entry: harness.Judged,
+    generation: Generation,
+) -> Sample:
+    scores = entry.scores
+    found = quotes.check(generation.text, question.documents, question.oracle_indices)
     return Sample(
         question_id=question.id,
         arm=name,
         question=question.question,
         gold=question.answer,
-        generation=generation,
-        answer=find_answer(generation)[0],
-        f1=entry["f1"],
-        em=entry["em"],
-        precision=entry["precision"],
-        recall=entry["recall"],
-        contains=bool(entry["contains"]),
-        truncated=truncated,
-        answered=not entry["unanswered"],
+        generation=generation.text,
+        answer=find_answer(generation.text)[0],
+        f1=scores["f1"],
+        em=scores["em"],
+        precision=scores["precision"],
+        recall=scores["recall"],
+        contains=bool(scores["contains"]),
+        truncated=generation.truncated,
+        answered=not scores["unanswered"],
         documents=question.documents,
         oracle_indices=question.oracle_indices,
+        quotes=found.quotes,
+        quotes_verbatim=found.verbatim,
+        quotes_oracle=found.oracle,
+        distractors=layout.distractors,
+        oracle=layout.oracle,
     )
-
-
-# ---- models ------------------------------------------------------------------------------------
-
-
-def _load_arm(name: str, config: EvalConfig) -> Any:
-    """Only what the arm needs: the base arms never read the adapter."""
-    dtype = choose_dtype(config.dtype)
-    match name:
-        case "base":
-            return load_model(config.base_model, dtype)
-        case "raft":
-            return load_tuned(config.base_model, config.adapter, dtype)
-        case "base-4bit":
-            return load_4bit(config.base_model, None, dtype)
-        case _:
-            return load_4bit(config.base_model, config.adapter, dtype)
-
-
-def _make_greedy(model: Any, eos_ids: list[int], pad_id: int) -> None:
-    """Replace the model's own generation settings: some sample, some penalise repetition."""
-    from transformers import GenerationConfig
-
-    model.generation_config = GenerationConfig(
-        do_sample=False, eos_token_id=eos_ids, pad_token_id=pad_id
-    )
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Ids that end a generation: the tokenizer's and all that the model names (chat models do)."""
-    own = model.generation_config.eos_token_id
-    own = own if isinstance(own, list) else [own]
-    return sorted({token for token in (*own, tokenizer.eos_token_id) if token is not None})
-
-
-# ---- the harness -------------------------------------------------------------------------------
-
-
-def _load_task(questions: list[AskedQuestion], max_new_tokens: int, scratch: Path) -> Any:
-    """Our lm-eval task over our questions instead of the hub's."""
-    from lm_eval.tasks import TaskManager
-
-    rows = scratch / "questions.jsonl"
-    rows.write_text(
-        "".join(question.model_dump_json() + "\n" for question in questions), encoding="utf-8"
-    )
-    ours = {
-        "include": str(TASK_FILE),
-        "task": TASK,
-        "dataset_path": "json",
-        "dataset_name": None,
-        "dataset_kwargs": {
-            "data_files": {"validation": str(rows)},
-            "cache_dir": str(scratch / "cache"),
-        },
-        "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": max_new_tokens},
-    }
-    # JSON is YAML; a file of its own is the harness's way of changing a task.
-    (scratch / TASK_FILE.name).write_text(json.dumps(ours), encoding="utf-8")
-    return TaskManager(include_path=str(scratch), include_defaults=False).load([TASK])
-
-
-def _harness(model: Any, config: EvalConfig, bar: progress.Task) -> Any:
-    """The model as lm-eval wants it, counting what the harness throws away.
-
-    After a run, `prompt_ids` has the token ids of each prompt and `generated` what came of it.
-    """
-    from lm_eval.models.huggingface import HFLM
-
-    class CountingModel(HFLM):
-        def __init__(self) -> None:
-            tokenizer = load_tokenizer(config.base_model)
-            self.eos_ids = _end_tokens(model, tokenizer)
-            _make_greedy(model, self.eos_ids, tokenizer.pad_token_id)
-            super().__init__(
-                pretrained=model,
-                tokenizer=tokenizer,
-                batch_size=config.batch_size,
-                add_bos_token=False,  # the chat template writes all special tokens itself
-            )
-            self.prompt_ids: dict[str, tuple[int, ...]] = {}
-            self.generated: dict[str, Generated] = {}
-            self.by_ids: dict[tuple[int, ...], Generated] = {}
-
-        def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
-            for request in requests:
-                ids, _ = self.tok_batch_encode([request.args[0]])
-                self.prompt_ids[request.args[0]] = tuple(ids[0].tolist())
-                self._refuse_too_long(request)
-            texts: list[str] = super().generate_until(requests, disable_tqdm=True)
-            self.generated = {text: self.by_ids[ids] for text, ids in self.prompt_ids.items()}
-            return texts
-
-        def _refuse_too_long(self, request: Any) -> None:
-            # The harness would cut such a prompt on the left, without a word: documents lost.
-            size = len(self.prompt_ids[request.args[0]])
-            if size + config.max_new_tokens > self.max_length:
-                raise DataError(
-                    f"question {request.doc['id']!r}: {size} prompt tokens and "
-                    f"{config.max_new_tokens} for the generation do not fit the model's "
-                    f"{self.max_length}",
-                    path=config.questions,
-                    hint="Lower --distractors or --max-new-tokens.",
-                )
-
-        def _model_generate(
-            self, context: "torch.Tensor", max_length: int, stop: list[str], **options: Any
-        ) -> "torch.Tensor":
-            output: torch.Tensor = super()._model_generate(context, max_length, stop, **options)
-            width = context.shape[1]
-            for row, mask, new in zip(
-                context, options["attention_mask"], output[:, width:].tolist(), strict=True
-            ):
-                ends = (index for index, token in enumerate(new) if token in self.eos_ids)
-                tokens = next(ends, len(new) - 1) + 1
-                cut = tokens == config.max_new_tokens and new[-1] not in self.eos_ids
-                self.by_ids[tuple(row[mask.bool()].tolist())] = Generated(tokens, cut)
-            bar.advance(len(context))
-            return output
-
-    return CountingModel()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the harness's bars and notices away from our own progress; put them back after."""
-    import datasets
-    import lm_eval.api.task
-
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
-    levels = [logger.level for logger in loggers]
-    bars = lm_eval.api.task.tqdm
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-    # There is no switch for the bar over the prompts it builds.
-    lm_eval.api.task.tqdm = lambda items, **_: items
-    try:
-        yield
-    finally:
-        lm_eval.api.task.tqdm = bars
-        datasets.enable_progress_bars()
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -1,8 +1,10 @@
 """The eval stage: ask every arm the same questions, judge, compare, report.
 
 Writes to the output folder: `results.json` (`records.Evaluation`), `samples.jsonl` (one
-`records.Sample` a line, arm after arm), `f1.png`, `report.html`, `ledger.json`, and the adapter's
-`training.json`.
+`records.Sample` a line, arm after arm), `robustness.jsonl` (the same for further layouts, where
+any were asked), `f1.png`, `report.html`, `report.md`, `ledger.json`, and the adapter's
+`training.json`. While it runs, finished generations lie in `generations.partial.jsonl`; the same
+command goes on from them.
 """
 
 from collections.abc import Sequence
@@ -10,10 +12,11 @@ from pathlib import Path
 
 from components import progress
 from components.eval import figure, findings, report
-from components.eval.arms import TASK, ArmRun, ask_arms
+from components.eval.arms import ArmRun, ask_arms
 from components.eval.config import EvalConfig
-from components.eval.questions import AskedQuestion, choose_questions
-from components.ledger import Ledger
+from components.eval.engines import choose_engine
+from components.eval.questions import AskedQuestion, choose_questions, show
+from components.ledger import LEDGER, Ledger, LedgerEntry
 from components.models import choose_dtype
 from components.records import (
     Evaluation,
@@ -25,6 +28,7 @@ from components.records import (
 from components.storage import atomic_write, seal, unseal, verify, write_json
 
 RESULTS, SAMPLES, CHART, REPORT = "results.json", "samples.jsonl", "f1.png", "report.html"
+ROBUSTNESS, MARKDOWN = "robustness.jsonl", "report.md"
 TRAINING = "training.json"
 
 
@@ -39,30 +43,38 @@ def run(config: EvalConfig) -> Evaluation:
     quantization = _read_quantization(config.quantization)
     training = _read_training(Path(config.adapter))
     questions = choose_questions(
-        Path(config.questions),
-        max_questions=config.max_questions,
-        distractors=config.distractors,
-        seed=config.seed,
+        config.questions, max_questions=config.max_questions, seed=config.seed
     )
-    progress.headline("eval", f"{len(questions)} questions to {', '.join(config.arms)}")
+    shown = [
+        (layout, [show(question, layout.distractors, layout.oracle) for question in questions])
+        for layout in config.layouts()
+    ]
+    ways = f", in {len(shown)} ways" if len(shown) > 1 else ""
+    progress.headline("eval", f"{len(questions)} questions to {', '.join(config.arms)}{ways}")
     with Ledger("eval", output, config.prices) as ledger:
         unseal(output)
-        (output / TRAINING).unlink(missing_ok=True)  # of another adapter
-        runs = []
-        for arm in ask_arms(config, questions):
+        for name in (TRAINING, ROBUSTNESS):  # of an earlier run
+            (output / name).unlink(missing_ok=True)
+        runs = ask_arms(config, shown)
+        for arm in runs:
             ledger.count(tokens_in=arm.tokens_in, tokens_out=arm.tokens_out)
-            runs.append(arm)
-        evaluation = _judge(config, questions, runs, quantization)
+            ledger.parts[arm.name] = arm.seconds
+        evaluation = _judge(config, shown[0][1], runs, quantization)
         samples = [sample for arm in runs for sample in arm.samples]
         write_json(output / RESULTS, evaluation)
         # Beside the scores, so that they are never without their settings.
         if training is not None:
             write_json(output / TRAINING, training)
         _write_samples(output / SAMPLES, samples)
+        if evaluation.curve:
+            others = [sample for arm in runs for layout in arm.others for sample in layout]
+            _write_samples(output / ROBUSTNESS, others)
         figure.draw(evaluation, output / CHART)
-        page = report.render(evaluation, samples, quantization, ledger.entry())
+        accounts = [*_read_accounts(config), ledger.entry()]
         with atomic_write(output / REPORT) as file:
-            file.write(page)
+            file.write(report.render(evaluation, samples, quantization, accounts))
+        with atomic_write(output / MARKDOWN) as file:
+            file.write(report.render_markdown(evaluation, quantization, accounts))
     seal(output)
     for sentence in (*evaluation.warnings, findings.verdict(evaluation)):
         progress.say(f"  {sentence}")
@@ -74,6 +86,14 @@ def _read_quantization(folder: str) -> QuantizationReport | None:
         return None
     verify(Path(folder), "--quantization")
     return read_json(Path(folder) / "quantization.json", QuantizationReport)
+
+
+def _read_accounts(config: EvalConfig) -> list[LedgerEntry]:
+    """What the stages took whose artifacts this one reads; those from elsewhere have none."""
+    folders = [Path(folder) for folder in (config.adapter, config.quantization) if folder]
+    return [
+        read_json(folder / LEDGER, LedgerEntry) for folder in folders if (folder / LEDGER).exists()
+    ]
 
 
 def _read_training(adapter: Path) -> TrainingRecord | None:
@@ -91,7 +111,7 @@ def _judge(
     scored = [findings.score_arm(arm, config.resamples, config.seed) for arm in runs]
     by_name = {arm.name: arm for arm in scored}
     return Evaluation(
-        task=TASK,
+        task=config.task,
         base_model=_model_name(config.base_model),
         dtype=str(choose_dtype(config.dtype)).removeprefix("torch."),
         questions=len(questions),
@@ -104,9 +124,13 @@ def _judge(
             quantization.memory_ratio if quantization else findings.memory_ratio(by_name)
         ),
         warnings=[
-            *_few_distractors(config.distractors, questions),
+            *_few_distractors(config.distractors[0], questions),
             *findings.find_warnings(scored, config.max_new_tokens),
         ],
+        engine=choose_engine(config.engine),
+        distractors=config.layouts()[0].distractors,
+        oracle=config.layouts()[0].oracle,
+        curve=findings.curve(runs, config.resamples, config.seed),
     )
 
 

@@ -8,10 +8,60 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from components.eval.findings import BITS
-from components.records import ArmResult, Evaluation
+from components.records import ArmResult, Evaluation, Oracle
 
 BASE_COLOR, RAFT_COLOR, INK, GRID = "#bcc4cd", "#2a7fc4", "#1d2733", "#e3e7ec"
 """Grey and blue differ in lightness too: they stay apart in print and to every kind of eye."""
+
+
+class Line(NamedTuple):
+    """One arm's F1 along the numbers of distractors; a point is place, F1, low, high."""
+
+    arm: str
+    points: list[tuple[int, float, float, float]]
+
+
+class Panel(NamedTuple):
+    """The lines for one place of the oracle; `ticks` names the places on the axis."""
+
+    title: str
+    ticks: list[str]
+    lines: list[Line]
+
+
+PLACES: dict[Oracle, str] = {
+    "present": "Oracle among the distractors",
+    "absent": "Oracle left out",
+    "first": "Oracle first",
+    "last": "Oracle last",
+}
+
+
+def panels(evaluation: Evaluation) -> list[Panel]:
+    """The robustness curves, one panel for each place of the oracle; none where none were asked."""
+    counts = {point.distractors for point in evaluation.curve}
+    ordered = sorted(counts, key=lambda count: (count < 0, count))
+    ticks = ["all" if count < 0 else str(count) for count in ordered]
+    shown = []
+    for place, title in PLACES.items():
+        lines = []
+        for arm in evaluation.arms:
+            points = [
+                (ordered.index(point.distractors), point.f1, *point.f1_ci)
+                for point in evaluation.curve
+                if (point.arm, point.oracle) == (arm.name, place)
+            ]
+            if points:
+                lines.append(Line(arm.name, sorted(points)))
+        if lines:
+            shown.append(Panel(title, ticks, lines))
+    return shown
+
+
+def top_of_curves(evaluation: Evaluation) -> float:
+    """The end of the curves' F1 axis: the next tenth above the highest interval."""
+    highest = max(point.f1_ci[1] for point in evaluation.curve)
+    return min(1.0, max(0.1, math.ceil(highest * 10) / 10))
 
 
 class Group(NamedTuple):

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 
 from components.eval.arms import ArmRun
-from components.eval.statistics import mean, mean_interval, paired_difference
-from components.records import ArmResult, Comparison, Evaluation, Sample
+from components.eval.statistics import DIGITS, mean, mean_interval, paired_difference
+from components.records import ArmResult, Comparison, CurvePoint, Evaluation, Sample
 
 PAIRS = (("raft", "base"), ("raft-4bit", "base-4bit"), ("raft-4bit", "raft"))
 COMPARED = ("f1", "contains")
@@ -37,9 +37,41 @@ def score_arm(run: ArmRun, resamples: int, seed: int) -> ArmResult:
         f1_ci=interval("f1"),
         em_ci=interval("em"),
         contains_ci=interval("contains"),
-        seconds=run.seconds,
+        empty=mean([float(not sample.generation.strip()) for sample in run.samples]),
+        quoted=mean([float(sample.quotes > 0) for sample in run.samples]),
+        quoted_oracle=mean([float(sample.quotes_oracle > 0) for sample in run.samples]),
+        quotes_verbatim=_verbatim(run.samples),
         weight_bytes=run.weight_bytes,
     )
+
+
+def _verbatim(samples: Sequence[Sample]) -> float | None:
+    quotes = sum(sample.quotes for sample in samples)
+    if not quotes:
+        return None
+    return round(sum(sample.quotes_verbatim for sample in samples) / quotes, DIGITS)
+
+
+def curve(runs: Sequence[ArmRun], resamples: int, seed: int) -> list[CurvePoint]:
+    """Every arm at every layout, the comparison's first; nothing where that is the only one."""
+    if not any(run.others for run in runs):
+        return []
+    return [
+        CurvePoint(
+            arm=run.name,
+            distractors=samples[0].distractors,
+            oracle=samples[0].oracle,
+            n=len(samples),
+            f1=mean(values(samples, "f1")),
+            f1_ci=mean_interval(values(samples, "f1"), resamples, seed),
+            em=mean(values(samples, "em")),
+            contains=mean(values(samples, "contains")),
+            truncated=mean(values(samples, "truncated")),
+            unanswered=mean([float(not sample.answered) for sample in samples]),
+        )
+        for run in runs
+        for samples in (run.samples, *run.others)
+    ]
 
 
 def compare_arms(runs: Sequence[ArmRun], resamples: int, seed: int) -> list[Comparison]:
@@ -80,22 +112,27 @@ def memory_ratio(arms: Mapping[str, ArmResult]) -> float | None:
     """Weight bytes in 4 bits over full ones; of the base, which carries no adapter, if it ran."""
     for full, small in (("base", "base-4bit"), ("raft", "raft-4bit")):
         if full in arms and small in arms:
-            return round(arms[small].weight_bytes / arms[full].weight_bytes, 6)
+            sizes = arms[small].weight_bytes, arms[full].weight_bytes
+            if sizes[0] and sizes[1]:
+                return round(sizes[0] / sizes[1], DIGITS)
     return None
 
 
 def find_warnings(arms: Sequence[ArmResult], max_new_tokens: int) -> list[str]:
-    """What makes a tuned arm's scores doubtful, in plain sentences."""
+    """What makes an arm's scores doubtful, in plain sentences.
+
+    That a base model writes no answer marker is no fault of the run: it was never taught to.
+    """
     found = []
     for arm in arms:
-        if not arm.name.startswith("raft"):
-            continue
         if arm.truncated > TOLERATED:
             found.append(
                 f"{arm.name}: {arm.truncated:.1%} of the generations were cut off at "
                 f"{max_new_tokens} tokens, so its scores may be too low; raise --max-new-tokens."
             )
-        if arm.unanswered > TOLERATED:
+        if arm.empty > TOLERATED:
+            found.append(f"{arm.name}: {arm.empty:.1%} of the generations are empty.")
+        if arm.unanswered > TOLERATED and arm.name.startswith("raft"):
             found.append(
                 f"{arm.name}: {arm.unanswered:.1%} of the generations give no answer after the "
                 "marker and were scored as a whole; train longer or on more rows."
@@ -180,6 +217,69 @@ def form_or_substance(evaluation: Evaluation) -> list[str]:
             "words, after the marker)."
         )
     return sentences
+
+
+def layout(evaluation: Evaluation) -> str:
+    """How the documents were shown, in words."""
+    count = "all" if evaluation.distractors < 0 else f"{evaluation.distractors}"
+    others = f"{count} distractor{'s' if evaluation.distractors != 1 else ''}"
+    places = {
+        "present": f"{others} beside the oracle paragraphs",
+        "absent": f"{others}, oracle paragraphs left out",
+        "first": f"{others} after the oracle paragraphs",
+        "last": f"{others} before the oracle paragraphs",
+    }
+    return "no documents" if evaluation.task == "hotpotqa_closed" else places[evaluation.oracle]
+
+
+def reasoning(evaluation: Evaluation) -> list[str]:
+    """Whether the tuned model reasons from the documents, which is RAFT's point."""
+    sentences = []
+    for arm in evaluation.arms:
+        if arm.name.startswith("raft") and arm.quotes_verbatim is not None:
+            sentences.append(
+                f"{label(arm.name, evaluation)} quotes in {arm.quoted:.0%} of its answers; "
+                f"{arm.quotes_verbatim:.0%} of the quotes stand word for word in a document shown, "
+                f"and {arm.quoted_oracle:.0%} of the answers quote an oracle paragraph."
+            )
+    return sentences
+
+
+def robustness(evaluation: Evaluation) -> list[str]:
+    """What more distractors, or no oracle, do to an arm, in sentences."""
+    sentences = []
+    for arm in evaluation.arms:
+        for place in ("present", "first", "last"):
+            points = [
+                point
+                for point in evaluation.curve
+                if (point.arm, point.oracle) == (arm.name, place)
+            ]
+            # All of a question's paragraphs (-1) are more than any number of them.
+            points.sort(key=lambda point: (point.distractors < 0, point.distractors))
+            if len(points) > 1:
+                few, many = points[0], points[-1]
+                apart = few.f1_ci[0] > many.f1_ci[1] or many.f1_ci[0] > few.f1_ci[1]
+                sentences.append(
+                    f"{label(arm.name, evaluation)}, oracle {place}: F1 {few.f1:.3f} with "
+                    f"{_count(few.distractors)}, {many.f1:.3f} with {_count(many.distractors)}"
+                    + ("." if apart else " (the intervals overlap).")
+                )
+        absent = [
+            point for point in evaluation.curve if (point.arm, point.oracle) == (arm.name, "absent")
+        ]
+        if absent:
+            best = max(absent, key=lambda point: point.f1)
+            sentences.append(
+                f"Without the oracle {label(arm.name, evaluation)} reaches F1 {best.f1:.3f} at "
+                f"most and answers {1 - best.unanswered:.0%} of the questions all the same."
+            )
+    return sentences
+
+
+def _count(distractors: int) -> str:
+    words = {-1: "all distractors", 0: "no distractor", 1: "1 distractor"}
+    return words.get(distractors, f"{distractors} distractors")
 
 
 def tuning_effect(evaluation: Evaluation, metric: str) -> Comparison | None:

@@ -1,6 +1,7 @@
-"""Read questions in HotpotQA form, draw a sample, and choose the paragraphs that are shown.
+"""Read questions, draw a sample, and choose the paragraphs that are shown.
 
-A file is a JSON list, as HotpotQA is published, or JSON Lines; one entry (shortened)::
+Questions come in HotpotQA form, from the hub's HotpotQA, or as the rows that `generate` wrote. A
+file is a JSON list, as HotpotQA is published, or JSON Lines; one entry (shortened)::
 
     {"_id": "5a8b57f2", "question": "Where was Ada Voss born?", "answer": "Kelden",
      "supporting_facts": [["Ada Voss", 0]],
@@ -10,6 +11,7 @@ Knows nothing of models or prompts.
 """
 
 import random
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -18,9 +20,12 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from components.errors import DataError
-from components.records import Question, Record, explain
+from components.eval.metrics import find_answer
+from components.records import Oracle, Question, RaftRow, Record, explain
 
 ALL_DISTRACTORS = -1
+HUB = "hotpotqa/hotpot_qa"
+VALIDATION = "validation.jsonl"
 Kind = Literal["row", "line"]
 FORM = "See https://hotpotqa.github.io for the form; the README shows an example."
 
@@ -38,25 +43,27 @@ class AskedQuestion(Record):
     oracle_indices: list[int]
 
 
-def choose_questions(
-    path: Path, *, max_questions: int, distractors: int, seed: int
-) -> list[AskedQuestion]:
-    """Read a file and take the questions to ask, in the file's order.
+def choose_questions(source: str | Path, *, max_questions: int, seed: int) -> list[Question]:
+    """Read questions and take those to ask, in the source's order.
 
     Args:
-        path: JSON list or JSON Lines.
-        max_questions: when the file has more, this many are drawn by `seed`.
-        distractors: paragraphs shown beside the oracle ones; -1 shows all.
+        source: a file, a dataset folder of generate, or `hotpotqa/hotpot_qa` for the hub's.
+        max_questions: when there are more, this many are drawn by `seed`.
         seed: of the draw.
 
     Raises:
-        DataError: as `read_questions`.
+        DataError: as `read_questions`, or the hub cannot be reached.
     """
-    questions = read_questions(path)
+    path = Path(source)
+    if str(source) == HUB and not path.exists():
+        questions = _from_hub()
+    else:
+        # The rows that generate kept back: nothing was trained on them.
+        questions = read_questions(path / VALIDATION if path.is_dir() else path)
     if len(questions) > max_questions:
         drawn = sorted(random.Random(seed).sample(range(len(questions)), max_questions))
         questions = [questions[index] for index in drawn]
-    return [show(question, distractors) for question in questions]
+    return questions
 
 
 def read_questions(path: Path) -> list[Question]:
@@ -72,7 +79,7 @@ def read_questions(path: Path) -> list[Question]:
     places: dict[str, int] = {}
     for number, row in rows:
         try:
-            question = Question.model_validate(row)
+            question = Question.model_validate(_in_hotpotqa_form(row))
         except ValidationError as error:
             raise _fault_at(path, kind, number, explain(error)) from None
         if fault := _fault(question):
@@ -87,27 +94,104 @@ def read_questions(path: Path) -> list[Question]:
     return questions
 
 
-def show(question: Question, distractors: int) -> AskedQuestion:
-    """Keep the oracle paragraphs and the first `distractors` others, in the question's order."""
-    oracles = _oracle_titles(question)
+def show(question: Question, distractors: int, oracle: Oracle = "present") -> AskedQuestion:
+    """Choose the paragraphs: the oracle ones and the first `distractors` others.
+
+    Args:
+        question: with all its paragraphs.
+        distractors: how many others; -1 is all.
+        oracle: present keeps the question's order; first and last move the oracle paragraphs to
+            that end; absent leaves them out.
+    """
+    titles = _oracle_titles(question)
     room = len(question.context) if distractors == ALL_DISTRACTORS else distractors
-    documents: list[str] = []
-    oracle_indices: list[int] = []
+    oracles: list[str] = []
+    others: list[str] = []
+    in_order: list[tuple[str, bool]] = []
     for title, sentences in question.context:
-        if title in oracles:
-            oracle_indices.append(len(documents))
-        elif room > 0:
-            room -= 1
-        else:
-            continue
-        documents.append("".join(sentences))
+        text = "".join(sentences)
+        if title in titles:
+            oracles.append(text)
+            in_order.append((text, True))
+        elif len(others) < room:
+            others.append(text)
+            in_order.append((text, False))
+    arranged: dict[Oracle, list[tuple[str, bool]]] = {
+        "present": in_order,
+        "absent": [(text, False) for text in others],
+        "first": [*((text, True) for text in oracles), *((text, False) for text in others)],
+        "last": [*((text, False) for text in others), *((text, True) for text in oracles)],
+    }
     return AskedQuestion(
         id=question.id,
         question=question.question,
         answer=question.answer,
-        documents=documents,
-        oracle_indices=oracle_indices,
+        documents=[text for text, _ in arranged[oracle]],
+        oracle_indices=[
+            index for index, (_, is_oracle) in enumerate(arranged[oracle]) if is_oracle
+        ],
     )
+
+
+# ---- other forms -------------------------------------------------------------------------------
+
+
+def _from_hub() -> list[Question]:
+    """HotpotQA's validation set in the distractor setting."""
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(HUB, "distractor", split="validation")
+    except (OSError, ValueError, ConnectionError) as error:
+        raise DataError(
+            f"the hub's data set cannot be read ({str(error).splitlines()[0]})",
+            path=HUB,
+            hint="Give --questions a file in HotpotQA form.",
+        ) from None
+    return [Question.model_validate(_in_hotpotqa_form(row)) for row in rows]
+
+
+def _in_hotpotqa_form(row: object) -> object:
+    """Bring the hub's rows and generate's into HotpotQA form; others stay as they are."""
+    if not isinstance(row, dict):
+        return row
+    if "cot_answer" in row:
+        return _from_raft(RaftRow.model_validate(row))
+    facts, context = row.get("supporting_facts"), row.get("context")
+    if isinstance(facts, dict) and isinstance(context, dict):
+        # The hub keeps titles and sentences in parallel lists.
+        return {
+            **{name: row[name] for name in ("question", "answer") if name in row},
+            "_id": row.get("id"),
+            "supporting_facts": list(zip(facts["title"], facts["sent_id"], strict=True)),
+            "context": list(zip(context["title"], context["sentences"], strict=True)),
+        }
+    return row
+
+
+def _from_raft(row: RaftRow) -> dict[str, object]:
+    """A row of generate: its chunks are the paragraphs, named by their place.
+
+    Chunks of one document share a title, so titles cannot say which one is the oracle. A row whose
+    oracle was left out in training gets it back, at a place that the row's id decides.
+    """
+    documents = list(row.context.sentences[0]) if row.context.sentences else []
+    place = row.oracle_index
+    if place is None and row.oracle_context in documents:  # published rows have no index
+        place = documents.index(row.oracle_context)
+    if place is None:
+        place = zlib.crc32(row.id.encode()) % (len(documents) + 1)
+        documents.insert(place, row.oracle_context)
+    return {
+        "_id": row.id,
+        "question": row.question,
+        "answer": row.answer or find_answer(row.cot_answer)[0],
+        "supporting_facts": [(str(place), 0)],
+        "context": [(str(index), [text]) for index, text in enumerate(documents)],
+    }
+
+
+# ---- checks ------------------------------------------------------------------------------------
 
 
 def _oracle_titles(question: Question) -> set[str]:

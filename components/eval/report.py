@@ -5,6 +5,7 @@ work in a sandboxed frame), and takes every text from models and documents as ho
 escapes all of it, and characters that could hide or turn text round are made visible.
 """
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -12,12 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from components.describe import duration
-from components.eval import figure, findings
+from components.describe import Table, duration, markdown_table, money, plain
+from components.eval import figure, findings, quotes
 from components.ledger import LedgerEntry
 from components.records import (
-    QUOTE_BEGIN,
-    QUOTE_END,
     ArmResult,
     Evaluation,
     QuantizationReport,
@@ -27,15 +26,16 @@ from components.records import (
 FOLDER = Path(__file__).parent
 MAX_SAMPLES = 60
 MAX_CHARACTERS = 1500
+MAX_DOCUMENT, MAX_DOCUMENTS, MAX_LINE = 3000, 20, 400
 RIGHT_FROM = 0.5
-SHORTEST_QUOTE = 8
 
-# Control characters but tab and line feed; marks that reverse or embed text; lone surrogates.
+# Control characters but tab and line feed; soft hyphen, zero-width and invisible characters; marks
+# that reverse or embed text; tags and other variation of nothing; lone surrogates.
 UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"
+    "\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e0fff]"
 )
-QUOTE = re.compile(f"{re.escape(QUOTE_BEGIN)}(.*?){re.escape(QUOTE_END)}", re.DOTALL)
-
 Outcome = Literal["won", "lost", "both right", "both wrong", "asked"]
 Piece = tuple[str, Literal["", "quote", "invented"]]
 """A stretch of text: plain, quoted from a document, or quoted from no document shown."""
@@ -46,6 +46,7 @@ class ShownDocument(NamedTuple):
 
     pieces: list[Piece]
     oracle: bool
+    clipped: int
 
 
 class ShownAnswer(NamedTuple):
@@ -68,6 +69,7 @@ class ShownSample(NamedTuple):
     question: str
     gold: str
     documents: list[ShownDocument]
+    more_documents: int
     answers: list[ShownAnswer]
 
 
@@ -75,7 +77,7 @@ def render(
     evaluation: Evaluation,
     samples: Sequence[Sample],
     quantization: QuantizationReport | None,
-    ledger: LedgerEntry,
+    accounts: Sequence[LedgerEntry],
 ) -> str:
     """The page as text.
 
@@ -83,7 +85,7 @@ def render(
         evaluation: figures; its warnings are shown.
         samples: of all arms; a selection is shown.
         quantization: measured weight bytes, where quantize-check ran.
-        ledger: time, tokens and cost of this stage so far.
+        accounts: time, tokens and cost of earlier stages where they are known, then of this one.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -110,11 +112,18 @@ def render(
         form=findings.form_or_substance(evaluation),
         f1_gain=findings.tuning_effect(evaluation, "f1"),
         contains_gain=findings.tuning_effect(evaluation, "contains"),
+        layout=findings.layout(evaluation),
+        reasoning=findings.reasoning(evaluation),
+        panels=figure.panels(evaluation),
+        curve_top=figure.top_of_curves(evaluation) if evaluation.curve else 1,
+        robustness=findings.robustness(evaluation),
         groups=figure.groups(evaluation),
         top=figure.top_of_scale(evaluation),
         words=_median_words(samples),
         memory=_memory(evaluation, quantization),
-        ledger=ledger,
+        ledger=accounts[-1],
+        costs=cost_table(accounts),
+        post=read_post(),
         quantization=quantization,
         counts=counts,
         samples=[_shown(members) for members in _spread(questions, MAX_SAMPLES)],
@@ -167,19 +176,29 @@ def _spread(questions: dict[Outcome, list[list[Sample]]], room: int) -> list[lis
 
 def _shown(members: Sequence[Sample]) -> ShownSample:
     first = members[0]
-    quotes = {quote for sample in members for quote in _quotes(sample.generation)}
+    quoted = {
+        quote
+        for sample in members
+        for quote in quotes.find(sample.generation.strip()[:MAX_CHARACTERS])
+        if len(quote) >= quotes.SHORTEST
+    }
     return ShownSample(
         outcome=_outcome(members),
-        question=first.question,
-        gold=first.gold,
+        question=_clip(first.question, MAX_LINE),
+        gold=_clip(first.gold, MAX_LINE),
         documents=[
-            ShownDocument(_highlight(text, quotes), index in first.oracle_indices)
-            for index, text in enumerate(first.documents)
+            ShownDocument(
+                _highlight(text[:MAX_DOCUMENT], quoted),
+                index in first.oracle_indices,
+                max(0, len(text) - MAX_DOCUMENT),
+            )
+            for index, text in enumerate(first.documents[:MAX_DOCUMENTS])
         ],
+        more_documents=max(0, len(first.documents) - MAX_DOCUMENTS),
         answers=[
             ShownAnswer(
                 arm=sample.arm,
-                answer=sample.answer[:MAX_CHARACTERS],
+                answer=_clip(sample.answer, MAX_LINE),
                 pieces=_split_quotes(sample.generation.strip()[:MAX_CHARACTERS], first.documents),
                 clipped=max(0, len(sample.generation.strip()) - MAX_CHARACTERS),
                 f1=sample.f1,
@@ -192,16 +211,14 @@ def _shown(members: Sequence[Sample]) -> ShownSample:
     )
 
 
-def _quotes(generation: str) -> list[str]:
-    return [
-        text for quote in QUOTE.findall(generation) if len(text := quote.strip()) >= SHORTEST_QUOTE
-    ]
+def _clip(text: str, room: int) -> str:
+    return text if len(text) <= room else f"{text[:room]} … ({len(text) - room:,} more characters)"
 
 
 def _split_quotes(text: str, documents: Sequence[str]) -> list[Piece]:
     """A generation in stretches; an unclosed quote marker stays what it is: text."""
     pieces: list[Piece] = []
-    for index, piece in enumerate(QUOTE.split(text)):
+    for index, piece in enumerate(quotes.split(text)):
         if index % 2 == 0:
             pieces.append((piece, ""))
         elif any(piece.strip() in document for document in documents):
@@ -211,15 +228,119 @@ def _split_quotes(text: str, documents: Sequence[str]) -> list[Piece]:
     return pieces
 
 
-def _highlight(text: str, quotes: set[str]) -> list[Piece]:
+def _highlight(text: str, quoted: set[str]) -> list[Piece]:
     """A document in stretches; what a generation quotes verbatim is highlighted, longest first."""
-    if not quotes:
+    if not quoted:
         return [(text, "")]
-    longest_first = sorted(quotes, key=lambda quote: (-len(quote), quote))
+    longest_first = sorted(quoted, key=lambda quote: (-len(quote), quote))
     pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
     return [
         (piece, "quote" if index % 2 else "") for index, piece in enumerate(pattern.split(text))
     ]
+
+
+# ---- Markdown ----------------------------------------------------------------------------------
+
+
+def render_markdown(
+    evaluation: Evaluation,
+    quantization: QuantizationReport | None,
+    accounts: Sequence[LedgerEntry],
+) -> str:
+    """The same figures as text for a pull request or a chat; samples stay in samples.jsonl."""
+    parts = ["# RAFT evaluation", plain(findings.verdict(evaluation))]
+    parts += [f"> {plain(warning)}" for warning in evaluation.warnings]
+    asked = (
+        f"{evaluation.base_model} · {evaluation.questions:,} questions · "
+        f"up to {evaluation.max_new_tokens} new tokens · greedy · seed {evaluation.seed}"
+    )
+    parts += [plain(asked), markdown_table(_scores(evaluation))]
+    parts += [plain(sentence) for sentence in findings.reasoning(evaluation)]
+    parts += ["## Form or substance", plain(" ".join(findings.form_or_substance(evaluation)))]
+    if evaluation.comparisons:
+        parts.append(markdown_table(_differences(evaluation)))
+    if evaluation.curve:
+        parts += ["## Distractors", plain(" ".join(findings.robustness(evaluation)))]
+        parts.append(markdown_table(_curve(evaluation)))
+    if quantization is not None:
+        parts += ["## Four bits", plain(quantization.verdict)]
+    parts += ["## Time and cost", markdown_table(cost_table(accounts))]
+    return show_unseen("\n\n".join(parts)) + "\n"
+
+
+def _scores(evaluation: Evaluation) -> Table:
+    rows = [
+        (
+            findings.label(arm.name, evaluation),
+            f"{arm.f1:.3f} ({arm.f1_ci[0]:.3f} – {arm.f1_ci[1]:.3f})",
+            f"{arm.em:.3f} ({arm.em_ci[0]:.3f} – {arm.em_ci[1]:.3f})",
+            f"{arm.contains:.3f}",
+            f"{arm.truncated:.1%}",
+            f"{arm.unanswered:.1%}",
+            f"{arm.empty:.1%}",
+            f"{arm.quoted_oracle:.1%}",
+            "–" if arm.weight_bytes is None else _bytes(arm.weight_bytes),
+        )
+        for arm in evaluation.arms
+    ]
+    return Table(
+        ("arm", "F1", "EM", "contains", "cut off", "no answer", "empty", "quotes an oracle",
+         "weights"),
+        rows,
+    )  # fmt: skip
+
+
+def _differences(evaluation: Evaluation) -> Table:
+    rows = [
+        (
+            f"{findings.label(item.arm, evaluation)} − {findings.label(item.baseline, evaluation)}",
+            item.metric,
+            findings.with_interval(item),
+            "< 0.001" if item.p_value < 0.001 else f"{item.p_value:.3f}",
+        )
+        for item in evaluation.comparisons
+    ]
+    return Table(("difference, question by question", "metric", "mean", "p"), rows)
+
+
+def _curve(evaluation: Evaluation) -> Table:
+    rows = [
+        (
+            findings.label(point.arm, evaluation),
+            point.oracle,
+            "all" if point.distractors < 0 else str(point.distractors),
+            f"{point.f1:.3f} ({point.f1_ci[0]:.3f} – {point.f1_ci[1]:.3f})",
+            f"{point.contains:.3f}",
+        )
+        for point in evaluation.curve
+    ]
+    return Table(("arm", "oracle", "distractors", "F1", "contains"), rows)
+
+
+# ---- time and cost -----------------------------------------------------------------------------
+
+
+def read_post() -> dict[str, Any]:
+    """The published experiment's figures, to stand beside ours."""
+    found: dict[str, Any] = json.loads((FOLDER / "post.json").read_text(encoding="utf-8"))
+    return found
+
+
+def cost_table(accounts: Sequence[LedgerEntry]) -> Table:
+    """What the stages took, beside what the post reports of its own."""
+    theirs = read_post()["stages"]
+    rows = []
+    for entry in accounts:
+        post = theirs.get(entry.stage)
+        said = (
+            f"{duration(post['seconds'])}, {post['cost']:.2f} USD ({post['what']})"
+            if post
+            else "not reported"
+        )
+        hardware = f"{entry.gpu_count} × {entry.gpu}" if entry.gpu else "CPU"
+        cost = money(entry.cost, entry.currency)
+        rows.append((entry.stage, duration(entry.seconds), hardware, cost, said))
+    return Table(("stage", "time", "hardware", "cost", "in the post"), rows)
 
 
 # ---- figures in words --------------------------------------------------------------------------
@@ -253,12 +374,10 @@ def _memory(evaluation: Evaluation, quantization: QuantizationReport | None) -> 
     arms: dict[str, ArmResult] = {arm.name: arm for arm in evaluation.arms}
     for full, small in (("base", "base-4bit"), ("raft", "raft-4bit")):
         if full in arms and small in arms:
-            return Memory(
-                arms[full].weight_bytes,
-                arms[small].weight_bytes,
-                findings.BITS[evaluation.dtype],
-                "in the arms of this evaluation",
-            )
+            sizes = arms[full].weight_bytes, arms[small].weight_bytes
+            if sizes[0] and sizes[1]:
+                bits = findings.BITS[evaluation.dtype]
+                return Memory(sizes[0], sizes[1], bits, "in the arms of this evaluation")
     return None
 
 
@@ -275,4 +394,9 @@ def _bytes(count: int) -> str:
 
 def _visible(value: Any) -> Any:
     """What jinja prints passes here first; only text that it still has to escape is changed."""
-    return UNSEEN.sub("\N{REPLACEMENT CHARACTER}", value) if type(value) is str else value
+    return show_unseen(value) if type(value) is str else value
+
+
+def show_unseen(text: str) -> str:
+    """A text in which characters that hide, or turn text round, stand as their code points."""
+    return UNSEEN.sub(lambda found: f"\u27e8U+{ord(found.group()):04X}\u27e9", text)

@@ -7,15 +7,17 @@ about documents that no stage has seen; settings were chosen on other seeds than
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from components.errors import ConfigError
 from components.ledger import LEDGER, RunLedger, merge
 from components.progress import headline, say
-from components.records import Evaluation, Record
+from components.records import Evaluation, Record, read_json
 from components.storage import write_json
 from pipelines.demo.world import articles, write_documents, write_questions
 
 MODEL = Path(__file__).with_name("model")
+PIPELINE = Path(__file__).parents[1] / "raft.yaml"
 MARKER = "demo.json"
 STAGES = ("dataset", "adapter", "quantization", "evaluation")
 
@@ -31,17 +33,26 @@ class DemoSettings(Record):
     oracle_probability: float = 1.0
     epochs: float = 4.0
     learning_rate: float = 2e-3  # high, because the model is tiny
+    alpha: int = 128  # twice the rank: what is learned drowns the rounding to 4 bits
     batch_size: int = 8
     max_new_tokens: int = 96  # twice what a RAFT answer takes
     max_memory_ratio: float = 0.6  # embeddings, which stay in 16 bits, are a third of the model
     seed: int = 0
 
 
-def run(output: Path, seed: int) -> Evaluation:
+def run(output: Path, seed: int, *, docker: bool = False) -> Evaluation:
     """Run the demo into a folder, then print the table and where the report lies.
 
+    Args:
+        output: a new folder, or that of an earlier demo.
+        seed: of everything random.
+        docker: run the compiled pipeline, with a container of the CPU images for every stage,
+            instead of the stages themselves.
+
     Raises:
-        ConfigError: the folder holds something else.
+        ConfigError: the folder holds something else, or an image is missing.
+        ClusterError: no Docker engine answers.
+        RunError: a container failed.
     """
     # Nothing is fetched: a hub that does not answer must not cost minutes.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -49,7 +60,43 @@ def run(output: Path, seed: int) -> Evaluation:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     settings = DemoSettings(seed=seed)
     _prepare(output, settings)
+    (_run_in_containers if docker else _run_here)(output.resolve(), _flags(settings))
+    result = read_json(output / "evaluation" / "results.json", Evaluation)
+    ledger = merge([output / name for name in STAGES])
+    write_json(output / LEDGER, ledger)
+    _print_summary(result, ledger, output)
+    return result
 
+
+def _flags(settings: DemoSettings) -> dict[str, dict[str, Any]]:
+    """What each stage is told beside its inputs and its output."""
+    return {
+        "generate": {
+            "max_chunks": 0,
+            "questions_per_chunk": settings.questions_per_chunk,
+            "distractors": settings.distractors,
+            "oracle_probability": settings.oracle_probability,
+            "seed": settings.seed,
+        },
+        "train": {
+            "epochs": settings.epochs,
+            "learning_rate": settings.learning_rate,
+            "alpha": settings.alpha,
+            "batch_size": settings.batch_size,
+            "gradient_accumulation": 1,
+            "gradient_checkpointing": False,
+            "seed": settings.seed,
+        },
+        "quantize-check": {"max_memory_ratio": settings.max_memory_ratio, "seed": settings.seed},
+        "eval": {
+            "max_new_tokens": settings.max_new_tokens,
+            "batch_size": 50,
+            "seed": settings.seed,
+        },
+    }
+
+
+def _run_here(output: Path, flags: dict[str, dict[str, Any]]) -> None:
     from components.eval import eval as evaluate
     from components.eval.config import EvalConfig
     from components.generate import generate
@@ -60,57 +107,53 @@ def run(output: Path, seed: int) -> Evaluation:
     from components.train.config import TrainConfig
 
     dataset, adapter, quantization, evaluation = (str(output / name) for name in STAGES)
+    model = {"base_model": str(MODEL)}
     generate.run(
-        GenerateConfig(
-            documents=str(output / "documents"),
-            output=dataset,
-            max_chunks=0,
-            questions_per_chunk=settings.questions_per_chunk,
-            distractors=settings.distractors,
-            oracle_probability=settings.oracle_probability,
-            seed=seed,
-        )
+        GenerateConfig(documents=str(output / "documents"), output=dataset, **flags["generate"])
     )
-    train.run(
-        TrainConfig(
-            dataset=dataset,
-            base_model=str(MODEL),
-            output=adapter,
-            epochs=settings.epochs,
-            learning_rate=settings.learning_rate,
-            batch_size=settings.batch_size,
-            gradient_accumulation=1,
-            gradient_checkpointing=False,
-            fresh=True,  # the folder may hold an earlier demo's
-            seed=seed,
-        )
-    )
+    # Fresh, because the folder may hold an earlier demo's.
+    train.run(TrainConfig(dataset=dataset, output=adapter, fresh=True, **model, **flags["train"]))
     quantize_check.run(
         QuantizeCheckConfig(
             dataset=dataset,
-            base_model=str(MODEL),
             adapter=adapter,
             output=quantization,
-            max_memory_ratio=settings.max_memory_ratio,
-            seed=seed,
+            **model,
+            **flags["quantize-check"],
         )
     )
-    result = evaluate.run(
+    evaluate.run(
         EvalConfig(
             questions=str(output / "questions.json"),
-            base_model=str(MODEL),
             adapter=adapter,
             quantization=quantization,
             output=evaluation,
-            max_new_tokens=settings.max_new_tokens,
-            batch_size=50,
-            seed=seed,
+            **model,
+            **flags["eval"],
         )
     )
-    ledger = merge([output / name for name in STAGES])
-    write_json(output / LEDGER, ledger)
-    _print_summary(result, ledger, output)
-    return result
+
+
+def _run_in_containers(output: Path, flags: dict[str, dict[str, Any]]) -> None:
+    """The committed pipeline, then its artifacts where the stages themselves put them."""
+    from pipelines.local import run as run_pipeline
+
+    inputs = {
+        "documents": str(output / "documents"),
+        "questions": str(output / "questions.json"),
+        "base_model": str(MODEL),
+    }
+    steps = run_pipeline(
+        PIPELINE,
+        inputs,
+        flags,
+        output / "steps",
+        variant="cpu",
+        seen=[Path(place) for place in inputs.values()],
+    )
+    for stage, name in zip(flags, STAGES, strict=True):
+        shutil.rmtree(output / name, ignore_errors=True)
+        (steps / stage / name).rename(output / name)
 
 
 def _prepare(output: Path, settings: DemoSettings) -> None:

@@ -3,26 +3,41 @@
 import builtins
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
 from tests.docker.engine import NoEngineError, engine
+from tests.docker.images import build_images
 
 
 @pytest.fixture(scope="session")
 def docker_host() -> Iterator[str]:
     """Address of an engine. Where none can be had a laptop skips, but CI fails."""
     with ExitStack() as stack:
-        try:
+        with required():
             address = stack.enter_context(engine())
-        except NoEngineError as error:
-            if os.environ.get("CI"):
-                pytest.fail(str(error))
-            pytest.skip(str(error))
         patch = stack.enter_context(pytest.MonkeyPatch.context())
-        patch.setenv("DOCKER_HOST", address)  # what the docker library, and so kfp.local, reads
+        patch.setenv("DOCKER_HOST", address)  # what docker reads, as a command and as a library
         yield address
+
+
+@pytest.fixture(scope="session")
+def images(docker_host: str) -> str:
+    """Address of an engine that holds the CPU images of this checkout."""
+    with required():
+        build_images(docker_host)
+    return docker_host
+
+
+@contextmanager
+def required() -> Iterator[None]:
+    try:
+        yield
+    except NoEngineError as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module", autouse=True)

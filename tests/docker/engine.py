@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 
 from tests.conftest import REPOSITORY
 
-PACKAGES = "docker.io iptables"
+PACKAGES = "docker.io iptables debootstrap"
 
 
 class NoEngineError(Exception):
@@ -28,11 +28,10 @@ class NoEngineError(Exception):
 
 
 @contextmanager
-def engine(*, network: bool = False) -> Iterator[str]:
+def engine() -> Iterator[str]:
     """Yield the address of an engine that answers; start one where none does.
 
-    Args:
-        network: give containers a bridge to the outside; image builds may need it.
+    It has no bridge: containers are offline, or on the machine's own network.
 
     Raises:
         NoEngineError: says what is missing.
@@ -50,8 +49,7 @@ def engine(*, network: bool = False) -> Iterator[str]:
         command = [
             "dockerd", f"--data-root={folder}/data", f"--exec-root={folder}/exec",
             f"--pidfile={folder}/pid", f"--host={address}", "--group=root",
-            "--userland-proxy=false",
-            *([] if network else ["--bridge=none", "--iptables=false"]),
+            "--userland-proxy=false", "--bridge=none", "--iptables=false",
         ]  # fmt: skip
         log = Path(folder) / "log"
         with log.open("w") as file:

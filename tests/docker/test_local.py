@@ -18,6 +18,7 @@ import yaml
 from components.ledger import RunLedger
 from components.records import Evaluation, QuantizationReport, TrainingRecord, read_json
 from pipelines.demo.world import articles, write_documents, write_questions
+from pipelines.local import exit_codes_kept
 from tests.conftest import REPOSITORY
 from tests.docker.engine import borrow_image, borrowed_environment, borrowed_folders
 
@@ -105,28 +106,13 @@ class Runner:
 def run(
     docker_host: str, inputs: Path, demo_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Runner]:
-    from docker.models.containers import Container, ContainerCollection
     from kfp.local.orchestrator import task_executor
 
     specification, _ = yaml.safe_load_all((REPOSITORY / "pipelines" / "raft.yaml").read_text())
     executors = specification["deploymentSpec"]["executors"].values()
     borrow_image(docker_host, sorted({found["container"]["image"] for found in executors}))
 
-    with pytest.MonkeyPatch.context() as patch:
-        # kfp.local 2.17 lets the engine remove a container when it ends, and takes one that is
-        # gone before it could ask for the exit code for a success: here it stays until asked.
-        start, wait = ContainerCollection.run, Container.wait
-
-        def run_and_keep(self: Any, *words: Any, **options: Any) -> Any:
-            return start(self, *words, **options | {"auto_remove": False})
-
-        def wait_and_remove(self: Any, **options: Any) -> Any:
-            found = wait(self, **options)
-            self.remove()
-            return found
-
-        patch.setattr(ContainerCollection, "run", run_and_keep)
-        patch.setattr(Container, "wait", wait_and_remove)
+    with exit_codes_kept(), pytest.MonkeyPatch.context() as patch:
         # The pauses between attempts are for clusters.
         patch.setattr(task_executor.time, "sleep", lambda seconds: None)
         yield Runner(inputs, demo_model, tmp_path_factory.mktemp("runs"))

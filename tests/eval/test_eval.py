@@ -93,14 +93,14 @@ def test_an_arm_says_what_transformers_says(evaluated: Path, configure: Stage, a
 
 
 def test_the_4bit_arms_say_what_4bit_models_say(evaluated: Path, configure: Stage) -> None:
-    from components.eval.arms import _end_tokens
+    from components.eval.engines import end_tokens
     from components.models import choose_dtype, load_4bit, load_tokenizer
 
     config = configure(evaluated)
     tokenizer: Any = load_tokenizer(config.base_model)
+    assert end_tokens(config.base_model, tokenizer) == [2, 5]
     for arm, adapter in (("base-4bit", None), ("raft-4bit", config.adapter)):
         model: Any = load_4bit(config.base_model, adapter, choose_dtype("float32"))
-        assert _end_tokens(model, tokenizer) == [2, 5]
         for sample in samples_of(evaluated)[arm][:2]:
             documents = "".join(f"<DOCUMENT>{text}</DOCUMENT>\n" for text in sample.documents)
             prompt = tokenizer.apply_chat_template(
@@ -144,7 +144,8 @@ def test_results_follow_from_samples(evaluated: Path, tiny_model: Path) -> None:
             sum(sample.truncated for sample in samples) / arm.n, abs=1e-6
         )
         assert arm.f1_ci[0] <= arm.f1 <= arm.f1_ci[1]
-        assert arm.weight_bytes > 0
+        assert arm.weight_bytes is not None and arm.weight_bytes > 0
+        assert arm.empty == sum(not sample.generation.strip() for sample in samples) / arm.n
     assert [(item.arm, item.baseline, item.metric) for item in results.comparisons] == [
         (arm, baseline, metric)
         for arm, baseline in (("raft", "base"), ("raft-4bit", "base-4bit"), ("raft-4bit", "raft"))
@@ -168,6 +169,7 @@ def test_the_artifact_is_whole(evaluated: Path) -> None:
         "samples.jsonl",
         "f1.png",
         "report.html",
+        "report.md",
         "ledger.json",
         "manifest.json",
     }
@@ -177,16 +179,51 @@ def test_the_artifact_is_whole(evaluated: Path) -> None:
     assert (evaluated / "f1.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_twice_the_same_but_for_seconds(configure: Stage, evaluated: Path, tmp_path: Path) -> None:
+def test_twice_the_same(configure: Stage, evaluated: Path, tmp_path: Path) -> None:
     arms = ("base", "raft")
     run(configure(tmp_path, arms=arms))
 
     def comparable(folder: Path) -> list[dict[str, Any]]:
         results = json.loads((folder / "results.json").read_text())
-        return [{**arm, "seconds": 0} for arm in results["arms"] if arm["name"] in arms]
+        return [arm for arm in results["arms"] if arm["name"] in arms]
 
     assert comparable(tmp_path) == comparable(evaluated)
     assert samples_of(tmp_path) == {arm: samples_of(evaluated)[arm] for arm in arms}
+
+
+def test_further_layouts_make_curves_and_leave_the_comparison_alone(
+    configure: Stage, evaluated: Path, tmp_path: Path
+) -> None:
+    arms = ("base", "raft")
+    result = run(configure(tmp_path, arms=arms, distractors="-1,0,1", oracle="present,absent"))
+    assert samples_of(tmp_path) == {arm: samples_of(evaluated)[arm] for arm in arms}
+    others = list(read_jsonl(tmp_path / "robustness.jsonl", Sample))
+    assert len(others) == 2 * 5 * 6
+    assert [(point.arm, point.oracle, point.distractors) for point in result.curve] == [
+        (arm, oracle, count)
+        for arm in arms
+        for oracle in ("present", "absent")
+        for count in (-1, 0, 1)
+    ]
+    for point in result.curve:
+        shown = [
+            sample
+            for sample in (
+                *others,
+                *(item for arm in samples_of(tmp_path).values() for item in arm),
+            )
+            if (sample.arm, sample.oracle, sample.distractors)
+            == (point.arm, point.oracle, point.distractors)
+        ]
+        assert point.n == len(shown) == 6
+        assert point.f1 == pytest.approx(sum(sample.f1 for sample in shown) / 6, abs=1e-6)
+        oracles, beside = (point.oracle == "present") * 1, 2 if point.distractors < 0 else None
+        for sample in shown:
+            assert len(sample.oracle_indices) == oracles
+            assert len(sample.documents) - oracles == (
+                beside if beside is not None else point.distractors
+            )
+    assert "Oracle left out" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_prompt_that_does_not_fit_is_refused(configure: Stage, tmp_path: Path) -> None:
@@ -215,3 +252,29 @@ def test_the_harness_is_left_as_it_was(evaluated: Path) -> None:
     from tqdm import tqdm
 
     assert lm_eval.api.task.tqdm is tqdm
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"oracle": "middle"}, "unknown place 'middle' (allowed: present | absent | first | last)"),
+        ({"distractors": "0,-2"}, "-2 is too small (allowed: whole numbers >= -1)"),
+        ({"distractors": "4,4"}, "4 is given twice"),
+        ({"distractors": "many"}, "--distractors"),
+        ({"distractors": ""}, "--distractors"),
+        ({"engine": "tgi"}, "auto | transformers | vllm"),
+    ],
+)
+def test_bad_layouts_are_named(
+    configure: Stage, tmp_path: Path, changes: dict[str, str], problem: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configure(tmp_path, **changes)
+    assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [3, "3", "[3]", [3]])
+def test_one_number_of_distractors_is_a_list_of_one(
+    configure: Stage, tmp_path: Path, given: object
+) -> None:
+    assert configure(tmp_path, distractors=given).distractors == (3,)

@@ -22,7 +22,6 @@ def arm(name: str, f1: float = 0.5, **changes: object) -> ArmResult:
         "f1_ci": (f1 - 0.05, f1 + 0.05),
         "em_ci": (f1 - 0.05, f1 + 0.05),
         "contains_ci": (0.65, 0.75),
-        "seconds": 1.0,
         "weight_bytes": 1000,
         **changes,
     }
@@ -116,13 +115,15 @@ def test_four_bits_are_held_against_full_precision() -> None:
     assert findings.memory_ratio({"raft": arm("raft")}) is None
 
 
-def test_warnings_are_for_tuned_arms_above_two_percent() -> None:
+def test_warnings_begin_above_two_percent() -> None:
     arms = [
         arm("base", truncated=0.9, unanswered=1.0),
-        arm("raft", truncated=0.02, unanswered=0.02),
-        arm("raft-4bit", truncated=0.021, unanswered=0.5),
+        arm("raft", truncated=0.02, unanswered=0.02, empty=0.02),
+        arm("raft-4bit", truncated=0.021, unanswered=0.5, empty=0.03),
     ]
-    cut, silent = findings.find_warnings(arms, 800)
+    base, cut, empty, silent = findings.find_warnings(arms, 800)
+    assert base.startswith("base: 90.0% of the generations were cut off at 800 tokens")
+    assert empty == "raft-4bit: 3.0% of the generations are empty."
     assert cut.startswith("raft-4bit: 2.1% of the generations were cut off at 800 tokens")
     assert silent.startswith("raft-4bit: 50.0% of the generations give no answer")
 

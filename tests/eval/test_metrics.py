@@ -7,19 +7,10 @@ import pytest
 
 from components.eval.metrics import contains, find_answer, normalize, score
 
-GOLDEN = "shared/data/hotpotqa/metric_golden.jsonl"
 
-
-def golden_rows() -> list[dict[str, object]]:
-    for folder in Path(__file__).resolve().parents:
-        if (folder / GOLDEN).is_file():
-            lines = (folder / GOLDEN).read_text(encoding="utf-8").splitlines()
-            return [json.loads(line) for line in lines]
-    pytest.skip(f"no {GOLDEN} beside the repository: it carries no HotpotQA data itself")
-
-
-def test_identical_to_the_official_script_on_all_recorded_pairs() -> None:
-    rows = golden_rows()
+def test_identical_to_the_official_script_on_all_recorded_pairs(shared_data: Path) -> None:
+    golden = shared_data / "hotpotqa" / "metric_golden.jsonl"
+    rows = [json.loads(line) for line in golden.read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 1173
     for row in rows:
         found = score(str(row["prediction"]), str(row["answer"]))._asdict()

@@ -8,7 +8,7 @@ import pytest
 
 from components.errors import DataError
 from components.eval.questions import choose_questions, read_questions, show
-from components.records import Question
+from components.records import Oracle, Question
 from tests.eval.conftest import make_question
 
 
@@ -97,12 +97,67 @@ def test_a_sample_is_drawn_by_seed_and_keeps_the_order(tmp_path: Path) -> None:
     path = write(tmp_path, [make_question(number) for number in range(50)])
 
     def draw(seed: int) -> list[int]:
-        chosen = choose_questions(path, max_questions=10, distractors=-1, seed=seed)
+        chosen = choose_questions(path, max_questions=10, seed=seed)
         return [int(question.id[1:]) for question in chosen]
 
     assert len(draw(0)) == 10
     assert draw(0) == draw(0) == sorted(draw(0))
     assert draw(0) != draw(1)
+
+
+@pytest.mark.parametrize(
+    ("oracle", "titles", "oracles"),
+    [
+        ("present", ["Bram0", "Ada0", "Cora0"], [1]),
+        ("absent", ["Bram0", "Cora0"], []),
+        ("first", ["Ada0", "Bram0", "Cora0"], [0]),
+        ("last", ["Bram0", "Cora0", "Ada0"], [2]),
+    ],
+)
+def test_the_oracle_can_be_moved_or_left_out(
+    oracle: Oracle, titles: list[str], oracles: list[int]
+) -> None:
+    shown = show(Question.model_validate(make_question(0)), 2, oracle)
+    assert [document.split()[0] for document in shown.documents] == titles
+    assert shown.oracle_indices == oracles
+
+
+def raft_row(**changes: Any) -> dict[str, Any]:
+    """A validation row whose two chunks come from one document, so they share a title."""
+    return {
+        "id": "ada.md#1/0",
+        "type": "general",
+        "question": "Where was Ada born?",
+        "context": {"title": [["Ada", "Ada"]], "sentences": [["She paints.", "Born in Kelden."]]},
+        "oracle_context": "Born in Kelden.",
+        "cot_answer": "##begin_quote##Born in Kelden.##end_quote## <ANSWER>: Kelden",
+        "instruction": "…",
+        "answer": "Kelden",
+        "oracle_index": 1,
+        **changes,
+    }
+
+
+def test_rows_of_generate_are_questions(tmp_path: Path) -> None:
+    rows = [
+        raft_row(),
+        raft_row(id="published", oracle_index=None, answer=""),
+        raft_row(
+            id="left out",
+            oracle_index=None,
+            context={"title": [["B"]], "sentences": [["She paints."]]},
+        ),
+    ]
+    (tmp_path / "validation.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+    )
+    chosen = choose_questions(tmp_path, max_questions=9, seed=0)
+    assert [question.answer for question in chosen] == ["Kelden"] * 3
+    for question in chosen:
+        shown = show(question, -1)
+        assert len(shown.oracle_indices) == 1
+        assert shown.documents[shown.oracle_indices[0]] == "Born in Kelden."
+        assert sorted(shown.documents) == ["Born in Kelden.", "She paints."]
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,22 @@
 """The page: self-contained, and whatever models and documents say stays text."""
 
 import re
+import time
 from html.parser import HTMLParser
 
 import pytest
 
 from components import describe
-from components.eval import report
+from components.eval import quotes, report
 from components.ledger import LedgerEntry
-from components.records import Evaluation, QuantizationReport, Sample
+from components.records import CurvePoint, Evaluation, QuantizationReport, Sample
 from tests.eval.conftest import make_sample
 from tests.eval.test_findings import arm, evaluation
 
 HOSTILE = (
     "<script>alert(1)</script> </script></style>--><img src=x onerror=alert(1)> "
     "\"'><svg/onload=x> {{ 7*7 }} ##begin_quote##never closed \x00\x1b[31m\u202egnp.exe &amp;"
+    "\u200b\u200d\u2060\ufeff\xad\u061c\u2066\U000e0041"
 )
 LEDGER = LedgerEntry(
     stage="eval",
@@ -56,7 +58,7 @@ class Page(HTMLParser):
 
 def render(samples: list[Sample], found: Evaluation | None = None) -> str:
     found = found or evaluation((0.4, 0.3, 0.5), (0.0, -0.1, 0.1))
-    return report.render(found, samples, None, LEDGER)
+    return report.render(found, samples, None, [LEDGER])
 
 
 def pair(tuned: float, base: float, **changes: object) -> list[Sample]:
@@ -81,8 +83,35 @@ def test_hostile_text_stays_text() -> None:
     assert page.text.count("<script>alert(1)</script>") >= 2 * 2 + 4
     assert "{{ 7*7 }}" in page.text
     assert "##begin_quote##never closed" in page.text
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", page.text)
-    assert "\ufffd\ufffd[31m\ufffdgnp.exe" in page.text
+    assert not report.UNSEEN.search(page.text)
+    assert "⟨U+0000⟩⟨U+001B⟩[31m⟨U+202E⟩gnp.exe" in page.text
+    assert "⟨U+200B⟩⟨U+200D⟩⟨U+2060⟩⟨U+FEFF⟩⟨U+00AD⟩⟨U+061C⟩⟨U+2066⟩⟨U+E0041⟩" in page.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x" * 1_000_000,
+        "\x00\u202e" * 500_000,
+        "##begin_quote##" * 70_000,
+        "##begin_quote##abcdefgh" * 20_000 + "##end_quote##" * 20_000,
+        "<ANSWER>:" * 100_000,
+        "<b>" * 300_000,
+    ],
+)
+def test_a_megabyte_of_anything_leaves_the_page_small_and_quick(text: str) -> None:
+    fields = dict.fromkeys(("question", "gold", "generation", "answer"), text)
+    samples = [
+        make_sample(name, question_id=f"q{number}", documents=[text] * 50, **fields)
+        for name in ("base", "raft")
+        for number in range(3)
+    ]
+    started = time.process_time()
+    page = render(samples)
+    quotes.check(text, [text] * 3, [0])
+    assert time.process_time() - started < 10
+    assert len(page) < 3_500_000
+    assert "more characters" in page
 
 
 def test_nothing_is_asked_of_the_network_and_no_script_runs() -> None:
@@ -112,6 +141,46 @@ def test_outcomes_are_filters_with_counts() -> None:
         "f-both-wrong",
     ]
     assert re.search(r"Won by RAFT\s*2", page.text)
+
+
+def curved() -> Evaluation:
+    points = [
+        CurvePoint(
+            arm=name, distractors=count, oracle=place, n=200, f1=f1, f1_ci=(f1 - 0.05, f1 + 0.05),
+            em=f1, contains=f1, truncated=0, unanswered=0.25,
+        )
+        for name, level in (("base", 0.2), ("raft", 0.6))
+        for place, loss in (("present", 0.0), ("absent", 0.15))
+        for count, f1 in ((0, level - loss), (4, level - loss - 0.02), (-1, level - loss - 0.15))
+    ]  # fmt: skip
+    return evaluation((0.4, 0.3, 0.5), (0.0, -0.1, 0.1), curve=points)
+
+
+def test_curves_are_drawn_and_said_where_they_were_asked() -> None:
+    page = render(pair(1, 0), curved())
+    assert page.count('<g class="curve raft">') == page.count('<g class="curve base">') == 2
+    assert page.count("<circle") == 12
+    text = Page(page).text
+    assert "Oracle left out" in text and "Oracle first" not in text
+    assert "RAFT, 16-bit, oracle present: F1 0.600 with no distractor, 0.450 with all" in text
+    assert "Without the oracle RAFT, 16-bit reaches F1 0.450 at most and answers 75%" in text
+    assert 'class="panels"' not in render(pair(1, 0))
+
+
+def test_markdown_has_the_same_figures_and_stays_text() -> None:
+    hostile = curved().model_copy(update={"base_model": HOSTILE, "warnings": [HOSTILE]})
+    text = report.render_markdown(hostile, None, [LEDGER])
+    assert "| RAFT, 16-bit | 0.600 (0.550 – 0.650) |" in text
+    assert "| RAFT, 16-bit | present | all | 0.450 (0.400 – 0.500) |" in text
+    assert "| eval | 1 min 15 s | CPU | not priced | not reported |" in text
+    assert "<script>" not in text and "<img" not in text
+    assert not report.UNSEEN.search(text)
+
+
+def test_our_account_stands_beside_the_posts() -> None:
+    train = LEDGER.model_copy(update={"stage": "train", "seconds": 60.0})
+    page = Page(report.render(curved(), pair(1, 0), None, [train, LEDGER]))
+    assert "10 min 0 s, 0.67 USD (LoRA, rank 64)" in page.text
 
 
 def test_quotes_are_highlighted_where_a_document_has_them() -> None:
@@ -167,7 +236,7 @@ def test_quantize_checks_own_figures_are_preferred() -> None:
         verdict="Four bits will do.",
     )
     found = evaluation((0.4, 0.3, 0.5), (0.0, -0.1, 0.1), memory_ratio=0.355)
-    page = Page(report.render(found, pair(1, 0), measured, LEDGER))
+    page = Page(report.render(found, pair(1, 0), measured, [LEDGER]))
     assert "4-bit weights take 5.7 GB instead of 16.1 GB in 16-bit: 35.5%" in page.text
     assert "Four bits will do." in page.text
 

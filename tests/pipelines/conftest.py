@@ -1,5 +1,6 @@
 """What the tests of the pipeline share: the compiled YAML, and Kubeflow's way with values."""
 
+import copy
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -8,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines import kustomize, manifests
+from pipelines import manifests
 from pipelines.compile import compiled
+from pipelines.k8s import kustomize
 
 # libyaml's parser where it is there: hundreds of pipelines are read.
 FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -56,6 +58,38 @@ def tasks_of(pipeline: dict) -> dict[str, dict]:
         for name, task in component.get("dag", {}).get("tasks", {}).items()
         if "dag" not in pipeline["components"][task["componentRef"]["name"]]
     }
+
+
+CHANNEL = re.compile(r"\{\{\$\.inputs\.parameters\['pipelinechannel--(\w+)'\]\}\}")
+
+
+def as_started(pipeline: dict, **given: object) -> dict:
+    """The deployment of a run: what each step asks for once its parameters have their values.
+
+    Without the older spelling of amounts, which kfp writes beside the other for constants.
+    """
+    older = {"cpuLimit", "cpuRequest", "memoryLimit", "memoryRequest", "count", "type"}
+    definitions = pipeline["root"]["inputDefinitions"]["parameters"]
+    values = {name: found.get("defaultValue") for name, found in definitions.items()} | given
+
+    def filled(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: filled(entry) for key, entry in value.items() if key not in older}
+        if isinstance(value, str) and (match := CHANNEL.fullmatch(value)):
+            found = values[match[1]]
+            return f"{found:g}" if isinstance(found, float) else str(found)
+        return value
+
+    executors: dict = copy.deepcopy(pipeline["deploymentSpec"]["executors"])
+    for executor in executors.values():
+        executor["container"]["resources"] = filled(executor["container"].get("resources", {}))
+    platforms = copy.deepcopy(pipeline["platforms"]["kubernetes"]["deploymentSpec"]["executors"])
+    for settings in platforms.values():
+        selector = settings.get("nodeSelector", {})
+        if "nodeSelectorJson" in selector:
+            name = selector.pop("nodeSelectorJson")["componentInputParameter"]
+            selector["labels"] = values[name.removeprefix("pipelinechannel--")]
+    return {"executors": executors, "platforms": platforms}
 
 
 def leaves(value: object, path: str = "") -> dict[str, object]:

@@ -27,6 +27,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 API = "/apis/v2beta1"
 PROXY = "/api/v1/namespaces/kubeflow/services/ml-pipeline:http/proxy"
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,126}[a-z0-9])?")
+OF_KFP = re.compile(r"pipelinechannel--.*|(memory|cpu)_(limit|request)|accelerator_(count|type)")
 PLACEHOLDER = re.compile(r"\{\{\$\.(inputs|outputs)\.(parameters|artifacts)\['([^']+)'\]")
 PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {
     "STRING": str,
@@ -105,9 +106,9 @@ def _check_dag(specification: dict[str, Any], name: str, parent: dict[str, Any])
             sources = task.get("inputs", {}).get(kind, {})
             given[kind] = set(sources)
             for entry, source in sources.items():
-                # Conditions add inputs of a name of their own to the tasks that they guard.
+                # Conditions, and resources that are parameters, add inputs of kfp's own.
                 declared = _names(component, "input", kind).get(entry)
-                if declared is None and not entry.startswith("pipelinechannel--"):
+                if declared is None and not OF_KFP.fullmatch(entry):
                     raise Refused(f"task {key!r} passes undeclared input {entry!r}")
                 producers |= _check_source(specification, parent, tasks, key, source, declared)
         for iterator in ("parameterIterator", "artifactIterator"):

@@ -13,8 +13,9 @@ import pytest
 import yaml
 from kfp import compiler, dsl
 
-from pipelines import check, values
+from pipelines import check
 from pipelines.cli import STAGES
+from pipelines.k8s import values
 from tests.conftest import REPOSITORY, Raft
 from tests.pipelines.conftest import FAST_DUMPER, FAST_LOADER
 
@@ -446,7 +447,7 @@ def test_kinds_of_steps_that_our_pipeline_has_not(tmp_path: Path) -> None:
 
 def test_what_is_committed_has_no_fault(raft: Raft) -> None:
     done = raft("check")
-    assert (done.returncode, done.stderr) == (0, "10 checked, nothing to mend\n")
+    assert (done.returncode, done.stderr) == (0, "10 checked, nothing to fix\n")
     assert len(check.everything()) == 2 + 6 + 2
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines import kustomize
 from pipelines.check import Text
 from pipelines.cli import main
+from pipelines.k8s import kustomize
 from pipelines.manifests import OVERLAYS
 from tests.conftest import REPOSITORY, Raft
 
@@ -90,7 +90,7 @@ def test_an_overlay_compiles_beside_the_committed_file(
 
     assert run("--overlay", "h100") == (0, "wrote raft-h100.yaml\nwrote study-h100.yaml\n")
     compiled = (tmp_path / "raft-h100.yaml").read_text()
-    assert compiled.count("gke-accelerator: nvidia-h100-80gb") == 3
+    assert compiled.count("gke-accelerator: nvidia-h100-80gb") == 1  # the default for all steps
     assert run("--overlay", "h100", "--check")[0] == 0
     code, stale = run("--overlay", "l4", "--check", "--output", "raft-h100.yaml")
     assert code == 2
@@ -113,7 +113,7 @@ def test_an_overlay_compiles_beside_the_committed_file(
     [
         (("--overlay", "h10"),
          "--overlay 'h10': no such overlay (allowed: a100-80gb, cpu-smoke, h100, kueue, l4, spot)"),
-        (("--overlay", "../base"), "--overlay '../base': no such overlay"),
+        (("--overlay", "no/where"), "no/where: no kustomization.yaml there"),
         (("--overlay", "l4", "--manifests", "-"), "--overlay and --manifests: give one of the two"),
         (("--manifests", "nowhere.yaml"), "nowhere.yaml: No such file"),
     ],

@@ -11,6 +11,7 @@ import yaml
 
 from components.config import INPUT, OUTPUT, StageConfig, flag
 from pipelines.cli import STAGES, raft
+from pipelines.manifests import Hardware
 from tests.conftest import REPOSITORY
 from tests.pipelines.conftest import render, tasks_of
 
@@ -19,7 +20,7 @@ KFP_TYPES = {int: "Integer", float: "Float", bool: "Boolean", str: "String"}
 # Not in any signature, on purpose: the folders come from Kubeflow, the prices from the image, a
 # step that begins anew would do so at every attempt, and a profile would never win over a
 # component's defaults, which Kubeflow always passes on.
-NOT_EXPOSED = {"output", "prices", "checkpoints", "fresh", "profile"}
+NOT_EXPOSED = {"output", "prices", "checkpoints", "partial", "fresh", "profile"}
 
 SHOWN = {"system.Metrics", "system.HTML", "system.Markdown"}
 
@@ -54,7 +55,7 @@ def kfp_type(annotation: object) -> str:
     if get_origin(annotation) is Literal:
         return "String"
     if get_origin(annotation) is tuple:
-        return "List[String]" if get_args(annotation)[0] is str else "List"
+        return {str: "List[String]", int: "List[Integer]"}.get(get_args(annotation)[0], "List")
     return KFP_TYPES[annotation]
 
 
@@ -155,12 +156,12 @@ def test_pipeline_parameters_default_to_the_stages_defaults(
             assert parameters[source]["parameterType"] == definition["parameterType"]
             if "defaultValue" in definition:
                 assert parameters[source]["defaultValue"] == definition["defaultValue"]
-    assert used | {"trials"} >= set(parameters)
+    assert used | {"trials", *Hardware._fields} >= set(parameters)
     required = {name for name, found in parameters.items() if "defaultValue" not in found}
     assert required == {"documents", "questions"}
 
 
-@pytest.mark.parametrize(("name", "most"), [("pipeline", 20), ("study", 12)])
+@pytest.mark.parametrize(("name", "most"), [("pipeline", 23), ("study", 14)])
 def test_the_form_is_short_and_explains_every_field(
     name: str, most: int, request: pytest.FixtureRequest
 ) -> None:
@@ -171,7 +172,7 @@ def test_the_form_is_short_and_explains_every_field(
         heading, _, sentence = found["description"].partition(". ")
         assert heading and (sentence or field == "seed"), f"{field}: a group, then what it is"
         assert found["parameterType"] in {
-            "STRING", "NUMBER_INTEGER", "NUMBER_DOUBLE", "BOOLEAN", "LIST",
+            "STRING", "NUMBER_INTEGER", "NUMBER_DOUBLE", "BOOLEAN", "LIST", "STRUCT",
         }, field  # fmt: skip
 
 

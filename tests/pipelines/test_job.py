@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines import job, manifests
+from pipelines import manifests
 from pipelines.cli import STAGES, main
+from pipelines.cluster import job
 from tests.conftest import REPOSITORY
 from tests.pipelines.kubernetes_server import (
     COMPLETE,
@@ -103,6 +104,24 @@ def test_from_creation_to_success(cluster: KubernetesServer, leave: Leave) -> No
     ]  # fmt: skip
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 1, "the manifest's hardware"
     assert not cluster.jobs
+
+
+@pytest.mark.parametrize("overlay", ["l4", str(manifests.OVERLAYS / "l4")])
+def test_an_overlay_gives_the_hardware(
+    overlay: str, cluster: KubernetesServer, leave: Leave
+) -> None:
+    code, _, err = leave("--overlay", overlay, "--detach", "--", *FLAGS)
+    assert code == 0, err
+    (created,) = cluster.jobs.values()
+    pod = created["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {"cloud.google.com/gke-accelerator": "nvidia-l4"}
+    assert pod["containers"][0]["resources"]["limits"]["memory"] == "36Gi"
+
+
+def test_an_unknown_overlay(leave: Leave) -> None:
+    code, _, err = leave("--overlay", "h200", "--", *FLAGS)
+    assert code == 2
+    assert "--overlay 'h200': no such overlay (allowed: a100-80gb, " in err
 
 
 @pytest.mark.parametrize(

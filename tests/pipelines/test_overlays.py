@@ -12,11 +12,19 @@ import pytest
 import yaml
 
 from components.errors import ConfigError
-from pipelines import kustomize, manifests
+from pipelines import manifests
 from pipelines.cli import STAGES
-from pipelines.located import Part, _model_in
+from pipelines.k8s import kustomize
+from pipelines.k8s.located import Part, _model_in
 from tests.conftest import REPOSITORY
-from tests.pipelines.conftest import compile_objects, job_of, leaves, sources, tasks_of
+from tests.pipelines.conftest import (
+    as_started,
+    compile_objects,
+    job_of,
+    leaves,
+    sources,
+    tasks_of,
+)
 
 OVERLAYS = {"a100-80gb", "cpu-smoke", "h100", "kueue", "l4", "spot"}
 TEACHER = manifests.BASE / "teacher"
@@ -166,9 +174,11 @@ def asked_by_job(job: dict) -> dict[str, Any]:
     }
 
 
-def asked_by_task(pipeline: dict, stage: str) -> dict[str, Any]:
-    container = pipeline["deploymentSpec"]["executors"][f"exec-{stage}"]["container"]
-    platform = pipeline["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{stage}"]
+def asked_by_task(pipeline: dict, stage: str, **given: object) -> dict[str, Any]:
+    """What a step asks for in a run that is started with the defaults, but for `given`."""
+    run = as_started(pipeline, **given)
+    container = run["executors"][f"exec-{stage}"]["container"]
+    platform = run["platforms"][f"exec-{stage}"]
     resources = container["resources"]
     accelerator = resources.get("accelerator", {})
     assert accelerator.get("resourceType", "nvidia.com/gpu") == "nvidia.com/gpu"
@@ -202,6 +212,7 @@ def asked_by_task(pipeline: dict, stage: str) -> dict[str, Any]:
             name: f"{source['runtimeValue']['constant']:g}"
             for name, source in tasks_of(pipeline)[stage]["inputs"]["parameters"].items()
             if "runtimeValue" in source
+            and name in pipeline["components"][f"comp-{stage}"]["inputDefinitions"]["parameters"]
         },
     }
 
@@ -262,6 +273,8 @@ class Edit:
     change: Callable[[dict], None]
     """Gets the template of the pod."""
     leaves: dict[str, object]
+    choosable: bool = False
+    """Whether a run can be started with another value: the leaves are those of the run, then."""
 
 
 def container_of(template: dict) -> dict:
@@ -371,18 +384,14 @@ EDITS = {
     "memory request": Edit(
         (f"{CONTAINER}.resources.requests.memory",),
         set_in("resources", "requests", "memory", "512Mi"),
-        {
-            f"{EXECUTOR}.resources.memoryRequest": 0.536870912,
-            f"{EXECUTOR}.resources.resourceMemoryRequest": "512Mi",
-        },
+        {"requests.memory": "512Mi"},
+        choosable=True,
     ),
     "memory limit": Edit(
         (f"{CONTAINER}.resources.limits.memory",),
         set_in("resources", "limits", "memory", "200G"),
-        {
-            f"{EXECUTOR}.resources.memoryLimit": 200.0,
-            f"{EXECUTOR}.resources.resourceMemoryLimit": "200G",
-        },
+        {"limits.memory": "200G"},
+        choosable=True,
     ),
     "GPUs": Edit(
         (
@@ -390,22 +399,20 @@ EDITS = {
             f"{CONTAINER}.resources.limits.nvidia.com/gpu",
         ),
         both_gpus,
-        {
-            f"{EXECUTOR}.resources.accelerator.count": "3",
-            f"{EXECUTOR}.resources.accelerator.resourceCount": "3",
-            f"{EXECUTOR}.resources.accelerator.type": "nvidia.com/gpu",
-            f"{EXECUTOR}.resources.accelerator.resourceType": "nvidia.com/gpu",
-        },
+        {"gpus": "3"},
+        choosable=True,
     ),
     "accelerator": Edit(
         (f"{POD}.nodeSelector",),
         set_in("pod", "nodeSelector", "cloud.google.com/gke-accelerator", "nvidia-b200"),
-        {f"{PLATFORM}.nodeSelector.labels.cloud.google.com/gke-accelerator": "nvidia-b200"},
+        {"selector.cloud.google.com/gke-accelerator": "nvidia-b200"},
+        choosable=True,
     ),
     "node pool": Edit(
         (f"{POD}.nodeSelector",),
         set_in("pod", "nodeSelector", "pool", "research"),
-        {f"{PLATFORM}.nodeSelector.labels.pool": "research"},
+        {"selector.pool": "research"},
+        choosable=True,
     ),
     "toleration": Edit(
         tuple(f"{POD}.tolerations.{key}" for key in ("key", "operator", "value", "effect")),
@@ -533,14 +540,74 @@ def test_an_edit_changes_exactly_that(
     objects = copy.deepcopy(rendered[name])
     template = job_of(objects, "train")["spec"]["template"]
     EDITS[edit].change(template)
-    before = leaves(pipelines[name])
-    after = leaves(compile_objects(objects, tmp_path / "objects.yaml"))
-    expected = {key: leaf for key, leaf in EDITS[edit].leaves.items() if before.get(key) != leaf}
+    edited = compile_objects(objects, tmp_path / "objects.yaml")
+    before, after, expected = pipelines[name], edited, EDITS[edit].leaves
+    if EDITS[edit].choosable:
+        before, after = (asked_of_all(pipeline) for pipeline in (before, after))
+        expected = {f"train.{key}": leaf for key, leaf in expected.items()}
+    found, changed = leaves(before), leaves(after)
+    expected = {key: leaf for key, leaf in expected.items() if found.get(key) != leaf}
     assert expected
+    assert {key: leaf for key, leaf in changed.items() if found.get(key) != leaf} == expected
+    allowed = f"{PLATFORM}.tolerations" if "toleration" in edit else "nothing"
+    assert all(key.startswith(allowed) for key in found.keys() - changed.keys())
+
+
+def asked_of_all(pipeline: dict, **given: object) -> dict[str, Any]:
+    """What every step asks for, in a run of this pipeline."""
+    asked = {stage: asked_by_task(pipeline, stage, **given) for stage in STAGES}
+    return {stage: found | {"gpus": min(found["gpus"])} for stage, found in asked.items()}
+
+
+CHOSEN = {
+    "train_gpus": (4, {"train.gpus": "4"}),
+    "memory": (
+        "999Gi",
+        {
+            f"{stage}.{end}.memory": "999Gi"
+            for stage in manifests.PLACED
+            for end in ("requests", "limits")
+        },
+    ),
+    "node_selector": (
+        {"cloud.google.com/gke-accelerator": "nvidia-b200"},
+        {
+            f"{stage}.selector.cloud.google.com/gke-accelerator": "nvidia-b200"
+            for stage in manifests.PLACED
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("field", CHOSEN)
+@pytest.mark.parametrize("name", sources())
+def test_a_run_can_be_started_on_other_hardware(
+    name: str, field: str, pipelines: dict[str, dict]
+) -> None:
+    value, expected = CHOSEN[field]
+    before = leaves(asked_of_all(pipelines[name]))
+    after = leaves(asked_of_all(pipelines[name], **{field: value}))
+    # A Job that requests less memory than its limit, for a small machine, goes on doing so.
+    own = {key for key in expected if name == "cpu-smoke" and ".requests." in key}
+    expected = {key: leaf for key, leaf in expected.items() if key not in own}
     assert {key: leaf for key, leaf in after.items() if before.get(key) != leaf} == expected
     gone = before.keys() - after.keys()
-    allowed = f"{PLATFORM}.tolerations" if "toleration" in edit else "nothing"
-    assert all(key.startswith(allowed) for key in gone)
+    assert all(key.split(".")[1] == "selector" for key in gone)
+    assert tuple(CHOSEN) == manifests.Hardware._fields
+
+
+def test_a_step_that_asks_for_something_else_keeps_it(
+    rendered: dict[str, list[dict]], pipelines: dict[str, dict], tmp_path: Path
+) -> None:
+    objects = copy.deepcopy(rendered["base"])
+    container = container_of(job_of(objects, "eval")["spec"]["template"])
+    for amounts in container["resources"].values():
+        amounts["memory"] = "32Gi"
+    pipeline = compile_objects(objects, tmp_path / "objects.yaml")
+    asked = asked_of_all(pipeline, memory="999Gi")
+    assert {stage: found["limits"]["memory"] for stage, found in asked.items()} == {
+        "generate": "8Gi", "train": "999Gi", "quantize-check": "999Gi", "eval": "32Gi",
+    }  # fmt: skip
 
 
 JOB_ONLY: dict[str, tuple[tuple[Any, ...], Any]] = {

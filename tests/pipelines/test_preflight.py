@@ -205,6 +205,17 @@ def test_the_parameters_of_a_run_are_looked_at(preflight: Preflight, tmp_path: P
         assert any("teacher llama answers" in line for line in lines(found, "ok"))
 
 
+def test_the_hardware_of_a_run_is_looked_for(preflight: Preflight) -> None:
+    """A run that is started on other nodes than the manifests name needs those."""
+    settings = ["--set", "documents=gs://b/d", "--set", "questions=gs://b/q"]
+    chosen = ["--set", 'node_selector={"cloud.google.com/gke-accelerator": "nvidia-l4"}']
+    _, found, _ = preflight(*settings)
+    assert not any("nvidia-l4" in line for line in found)
+    code, found, _ = preflight(*settings, *chosen)
+    assert code == 2
+    assert any(line.startswith("missing") and "nvidia-l4" in line for line in found)
+
+
 @pytest.mark.parametrize(
     ("answer", "state", "text"),
     [
@@ -310,8 +321,8 @@ def test_a_cluster_that_does_not_answer(
 def test_tolerations(toleration: dict, taint: tuple, tolerated: bool) -> None:
     from kubernetes.client import V1Taint
 
+    from pipelines.cluster.preflight import _tolerates
     from pipelines.manifests import Toleration
-    from pipelines.preflight import _tolerates
 
     key, value, effect = taint
     entry = V1Taint(key=key, value=value, effect=effect)
@@ -321,7 +332,7 @@ def test_tolerations(toleration: dict, taint: tuple, tolerated: bool) -> None:
 def test_a_pods_requests_are_the_larger_of_init_and_main() -> None:
     from kubernetes import client
 
-    from pipelines.preflight import _requested
+    from pipelines.cluster.preflight import _requested
 
     def container(cpu: str, restart: str | None = None) -> Any:
         return client.V1Container(

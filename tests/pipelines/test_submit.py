@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines import submit
 from pipelines.cli import main
+from pipelines.cluster import submit
 from tests.conftest import REPOSITORY
 from tests.pipelines import kfp_server
 from tests.pipelines.kfp_server import KfpServer, Refused, Run, check_pipeline, serving
@@ -291,9 +291,59 @@ def test_a_parameter_is_followed_into_a_loop() -> None:
         "root": {"dag": {"tasks": {"for-loop-1": loop}}},
     }
     pipeline = submit.Compiled(PIPELINE, specification)
-    assert list(pipeline.readers("rank")) == [("train", "rank")]
+    assert list(pipeline.readers("rank")) == [("train", "rank", None)]
     assert list(pipeline.readers("seed")) == []
     assert pipeline.steps == ["train"]
+
+
+STUDY = PIPELINE.with_name("study.yaml")
+TRIAL = {
+    "base_model": "a/b", "rank": 8, "alpha": 8, "learning_rate": 1e-4, "target_modules": ["q_proj"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("trials", "complaint"),
+    [
+        ([TRIAL, TRIAL | {"rank": 0}], "trials[1].rank 0: train refuses it"),
+        ([TRIAL | {"learning_rate": "fast"}], "trials[0].learning_rate 'fast': train refuses it"),
+        ([TRIAL | {"epochs": 3}], "trials[0] {'base_model'"),
+        ([{"rank": 8}], "exactly these keys: alpha, base_model, learning_rate, rank, target"),
+        ([7], "trials[0] 7: not an object"),
+    ],
+)
+def test_every_trial_of_a_study_is_looked_at(trials: list, complaint: str) -> None:
+    given = {name: submit.Given("gs://b/x", "here") for name in ("documents", "questions")}
+    given["trials"] = submit.Given(trials, "parameters.json:3")
+    with pytest.raises(submit.ConfigError) as caught:
+        submit.check_parameters(submit.load(STUDY), given)
+    assert str(caught.value).startswith("parameters.json:3: trials[")
+    assert complaint in str(caught.value)
+
+
+def test_the_trials_that_are_the_default_pass() -> None:
+    study = submit.load(STUDY)
+    given = {"trials": submit.Given(study.inputs["trials"]["defaultValue"], "")}
+    given |= {name: submit.Given("gs://b/x", "") for name in ("documents", "questions")}
+    assert len(submit.check_parameters(study, given)["trials"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("memory=64GB", "memory '64GB': not a quantity (allowed: bytes such as 64Gi"),
+        ("train_gpus=-1", "train_gpus -1: Input should be greater than or equal to 0"),
+        ('node_selector={"cloud.google.com/gke-accelerator": "nvidia-a200"}', "is no GPU of GKE"),
+        ('node_selector={"pool": 1}', "node_selector {'pool': 1}: Input should be a valid string"),
+    ],
+)
+def test_hardware_that_no_cluster_has(setting: str, complaint: str, leave: Leave) -> None:
+    code, _, err = leave(
+        "submit", "--set", "documents=gs://b/d", "--set", "questions=gs://b/q",
+        "--set", setting, "--host", "http://127.0.0.1:1",
+    )  # fmt: skip
+    assert code == 2
+    assert complaint in err
 
 
 def test_what_is_not_a_pipeline(tmp_path: Path, leave: Leave) -> None:

@@ -1,6 +1,6 @@
 """Looks, before a run, whether a cluster has what the run needs; changes nothing.
 
-Each check prints a line: `ok`, `missing` with the command that mends it, or `cannot tell` where
+Each check prints a line: `ok`, `missing` with the command that fixes it, or `cannot tell` where
 this account may not look. What is needed is read from the Job manifests, and from the pipeline's
 parameters or the Jobs' settings. Buckets, teacher and model are asked from this machine with its
 own credentials: the pods have theirs.
@@ -18,9 +18,10 @@ import click
 
 from components.errors import AccessError, ClusterError, NotPermitted, RaftError
 from components.storage import SCHEME, reachable
-from pipelines import manifests, values
+from pipelines import manifests
 from pipelines.cli import STAGES
-from pipelines.cluster import Cluster, NotThere, amount, connect
+from pipelines.cluster.connection import Cluster, NotThere, amount, connect
+from pipelines.k8s import values
 
 IDENTITY = "iam.gke.io/gcp-service-account"
 """Annotation that lets a service account of Kubernetes act as one of Google Cloud."""
@@ -30,7 +31,7 @@ COLORS = {"ok": "green", "missing": "red", "cannot tell": "yellow"}
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of one check; `fix` is the command or advice that mends it."""
+    """The outcome of one check; `fix` is the command or advice that fixes it."""
 
     state: Literal["ok", "missing", "cannot tell"]
     what: str
@@ -53,7 +54,7 @@ def run(
     ca_certificate: str = "",
     kubeflow: bool = True,
     scale_from_zero: bool = False,
-    jobs: Path | None = None,
+    jobs: Path = manifests.BASE,
 ) -> None:
     """Print a line for every check.
 
@@ -70,14 +71,18 @@ def run(
         ca_certificate: authority of that server's certificate.
         kubeflow: look for Kubeflow Pipelines.
         scale_from_zero: GPU nodes come when they are needed, so none need be there.
-        jobs: folder of the Job manifests; None takes k8s/base.
+        jobs: folder of the Job manifests.
 
     Raises:
         ConfigError: a parameter or manifest is wrong.
         ClusterError: there is no kubeconfig, the cluster does not answer, or something is missing.
     """
-    needs = [manifests.load(stage, jobs or manifests.BASE) for stage in STAGES]
-    chosen = _chosen(pipeline, parameters, settings)
+    given = _given(pipeline, parameters, settings)
+    asked = manifests.load_all(jobs)
+    if given is not None:
+        asked = manifests.chosen(asked, manifests.hardware_of(given))
+    needs = [asked[stage] for stage in STAGES]
+    chosen = None if given is None else {name: str(value) for name, value in given.items()}
     cluster = connect(context)
     account = service_account or needs[0].pod.service_account_name or "default"
     found = [_printed(finding) for finding in _version(cluster)]
@@ -106,7 +111,7 @@ def run(
     if missing:
         raise ClusterError(
             f"{missing} thing{'s are' if missing > 1 else ' is'} missing",
-            hint="Mend what is marked, then run raft preflight again.",
+            hint="Fix what is marked, then run raft preflight again.",
         )
 
 
@@ -130,13 +135,13 @@ def _printed(finding: Finding) -> Finding:
     return finding
 
 
-def _chosen(
+def _given(
     pipeline: Path, parameters: Path | None, settings: tuple[str, ...]
-) -> dict[str, str] | None:
-    """The parameters of a pipeline run with their defaults, as text; None when none were given."""
+) -> dict[str, Any] | None:
+    """The parameters of a pipeline run with their defaults; None when none were given."""
     if parameters is None and not settings:
         return None
-    from pipelines.submit import check_parameters, load, read_parameters
+    from pipelines.cluster.submit import check_parameters, load, read_parameters
 
     compiled = load(pipeline)
     values = {
@@ -144,8 +149,7 @@ def _chosen(
         for name, definition in compiled.inputs.items()
         if "defaultValue" in definition
     }
-    values |= check_parameters(compiled, read_parameters(parameters, settings))
-    return {name: str(value) for name, value in values.items()}
+    return values | check_parameters(compiled, read_parameters(parameters, settings))
 
 
 # ---- in the namespace --------------------------------------------------------------------------
@@ -571,7 +575,7 @@ def _model(chosen: Mapping[str, str]) -> Findings:
 
 
 def _kubeflow(host: str, ca_certificate: str, context: str) -> Findings:
-    from pipelines.submit import connect as connect_to_kubeflow
+    from pipelines.cluster.submit import connect as connect_to_kubeflow
 
     client = connect_to_kubeflow(host, ca_certificate, context)
     yield Finding("ok", f"Kubeflow Pipelines 2 answers at {client.address}")

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipelines.located import Document, Location
+from pipelines.k8s.located import Document, Location
 
 PLATFORM = ("platforms", "kubernetes", "deploymentSpec", "executors")
 

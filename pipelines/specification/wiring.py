@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipelines.located import Document, Location
-from pipelines.shape import dotted, unknown, wrong
+from pipelines.k8s.located import Document, Location
+from pipelines.specification.shape import dotted, unknown, wrong
 
 PYTHON_TYPES: Mapping[str, tuple[type, ...]] = {
     "STRING": (str,),
@@ -16,6 +16,9 @@ PYTHON_TYPES: Mapping[str, tuple[type, ...]] = {
     "STRUCT": (dict,),
 }
 
+
+OF_KFP = re.compile(r"pipelinechannel--.+|(cpu|memory)_(request|limit)|accelerator_(type|count)")
+"""Inputs that kfp adds to a task: for placeholders in a constant, and for resources."""
 
 INPUT = re.compile(
     r"\$\.inputs\.(?P<kind>parameters|artifacts)\['(?P<name>[^']+)'\]"
@@ -99,8 +102,7 @@ def _inputs(document: Document, task: Location, scope: Location, component: str)
                 )
         for name, source in given.items():
             at = (*task, "inputs", kind, name)
-            if name in wanted or name.startswith("pipelinechannel--"):
-                # The compiler adds inputs of the latter kind for the placeholders in a constant.
+            if name in wanted or (kind == "parameters" and OF_KFP.fullmatch(name)):
                 yield from _source(document, at, source, wanted.get(name), scope)
             else:
                 yield unknown(document, at, name, f"input of {component}", wanted)

@@ -13,9 +13,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator
 
-from pipelines.located import fault, shown
+from pipelines.k8s.located import fault, shown
 
-ACCELERATORS = Path(__file__).parents[1] / "k8s" / "accelerators.txt"
+ACCELERATORS = Path(__file__).parents[2] / "k8s" / "accelerators.txt"
 
 GPU = "nvidia.com/gpu"
 GKE_ACCELERATOR = "cloud.google.com/gke-accelerator"

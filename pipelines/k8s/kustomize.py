@@ -17,7 +17,7 @@ import yaml
 from pydantic import Field
 
 from components.errors import ConfigError
-from pipelines.located import Document, Part, place, read, shown, validate
+from pipelines.k8s.located import Document, Part, place, read, shown, validate
 
 FILE = "kustomization.yaml"
 

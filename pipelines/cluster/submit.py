@@ -12,13 +12,14 @@ import json
 import logging
 import math
 import os
+import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -56,6 +57,20 @@ class Given:
     place: str
 
 
+Origin = tuple[str, str | None]
+"""A pipeline parameter; with a key, what each object in its list holds under that key."""
+
+ITEM = re.compile(r"""parseJson\(string_value\)\["(.+)"\]""")
+
+
+class Reader(NamedTuple):
+    """A step that reads a pipeline parameter, or a key of each object in one that is a list."""
+
+    stage: str
+    field: str
+    key: str | None = None
+
+
 @dataclass(frozen=True)
 class Compiled:
     """A compiled pipeline, as far as a submission needs to know it."""
@@ -79,28 +94,34 @@ class Compiled:
         """Names of the tasks that run a container, in the order of the file."""
         return list(dict.fromkeys(name for name, _, _ in self._tasks(self.specification["root"])))
 
-    def readers(self, parameter: str) -> Iterator[tuple[str, str]]:
-        """Stage and field of every step that a pipeline parameter reaches unchanged."""
+    def readers(self, parameter: str) -> Iterator["Reader"]:
+        """What every step makes of a pipeline parameter that reaches it unchanged."""
         executors = self.specification["deploymentSpec"]["executors"]
         for _, component, origins in self._tasks(self.specification["root"]):
             command = executors[component["executorLabel"]].get("container", {}).get("command", [])
             if len(command) == 2 and command[0] == "raft":
-                for name, origin in origins.items():
+                for name, (origin, key) in origins.items():
                     if origin == parameter:
-                        yield command[1], name
+                        yield Reader(command[1], name, key)
 
     def _tasks(
-        self, parent: Mapping[str, Any], known: Mapping[str, str] | None = None
-    ) -> Iterator[tuple[str, Mapping[str, Any], dict[str, str]]]:
+        self, parent: Mapping[str, Any], known: Mapping[str, Origin] | None = None
+    ) -> Iterator[tuple[str, Mapping[str, Any], dict[str, Origin]]]:
         """Name, component, and pipeline parameter behind each input, of every container task."""
         for name, step in parent["dag"]["tasks"].items():
             component = self.specification["components"][step["componentRef"]["name"]]
             origins = {}
             for key, source in step.get("inputs", {}).get("parameters", {}).items():
-                origin = source.get("componentInputParameter")
-                if origin is not None and (known is None or origin in known):
-                    origins[key] = origin if known is None else known[origin]
+                found = source.get("componentInputParameter")
+                if found is not None and (known is None or found in known):
+                    origin, _ = (found, None) if known is None else known[found]
+                    item = ITEM.fullmatch(source.get("parameterExpressionSelector", ""))
+                    origins[key] = (origin, item[1] if item else None)
             if "dag" in component:
+                loop = step.get("parameterIterator", {})
+                items = loop.get("items", {}).get("inputParameter")
+                if items in origins:
+                    origins[loop["itemInput"]] = (origins[items][0], None)
                 yield from self._tasks(component, origins)
             else:
                 yield name, component, origins
@@ -158,7 +179,7 @@ def _read_file(path: Path) -> dict[str, Given]:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(
-            f"{path}{line}: neither YAML nor JSON ({error.problem})", hint="Mend that line."
+            f"{path}{line}: neither YAML nor JSON ({error.problem})", hint="Fix that line."
         ) from None
     if root is None:
         return {}
@@ -203,7 +224,7 @@ def check_parameters(pipeline: Compiled, given: Mapping[str, Given]) -> dict[str
     if faults:
         raise ConfigError(
             "\n".join(faults),
-            hint=f"Mend the file or add --set name=value; {pipeline.path} opens with all inputs.",
+            hint=f"Fix the file or add --set name=value; {pipeline.path} opens with all inputs.",
         )
     return values
 
@@ -259,27 +280,54 @@ def _check_range(pipeline: Compiled, name: str, value: object) -> None:
     Raises:
         ValueError: names the stage and what it allows.
     """
+    from pipelines.manifests import hardware_of
+
+    try:
+        hardware_of({name: value})
+    except ConfigError as error:
+        raise ValueError(error) from None
+    readers = list(pipeline.readers(name))
+    keys = {reader.key for reader in readers if reader.key is not None}
+    items = value if keys and isinstance(value, list) else []
+    for number, item in enumerate(items):
+        if not isinstance(item, dict) or item.keys() != keys:
+            raise ValueError(
+                f"{name}[{number}] {item!r}: not an object with exactly these keys: "
+                f"{', '.join(sorted(keys))}"
+            )
+    for reader in readers:
+        if reader.key is None:
+            _ask(reader, name, value)
+        for number, item in enumerate(items if reader.key else []):
+            _ask(reader, f"{name}[{number}].{reader.key}", item[reader.key])
+
+
+def _ask(reader: Reader, place: str, value: object) -> None:
+    """Let a stage's config class look at one of its fields.
+
+    Raises:
+        ValueError: the stage would refuse the value.
+    """
     from pydantic import ValidationError
 
     from pipelines.cli import STAGES, StageCommand, raft
 
-    for stage, key in pipeline.readers(name):
-        command = raft.commands.get(stage)
-        if stage not in STAGES or not isinstance(command, StageCommand):
-            continue
-        config = command.load()
-        try:
-            config.model_validate({key: value})
-        except ValidationError as error:
-            # The other fields of the stage are missing here, and not at fault.
-            for fault in error.errors():
-                if fault["loc"][:1] == (key,) and fault["type"] != "missing":
-                    problem = str(fault["msg"]).removeprefix("Value error, ")
-                    allowed = allowed_values(config.model_fields[key])
-                    raise ValueError(
-                        f"{name} {value!r}: {stage} refuses it: {problem}"
-                        + (f" (allowed: {allowed})" if allowed else "")
-                    ) from None
+    command = raft.commands.get(reader.stage)
+    if reader.stage not in STAGES or not isinstance(command, StageCommand):
+        return
+    config = command.load()
+    try:
+        config.model_validate({reader.field: value})
+    except ValidationError as error:
+        # The other fields of the stage are missing here, and not at fault.
+        for fault in error.errors():
+            if fault["loc"][:1] == (reader.field,) and fault["type"] != "missing":
+                problem = str(fault["msg"]).removeprefix("Value error, ")
+                allowed = allowed_values(config.model_fields[reader.field])
+                raise ValueError(
+                    f"{place} {value!r}: {reader.stage} refuses it: {problem}"
+                    + (f" (allowed: {allowed})" if allowed else "")
+                ) from None
 
 
 # ---- the server --------------------------------------------------------------------------------

@@ -12,10 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from pipelines.located import Document, Location, Part, explain
-from pipelines.manifests import EmptyDir, PodSecurity, Toleration
-from pipelines.shape import PLATFORM, dotted, shape, unknown, wrong
-from pipelines.values import (
+from pipelines.k8s.located import Document, Location, Part, explain
+from pipelines.k8s.values import (
     GPU,
     AbsolutePath,
     Annotations,
@@ -29,7 +27,9 @@ from pipelines.values import (
     VariableName,
     amount,
 )
-from pipelines.wiring import INPUT, PYTHON_TYPES, constant_of, dag, texts_in
+from pipelines.manifests import EmptyDir, PodSecurity, Toleration
+from pipelines.specification.shape import PLATFORM, dotted, shape, unknown, wrong
+from pipelines.specification.wiring import INPUT, PYTHON_TYPES, constant_of, dag, texts_in
 
 EXECUTORS = ("deploymentSpec", "executors")
 
@@ -284,7 +284,8 @@ def _placeholders(document: Document, at: Location, text: str, component: str) -
         if match:
             side = "inputDefinitions" if INPUT.fullmatch(inside) else "outputDefinitions"
             known = document.get("components", component, side, match["kind"]) or {}
-            if match["name"] not in known:
+            given = known if match["name"] in known else _given(document, component)
+            if match["name"] not in given:
                 what = f"{side[: -len('Definitions')]} of {component} among its {match['kind']}"
                 yield unknown(document, at, match["name"], what, known)
         elif FIXED.fullmatch(inside) is None:
@@ -293,6 +294,43 @@ def _placeholders(document: Document, at: Location, text: str, component: str) -
                 "(allowed: {{$.inputs.parameters['NAME']}}, {{$.inputs.artifacts['NAME'].path}}, "
                 "{{$.outputs.artifacts['NAME'].path}} and the like)"
             )
+
+
+def _tasks(document: Document, component: str) -> Iterator[tuple[Location, Any]]:
+    """Every task that runs a component, and where its group of tasks stands."""
+    groups = [("components", name) for name in document.get("components") or {}]
+    for at in (("root",), *groups):
+        for task in (document.get(*at, "dag", "tasks") or {}).values():
+            if (task.get("componentRef") or {}).get("name") == component:
+                yield at, task
+
+
+def _given(document: Document, component: str) -> set[str]:
+    """Parameters that every task of a component is given, declared by it or added by kfp."""
+    found = [
+        set((task.get("inputs") or {}).get("parameters") or {})
+        for _, task in _tasks(document, component)
+    ]
+    return set.intersection(*found) if found else set()
+
+
+def _node_selector(
+    document: Document, at: Location, selector: Any, specification: Document
+) -> Iterator[str]:
+    """Whether the parameter that holds the labels exists around each task of the executor."""
+    name = ((selector or {}).get("nodeSelectorJson") or {}).get("componentInputParameter")
+    if name is None:
+        return
+    for component, value in (specification.get("components") or {}).items():
+        if value.get("executorLabel") != at[-2]:
+            continue
+        for scope, _ in _tasks(specification, component):
+            known = specification.get(*scope, "inputDefinitions", "parameters") or {}
+            here = (*at, "nodeSelectorJson", "componentInputParameter")
+            if name not in known:
+                yield unknown(document, here, name, "input", known)
+            elif known[name].get("parameterType") != "STRUCT":
+                yield wrong(document, here, known[name].get("parameterType"), "STRUCT")
 
 
 def _platforms(document: Document, specification: Document) -> Iterator[str]:
@@ -306,6 +344,8 @@ def _platforms(document: Document, specification: Document) -> Iterator[str]:
             yield unknown(document, at, name, "executor", known)
             continue
         yield from _modelled(document, at, settings, PlatformSettings)
+        selector = (settings or {}).get("nodeSelector")
+        yield from _node_selector(document, (*at, "nodeSelector"), selector, specification)
         seen: dict[str, int] = {}
         for index, mount in enumerate(settings.get("emptyDirMounts") or ()):
             path = mount.get("mountPath")

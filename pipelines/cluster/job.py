@@ -20,7 +20,7 @@ from components.errors import ClusterError, ConfigError, NotPermitted, RunError
 from components.progress import headline, say
 from components.storage import SCHEME
 from pipelines import manifests
-from pipelines.cluster import Cluster, NotThere, connect
+from pipelines.cluster.connection import Cluster, NotThere, connect
 
 SECONDS_BETWEEN_LOOKS = 2.0
 SECONDS_WITHOUT_ANSWER = 300.0
@@ -37,7 +37,7 @@ def run(
     *,
     namespace: str = "raft",
     context: str = "",
-    jobs: Path | None = None,
+    jobs: Path = manifests.BASE,
     detach: bool = False,
     start_minutes: float = 30,
 ) -> None:
@@ -48,7 +48,7 @@ def run(
         flags: the stage's flags, as on the command line; none keeps those of the manifest.
         namespace: where the Job runs.
         context: context of the kubeconfig; "" takes the current one.
-        jobs: folder of the Job manifests; None takes k8s/base.
+        jobs: folder of the Job manifests.
         detach: leave the Job alone once it is created, and print its name.
         start_minutes: give up when the pod has not started by then.
 
@@ -58,7 +58,7 @@ def run(
         RunError: the stage failed; its exit code is the container's.
     """
     arguments = checked(stage, flags) if flags else None
-    body = manifest(stage, arguments, namespace, jobs or manifests.BASE)
+    body = manifest(stage, arguments, namespace, jobs)
     name = body["metadata"]["name"]
     cluster = connect(context)
     try:

@@ -1,0 +1,137 @@
+"""Generations on disk while they come, so that a killed run loses the batch under way and no more.
+
+One JSON line a batch, appended and flushed; a line torn by a kill is cut off at the next start. A
+batch is kept whole or not at all: the rest is then asked in the same batches, and the same batches
+give the same texts, to the byte (padding can change the last bit of a float). A line, shortened::
+
+    {"model": "6fd0…", "weight_bytes": 1234, "seconds": 8.1, "generations": [
+        {"key": "0a31…", "text": "… <ANSWER>: Kelden", "tokens_in": 512, "tokens_out": 48,
+         "truncated": false}]}
+
+Knows nothing of models or questions.
+"""
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from components import progress, storage
+from components.errors import StorageError
+from components.records import Record
+
+SECONDS_BETWEEN_COPIES = 60.0
+
+
+class Generation(Record):
+    """The new text of one prompt; tokens_out counts the end-of-sequence token too."""
+
+    key: str
+    text: str
+    tokens_in: int
+    tokens_out: int
+    truncated: bool
+
+
+class Batch(Record):
+    """What one model said in one go.
+
+    model: what its generations' keys were made with. seconds: of loading (in the first batch after
+    it) and generating. weight_bytes: of the model, null where the engine does not tell.
+    """
+
+    model: str
+    weight_bytes: int | None
+    seconds: float
+    generations: list[Generation]
+
+
+def key_of(model: str, prompt: str) -> str:
+    """What a generation depends on, as one text.
+
+    Args:
+        model: all that decides what is said to a prompt: weights, type, engine, limit.
+        prompt: as the model reads it: question and documents are in it.
+    """
+    return hashlib.sha256(json.dumps([model, prompt]).encode()).hexdigest()[:32]
+
+
+class Generations:
+    """The batches of a file, and those that are added to it.
+
+    Args:
+        path: the file.
+        copies: a folder or `gs://` prefix that outlives this machine, or "". The file is fetched
+            from there when it is not here, and copied there about once a minute and at the end.
+
+    Raises:
+        StorageError: `copies` cannot be read.
+    """
+
+    def __init__(self, path: Path, copies: str = "") -> None:
+        self.path = path
+        self.copy = f"{copies.rstrip('/')}/{path.name}" if copies else ""
+        self.copied = time.monotonic()
+        self.found: dict[str, Generation] = {}
+        self.seconds: dict[str, float] = {}
+        self.weight_bytes: dict[str, int | None] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self.copy and not path.exists():
+            for _, text in storage.find(copies, path.name.__eq__):
+                with storage.atomic_write(path) as file:
+                    file.write(text)
+        self.file = path.open("a+b")
+        self._read()
+
+    def _read(self) -> None:
+        self.file.seek(0)
+        whole = 0
+        for line in self.file:
+            try:
+                batch = Batch.model_validate_json(line)
+            except ValidationError:
+                break
+            if not line.endswith(b"\n"):
+                break
+            self._remember(batch)
+            whole += len(line)
+        self.file.truncate(whole)
+        if self.found:
+            progress.say(f"  going on from {len(self.found)} generations of an earlier run")
+
+    def _remember(self, batch: Batch) -> None:
+        self.found |= {generation.key: generation for generation in batch.generations}
+        self.seconds[batch.model] = self.seconds.get(batch.model, 0.0) + batch.seconds
+        self.weight_bytes[batch.model] = batch.weight_bytes
+
+    def add(self, batch: Batch) -> None:
+        """Keep a batch: when this returns, it is on the disk."""
+        self.file.write(batch.model_dump_json().encode() + b"\n")
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self._remember(batch)
+        if time.monotonic() - self.copied > SECONDS_BETWEEN_COPIES:
+            self._copy()
+
+    def _copy(self) -> None:
+        """What cannot be copied now is copied with the next: no reason to stop generating."""
+        self.copied = time.monotonic()
+        if self.copy and self.found:
+            try:
+                storage.put(self.path.read_text(encoding="utf-8"), self.copy)
+            except StorageError as error:
+                progress.say(f"  finished generations are not copied: {error}")
+
+    def close(self) -> None:
+        """Stop adding, for whatever reason; the copy is brought up to date."""
+        if not self.file.closed:
+            self.file.close()
+            self._copy()
+
+    def remove(self) -> None:
+        """Delete the file: its content has gone into the artifact. A copy stays."""
+        self.close()
+        self.path.unlink()

@@ -1,0 +1,60 @@
+"""What a generation quotes, and whether the documents really say it.
+
+RAFT's point is reasoning from the documents: an answer quotes them between `##begin_quote##` and
+`##end_quote##`. Knows nothing of models or pages.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from components.records import QUOTE_BEGIN, QUOTE_END
+
+SHORTEST = 8
+"""Characters; shorter stretches stand in any text."""
+
+
+class Found(NamedTuple):
+    """Quotes of one generation: all, those that stand in a document, and in an oracle one."""
+
+    quotes: int
+    verbatim: int
+    oracle: int
+
+
+def split(text: str) -> list[str]:
+    """A text cut at its quotes: plain, quoted, plain, …; an unclosed marker stays plain text.
+
+    Takes time in proportion to the text, however many markers are left open in it.
+    """
+    pieces: list[str] = []
+    rest = 0
+    while True:
+        begin = text.find(QUOTE_BEGIN, rest)
+        end = text.find(QUOTE_END, begin) if begin >= 0 else -1
+        if end < 0:
+            return [*pieces, text[rest:]]
+        pieces += [text[rest:begin], text[begin + len(QUOTE_BEGIN) : end]]
+        rest = end + len(QUOTE_END)
+
+
+def find(text: str) -> list[str]:
+    """The quotes of a text, without space around them, empty ones left out."""
+    return [quote for found in split(text)[1::2] if (quote := found.strip())]
+
+
+def check(text: str, documents: Sequence[str], oracles: Collection[int]) -> Found:
+    """Hold the quotes of a generation against the documents that were shown.
+
+    A quote shorter than `SHORTEST` counts as verbatim only as a whole document.
+    """
+    verbatim = oracle = 0
+    found = find(text)
+    for quote in found:
+        places = [
+            index
+            for index, document in enumerate(documents)
+            if (quote in document if len(quote) >= SHORTEST else quote == document.strip())
+        ]
+        verbatim += bool(places)
+        oracle += not set(oracles).isdisjoint(places)
+    return Found(len(found), verbatim, oracle)

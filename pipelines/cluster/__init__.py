@@ -1,0 +1,1 @@
+"""What talks to a cluster: submitting, watching, checking it first, and running one stage."""

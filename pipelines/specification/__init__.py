@@ -1,0 +1,1 @@
+"""Compiled pipelines, checked as the Kubeflow backend would check them."""

