@@ -120,12 +120,13 @@ def _training(record: TrainingRecord) -> Description:
             *(str(trial.settings.get(name, "default")) for name in names),
             f"{trial.train_loss:.4f}",
             "–" if trial.validation_loss is None else f"{trial.validation_loss:.4f}",
+            "–" if trial.answer_f1 is None else f"{trial.answer_f1:.3f}",
             duration(trial.seconds),
             "chosen" if trial.chosen else "",
         )
         for trial in record.sweep
     ]
-    headings = (*names, "training loss", "validation loss", "time", "")
+    headings = (*names, "training loss", "validation loss", "answer F1", "time", "")
     return Description("train", sentence, Table(headings, rows))
 
 

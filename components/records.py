@@ -146,12 +146,16 @@ class LossPoint(Record):
 
 
 class SweepTrial(Record):
-    """One setting of a sweep: what it changed, and how it did; `chosen` made the adapter."""
+    """One setting of a sweep: what it changed, and how it did; `chosen` made the adapter.
+
+    answer_f1: mean token F1 of the answers that the tuned model writes for validation rows.
+    """
 
     settings: dict[str, Any]
     steps: int
     train_loss: float
     validation_loss: float | None
+    answer_f1: float | None = None
     seconds: float
     chosen: bool
 
@@ -159,7 +163,8 @@ class SweepTrial(Record):
 class TrainingRecord(Record):
     """How training went: `adapter/training.json`. `sweep` is empty where one setting was given.
 
-    left_out: ids of the rows that were too long. mfu: model FLOPs utilisation, the share of the
+    left_out: ids of the rows that were too long. answer_f1: as in `SweepTrial`; null outside a
+    sweep. mfu: model FLOPs utilisation, the share of the
     GPU's peak that went into the model; null where the peak is not known. batching: how rows
     shared a batch. warnings: what went wrong, in words.
     seconds: of training, with validation, over all attempts of a run that was stopped between.
@@ -183,6 +188,7 @@ class TrainingRecord(Record):
     peak_memory_bytes: int
     curve: list[LossPoint]
     validation_loss: float | None
+    answer_f1: float | None = None
     settings: dict[str, Any]
     sweep: list[SweepTrial] = Field(default_factory=list)
 

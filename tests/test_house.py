@@ -10,7 +10,17 @@ from tests.conftest import REPOSITORY
 from tests.readme_tables import tables
 
 STAGES = ("generate", "train", "quantize_check", "eval")
-SHARED = {"config", "describe", "errors", "ledger", "models", "progress", "records", "storage"}
+SHARED = {
+    "config",
+    "describe",
+    "errors",
+    "ledger",
+    "metrics",
+    "models",
+    "progress",
+    "records",
+    "storage",
+}
 
 
 def imports(path: Path) -> set[str]:

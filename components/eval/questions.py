@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from components.errors import DataError
-from components.eval.metrics import find_answer
+from components.metrics import find_answer
 from components.records import Oracle, Question, RaftRow, Record, explain
 
 ALL_DISTRACTORS = -1

@@ -29,6 +29,7 @@ def train(
     rslora: bool = TrainConfig.default("rslora"),
     method: str = TrainConfig.default("method"),
     sweep: list = list(TrainConfig.default("sweep")),  # type: ignore[type-arg]
+    sweep_by: str = TrainConfig.default("sweep_by"),
     epochs: float = TrainConfig.default("epochs"),
     learning_rate: float = TrainConfig.default("learning_rate"),
     warmup_ratio: float = TrainConfig.default("warmup_ratio"),
@@ -63,6 +64,7 @@ def train(
         method: lora, or full to train every weight of a small model.
         sweep: Settings to try, as JSON: [{"rank": 16}, {"rank": 64}]; the one with the least
             validation loss becomes the adapter. [] trains once.
+        sweep_by: What decides a sweep: loss or f1, both on the validation rows.
         epochs: Passes over the rows.
         learning_rate: Peak learning rate; a cosine takes it down to zero.
         warmup_ratio: Share of the steps, 0 to 1, over which the learning rate rises.
@@ -94,6 +96,7 @@ def train(
             "--rslora", rslora,
             "--method", method,
             "--sweep", sweep,
+            "--sweep-by", sweep_by,
             "--epochs", epochs,
             "--learning-rate", learning_rate,
             "--warmup-ratio", warmup_ratio,

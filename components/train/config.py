@@ -78,6 +78,13 @@ class TrainConfig(StageConfig):
         group="LoRA",
     )
 
+    sweep_by: Literal["loss", "f1"] = option(
+        "loss",
+        help="What decides a sweep: loss, the least validation loss, or f1, the greatest F1 of "
+        "the answers written for up to 100 validation rows. The table shows both.",
+        group="LoRA",
+    )
+
     epochs: float = option(3.0, gt=0, le=1000, help="Passes over the rows.", group="Optimizer")
     learning_rate: float = option(
         2e-4, gt=0, le=1, help="Peak learning rate (cosine decay).", group="Optimizer"

@@ -31,6 +31,7 @@ class Job(Record):
 
     config: dict[str, Any]
     found: str
+    answers: int
     folder: str
     remote: str
     kept: int
@@ -55,7 +56,11 @@ def processes(config: TrainConfig) -> int:
 
 
 def fit(
-    config: TrainConfig, checkpoints: Checkpoints, found: tuple[Path, Run] | None, number: int
+    config: TrainConfig,
+    checkpoints: Checkpoints,
+    found: tuple[Path, Run] | None,
+    number: int,
+    answers: int,
 ) -> TrainingRecord:
     """Train one setting in so many processes.
 
@@ -67,6 +72,7 @@ def fit(
         job = Job(
             config=config.model_dump(mode="json"),
             found=str(found[0]) if found else "",
+            answers=answers,
             folder=str(checkpoints.folder),
             remote=checkpoints.remote,
             kept=checkpoints.kept,
@@ -157,7 +163,8 @@ def work(scratch: Path) -> None:
     folder = Path(job.found)
     found = (folder, read_json(folder / RUN, Run)) if job.found else None
     try:
-        train_alone(config, tokenizer, read_examples(config, tokenizer), checkpoints, found)
+        examples = read_examples(config, tokenizer)
+        train_alone(config, tokenizer, examples, checkpoints, found, job.answers)
     except RaftError as error:
         failure = {"problem": str(error), "hint": error.hint, "exit_code": error.exit_code}
         (scratch / ERROR).write_text(json.dumps(failure), encoding="utf-8")

@@ -27,6 +27,7 @@ from components.train.report import write_page
 from components.train.trainer import fit, free
 
 CHECKPOINTS = "checkpoints"
+ANSWERS_IN_A_SWEEP = 100  # rows that every setting answers, to compare them by F1
 _ROOM = "Raise --max-tokens, or generate with smaller chunks or fewer distractors."
 RECORD = "training.json"
 
@@ -106,7 +107,7 @@ def published(config: TrainConfig) -> None:
 def _best(
     config: TrainConfig, tokenizer: Any, examples: Examples, ledger: Ledger
 ) -> TrainingRecord:
-    """Fit every setting of the sweep; leave the adapter with the least validation loss."""
+    """Fit every setting of the sweep; leave the adapter of the best."""
     output = Path(config.output)
     places = _places(config)
     if config.fresh:
@@ -121,11 +122,12 @@ def _best(
             words = " ".join(f"{name}={value}" for name, value in changed[-1].items())
             say(f"  setting {number} of {len(config.sweep)}: {words or 'the defaults'}")
         checkpoints.identity = inputs | _settings(trial)
-        records.append(_fit(trial, tokenizer, examples, checkpoints))
+        answers = ANSWERS_IN_A_SWEEP if len(config.sweep) > 1 else 0
+        records.append(_fit(trial, tokenizer, examples, checkpoints, answers))
         ledger.count(tokens_in=records[-1].tokens)
     # The first of equals: the order in which a person lists settings is a preference.
-    losses = [_or_infinite(record.validation_loss) for record in records]
-    best = losses.index(min(losses))
+    worst = [_worse(config, record) for record in records]
+    best = worst.index(min(worst))
     aside = shutil.ignore_patterns(RUN, storage.MANIFEST)
     shutil.rmtree(output / "tensorboard", ignore_errors=True)
     shutil.copytree(places[best].folder / FINISHED, output, ignore=aside, dirs_exist_ok=True)
@@ -137,6 +139,7 @@ def _best(
             steps=record.steps,
             train_loss=next(p.loss for p in reversed(record.curve) if p.split == "train"),
             validation_loss=record.validation_loss,
+            answer_f1=record.answer_f1,
             seconds=record.seconds,
             chosen=index == best,
         )
@@ -146,7 +149,11 @@ def _best(
 
 
 def _fit(
-    config: TrainConfig, tokenizer: Any, examples: Examples, checkpoints: Checkpoints
+    config: TrainConfig,
+    tokenizer: Any,
+    examples: Examples,
+    checkpoints: Checkpoints,
+    answers: int,
 ) -> TrainingRecord:
     """Train one setting, unless an earlier attempt has; in several processes where asked to."""
     if finished := checkpoints.finished():
@@ -155,14 +162,17 @@ def _fit(
     found, number = checkpoints.newest(), distributed.processes(config)
     if number > 1:
         say(f"  in {number} processes")
-        return distributed.fit(config, checkpoints, found, number)
-    record = fit(config, tokenizer, examples, checkpoints, found)
+        return distributed.fit(config, checkpoints, found, number, answers)
+    record = fit(config, tokenizer, examples, checkpoints, found, answers)
     free()
     return record
 
 
-def _or_infinite(loss: float | None) -> float:
-    return math.inf if loss is None or math.isnan(loss) else loss
+def _worse(config: TrainConfig, record: TrainingRecord) -> tuple[float, ...]:
+    """What is least for the best setting; the other measure decides between equals."""
+    loss = math.inf if record.validation_loss is None else record.validation_loss
+    f1 = -(record.answer_f1 or 0.0)
+    return (f1, loss) if config.sweep_by == "f1" else (loss, f1)
 
 
 # ---- what a checkpoint belongs to ---------------------------------------------------------------

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.errors import ConfigError, OutOfMemory, StorageError
 from components.ledger import peak_memory
+from components.metrics import find_answer, score
 from components.models import choose_dtype, load_model
 from components.progress import Task, say, task
 from components.records import LossPoint, TrainingRecord
@@ -47,8 +48,11 @@ def fit(
     examples: Examples,
     checkpoints: Checkpoints,
     found: tuple[Path, Run] | None,
+    answers: int = 0,
 ) -> TrainingRecord:
     """Train one setting, or go on from the checkpoint found; keep its adapter as `finished`.
+
+    With `answers`, the tuned model answers so many validation rows, and its F1 is recorded.
 
     Raises:
         ConfigError: the layers do not exist, or training diverged.
@@ -73,6 +77,9 @@ def fit(
             _resume(trainer, folder)
         flow.complete()
         record = _record(config, examples, trainer, flow.seconds)
+        if answers and first:
+            scored = _answer_f1(config, trainer, tokenizer, examples.validation[:answers], flow)
+            record = record.model_copy(update={"answer_f1": scored})
 
         def write(folder: Path) -> None:
             trainer.save_model(str(folder))
@@ -370,6 +377,43 @@ def _lora_config(config: TrainConfig) -> "LoraConfig":
         target_modules=targets[0] if targets == ["all-linear"] else targets,
         task_type="CAUSAL_LM",
     )
+
+
+def _answer_f1(
+    config: TrainConfig, trainer: "SFTTrainer", tokenizer: Any, rows: list[Any], flow: Any
+) -> float | None:
+    """Mean token F1 of the answers that the tuned model writes, greedily, for validation rows."""
+    import torch
+
+    if not rows:
+        return None
+    model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    written = [tokenizer(row["completion"][0]["content"])["input_ids"] for row in rows]
+    room = round(1.5 * max(map(len, written))) + 8
+    side, tokenizer.padding_side = tokenizer.padding_side, "left"
+    scores = []
+    try:
+        for start in range(0, len(rows), config.batch_size):
+            flow.leave_if_asked()
+            batch = rows[start : start + config.batch_size]
+            prompts = tokenizer.apply_chat_template(
+                [row["prompt"] for row in batch],
+                add_generation_prompt=True,
+                padding=True,
+                return_dict=True,
+                return_tensors="pt",
+            ).to(model.device)
+            with torch.no_grad():
+                found = model.generate(**prompts, max_new_tokens=room, do_sample=False)
+            texts = tokenizer.batch_decode(
+                found[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True
+            )
+            for row, text in zip(batch, texts, strict=True):
+                gold, _ = find_answer(row["completion"][0]["content"])
+                scores.append(score(find_answer(text)[0], gold).f1)
+    finally:
+        tokenizer.padding_side = side
+    return sum(scores) / len(scores)
 
 
 # ---- stopping and going on ----------------------------------------------------------------------

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.eval.harness import read_asked
-from components.eval.metrics import contains, find_answer, score
 from components.eval.questions import HUB, choose_questions, show
+from components.metrics import contains, find_answer, score
 from components.records import Oracle, instruction
 
 if TYPE_CHECKING:
