@@ -50,6 +50,7 @@ def figures(record: object) -> dict[str, Figure]:
                 "tokens_per_second": record.tokens_per_second,
                 "trainable_parameters": record.trainable_parameters,
                 "peak_memory_bytes": record.peak_memory_bytes,
+                "mfu": record.mfu,
             }
         case QuantizationReport():
             found = {
@@ -105,6 +106,7 @@ def _training(record: TrainingRecord) -> Description:
         else (f"validation loss {record.validation_loss:.4f}")
     )
     sentence = f"{record.rows_train} rows, {record.steps} steps, {loss}."
+    sentence = " ".join([sentence, *record.warnings])
     if not record.sweep:
         curve = [
             (str(point.step), f"{point.loss:.4f}")
@@ -118,12 +120,13 @@ def _training(record: TrainingRecord) -> Description:
             *(str(trial.settings.get(name, "default")) for name in names),
             f"{trial.train_loss:.4f}",
             "–" if trial.validation_loss is None else f"{trial.validation_loss:.4f}",
+            "–" if trial.answer_f1 is None else f"{trial.answer_f1:.3f}",
             duration(trial.seconds),
             "chosen" if trial.chosen else "",
         )
         for trial in record.sweep
     ]
-    headings = (*names, "training loss", "validation loss", "time", "")
+    headings = (*names, "training loss", "validation loss", "answer F1", "time", "")
     return Description("train", sentence, Table(headings, rows))
 
 

@@ -79,6 +79,12 @@ class RunError(RaftError, RuntimeError):
     """A run on a cluster has failed."""
 
 
+class OutOfMemory(RaftError, MemoryError):
+    """A device has too little memory for the settings; the hint says what to lower."""
+
+    exit_code = 2
+
+
 class MissingDependencyError(RaftError, ImportError):
     """An optional library of a stage is not installed; the hint is the command that installs it."""
 

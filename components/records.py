@@ -157,15 +157,20 @@ class LossPoint(Record):
     step: int
     loss: float
     split: Literal["train", "validation"]
+    learning_rate: float | None = None
 
 
 class SweepTrial(Record):
-    """One setting of a sweep: what it changed, and how it did; `chosen` made the adapter."""
+    """One setting of a sweep: what it changed, and how it did; `chosen` made the adapter.
+
+    answer_f1: mean token F1 of the answers that the tuned model writes for validation rows.
+    """
 
     settings: dict[str, Any]
     steps: int
     train_loss: float
     validation_loss: float | None
+    answer_f1: float | None = None
     seconds: float
     chosen: bool
 
@@ -173,7 +178,10 @@ class SweepTrial(Record):
 class TrainingRecord(Record):
     """How training went: `adapter/training.json`. `sweep` is empty where one setting was given.
 
-    left_out: ids of the rows that were too long.
+    left_out: ids of the rows that were too long. answer_f1: as in `SweepTrial`; null outside a
+    sweep. mfu: model FLOPs utilisation, the share of the
+    GPU's peak that went into the model; null where the peak is not known. batching: how rows
+    shared a batch. warnings: what went wrong, in words.
     seconds: of training, with validation, over all attempts of a run that was stopped between.
     """
 
@@ -189,9 +197,13 @@ class TrainingRecord(Record):
     tokens: int
     tokens_per_second: float
     seconds: float = 0.0
+    mfu: float | None = None
+    batching: str = ""
+    warnings: list[str] = Field(default_factory=list)
     peak_memory_bytes: int
     curve: list[LossPoint]
     validation_loss: float | None
+    answer_f1: float | None = None
     settings: dict[str, Any]
     sweep: list[SweepTrial] = Field(default_factory=list)
 

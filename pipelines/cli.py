@@ -256,6 +256,71 @@ def demo(output: str, seed: int, docker: bool, debug: bool) -> None:
     run(Path(output), seed, docker=docker)
 
 
+PLANNED = (
+    "rank", "target_modules", "method", "epochs", "batch_size", "gradient_accumulation",
+    "max_tokens", "load_in_4bit", "gradient_checkpointing", "dtype",
+)  # fmt: skip
+"""The settings of train on which a plan depends."""
+
+
+class PlanCommand(click.Command):
+    """A command that also takes the flags of train on which a plan depends."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        if not any(parameter.name == "rank" for parameter in self.params):
+            fields = _config_loader("components.train.config", "TrainConfig")().model_fields
+            self.params += [_click_option(name, fields[name]) for name in PLANNED]
+        return super().get_params(ctx)
+
+
+@raft.command(cls=PlanCommand, short_help="Say what a training will take, before it is paid for.")
+@click.option("--base-model", required=True, metavar="MODEL", help="Folder, config.json or hub id.")
+@click.option(
+    "--profile",
+    required=True,
+    type=click.Choice(["a100-40gb", "a100-80gb", "h100", "l4"]),
+    help="The GPU; its settings take the place of the defaults.",
+)
+@click.option(
+    "--rows",
+    default=100,
+    show_default=True,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Rows to train on.",
+)
+@click.option(
+    "--row-tokens",
+    default=1000,
+    show_default=True,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens of a row in the mean; the longest is taken to have twice as many.",
+)
+@click.option(
+    "--mfu",
+    default=0.35,
+    show_default=True,
+    type=click.FloatRange(0.01, 1),
+    metavar="X",
+    help="Share of its peak that the GPU is taken to reach.",
+)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def plan(
+    base_model: str, profile: str, rows: int, row_tokens: int, mfu: float, debug: bool, **given: Any
+) -> None:
+    """Say how much memory, time and money a training will take, and whether it fits the GPU.
+
+    \b
+    Example:
+      raft plan --base-model meta-llama/Llama-3.1-8B-Instruct --profile a100-40gb --rows 100
+    """
+    from pipelines.plan import run
+
+    settings = {name: value for name, value in given.items() if value is not None}
+    run(base_model, {"profile": profile, **settings}, rows, row_tokens, mfu)
+
+
 @raft.command(name="compile", short_help="Compile the Kubeflow pipeline to YAML.")
 @click.option(
     "--output",

@@ -11,8 +11,8 @@ from tests.readme_tables import tables
 
 STAGES = ("generate", "train", "quantize_check", "eval")
 SHARED = {
-    "answers", "config", "describe", "errors", "ledger", "models", "progress", "records", "rows",
-    "storage",
+    "answers", "config", "describe", "errors", "ledger", "metrics", "models", "progress",
+    "records", "rows", "storage",
 }  # fmt: skip
 
 

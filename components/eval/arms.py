@@ -18,6 +18,7 @@ from components.eval import engines, harness, quotes
 from components.eval.config import Arm, EvalConfig, Layout
 from components.eval.generations import Batch, Generation, Generations, key_of
 from components.eval.questions import AskedQuestion
+from components.metrics import find_answer
 from components.models import choose_dtype, fingerprint, load_tokenizer
 from components.records import Sample
 

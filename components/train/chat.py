@@ -2,15 +2,39 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from components.errors import DataError
 from components.records import ANSWER_MARKER, RaftRow, read_jsonl
+from components.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Example = dict[str, list[dict[str, str]]]
+
+
+class Examples(NamedTuple):
+    """What every setting is fitted on: chat examples, and the ids of rows that were too long."""
+
+    train: list[Example]
+    validation: list[Example]
+    too_long: list[str]
+
+
+def read_examples(config: TrainConfig, tokenizer: "PreTrainedTokenizerBase") -> Examples:
+    """Both splits of the dataset.
+
+    Raises:
+        DataError: as `read_rows`.
+    """
+    folder = Path(config.dataset)
+    found = [
+        examples(read_rows(folder / f"{split}.jsonl"), tokenizer, config.max_tokens)
+        for split in ("train", "validation")
+    ]
+    (train, train_long), (validation, validation_long) = found
+    return Examples(train, validation, train_long + validation_long)
 
 
 def read_rows(path: Path) -> list[RaftRow]:

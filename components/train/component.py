@@ -21,6 +21,7 @@ def train(
     adapter: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
     settings: dsl.Output[dsl.Markdown],
+    report: dsl.Output[dsl.HTML],
     rank: int = TrainConfig.default("rank"),
     alpha: int = TrainConfig.default("alpha"),
     dropout: float = TrainConfig.default("dropout"),
@@ -28,13 +29,16 @@ def train(
     rslora: bool = TrainConfig.default("rslora"),
     method: str = TrainConfig.default("method"),
     sweep: list = list(TrainConfig.default("sweep")),  # type: ignore[type-arg]
+    sweep_by: str = TrainConfig.default("sweep_by"),
     epochs: float = TrainConfig.default("epochs"),
     learning_rate: float = TrainConfig.default("learning_rate"),
     warmup_ratio: float = TrainConfig.default("warmup_ratio"),
     batch_size: int = TrainConfig.default("batch_size"),
     gradient_accumulation: int = TrainConfig.default("gradient_accumulation"),
     max_tokens: int = TrainConfig.default("max_tokens"),
+    stop_on_divergence: bool = TrainConfig.default("stop_on_divergence"),
     max_too_long: float = TrainConfig.default("max_too_long"),
+    processes: int = TrainConfig.default("processes"),
     batching: str = TrainConfig.default("batching"),
     load_in_4bit: bool = TrainConfig.default("load_in_4bit"),
     gradient_checkpointing: bool = TrainConfig.default("gradient_checkpointing"),
@@ -51,6 +55,7 @@ def train(
         adapter: LoRA adapter and tokenizer in safetensors, with the loss curve; never merged.
         metrics: Validation loss, steps, tokens per second, peak memory.
         settings: The loss curve, or the settings of the sweep and how each did.
+        report: The curves, speed and memory, and what went wrong, in words.
         rank: Rank r of the LoRA matrices.
         alpha: LoRA scale: updates are multiplied by alpha / rank.
         dropout: Dropout before the LoRA matrices, 0 to 1.
@@ -59,13 +64,16 @@ def train(
         method: lora, or full to train every weight of a small model.
         sweep: Settings to try, as JSON: [{"rank": 16}, {"rank": 64}]; the one with the least
             validation loss becomes the adapter. [] trains once.
+        sweep_by: What decides a sweep: loss or f1, both on the validation rows.
         epochs: Passes over the rows.
         learning_rate: Peak learning rate; a cosine takes it down to zero.
         warmup_ratio: Share of the steps, 0 to 1, over which the learning rate rises.
         batch_size: Rows per GPU and pass.
         gradient_accumulation: Passes per optimizer step.
         max_tokens: Longest row in tokens; longer rows are left out and counted, never cut.
+        stop_on_divergence: Stop when the loss is no number, or still above its start.
         max_too_long: Largest share of rows, 0 to 1, that may be left out for their length.
+        processes: Processes that share the rows of a step; 0 is one for each GPU.
         batching: packed, grouped by length, or auto: packed where flash attention is installed.
         load_in_4bit: Keep the base model in 4 bits under the adapter (QLoRA).
         gradient_checkpointing: Compute activations twice to save GPU memory.
@@ -88,13 +96,16 @@ def train(
             "--rslora", rslora,
             "--method", method,
             "--sweep", sweep,
+            "--sweep-by", sweep_by,
             "--epochs", epochs,
             "--learning-rate", learning_rate,
             "--warmup-ratio", warmup_ratio,
             "--batch-size", batch_size,
             "--gradient-accumulation", gradient_accumulation,
             "--max-tokens", max_tokens,
+            "--stop-on-divergence", stop_on_divergence,
             "--max-too-long", max_too_long,
+            "--processes", processes,
             "--batching", batching,
             "--load-in-4bit", load_in_4bit,
             "--gradient-checkpointing", gradient_checkpointing,

@@ -78,6 +78,13 @@ class TrainConfig(StageConfig):
         group="LoRA",
     )
 
+    sweep_by: Literal["loss", "f1"] = option(
+        "loss",
+        help="What decides a sweep: loss, the least validation loss, or f1, the greatest F1 of "
+        "the answers written for up to 100 validation rows. The table shows both.",
+        group="LoRA",
+    )
+
     epochs: float = option(3.0, gt=0, le=1000, help="Passes over the rows.", group="Optimizer")
     learning_rate: float = option(
         2e-4, gt=0, le=1, help="Peak learning rate (cosine decay).", group="Optimizer"
@@ -96,6 +103,12 @@ class TrainConfig(StageConfig):
         help="Longest row in tokens; longer rows are left out and counted, never cut.",
         group="Optimizer",
     )
+    stop_on_divergence: bool = option(
+        True,
+        help="Stop when the loss is no number, or after a third of the steps still above its "
+        "start; otherwise it is only said.",
+        group="Optimizer",
+    )
     max_too_long: float = option(
         0.1,
         ge=0,
@@ -108,6 +121,14 @@ class TrainConfig(StageConfig):
         "",
         help="GPU whose settings (components/train/profiles.json) take the place of the defaults; "
         "flags that are given win.",
+        group="Hardware",
+    )
+    processes: int = option(
+        0,
+        ge=0,
+        le=64,
+        help="Processes that share the rows of a step, --batch-size for each; 0 is one for each "
+        "GPU.",
         group="Hardware",
     )
     batching: Literal["auto", "packed", "grouped"] = option(

@@ -19,13 +19,15 @@ from components.models import load_tokenizer
 from components.progress import headline, say
 from components.records import SweepTrial, TrainingRecord, read_json
 from components.storage import seal, unseal, verify, write_json
-from components.train.chat import examples as encode
-from components.train.chat import read_rows
+from components.train import distributed
+from components.train.chat import Examples, read_examples
 from components.train.checkpoints import FINISHED, RUN, Checkpoints
 from components.train.config import SHAPES_WEIGHTS, TrainConfig
-from components.train.trainer import Examples, fit, free
+from components.train.report import write_page
+from components.train.trainer import fit, free
 
 CHECKPOINTS = "checkpoints"
+ANSWERS_IN_A_SWEEP = 100  # rows that every setting answers, to compare them by F1
 _ROOM = "Raise --max-tokens, or generate with smaller chunks or fewer distractors."
 RECORD = "training.json"
 
@@ -43,39 +45,39 @@ def run(config: TrainConfig) -> TrainingRecord:
     headline("train", f"{config.base_model} on {config.dataset} → {output}")
     verify(Path(config.dataset), "--dataset")
     with Ledger("train", output, config.prices) as ledger:
-        rows = read_rows(Path(config.dataset) / "train.jsonl")
-        validation_rows = read_rows(Path(config.dataset) / "validation.jsonl")
         say("  loading the model")
         tokenizer = load_tokenizer(config.base_model)
-        train, train_long = encode(rows, tokenizer, config.max_tokens)
-        validation, validation_long = encode(validation_rows, tokenizer, config.max_tokens)
-        too_long = train_long + validation_long
-        _explain_too_long(config, too_long, len(rows) + len(validation_rows))
-        if not train:
+        examples = read_examples(config, tokenizer)
+        rows = len(examples.train) + len(examples.validation) + len(examples.too_long)
+        _explain_too_long(config, examples.too_long, rows)
+        if not examples.train:
             raise DataError(
-                f"none of the {len(rows)} rows has at most --max-tokens {config.max_tokens}",
+                f"none of the {rows} rows has at most --max-tokens {config.max_tokens}",
                 path=Path(config.dataset) / "train.jsonl",
                 hint=_ROOM,
             )
 
-        if len(config.sweep) > 1 and not validation:
+        if len(config.sweep) > 1 and not examples.validation:
             raise DataError(
                 "no validation row to compare the settings of --sweep by",
                 path=Path(config.dataset) / "validation.jsonl",
                 hint="Generate with --validation-fraction above 0, or give one setting.",
             )
         unseal(output)
-        record = _best(config, tokenizer, Examples(train, validation, too_long), ledger)
+        record = _best(config, tokenizer, examples, ledger)
         write_json(output / RECORD, record)
+        with storage.atomic_write(output / "report.html") as file:
+            file.write(write_page(record))
     seal(output, without=CHECKPOINTS)
     for checkpoints in _places(config):
         if not checkpoints.remote:  # the others stay until the adapter has arrived as well
             checkpoints.discard()
     loss = record.validation_loss
-    said = "" if loss is None else f", validation loss {loss:.4f}"
     say(
-        f"  {len(train)} rows, {record.steps} steps, {record.tokens_per_second:.0f} tokens/s, "
-        f"{record.trainable_parameters:,} trainable of {record.total_parameters:,} parameters{said}"
+        f"  {record.rows_train} rows, {record.steps} steps, "
+        f"{record.tokens_per_second:.0f} tokens/s, {record.trainable_parameters:,} trainable of "
+        f"{record.total_parameters:,} parameters"
+        + ("" if loss is None else f", validation loss {loss:.4f}")
     )
     return record
 
@@ -105,7 +107,7 @@ def published(config: TrainConfig) -> None:
 def _best(
     config: TrainConfig, tokenizer: Any, examples: Examples, ledger: Ledger
 ) -> TrainingRecord:
-    """Fit every setting of the sweep; leave the adapter with the least validation loss."""
+    """Fit every setting of the sweep; leave the adapter of the best."""
     output = Path(config.output)
     places = _places(config)
     if config.fresh:
@@ -120,19 +122,15 @@ def _best(
             words = " ".join(f"{name}={value}" for name, value in changed[-1].items())
             say(f"  setting {number} of {len(config.sweep)}: {words or 'the defaults'}")
         checkpoints.identity = inputs | _settings(trial)
-        if finished := checkpoints.finished():
-            say(f"  trained before: {finished}")
-            records.append(read_json(finished / RECORD, TrainingRecord))
-        else:
-            records.append(fit(trial, tokenizer, examples, checkpoints))
-            free()
+        answers = ANSWERS_IN_A_SWEEP if len(config.sweep) > 1 else 0
+        records.append(_fit(trial, tokenizer, examples, checkpoints, answers))
         ledger.count(tokens_in=records[-1].tokens)
     # The first of equals: the order in which a person lists settings is a preference.
-    losses = [_or_infinite(record.validation_loss) for record in records]
-    best = losses.index(min(losses))
-    for path in (places[best].folder / FINISHED).iterdir():
-        if path.name not in (RUN, storage.MANIFEST):
-            shutil.copyfile(path, output / path.name)
+    worst = [_worse(config, record) for record in records]
+    best = worst.index(min(worst))
+    aside = shutil.ignore_patterns(RUN, storage.MANIFEST)
+    shutil.rmtree(output / "tensorboard", ignore_errors=True)
+    shutil.copytree(places[best].folder / FINISHED, output, ignore=aside, dirs_exist_ok=True)
     if not config.sweep:
         return records[best]
     trials = [
@@ -141,6 +139,7 @@ def _best(
             steps=record.steps,
             train_loss=next(p.loss for p in reversed(record.curve) if p.split == "train"),
             validation_loss=record.validation_loss,
+            answer_f1=record.answer_f1,
             seconds=record.seconds,
             chosen=index == best,
         )
@@ -149,8 +148,31 @@ def _best(
     return records[best].model_copy(update={"sweep": trials})
 
 
-def _or_infinite(loss: float | None) -> float:
-    return math.inf if loss is None or math.isnan(loss) else loss
+def _fit(
+    config: TrainConfig,
+    tokenizer: Any,
+    examples: Examples,
+    checkpoints: Checkpoints,
+    answers: int,
+) -> TrainingRecord:
+    """Train one setting, unless an earlier attempt has; in several processes where asked to."""
+    if finished := checkpoints.finished():
+        say(f"  trained before: {finished}")
+        return read_json(finished / RECORD, TrainingRecord)
+    found, number = checkpoints.newest(), distributed.processes(config)
+    if number > 1:
+        say(f"  in {number} processes")
+        return distributed.fit(config, checkpoints, found, number, answers)
+    record = fit(config, tokenizer, examples, checkpoints, found, answers)
+    free()
+    return record
+
+
+def _worse(config: TrainConfig, record: TrainingRecord) -> tuple[float, ...]:
+    """What is least for the best setting; the other measure decides between equals."""
+    loss = math.inf if record.validation_loss is None else record.validation_loss
+    f1 = -(record.answer_f1 or 0.0)
+    return (f1, loss) if config.sweep_by == "f1" else (loss, f1)
 
 
 # ---- what a checkpoint belongs to ---------------------------------------------------------------
@@ -182,7 +204,11 @@ def _inputs(config: TrainConfig) -> dict[str, str]:
     """What is trained on, by content: where it lies may differ from one attempt to the next."""
     dataset = Path(config.dataset)
     splits = [storage.checksum(dataset / f"{name}.jsonl") for name in ("train", "validation")]
-    return {"dataset": " ".join(splits), "base_model": _fingerprint(config.base_model)}
+    return {
+        "dataset": " ".join(splits),
+        "base_model": _fingerprint(config.base_model),
+        "processes": str(distributed.processes(config)),
+    }
 
 
 def _fingerprint(source: str) -> str:

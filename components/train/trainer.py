@@ -5,9 +5,12 @@ decide, so that a resumed run sees the same batches; and a training that SIGTERM
 safe point with a checkpoint of the last whole optimizer step.
 """
 
+import errno
 import gc
 import math
+import os
 import random
+import shutil
 import signal
 import sys
 import threading
@@ -15,16 +18,20 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from components.errors import ConfigError
+from components.errors import ConfigError, OutOfMemory, StorageError
 from components.ledger import peak_memory
+from components.metrics import find_answer, score
 from components.models import choose_dtype, load_model
 from components.progress import Task, say, task
 from components.records import LossPoint, TrainingRecord
+from components.storage import write_json
 from components.train.batching import length_grouped
+from components.train.chat import Examples
 from components.train.checkpoints import Checkpoints, Run
-from components.train.config import TrainConfig
+from components.train.config import TrainConfig, profiles
+from components.train.report import above_start, warnings
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -35,47 +42,115 @@ IGNORED = -100  # the label of a token that carries no loss
 STOPPED = 128 + signal.SIGTERM  # 143, the code of a process that SIGTERM has ended
 
 
-class Examples(NamedTuple):
-    """What every setting is fitted on: chat examples, and the ids of rows that were too long."""
-
-    train: list[Any]
-    validation: list[Any]
-    too_long: list[str]
-
-
 def fit(
-    config: TrainConfig, tokenizer: Any, examples: Examples, checkpoints: Checkpoints
+    config: TrainConfig,
+    tokenizer: Any,
+    examples: Examples,
+    checkpoints: Checkpoints,
+    found: tuple[Path, Run] | None,
+    answers: int = 0,
 ) -> TrainingRecord:
-    """Train one setting, or go on where a checkpoint ends; keep its adapter as `finished`.
+    """Train one setting, or go on from the checkpoint found; keep its adapter as `finished`.
+
+    With `answers`, the tuned model answers so many validation rows, and its F1 is recorded.
 
     Raises:
         ConfigError: the layers do not exist, or training diverged.
         SystemExit: SIGTERM came; what was trained is in a checkpoint.
     """
-    found = checkpoints.newest()
-    say(f"  {_batching_in_words(config)}")
-    trainer = build(config, tokenizer, examples.train, examples.validation, checkpoints.folder)
-    with ExitStack() as held:
+    first = os.environ.get("RANK", "0") == "0"  # of several processes, one speaks
+    if first:
+        say(f"  {_batching_in_words(config)}")
+    with _explained(config), ExitStack() as held:
+        trainer = build(config, tokenizer, examples.train, examples.validation, checkpoints.folder)
         stop = held.enter_context(_listening_for_sigterm())
         flow = _flow(trainer, config, checkpoints, found, stop)
         trainer.add_callback(flow)
-        trainer.add_callback(_reporting(held))
+        if first:
+            trainer.add_callback(_reporting(held))
         if found is None:
             trainer.train()
         else:
             folder, run = found
-            say(f"  going on after step {run.step}, from {folder.name}")
+            if first:
+                say(f"  going on after step {run.step}, from {folder.name}")
             _resume(trainer, folder)
         flow.complete()
-    record = _record(config, examples, trainer, flow.seconds)
+        record = _record(config, examples, trainer, flow.seconds)
+        if answers and first:
+            scored = _answer_f1(config, trainer, tokenizer, examples.validation[:answers], flow)
+            record = record.model_copy(update={"answer_f1": scored})
 
-    def write(folder: Path) -> None:
-        trainer.save_model(str(folder))
-        _clean(folder)
-        (folder / "training.json").write_text(record.model_dump_json(indent=2), encoding="utf-8")
+        def write(folder: Path) -> None:
+            trainer.save_model(str(folder))
+            _clean(folder)
+            _write_events(folder, trainer.state.log_history)
+            write_json(folder / "training.json", record)
 
-    checkpoints.finish(write, trainer.state.global_step, flow.seconds)
+        if first:
+            checkpoints.finish(write, trainer.state.global_step, flow.seconds)
+        trainer.accelerator.wait_for_everyone()
+    for text in record.warnings if first else ():
+        say(f"  {text}")
     return record
+
+
+@contextmanager
+def _explained(config: TrainConfig) -> Iterator[None]:
+    """Turn a lack of memory or of disk into errors that say what to do."""
+    import torch
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error)
+        if _disk_is_full(text):
+            raise _full_disk(config, text) from None
+        no_memory = ("out of memory", "can't allocate memory", "not enough memory")
+        if isinstance(error, RuntimeError) and not any(word in text.lower() for word in no_memory):
+            raise
+        raise OutOfMemory(
+            f"out of memory with {config.batch_size} rows of up to {config.max_tokens} tokens a "
+            f"pass ({text.splitlines()[0][:200] if text else 'no more is known'})",
+            hint=_less_memory(config),
+        ) from None
+    except (OSError, SafetensorError) as error:
+        if not _disk_is_full(str(error)) and getattr(error, "errno", None) != errno.ENOSPC:
+            raise
+        raise _full_disk(config, str(error)) from None
+
+
+def _disk_is_full(text: str) -> bool:
+    return any(
+        words in text.lower()
+        for words in ("no space left on device", "disk quota", "failed writing file")
+    )
+
+
+def _full_disk(config: TrainConfig, text: str) -> StorageError:
+    return StorageError(
+        f"--output {config.output}: the disk is full ({text.splitlines()[0][:200]})",
+        hint="Make room, or lower --checkpoints-kept; the same command goes on from the newest "
+        "whole checkpoint.",
+    )
+
+
+def _less_memory(config: TrainConfig) -> str:
+    """What to lower, the cheapest first; what has been done already is left out."""
+    half = config.batch_size // 2
+    steps = []
+    if not config.gradient_checkpointing:
+        steps.append("--gradient-checkpointing true")
+    if half:
+        twice = config.gradient_accumulation * config.batch_size // half
+        steps.append(f"--batch-size {half} --gradient-accumulation {twice} (the same result)")
+    if config.method == "full":
+        steps.append("--method lora")
+    elif not config.load_in_4bit:
+        steps.append("--load-in-4bit true")
+    steps.append("a lower --max-tokens or --rank")
+    return f"In this order: {'; '.join(steps)}. `raft plan` says what fits a GPU."
 
 
 def free() -> None:
@@ -151,12 +226,21 @@ def _flash_attention(config: TrainConfig) -> str | None:
 
 
 def _model(config: TrainConfig) -> Any:
+    import torch
+
     options: dict[str, Any] = {}
+    if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+        options["device_map"] = {"": int(os.environ["LOCAL_RANK"])}
     if packs(config) and (flash := _flash_attention(config)):
         options["attn_implementation"] = flash
-    return load_model(
-        config.base_model, choose_dtype(config.dtype), in_4bit=config.load_in_4bit, **options
-    )
+    dtype = choose_dtype(config.dtype)
+    model = load_model(config.base_model, dtype, in_4bit=config.load_in_4bit, **options)
+    for module in model.modules():
+        # On some CPUs bitsandbytes rearranges 4-bit weights at the first validation, for a kernel
+        # through which no gradient flows: training would go on without learning, and say nothing.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def _trainer_class() -> type["SFTTrainer"]:
@@ -186,7 +270,9 @@ def _trainer_class() -> type["SFTTrainer"]:
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             rows = self.train_dataset if train_dataset is None else train_dataset
             lengths = [len(ids) for ids in rows["input_ids"]]
-            return LengthGrouped(lengths, self.args.train_batch_size, self.args.seed)
+            # All processes share a batch, so that none waits for the one with the longest rows.
+            together = self.args.train_batch_size * self.args.world_size
+            return LengthGrouped(lengths, together, self.args.seed)
 
         def compute_loss(
             self,
@@ -227,6 +313,15 @@ def _trainer_class() -> type["SFTTrainer"]:
             # another moment in a resumed run.
             with torch.random.fork_rng():
                 return super().evaluate(*args, **named)
+
+        def log(self, logs: dict[str, float], *args: Any, **named: Any) -> None:
+            if "loss" in logs:
+                now, tokens = time.monotonic(), self.state.num_input_tokens_seen
+                then, before = getattr(self, "logged", (self.begun, self.tokens_before))
+                logs["tokens_per_second"] = round((tokens - before) / max(now - then, 1e-9), 1)
+                logs["peak_memory_gib"] = round(peak_memory() / 2**30, 3)
+                self.logged = now, tokens
+            super().log(logs, *args, **named)
 
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
             Trainer._save_checkpoint(self, model, trial)  # without TRL's model card
@@ -284,6 +379,43 @@ def _lora_config(config: TrainConfig) -> "LoraConfig":
     )
 
 
+def _answer_f1(
+    config: TrainConfig, trainer: "SFTTrainer", tokenizer: Any, rows: list[Any], flow: Any
+) -> float | None:
+    """Mean token F1 of the answers that the tuned model writes, greedily, for validation rows."""
+    import torch
+
+    if not rows:
+        return None
+    model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    written = [tokenizer(row["completion"][0]["content"])["input_ids"] for row in rows]
+    room = round(1.5 * max(map(len, written))) + 8
+    side, tokenizer.padding_side = tokenizer.padding_side, "left"
+    scores = []
+    try:
+        for start in range(0, len(rows), config.batch_size):
+            flow.leave_if_asked()
+            batch = rows[start : start + config.batch_size]
+            prompts = tokenizer.apply_chat_template(
+                [row["prompt"] for row in batch],
+                add_generation_prompt=True,
+                padding=True,
+                return_dict=True,
+                return_tensors="pt",
+            ).to(model.device)
+            with torch.no_grad():
+                found = model.generate(**prompts, max_new_tokens=room, do_sample=False)
+            texts = tokenizer.batch_decode(
+                found[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True
+            )
+            for row, text in zip(batch, texts, strict=True):
+                gold, _ = find_answer(row["completion"][0]["content"])
+                scores.append(score(find_answer(text)[0], gold).f1)
+    finally:
+        tokenizer.padding_side = side
+    return sum(scores) / len(scores)
+
+
 # ---- stopping and going on ----------------------------------------------------------------------
 
 
@@ -338,6 +470,7 @@ def _flow(
             self.started = time.monotonic()
             self.last_step: tuple[Any, ...] | None = None
             self.steps_per_epoch = 1
+            self.stopping = False
 
         @property
         def seconds(self) -> float:
@@ -346,7 +479,8 @@ def _flow(
         def on_train_begin(
             self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any
         ) -> None:
-            self.started = time.monotonic()
+            self.started = trainer.begun = time.monotonic()
+            trainer.tokens_before = state.num_input_tokens_seen
             batches = len(train_dataloader)
             self.steps_per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
             if state.global_step % self.steps_per_epoch == 0:
@@ -355,13 +489,34 @@ def _flow(
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.last_step = _random_state(), state.num_input_tokens_seen
             last = state.global_step >= state.max_steps
-            if stop.is_set():
+            if self.asked():
                 control.should_log = control.should_save = True
                 return
             if trainer.eval_dataset is not None:
                 control.should_evaluate = last or state.global_step % self.steps_per_epoch == 0
             every = config.checkpoint_steps
             control.should_save = every > 0 and not last and state.global_step % every == 0
+
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any
+        ) -> None:
+            if "loss" in logs and config.stop_on_divergence:
+                self.stop_if_diverged(state)
+
+        def stop_if_diverged(self, state: Any) -> None:
+            losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+            late = 3 * state.global_step >= state.max_steps
+            if not math.isfinite(losses[-1]):
+                reason = f"the train loss is {losses[-1]}"
+            elif late and above_start(losses):
+                reason = f"the train loss is {losses[-1]:.3f}, and it began at {losses[0]:.3f}"
+            else:
+                return
+            raise ConfigError(
+                f"training diverged: {reason} at step {state.global_step}",
+                hint="Lower --learning-rate, or raise --warmup-ratio; --stop-on-divergence false "
+                "would have gone on.",
+            )
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.keep()
@@ -375,19 +530,31 @@ def _flow(
         def keep(self) -> None:
             step = trainer.state.global_step
             folder = checkpoints.folder / f"checkpoint-{step}"
-            checkpoints.add(folder, step, self.seconds, wait=stop.is_set())
+            trainer.accelerator.wait_for_everyone()  # each process writes its random state
+            if trainer.is_world_process_zero():
+                _write_events(folder, trainer.state.log_history)
+                checkpoints.add(folder, step, self.seconds, wait=self.stopping)
             self.saved = step
             self.leave_if_asked()
 
+        def asked(self) -> bool:
+            """Whether SIGTERM has come to any of the processes; all get the same answer."""
+            if not self.stopping:
+                heard = torch.tensor(float(stop.is_set()), device=trainer.accelerator.device)
+                self.stopping = bool(trainer.accelerator.reduce(heard).item())
+            return self.stopping
+
         def leave_if_asked(self) -> None:
-            if not stop.is_set():
+            if not self.asked():
                 return
             if trainer.state.global_step > self.saved and self.last_step is not None:
                 random_state, trainer.state.num_input_tokens_seen = self.last_step
                 _set_random_state(random_state)
                 trainer._save_checkpoint(trainer.model, None)
                 self.keep()
-            say(f"  SIGTERM: stopped after step {self.saved}; the same command goes on from there")
+            if trainer.is_world_process_zero():
+                say(f"  SIGTERM: stopped after step {self.saved}; the same command goes on there")
+            trainer.accelerator.wait_for_everyone()  # until it is durable
             sys.exit(STOPPED)
 
         def complete(self) -> None:
@@ -463,6 +630,9 @@ def _record(
         tokens=tokens,
         tokens_per_second=round(tokens / max(seconds, 1e-9), 1),
         seconds=round(seconds, 3),
+        mfu=_mfu(config, trainer.model, tokens, seconds, len(examples.train)),
+        batching=_batching_in_words(config),
+        warnings=warnings(curve),
         peak_memory_bytes=peak_memory(),
         curve=curve,
         validation_loss=validated[-1] if validated else None,
@@ -494,8 +664,54 @@ def read_curve(history: list[dict[str, Any]]) -> list[LossPoint]:
                         f"training diverged: the {split} loss is {loss} at step {entry['step']}",
                         hint="Lower --learning-rate, or raise --warmup-ratio.",
                     )
-                curve.append(LossPoint(step=entry["step"], loss=loss, split=split))
+                rate = entry.get("learning_rate")
+                curve.append(
+                    LossPoint(step=entry["step"], loss=loss, split=split, learning_rate=rate)
+                )
     return curve
+
+
+def _mfu(config: TrainConfig, model: Any, tokens: int, seconds: float, rows: int) -> float | None:
+    """Model FLOPs utilisation; None where the device's peak is not known.
+
+    FLOPs a token as in PaLM (arXiv 2204.02311, appendix B): 6 for every trained parameter and 4
+    for every frozen one, whose weights need no gradient, and 12 · layers · width · tokens of the
+    row for attention. Embedding and output head are not counted (the head is computed for a few
+    tokens only), nor is what gradient checkpointing computes twice.
+    """
+    import torch
+
+    if not torch.cuda.is_available() or choose_dtype(config.dtype) != torch.bfloat16:
+        return None
+    name = torch.cuda.get_device_name(0)
+    peaks = [entry["bfloat16_tflops"] for entry in profiles().values() if entry["gpu"] == name]
+    if not peaks or not rows:
+        return None
+    shape = model.config.get_text_config()
+    trainable, total = _parameters(model)
+    outside = 1 if shape.tie_word_embeddings else 2
+    inner = total - outside * shape.vocab_size * shape.hidden_size
+    length = tokens / (rows * config.epochs)
+    a_token: float = 6 * trainable + 4 * max(inner - trainable, 0)
+    a_token += 12 * shape.num_hidden_layers * shape.hidden_size * length
+    peak = float(peaks[0]) * 1e12 * torch.cuda.device_count()
+    return round(float(a_token * tokens / max(seconds, 1e-9) / peak), 4)
+
+
+def _write_events(folder: Path, history: list[dict[str, Any]]) -> None:
+    """The whole history as TensorBoard events, in a folder `tensorboard`.
+
+    Written anew each time, so that a run which was stopped shows as one.
+    """
+    from tensorboardX import SummaryWriter
+
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        for entry in history:
+            for name, value in entry.items():
+                if name not in ("step", "epoch") and isinstance(value, int | float):
+                    group = "validation" if name.startswith("eval_") else "train"
+                    writer.add_scalar(f"{group}/{name.removeprefix('eval_')}", value, entry["step"])
 
 
 def _clean(folder: Path) -> None:

@@ -163,6 +163,28 @@ def test_other_ways_to_train_learn_too(
         assert ('"use_rslora": true' in lora) is bool(settings.get("rslora"))
 
 
+def test_gradients_in_4_bits_survive_a_validation(
+    tokenized: Any, world_dataset: Path, demo_model: Path, tmp_path: Path
+) -> None:
+    tokenizer, kept, rows = tokenized
+    settings = config(world_dataset, demo_model, tmp_path / "out", load_in_4bit=True)
+    made = trainer.build(settings, tokenizer, kept, [], tmp_path / "out")
+
+    def gradients() -> dict[str, torch.Tensor]:
+        made.model.train()
+        made.model.zero_grad()
+        made.compute_loss(made.model, made._prepare_inputs(made.data_collator(rows))).backward()
+        named = made.model.named_parameters()
+        return {name: weight.grad.clone() for name, weight in named if weight.grad is not None}
+
+    before = gradients()
+    made.evaluate(made.train_dataset)
+    after = gradients()
+    assert before.keys() == after.keys() and len(before) > 20
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+    assert sum(grad.abs().sum().item() > 0 for grad in before.values()) >= len(before) // 2
+
+
 def test_full_and_4_bits_do_not_agree(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot train 4-bit weights"):
         config(tmp_path, tmp_path, tmp_path, method="full", load_in_4bit=True)

@@ -83,7 +83,7 @@ def test_long_rows_are_left_out_whole_and_named(
     assert len(kept) == sum(length <= limit for length in lengths)
     assert len(kept) + len(too_long) == len(rows) and too_long
 
-    with pytest.raises(DataError, match="none of the 36 rows has at most --max-tokens 64"):
+    with pytest.raises(DataError, match="none of the 40 rows has at most --max-tokens 64"):
         train.run(config(world_dataset, demo_model, tmp_path / "out", max_tokens=64))
     assert "40 rows are over --max-tokens 64 and left out: seed_task_" in capsys.readouterr().err
 
@@ -169,8 +169,25 @@ def test_a_sweep_keeps_the_best_setting_as_if_it_had_been_trained_alone(
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "sweep" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
     assert not [path for path in (tmp_path / "sweep").iterdir() if path.name.startswith(".")]
+    assert [0 <= trial.answer_f1 <= 1 for trial in record.sweep] == [True, True]
+    assert alone.answer_f1 is None, "only a sweep compares"
+    page = (tmp_path / "sweep" / "report.html").read_text(encoding="utf-8")
+    assert "answer F1" in page and "chosen" in page
     ledger = read_json(tmp_path / "sweep" / "ledger.json", LedgerEntry)
     assert ledger.tokens_in == 2 * record.tokens, "every setting was paid for"
+
+
+def test_answers_of_a_model_that_has_learned_are_right(
+    world_dataset: Path, demo_model: Path, tmp_path: Path
+) -> None:
+    """F1 can overrule the loss: a setting that hardly learns answers worse."""
+    settings = [{"learning_rate": 1e-6}, {"learning_rate": 3e-3, "epochs": 12}]
+    record = train.run(
+        config(world_dataset, demo_model, tmp_path / "out", sweep=settings, sweep_by="f1")
+    )
+    poor, good = (trial.answer_f1 for trial in record.sweep)
+    assert poor is not None and good is not None and good > poor
+    assert record.sweep[1].chosen and record.answer_f1 == good
 
 
 @pytest.mark.parametrize(

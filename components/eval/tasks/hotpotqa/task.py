@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from components.answers import find_answer
 from components.eval.harness import read_asked
-from components.eval.metrics import contains, score
 from components.eval.questions import HUB, choose_questions, show
+from components.metrics import contains, score
 from components.records import Oracle, instruction
 
 if TYPE_CHECKING:

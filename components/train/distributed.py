@@ -1,0 +1,177 @@
+"""One training in several processes on one machine, one for each GPU.
+
+The stage itself stays one process: it reads, decides, and writes the artifact. For each setting
+it starts the workers, hands them a file that says what to do, passes SIGTERM on, and waits. They
+find each other by torch's usual environment variables. If one fails, the others are ended.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from components.errors import RaftError
+from components.records import Record, TrainingRecord, read_json
+from components.train.checkpoints import FINISHED, RUN, Checkpoints, Run
+from components.train.config import TrainConfig
+
+JOB, ERROR = "job.json", "error.json"
+
+
+class Job(Record):
+    """What the workers are told: one setting, its checkpoints, and the one to go on from, or ""."""
+
+    config: dict[str, Any]
+    found: str
+    answers: int
+    folder: str
+    remote: str
+    kept: int
+    identity: dict[str, str]
+
+
+class Failure(Record):
+    """Why a worker gave up, for the stage to say."""
+
+    problem: str
+    hint: str
+    exit_code: int
+
+
+def processes(config: TrainConfig) -> int:
+    """How many: as given, else one for each GPU."""
+    if config.processes:
+        return config.processes
+    import torch
+
+    return max(int(torch.cuda.device_count()), 1)
+
+
+def fit(
+    config: TrainConfig,
+    checkpoints: Checkpoints,
+    found: tuple[Path, Run] | None,
+    number: int,
+    answers: int,
+) -> TrainingRecord:
+    """Train one setting in so many processes.
+
+    Raises:
+        RaftError: what a worker raised.
+        SystemExit: SIGTERM came, or a worker was killed.
+    """
+    with tempfile.TemporaryDirectory(prefix="raft-workers-") as scratch:
+        job = Job(
+            config=config.model_dump(mode="json"),
+            found=str(found[0]) if found else "",
+            answers=answers,
+            folder=str(checkpoints.folder),
+            remote=checkpoints.remote,
+            kept=checkpoints.kept,
+            identity=checkpoints.identity,
+        )
+        (Path(scratch) / JOB).write_text(job.model_dump_json(), encoding="utf-8")
+        port = _free_port()
+        workers = [_start(scratch, rank, number, port) for rank in range(number)]
+        with _passing_on_sigterm(workers):
+            code = _wait(workers)
+        if (Path(scratch) / ERROR).exists():
+            failure = read_json(Path(scratch) / ERROR, Failure)
+            error = RaftError(failure.problem, hint=failure.hint)
+            error.exit_code = failure.exit_code
+            raise error
+        if code:
+            sys.exit(code if code > 0 else 128 - code)
+    return read_json(checkpoints.folder / FINISHED / "training.json", TrainingRecord)
+
+
+def _start(scratch: str, rank: int, number: int, port: int) -> "subprocess.Popen[bytes]":
+    environment = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": number,
+        "LOCAL_WORLD_SIZE": number,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    return subprocess.Popen(  # noqa: S603 (ourselves)
+        [sys.executable, "-m", "components.train.distributed", scratch],
+        env=os.environ | {name: str(value) for name, value in environment.items()},
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def _passing_on_sigterm(workers: "list[subprocess.Popen[bytes]]") -> Iterator[None]:
+    def pass_on(*_: object) -> None:
+        for worker in workers:
+            with suppress(ProcessLookupError):
+                worker.terminate()
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+
+
+def _wait(workers: "list[subprocess.Popen[bytes]]") -> int:
+    """Until all have ended, or one has failed; the first code that is not 0."""
+    while True:
+        codes = [worker.poll() for worker in workers]
+        if failed := [code for code in codes if code]:
+            for worker in workers:
+                with suppress(subprocess.TimeoutExpired):
+                    worker.wait(timeout=20)  # one that was stopped leaves with its checkpoint
+            return failed[0]
+        if all(code == 0 for code in codes):
+            return 0
+        time.sleep(0.1)
+
+
+# ---- a worker -----------------------------------------------------------------------------------
+
+
+def work(scratch: Path) -> None:
+    """What a worker does: read the job, and train its share."""
+    import torch
+
+    from components.models import load_tokenizer
+    from components.train.chat import read_examples
+    from components.train.trainer import fit as train_alone
+
+    job = read_json(scratch / JOB, Job)
+    config = TrainConfig.parse(job.config)
+    tokenizer = load_tokenizer(config.base_model)
+    checkpoints = Checkpoints(Path(job.folder), job.remote, job.kept, job.identity)
+    folder = Path(job.found)
+    found = (folder, read_json(folder / RUN, Run)) if job.found else None
+    try:
+        examples = read_examples(config, tokenizer)
+        train_alone(config, tokenizer, examples, checkpoints, found, job.answers)
+    except RaftError as error:
+        failure = {"problem": str(error), "hint": error.hint, "exit_code": error.exit_code}
+        (scratch / ERROR).write_text(json.dumps(failure), encoding="utf-8")
+        sys.exit(error.exit_code)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))

@@ -1,0 +1,116 @@
+"""A plan's exact figures against real modules, built without memory on the meta device."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components.errors import ConfigError, ModelError
+from components.ledger import Prices
+from components.records import read_json
+from components.train.config import TrainConfig, profiles
+from pipelines.plan import Plan, Shape, plan, read_shape
+from tests.conftest import REPOSITORY, Raft
+
+LLAMA_3_8B = {
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "vocab_size": 128256,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+}  # fmt: skip
+LLAMA_2_7B = LLAMA_3_8B | {
+    "intermediate_size": 11008, "vocab_size": 32000, "num_key_value_heads": 32,
+}  # fmt: skip
+SMALL_QWEN = LLAMA_3_8B | {
+    "model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "vocab_size": 151936,
+    "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def planned(shape: dict[str, Any], **settings: Any) -> Plan:
+    given = {"dataset": "-", "output": "-", "base_model": "-", "profile": "a100-40gb"}
+    config = TrainConfig.parse(given | settings)
+    prices = read_json(REPOSITORY / "components" / "prices.json", Prices)
+    return plan(Shape.read(shape, "-"), config, 100, 1000, 0.4, prices)
+
+
+@pytest.mark.parametrize("shape", [LLAMA_3_8B, LLAMA_2_7B, SMALL_QWEN])
+@pytest.mark.parametrize(
+    "settings", [{}, {"rank": 16, "target_modules": "q_proj,v_proj"}, {"method": "full"}]
+)
+def test_bytes_are_those_of_real_modules(shape: dict[str, Any], settings: dict[str, Any]) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    found = planned(shape, **settings)
+    config = AutoConfig.for_model(**shape)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        assert found.weights == sum(w.numel() * w.element_size() for w in model.parameters())
+        if not settings.get("method"):
+            targets = settings.get("target_modules", "all-linear")
+            lora = LoraConfig(
+                r=settings.get("rank", 64),
+                target_modules=targets.split(",") if "," in targets else targets,
+                task_type="CAUSAL_LM",
+            )
+            model = get_peft_model(model, lora)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in trained:
+        weight.grad = torch.empty_like(weight)
+    optimizer = torch.optim.AdamW(trained)
+    optimizer.step()
+    moments = [t for state in optimizer.state.values() for t in state.values() if t.dim()]
+    assert found.trainable == sum(weight.numel() for weight in trained)
+    bytes_of = lambda tensors: sum(t.numel() * t.element_size() for t in tensors)  # noqa: E731
+    assert found.gradients == bytes_of(weight.grad for weight in trained)
+    assert found.optimizer == bytes_of(moments)
+    assert found.adapter == (0 if settings.get("method") else bytes_of(trained))
+
+
+def test_4_bit_bytes_are_those_of_bitsandbytes(demo_model: Path) -> None:
+    from components.models import load_model, weight_bytes
+
+    shape = json.loads((demo_model / "config.json").read_text(encoding="utf-8"))
+    measured = weight_bytes(load_model(str(demo_model), torch.float32, in_4bit=True))
+    found = planned(shape, load_in_4bit=True, dtype="float32").weights
+    assert found == pytest.approx(measured, rel=0.02)
+
+
+def test_profiles_fit_llama_3_8b() -> None:
+    for name in profiles():
+        assert planned(LLAMA_3_8B, profile=name).fits, name
+    assert not planned(LLAMA_3_8B, profile="l4", load_in_4bit=False, batch_size=8).fits
+    assert not planned(LLAMA_3_8B, method="full").fits
+
+
+def test_time_and_cost_follow_the_work() -> None:
+    once, twice = planned(LLAMA_3_8B, epochs=1), planned(LLAMA_3_8B, epochs=2)
+    assert twice.seconds == pytest.approx(2 * once.seconds) and twice.steps == 2 * once.steps
+    assert once.steps == math.ceil(100 / 2 / 8)
+    assert once.cost is not None and twice.cost == pytest.approx(2 * once.cost)
+
+
+def test_what_cannot_be_planned(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="model_type 'gpt2'"):
+        Shape.read({"model_type": "gpt2"}, "-")
+    with pytest.raises(ModelError, match="no 'hidden_size'"):
+        Shape.read({"model_type": "llama", "num_attention_heads": 2, "num_hidden_layers": 1}, "-")
+    with pytest.raises(ConfigError, match="--target-modules nope"):
+        planned(LLAMA_3_8B, target_modules="nope")
+    (tmp_path / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ModelError, match="not JSON"):
+        read_shape(str(tmp_path))
+
+
+def test_the_command(raft: Raft, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_3_8B), encoding="utf-8")
+    done = raft("plan", "--base-model", tmp_path, "--profile", "a100-40gb")
+    assert done.returncode == 0, done.stderr
+    assert "167,772,160 of 8,030,261,248 parameters" in done.stdout
+    assert "weights        14.96 GiB  exact" in done.stdout
+    assert "\n  fits" in done.stdout and "assumption" in done.stdout
+    wrong = raft("plan", "--base-model", tmp_path, "--profile", "l4", "--rank", "0")
+    assert wrong.returncode == 2 and "--rank" in wrong.stderr

@@ -1,0 +1,152 @@
+"""What is said about a training: in words, as a page, as events; and when it cannot go on."""
+
+import errno
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.errors import ConfigError, OutOfMemory, StorageError
+from components.records import LossPoint, TrainingRecord, read_json
+from components.train import train
+from components.train.config import TrainConfig
+from components.train.report import warnings, write_page
+
+
+def points(losses: list[float], split: str = "train") -> list[LossPoint]:
+    return [
+        LossPoint(step=step, loss=loss, split=split) for step, loss in enumerate(losses, start=1)
+    ]
+
+
+def test_overfitting_and_a_rising_loss_are_said() -> None:
+    falling = points([2.0 - 0.1 * step for step in range(12)])
+    assert warnings(falling + points([1.0, 0.8, 0.79], "validation")) == []
+    (said,) = warnings(falling + points([1.0, 0.8, 0.9], "validation"))
+    assert "Overfitting" in said and "at step 2 (0.8000)" in said and "0.9000" in said
+    (said,) = warnings(points([1.0, *[1.5] * 12]))
+    assert "ended above where it began (1.500 against 1.000)" in said
+
+
+def test_the_page_and_the_events(world_adapter: Path) -> None:
+    from tensorboardX.proto.event_pb2 import Event
+
+    record = read_json(world_adapter / "training.json", TrainingRecord)
+    page = (world_adapter / "report.html").read_text(encoding="utf-8")
+    assert page == write_page(record)
+    assert page.count("<svg") == 2 and "validation</text>" in page and "http" not in page
+    assert "of like length" in page
+    assert [p.learning_rate is not None for p in record.curve if p.split == "train"] == [True] * 9
+    (events,) = (world_adapter / "tensorboard").iterdir()
+    data, tags, at = events.read_bytes(), {}, 0
+    while at < len(data):  # length, its checksum, the event, its checksum
+        size = int.from_bytes(data[at : at + 8], "little")
+        event = Event.FromString(data[at + 12 : at + 12 + size])
+        for value in event.summary.value:
+            tags.setdefault(value.tag, []).append(event.step)
+        at += 16 + size
+    assert tags["train/loss"] == list(range(1, 10))
+    assert tags["validation/loss"] == [9]
+    assert {"train/learning_rate", "train/tokens_per_second", "train/peak_memory_gib"} <= set(tags)
+
+
+def test_words_from_elsewhere_are_escaped(world_adapter: Path) -> None:
+    record = read_json(world_adapter / "training.json", TrainingRecord)
+    page = write_page(record.model_copy(update={"warnings": ["<script>"], "batching": "<b>"}))
+    assert "<script>" not in page and "<b>" not in page
+
+
+# ---- when it cannot go on ------------------------------------------------------------------------
+
+
+def config(dataset: Path, model: Path, output: Path, **settings: Any) -> TrainConfig:
+    given = {"dataset": str(dataset), "base_model": str(model), "output": str(output)}
+    quick = {"epochs": 2, "gradient_accumulation": 1, "gradient_checkpointing": False, "rank": 4}
+    return TrainConfig.parse(given | quick | settings)
+
+
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[Any], Any]], None]:
+    """Change what a training step returns, or fail in it."""
+    from trl import SFTTrainer
+
+    def arrange(number: int, change: Callable[[Any], Any]) -> None:
+        original = SFTTrainer.training_step
+
+        def step(self: Any, *args: Any, **named: Any) -> Any:
+            loss = original(self, *args, **named)
+            return change(loss) if self.state.global_step + 1 >= number else loss
+
+        monkeypatch.setattr(SFTTrainer, "training_step", step)
+
+    return arrange
+
+
+def test_a_loss_that_is_no_number_stops_at_once(
+    world_dataset: Path, demo_model: Path, tmp_path: Path, at_step: Callable[..., None]
+) -> None:
+    at_step(3, lambda loss: loss * math.nan)
+    with pytest.raises(ConfigError, match="diverged: the train loss is nan at step 3") as stopped:
+        train.run(config(world_dataset, demo_model, tmp_path / "out"))
+    assert "--learning-rate" in stopped.value.hint
+
+
+def test_a_loss_above_its_start_stops_or_is_said(
+    world_dataset: Path, demo_model: Path, tmp_path: Path, at_step: Callable[..., None]
+) -> None:
+    at_step(2, lambda loss: loss + 9)
+    with pytest.raises(ConfigError, match=r"it began at .* at step 10"):
+        train.run(config(world_dataset, demo_model, tmp_path / "out"))
+    going_on = config(world_dataset, demo_model, tmp_path / "2", stop_on_divergence=False)
+    record = train.run(going_on)
+    assert record.steps == 18 and "ended above where it began" in record.warnings[0]
+
+
+def test_a_lack_of_memory_says_what_to_lower(
+    world_dataset: Path, demo_model: Path, tmp_path: Path, at_step: Callable[..., None]
+) -> None:
+    import torch
+
+    def fail(loss: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    at_step(2, fail)
+    with pytest.raises(OutOfMemory, match="with 4 rows of up to 4096 tokens") as stopped:
+        train.run(config(world_dataset, demo_model, tmp_path / "out"))
+    hint = stopped.value.hint
+    for step in (
+        "--gradient-checkpointing true",
+        "--batch-size 2 --gradient-accumulation 2",
+        "--load-in-4bit true",
+    ):
+        assert step in hint
+    assert stopped.value.exit_code == 2
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(
+    world_dataset: Path,
+    demo_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import torch
+
+    settings = config(world_dataset, demo_model, tmp_path / "out", checkpoint_steps=4)
+    saved, original = [0], torch.save
+
+    def full(*args: Any, **named: Any) -> None:
+        saved[0] += 1
+        if saved[0] > 5:  # within the second checkpoint
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(*args, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(StorageError, match="the disk is full") as stopped:
+            train.run(settings)
+    assert "the newest whole checkpoint" in stopped.value.hint
+    assert train.run(settings).steps == 18
+    assert "going on after step 4" in capsys.readouterr().err
