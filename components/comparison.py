@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from components.describe import Table, html_table, page
+from components.describe import Table, html_table, markdown_table, page, plain
 from components.records import ArmResult, Evaluation, TrainingRecord
 
 SHOWN = ("rank", "alpha", "learning_rate", "target_modules", "epochs")
@@ -25,6 +25,8 @@ class Trial(NamedTuple):
 
     evaluation: Evaluation
     training: TrainingRecord | None
+    place: str = ""
+    """Folder of the evaluation."""
 
     @property
     def arms(self) -> dict[str, ArmResult]:
@@ -45,8 +47,26 @@ def trials(records: Mapping[str, BaseModel]) -> list[Trial]:
     for path, record in records.items():
         if isinstance(record, Evaluation):
             beside = records.get(f"{path.rpartition('/')[0]}/training.json")
-            found.append(Trial(record, beside if isinstance(beside, TrainingRecord) else None))
+            training = beside if isinstance(beside, TrainingRecord) else None
+            found.append(Trial(record, training, path.rpartition("/")[0]))
     return found
+
+
+def differences(shown: Sequence[Trial]) -> list[str]:
+    """What makes scores incomparable, in plain sentences: they were not asked the same."""
+    asked = {
+        "questions": {str(trial.evaluation.questions) for trial in shown},
+        "task": {trial.evaluation.task for trial in shown},
+        "distractors": {str(trial.evaluation.distractors) for trial in shown},
+        "place of the oracle": {trial.evaluation.oracle for trial in shown},
+        "max_new_tokens": {str(trial.evaluation.max_new_tokens) for trial in shown},
+        "seed of the questions": {str(trial.evaluation.seed) for trial in shown},
+    }
+    return [
+        f"The runs differ in {name}: {', '.join(sorted(values))}. Compare their gains, not scores."
+        for name, values in asked.items()
+        if len(values) > 1
+    ]
 
 
 def table(shown: Sequence[Trial]) -> Table:
@@ -58,6 +78,7 @@ def table(shown: Sequence[Trial]) -> Table:
             *(trial.setting(name) for name in SHOWN),
             _loss(trial.training),
             *(_score(trial.arms.get(name)) for name in arms),
+            _gain(trial.evaluation),
             _share(trial.evaluation.retention),
             _share(trial.evaluation.memory_ratio),
         )
@@ -68,6 +89,7 @@ def table(shown: Sequence[Trial]) -> Table:
         *(name.replace("_", " ") for name in SHOWN),
         "validation loss",
         *(f"F1 {name}" for name in arms),
+        "F1 gained by RAFT",
         "F1 kept in 4 bits",
         "memory in 4 bits",
     )
@@ -78,11 +100,31 @@ def render(shown: Sequence[Trial]) -> str:
     """The comparison as a page."""
     asked = sorted({trial.evaluation.questions for trial in shown})
     counts = " and ".join(f"{count:,}" for count in asked)
+    notes = "".join(f"<p><b>{html.escape(note)}</b></p>\n" for note in differences(shown))
     body = (
-        f"<p>F1 with 95 % intervals, on {counts} questions.</p>\n"
+        f"<p>F1 with 95 % intervals, on {counts} questions.</p>\n{notes}"
         f"{_figure(shown)}\n{html_table(table(shown))}"
     )
     return page("Models and settings compared", body)
+
+
+def render_markdown(shown: Sequence[Trial]) -> str:
+    """The comparison as text."""
+    notes = [f"> {plain(note)}" for note in differences(shown)]
+    return (
+        "\n\n".join(["# Models and settings compared", *notes, markdown_table(table(shown))]) + "\n"
+    )
+
+
+def _gain(evaluation: Evaluation) -> str:
+    """Tuned against base, question by question, in full precision, else in 4 bits."""
+    for arm, baseline in (("raft", "base"), ("raft-4bit", "base-4bit")):
+        for item in evaluation.comparisons:
+            if (item.arm, item.baseline, item.metric) == (arm, baseline, "f1"):
+                low, high = item.ci
+                p_value = "p < 0.001" if item.p_value < 0.001 else f"p = {item.p_value:.3f}"
+                return f"{item.difference:+.3f} ({low:+.3f} – {high:+.3f}), {p_value}"
+    return "–"
 
 
 def _loss(training: TrainingRecord | None) -> str:
@@ -106,7 +148,8 @@ def _figure(shown: Sequence[Trial]) -> str:
     y = 0
     for trial in shown:
         y += 34
-        title = html.escape(trial.title)
+        same = [other for other in shown if other.title == trial.title]
+        title = html.escape(trial.title + f" ({trial.place})" * (len(same) > 1))
         drawn.append(f'<text x="0" y="{y - 10}" font-weight="bold">{title}</text>')
         for name, color in COLORS.items():
             arm = trial.arms.get(name)
