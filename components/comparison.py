@@ -54,11 +54,11 @@ def trials(records: Mapping[str, BaseModel]) -> list[Trial]:
 
 def differences(shown: Sequence[Trial]) -> list[str]:
     """What makes scores incomparable, in plain sentences: they were not asked the same."""
-    asked = {
+    asked: dict[str, set[str]] = {
         "questions": {str(trial.evaluation.questions) for trial in shown},
         "task": {trial.evaluation.task for trial in shown},
         "distractors": {str(trial.evaluation.distractors) for trial in shown},
-        "place of the oracle": {trial.evaluation.oracle for trial in shown},
+        "place of the oracle": {str(trial.evaluation.oracle) for trial in shown},
         "max_new_tokens": {str(trial.evaluation.max_new_tokens) for trial in shown},
         "seed of the questions": {str(trial.evaluation.seed) for trial in shown},
     }

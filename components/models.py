@@ -106,11 +106,8 @@ def load_4bit(
         MissingDependencyError: bitsandbytes is not installed.
     """
     nf4 = _nf4(dtype, head)
-    if head and is_head_tied(source):
-        raise ModelError(
-            f"--base-model {source}: its output head is its embeddings, which stay in 16 bits",
-            hint="Give --head full.",
-        )
+    if head:
+        check_head_is_untied(source)
     if adapter is None:
         return _load(source, dtype, quantization_config=nf4)
     with tempfile.TemporaryDirectory(prefix="raft-merged-") as folder:
@@ -130,13 +127,29 @@ def save_merged(source: str, adapter: str, dtype: "torch.dtype", folder: Path) -
     merged.save_pretrained(folder)
 
 
-def is_head_tied(source: str) -> bool:
-    """Whether the output head is the same tensor as the embeddings."""
+def check_head_is_untied(source: str) -> None:
+    """Refuse to quantize an output head that is the same tensor as the embeddings.
+
+    Raises:
+        ModelError: it is, as in most models below 4B parameters; or this machine's library cannot
+            pack it.
+    """
+    import torch
     from transformers import AutoConfig
 
     _check_folder(source)
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    return bool(getattr(config, "tie_word_embeddings", False))
+    if getattr(config, "tie_word_embeddings", False):
+        raise ModelError(
+            f"--base-model {source}: its output head is its embeddings, which stay in 16 bits",
+            hint="Give --head full.",
+        )
+    if not torch.cuda.is_available() and config.vocab_size % 32:
+        raise ModelError(
+            f"--base-model {source}: on a CPU bitsandbytes packs 32 rows of a head together, and "
+            f"the vocabulary has {config.vocab_size}",
+            hint="Give --head full, or run on a GPU.",
+        )
 
 
 def predict_weight_bytes(source: str, *, head: bool = False) -> tuple[int, int]:

@@ -206,7 +206,7 @@ def test_finished_runs_are_compared_from_the_command_line(tmp_path: Path, raft: 
     assert "The runs differ in max_new_tokens: 8, 9." in page
     assert f"({tmp_path}/two/evaluation)" in page, "titles that are the same name their folder"
     text = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
-    assert "+0.400 (+0.100 – +0.500), p < 0.001" in text
+    assert "+0.400 (+0.100 – +0.500), p &lt; 0.001" in text
 
 
 def test_a_run_without_an_evaluation_is_named(tmp_path: Path, raft: Raft) -> None:

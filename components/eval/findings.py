@@ -246,9 +246,10 @@ def reasoning(evaluation: Evaluation) -> list[str]:
 
 
 def robustness(evaluation: Evaluation) -> list[str]:
-    """What more distractors, or no oracle, do to an arm, in sentences."""
+    """What more distractors, or no oracle, do to an arm, in sentences; the figure has all arms."""
     sentences = []
-    for arm in evaluation.arms:
+    full = [arm for arm in evaluation.arms if not arm.name.endswith("-4bit")]
+    for arm in full or evaluation.arms:
         for place in ("present", "first", "last"):
             points = [
                 point

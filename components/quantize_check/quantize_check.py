@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from components.errors import ConfigError, DataError, ModelError
 from components.ledger import Ledger, peak_memory, stopwatch
 from components.models import (
+    check_head_is_untied,
     load_4bit,
     load_model,
     load_tokenizer,
@@ -59,6 +60,8 @@ def run(config: QuantizeCheckConfig) -> QuantizationReport:
     verify(Path(config.adapter), "--adapter")
     with Ledger("quantize-check", output, config.prices) as ledger:
         tokenizer = load_tokenizer(config.base_model)
+        if config.head == "4bit":
+            check_head_is_untied(config.base_model)
         rows = list(_conversations(config, tokenizer))
         unseal(output)
         # Beside the output, whose disk has room for a model.
