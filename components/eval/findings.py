@@ -271,10 +271,11 @@ def robustness(evaluation: Evaluation) -> list[str]:
         ]
         if absent:
             best = max(absent, key=lambda point: point.f1)
-            sentences.append(
-                f"Without the oracle {label(arm.name, evaluation)} reaches F1 {best.f1:.3f} at "
-                f"most and answers {1 - best.unanswered:.0%} of the questions all the same."
-            )
+            sentence = f"Without the oracle {label(arm.name, evaluation)} reaches F1 {best.f1:.3f}"
+            # A base model does not mark its answers, so whether it gives one is not known.
+            if arm.name.startswith("raft"):
+                sentence += f"; it answers {1 - best.unanswered:.0%} of the questions all the same"
+            sentences.append(sentence + ".")
     return sentences
 
 
