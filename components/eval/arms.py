@@ -81,7 +81,7 @@ def ask_arms(
             for arm, model in models.items():
                 runs[arm.name] = _judge(arm, model, asked, tokenizer, ids, kept)
     kept.remove()
-    return [runs[name] for name in config.arms]
+    return [runs[arm.name] for arm in config.variants()]
 
 
 Ids = dict[str, tuple[int, ...]]

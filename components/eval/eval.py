@@ -39,7 +39,10 @@ def run(config: EvalConfig) -> Evaluation:
         ConfigError, DataError, ModelError, StorageError: see their hints.
     """
     output = Path(config.output)
-    verify(Path(config.adapter), "--adapter")
+    for variant in config.variants():
+        if variant.adapter is not None:
+            flag = "--adapter" if variant.name in config.arms else "--adapters"
+            verify(Path(variant.adapter), flag)
     quantization = _read_quantization(config.quantization)
     training = _read_training(Path(config.adapter))
     questions = choose_questions(
@@ -50,7 +53,8 @@ def run(config: EvalConfig) -> Evaluation:
         for layout in config.layouts()
     ]
     ways = f", in {len(shown)} ways" if len(shown) > 1 else ""
-    progress.headline("eval", f"{len(questions)} questions to {', '.join(config.arms)}{ways}")
+    names = ", ".join(arm.name for arm in config.variants())
+    progress.headline("eval", f"{len(questions)} questions to {names}{ways}")
     with Ledger("eval", output, config.prices) as ledger:
         unseal(output)
         for name in (TRAINING, ROBUSTNESS):  # of an earlier run

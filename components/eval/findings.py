@@ -75,10 +75,11 @@ def curve(runs: Sequence[ArmRun], resamples: int, seed: int) -> list[CurvePoint]
 
 
 def compare_arms(runs: Sequence[ArmRun], resamples: int, seed: int) -> list[Comparison]:
-    """Paired differences of those pairs whose arms both ran."""
+    """Paired differences of those pairs whose arms both ran; further adapters against the base."""
     samples = {run.name: run.samples for run in runs}
     comparisons = []
-    for (arm, baseline), metric in product(PAIRS, COMPARED):
+    further = [(run.name, "base") for run in runs if ":" in run.name]
+    for (arm, baseline), metric in product((*PAIRS, *further), COMPARED):
         if arm in samples and baseline in samples:
             found = paired_difference(
                 values(samples[arm], metric), values(samples[baseline], metric), resamples, seed
@@ -311,5 +312,7 @@ def signed(number: float) -> str:
 
 def label(arm: str, evaluation: Evaluation) -> str:
     """An arm in words: `RAFT, 4-bit`."""
+    if ":" in arm:
+        return f"RAFT {arm.partition(':')[2]}, {BITS[evaluation.dtype]}"
     who, _, small = arm.partition("-")
     return f"{'RAFT' if who == 'raft' else 'Base'}, {'4-bit' if small else BITS[evaluation.dtype]}"
