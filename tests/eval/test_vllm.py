@@ -89,6 +89,15 @@ def test_one_engine_says_token_by_token_what_each_arm_says_alone(
     assert sum(base[prompt] != tuned[prompt] for prompt in base) > 12  # the adapter does something
 
 
+def test_who_speaks_for_the_4bit_arms_is_said(config: EvalConfig) -> None:
+    from components.eval.eval import _engine_notes
+
+    small = config.model_copy(update={"engine": "vllm", "arms": ("base", "raft-4bit")})
+    (note,) = _engine_notes(small)
+    assert "includes that of the engines" in note or "adapter beside it in 16" in note
+    assert _engine_notes(config.model_copy(update={"engine": "transformers"})) == []
+
+
 @pytest.mark.timeout(600)
 def test_the_stage_starts_one_engine_for_both_arms(
     config: EvalConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
