@@ -31,6 +31,11 @@ document.getElementById("frame").onload = event => {{
     smallest: Math.min(...[...page.querySelectorAll("svg text")].map(
       text => text.getBoundingClientRect().height)),
     bars: page.querySelectorAll("svg rect").length,
+    shown: Object.fromEntries([...page.querySelectorAll(".filter")].map(button => {{
+      page.querySelector(`label[for="${{button.id}}"]`).click();
+      const articles = [...page.querySelectorAll("article")];
+      return [button.id, articles.filter(one => one.getClientRects().length).length];
+    }})),
   }});
 }};</script>"""
 
@@ -111,3 +116,6 @@ def test_the_page_fits_a_phone_and_its_figure_is_readable(
     assert found["room"] <= width and found["width"] <= found["room"], "no sideways scrolling"
     assert found["scripts"] == 0 and not found["alerted"]
     assert found["bars"] == 2 and found["smallest"] >= 10
+    assert found["shown"] == {
+        "f-all": 9, "f-won": 3, "f-lost": 0, "f-both-right": 3, "f-both-wrong": 3,
+    }  # fmt: skip
