@@ -19,6 +19,9 @@ SHOWN = ("rank", "alpha", "learning_rate", "target_modules", "epochs")
 COLORS = {"base": "#8b95a1", "raft": "#2a7fc4", "base-4bit": "#b9c0c8", "raft-4bit": "#7db3de"}
 WIDTH, LEFT, BAR = 720, 110, 20
 
+# Wide tables scroll by themselves, and an interval stays on its line.
+STYLE = "div { overflow-x: auto } td { white-space: nowrap } table { font-size: .9rem }"
+
 
 class Trial(NamedTuple):
     """One adapter's scores and the settings that made it."""
@@ -52,8 +55,8 @@ def trials(records: Mapping[str, BaseModel]) -> list[Trial]:
     return found
 
 
-def differences(shown: Sequence[Trial]) -> list[str]:
-    """What makes scores incomparable, in plain sentences: they were not asked the same."""
+def difference(shown: Sequence[Trial]) -> str:
+    """What makes scores incomparable, in a sentence; "" where all were asked the same."""
     asked: dict[str, set[str]] = {
         "questions": {str(trial.evaluation.questions) for trial in shown},
         "task": {trial.evaluation.task for trial in shown},
@@ -62,21 +65,41 @@ def differences(shown: Sequence[Trial]) -> list[str]:
         "max_new_tokens": {str(trial.evaluation.max_new_tokens) for trial in shown},
         "seed of the questions": {str(trial.evaluation.seed) for trial in shown},
     }
-    return [
-        f"The runs differ in {name}: {', '.join(sorted(values))}. Compare their gains, not scores."
-        for name, values in asked.items()
-        if len(values) > 1
+    apart = [
+        f"{name} ({', '.join(sorted(values))})" for name, values in asked.items() if len(values) > 1
     ]
+    if not apart:
+        return ""
+    return f"The runs differ in {', '.join(apart)}: compare their gains, not their scores."
 
 
 def table(shown: Sequence[Trial]) -> Table:
     """Settings and scores, one row a trial."""
-    arms = [name for name in COLORS if any(name in trial.arms for trial in shown)]
+    made, scored = settings(shown), scores(shown)
+    rows = [(*one, *other[1:]) for one, other in zip(made.rows, scored.rows, strict=True)]
+    return Table((*made.headings, *scored.headings[1:]), rows)
+
+
+def settings(shown: Sequence[Trial]) -> Table:
+    """What made each adapter."""
     rows = [
         (
             trial.evaluation.base_model,
             *(trial.setting(name) for name in SHOWN),
             _loss(trial.training),
+        )
+        for trial in shown
+    ]
+    headings = ("base model", *(name.replace("_", " ") for name in SHOWN), "validation loss")
+    return Table(headings, rows)
+
+
+def scores(shown: Sequence[Trial]) -> Table:
+    """What each adapter reached."""
+    arms = [name for name in COLORS if any(name in trial.arms for trial in shown)]
+    rows = [
+        (
+            trial.evaluation.base_model,
             *(_score(trial.arms.get(name)) for name in arms),
             _gain(trial.evaluation),
             _share(trial.evaluation.retention),
@@ -86,8 +109,6 @@ def table(shown: Sequence[Trial]) -> Table:
     ]
     headings = (
         "base model",
-        *(name.replace("_", " ") for name in SHOWN),
-        "validation loss",
         *(f"F1 {name}" for name in arms),
         "F1 gained by RAFT",
         "F1 kept in 4 bits",
@@ -100,20 +121,22 @@ def render(shown: Sequence[Trial]) -> str:
     """The comparison as a page."""
     asked = sorted({trial.evaluation.questions for trial in shown})
     counts = " and ".join(f"{count:,}" for count in asked)
-    notes = "".join(f"<p><b>{html.escape(note)}</b></p>\n" for note in differences(shown))
+    note = html.escape(difference(shown))
     body = (
-        f"<p>F1 with 95 % intervals, on {counts} questions.</p>\n{notes}"
-        f"{_figure(shown)}\n{html_table(table(shown))}"
+        f"<p>F1 with 95 % intervals, on {counts} questions.</p>\n"
+        + f"<p><b>{note}</b></p>\n" * bool(note)
+        + f"{_figure(shown)}\n<h2>Scores</h2>\n<div>{html_table(scores(shown))}</div>\n"
+        f"<h2>Settings</h2>\n<div>{html_table(settings(shown))}</div>"
     )
-    return page("Models and settings compared", body)
+    return page("Models and settings compared", body, STYLE)
 
 
 def render_markdown(shown: Sequence[Trial]) -> str:
     """The comparison as text."""
-    notes = [f"> {plain(note)}" for note in differences(shown)]
-    return (
-        "\n\n".join(["# Models and settings compared", *notes, markdown_table(table(shown))]) + "\n"
-    )
+    note = difference(shown)
+    parts = ["# Models and settings compared", *([f"> {plain(note)}"] if note else [])]
+    parts += [markdown_table(scores(shown)), markdown_table(settings(shown))]
+    return "\n\n".join(parts) + "\n"
 
 
 def _gain(evaluation: Evaluation) -> str:

@@ -203,7 +203,7 @@ def test_finished_runs_are_compared_from_the_command_line(tmp_path: Path, raft: 
     assert (done.returncode, "2 evaluations" in done.stderr) == (0, True), done.stderr
     page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
     assert "org/&lt;model&gt;" in page and "<model>" not in page
-    assert "The runs differ in max_new_tokens: 8, 9." in page
+    assert "The runs differ in max_new_tokens (8, 9): compare their gains" in page
     assert f"({tmp_path}/two/evaluation)" in page, "titles that are the same name their folder"
     text = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
     assert "+0.400 (+0.100 – +0.500), p &lt; 0.001" in text

@@ -105,6 +105,23 @@ def test_what_was_predicted_is_what_is_measured(
     assert verify(tmp_path / "out", "--quantization") is None
 
 
+def test_llama_3_8b_takes_about_36_percent_and_31_with_its_head(tmp_path: Path) -> None:
+    """Counted from its published shape; nothing of it is downloaded."""
+    from transformers import LlamaConfig
+
+    LlamaConfig(
+        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=False,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    (tmp_path / "tokenizer_config.json").write_text("{}", encoding="utf-8")
+    full, small = predict_weight_bytes(str(tmp_path))
+    assert full == 2 * 8_030_261_248
+    assert small / full == pytest.approx(0.355, abs=0.001)
+    assert predict_weight_bytes(str(tmp_path), head=True)[1] / full == pytest.approx(
+        0.3065, abs=1e-3
+    )
+
+
 def test_the_merged_checkpoint_is_the_tuned_model(
     world_dataset: Path, demo_model: Path, world_adapter: Path, tmp_path: Path
 ) -> None:
