@@ -211,6 +211,16 @@ class TrainingRecord(Record):
 # ---- quantize-check ----------------------------------------------------------------------------
 
 
+class HeadComparison(Record):
+    """What quantizing the output head too buys and costs: the figures with the head in 16 bits."""
+
+    weight_bytes_4bit: int
+    memory_ratio: float
+    token_agreement: float
+    mean_kl: float
+    perplexity_4bit: float
+
+
 class QuantizationReport(Record):
     """4-bit NF4 weights held against 16-bit ones: `quantization/quantization.json`.
 
@@ -218,6 +228,11 @@ class QuantizationReport(Record):
     `tokens` answer tokens of the validation rows: share of equal most likely tokens, and the mean
     Kullback-Leibler divergence from 16 to 4 bits in nats. With the decision
     to stop a pipeline does not run eval: the check failed, and `--gate stop` was given.
+
+    predicted_*: counted from the model's shape before it was loaded. kept: bytes that stay in 16
+    bits by tensor, layers together. load_seconds_*: of reading the weights, and quantizing them.
+    peak_memory_bytes: of the stage, which holds both models. head_kept: where the head was
+    quantized too, what it was without.
     """
 
     weight_bytes_16bit: int
@@ -235,6 +250,15 @@ class QuantizationReport(Record):
     passed: bool
     verdict: str
     decision: Literal["go", "stop"] = "go"
+    predicted_bytes_16bit: int = 0
+    predicted_bytes_4bit: int = 0
+    kept: dict[str, int] = Field(default_factory=dict)
+    load_seconds_16bit: float = 0.0
+    load_seconds_4bit: float = 0.0
+    peak_memory_bytes: int = 0
+    head: Literal["full", "4bit"] = "full"
+    head_kept: HeadComparison | None = None
+    exported: Literal["none", "merged", "4bit"] = "none"
 
 
 # ---- eval --------------------------------------------------------------------------------------

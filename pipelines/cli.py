@@ -321,6 +321,32 @@ def plan(
     run(base_model, {"profile": profile, **settings}, rows, row_tokens, mfu)
 
 
+@raft.command(short_help="Put finished runs side by side: one figure, one table.")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option(
+    "--output",
+    default="comparison",
+    show_default=True,
+    metavar="DIR",
+    help="Folder that receives comparison.html and comparison.md.",
+)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def compare(runs: tuple[str, ...], output: str, debug: bool) -> None:
+    """Compare finished runs: F1 of every arm, gains with intervals, what 4 bits keep.
+
+    RUN is a folder (local or gs://) of raft eval, or one above it.
+
+    \b
+    Example:
+      raft compare runs/llama-3.1 runs/mistral --output comparison/
+    """
+    from components.progress import say
+    from components.summary import compare
+
+    trials = compare(runs, Path(output))
+    say(f"{len(trials)} evaluations: {Path(output) / 'comparison.html'}")
+
+
 @raft.command(name="compile", short_help="Compile the Kubeflow pipeline to YAML.")
 @click.option(
     "--output",

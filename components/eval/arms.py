@@ -18,7 +18,6 @@ from components.eval import engines, harness, quotes
 from components.eval.config import Arm, EvalConfig, Layout
 from components.eval.generations import Batch, Generation, Generations, key_of
 from components.eval.questions import AskedQuestion
-from components.metrics import find_answer
 from components.models import choose_dtype, fingerprint, load_tokenizer
 from components.records import Sample
 
@@ -82,7 +81,7 @@ def ask_arms(
             for arm, model in models.items():
                 runs[arm.name] = _judge(arm, model, asked, tokenizer, ids, kept)
     kept.remove()
-    return [runs[name] for name in config.arms]
+    return [runs[arm.name] for arm in config.variants()]
 
 
 Ids = dict[str, tuple[int, ...]]

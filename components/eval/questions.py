@@ -156,15 +156,23 @@ def _in_hotpotqa_form(row: object) -> object:
     if "cot_answer" in row:
         return _from_raft(RaftRow.model_validate(row))
     facts, context = row.get("supporting_facts"), row.get("context")
-    if isinstance(facts, dict) and isinstance(context, dict):
-        # The hub keeps titles and sentences in parallel lists.
-        return {
-            **{name: row[name] for name in ("question", "answer") if name in row},
-            "_id": row.get("id"),
-            "supporting_facts": list(zip(facts["title"], facts["sent_id"], strict=True)),
-            "context": list(zip(context["title"], context["sentences"], strict=True)),
-        }
-    return row
+    if not isinstance(facts, dict) or not isinstance(context, dict):
+        return row
+    # The hub keeps titles and sentences in parallel lists.
+    return {
+        **{name: row[name] for name in ("question", "answer") if name in row},
+        **({"_id": row["id"]} if "id" in row else {}),
+        "supporting_facts": _pairs(facts, "title", "sent_id"),
+        "context": _pairs(context, "title", "sentences"),
+    }
+
+
+def _pairs(columns: dict[str, object], *names: str) -> object:
+    """Two parallel lists as pairs; what is not that stays, for the checks to refuse."""
+    first, second = (columns.get(name) for name in names)
+    if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        return list(zip(first, second, strict=True))
+    return columns
 
 
 def _from_raft(row: RaftRow) -> dict[str, object]:

@@ -138,7 +138,7 @@ def test_a_copy_in_a_bucket_is_gone_on_from(
         first = Generations(tmp_path / "one" / "g.jsonl", prefix)
         monkeypatch.setattr(generations, "SECONDS_BETWEEN_COPIES", 0.0)
         first.add(batch("a"))  # killed here: nothing is closed
-        assert bucket.uploads == ["evaluation-partial/g.jsonl"]
+        assert bucket.names() == {"evaluation-partial/g.jsonl"}
         second = Generations(tmp_path / "two" / "g.jsonl", prefix)
         assert list(second.found) == ["a"]
         bucket.fault = lambda method, path: 403
@@ -184,6 +184,19 @@ def test_out_of_memory_says_what_to_change_and_keeps_what_is_there(
     run(config)  # goes on: four more batches than those that failed would fail again
     assert batches == 25 + 16
     assert (tmp_path / "samples.jsonl").read_bytes() == (undisturbed / "samples.jsonl").read_bytes()
+
+
+def test_an_engine_gives_its_memory_back(settings: dict[str, object], tmp_path: Path) -> None:
+    import weakref
+
+    config = EvalConfig.parse({**settings, "output": str(tmp_path)})
+    for arm in config.variants():
+        with engines.opened("transformers", [arm], config, 100) as engine:
+            assert isinstance(engine, engines.Transformers)
+            weights = weakref.ref(engine.model.get_input_embeddings().weight)
+            ids = tuple(engine.tokenizer("Where was Ada born?")["input_ids"])
+            list(engine.generate([engines.Request(arm, "p", ids)]))
+        assert weights() is None, arm.name
 
 
 def test_a_model_that_does_not_fit_is_explained(
