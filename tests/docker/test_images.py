@@ -16,7 +16,8 @@ import pytest
 
 from components.generate import generate
 from components.generate.config import GenerateConfig
-from components.records import Evaluation, RunLedger, read_json
+from components.ledger import RunLedger
+from components.records import Evaluation, read_json
 from components.storage import MANIFEST, fetch, publish, verify
 from pipelines import local
 from pipelines.cli import STAGES
@@ -45,6 +46,7 @@ SCHEME = "gs://bucket"
 def inputs(tmp_path_factory: pytest.TempPathFactory, demo_model: Path) -> Path:
     """What the README puts in the mounted folder: docs/, questions.json and model/."""
     folder = tmp_path_factory.mktemp("inputs")
+    folder.chmod(0o755)  # other users may read it
     known = articles(30, seed=3)
     unseen = articles(20, seed=4, exclude={article.title for article in known})
     write_documents(known, folder / "docs")
@@ -238,6 +240,18 @@ def test_a_folder_of_somebody_else_says_what_to_pass(
     assert small(images, tmp_path, owner).returncode == 0
 
 
+def test_an_input_of_somebody_else_says_what_to_pass(
+    images: str, texts: Path, tmp_path: Path
+) -> None:
+    texts.rename(tmp_path / "docs")
+    (tmp_path / "docs").chmod(0o700)
+    tmp_path.chmod(0o777)
+    done = small(images, tmp_path, "--user=12345")
+    assert done.returncode == 2
+    assert "Permission denied: '/data/docs'" in done.stderr
+    assert '--user "$(id -u):$(id -g)"' in done.stderr
+
+
 def test_an_output_that_is_read_only(images: str, texts: Path, tmp_path: Path) -> None:
     texts.rename(tmp_path / "docs")
     output = tmp_path / "out"
@@ -254,8 +268,7 @@ def test_no_space_left(images: str, tmp_path: Path, room: str) -> None:
     write_documents(articles(200, seed=3), tmp_path / "docs")
     done = small(images, tmp_path, "--user=0", f"--tmpfs=/data/dataset:size={room}")
     assert done.returncode == 2, done.stderr
-    assert "No space left on device" in done.stderr
-    assert "a disk with room" in done.stderr
+    assert "No space left on device" in done.stderr and "Make room" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -314,13 +327,11 @@ def test_docker_stop_reaches_the_stage(images: str, alone: Path, stage: str) -> 
     )  # fmt: skip
     name = started.stdout.strip()
     try:
-        for _ in range(600):
-            said = docker(images, "logs", name).stderr
-            if re.search(r"training: \d|asking the teacher|asking about", said):
-                break
-            time.sleep(0.1)
-        else:
-            pytest.fail(f"did not start: {said}")
+        deadline = time.monotonic() + 120
+        while not re.search(r"training: \d|asking about", docker(images, "logs", name).stderr):
+            state = docker(images, "inspect", "--format={{.State.Status}}", name).stdout.strip()
+            assert state == "running" and time.monotonic() < deadline
+            time.sleep(0.2)
         time.sleep(1)
         before = time.monotonic()
         docker(images, "stop", "--time=30", name, check=True)
@@ -347,8 +358,7 @@ def test_nothing_is_left_from_the_build(images: str, stage: str) -> None:
     assert settings["User"] == "10001:10001"
     look = (
         "for tool in cc gcc g++ ld make git; do command -v $tool; done; "
-        "find / -xdev '(' -name .cache -o -name '*.whl' -path '/opt/*' -o -name .git "
-        "-o -name .netrc -o -name 'test_*.py' -path '*/raft*' ')' -print 2>/dev/null"
+        "find / -xdev '(' -name .cache -o -path '/opt/*.whl' -o -name .netrc ')' -print"
     )
     shell = docker(
         images, "run", "--rm", "--network=none", "--user=0", "--entrypoint=sh", image, "-c", look
@@ -372,6 +382,7 @@ def test_the_code_lies_above_the_libraries_which_images_share(images: str) -> No
         assert code < 3_000_000 < 100_000_000 < sum(below), "newest first"
         (described,) = json.loads(docker(images, "image", "inspect", image, check=True).stdout)
         layers[stage] = described["RootFS"]["Layers"]
-    base, environment, names, libraries = layers["train"][1:5]
-    for stage in ("quantize-check", "eval"):
-        assert layers[stage][1:5] == [base, environment, names, libraries]
+    # Above what they share: the stage's own list, its libraries, the code.
+    shared = layers["train"][:-3]
+    assert len(shared) >= 4
+    assert layers["quantize-check"][:-3] == shared == layers["eval"][: len(shared)]
