@@ -7,9 +7,10 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,9 @@ ARTIFACTS = {
     "eval": "evaluation",
 }
 SCHEME = "gs://bucket"
+
+Ready = Callable[[str], bool]
+"""Whether a container has come far enough, by what it said."""
 
 
 @pytest.fixture(scope="module")
@@ -311,36 +315,66 @@ def test_a_gpu_is_asked_for_where_there_is_none(images: str, alone: Path) -> Non
     assert message in (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("stage", ["generate", "train"])
-def test_docker_stop_reaches_the_stage(images: str, alone: Path, stage: str) -> None:
-    flags = {
-        "generate": (  # a teacher that does not answer
-            "--documents=/data/docs", "--teacher=openai", "--teacher-model=x",
-            "--teacher-endpoint=http://10.255.255.1/v1",
-        ),
-        "train": ("--dataset=/data/dataset", "--base-model=/data/model", "--epochs=1000"),
-    }[stage]  # fmt: skip
-    network = "--network=host" if stage == "generate" else "--network=none"
-    started = docker(
-        images, "run", "--detach", network, *LOCKED_DOWN, f"--volume={alone}:/data:ro",
-        f"raft-{stage}:{VERSION}", *flags, "--output=/tmp/out", check=True,
-    )  # fmt: skip
+def stopped(host: str, options: tuple[str, ...], words: tuple[str, ...], ready: Ready) -> str:
+    """Start a container, stop it once it is `ready`, and return what it said on stderr."""
+    started = docker(host, "run", "--detach", *LOCKED_DOWN, *options, *words, check=True)
     name = started.stdout.strip()
     try:
         deadline = time.monotonic() + 120
-        while not re.search(r"training: \d|asking about", docker(images, "logs", name).stderr):
-            state = docker(images, "inspect", "--format={{.State.Status}}", name).stdout.strip()
-            assert state == "running" and time.monotonic() < deadline
-            time.sleep(0.2)
-        time.sleep(1)
+        while not ready(docker(host, "logs", name).stderr):
+            state = docker(host, "inspect", "--format={{.State.Status}}", name).stdout.strip()
+            said = docker(host, "logs", name).stderr
+            assert state == "running" and time.monotonic() < deadline, said
+            time.sleep(0.1)
         before = time.monotonic()
-        docker(images, "stop", "--time=30", name, check=True)
-        assert time.monotonic() - before < 10, "SIGTERM did not reach the stage"
-        state = docker(images, "inspect", "--format={{.State.ExitCode}}", name).stdout.strip()
-        assert state == "143", docker(images, "logs", name).stderr
-        assert "Traceback" not in docker(images, "logs", name).stderr
+        docker(host, "stop", "--time=60", name, check=True)
+        assert time.monotonic() - before < 20, "SIGTERM did not reach the stage"
+        said = docker(host, "logs", name).stderr
+        code = docker(host, "inspect", "--format={{.State.ExitCode}}", name).stdout.strip()
+        assert code == "143", said
+        return said
     finally:
-        docker(images, "rm", "--force", name)
+        docker(host, "rm", "--force", name)
+
+
+def test_docker_stop_reaches_the_stage(images: str, alone: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # a teacher that never answers
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        said = stopped(
+            images,
+            (f"--volume={alone}:/data:ro", "--network=host"),
+            (
+                f"raft-generate:{VERSION}", "--documents=/data/docs", "--output=/tmp/out",
+                "--teacher=openai", "--teacher-model=x", f"--teacher-endpoint={endpoint}",
+            ),
+            lambda said: "asking about" in said,
+        )  # fmt: skip
+    assert "Traceback" not in said
+
+
+def test_docker_stop_during_training_leaves_a_checkpoint_that_goes_on(
+    images: str, alone: Path, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o777)
+    mounts = (f"--volume={alone}:/data:ro", f"--volume={tmp_path}:/out")
+    flags = (
+        "--dataset=/data/dataset", "--base-model=/data/model", "--output=/out/adapter",
+        "--epochs=8", "--gradient-accumulation=1", "--checkpoint-steps=5",
+    )  # fmt: skip
+    said = stopped(
+        images,
+        ("--network=none", *mounts),
+        (f"raft-train:{VERSION}", *flags),
+        lambda said: any(tmp_path.glob("adapter/checkpoints/1/checkpoint-*/manifest.json")),
+    )
+    found = re.search(r"stopped after step (\d+); the same command goes on", said)
+    assert found, said
+    step = int(found[1])
+    assert (tmp_path / "adapter/checkpoints/1" / f"checkpoint-{step}" / MANIFEST).exists()
+    again = run(images, "train", *flags, options=(*LOCKED_DOWN, *mounts))
+    assert again.returncode == 0, again.stderr
+    assert f"step {step}" in again.stderr
+    verify(tmp_path / "adapter", "--output")
 
 
 # ---- what is in them ---------------------------------------------------------------------------
