@@ -10,12 +10,15 @@ never read as whole, and the next stage verifies what it reads. On GCS the order
 
     partial manifest up, old manifest away, changed files up, manifest up, partial manifest away
 
-and every write names the generation that it replaces, so two writers cannot mix their files.
+and every write names the generation that it replaces, so two writers cannot mix their files. What
+was copied before an interruption is not copied again: files, 32 MiB parts of large ones on the way
+up, bytes on the way down.
 """
 
 import base64
 import fcntl
 import hashlib
+import mmap
 import os
 import shutil
 import tempfile
@@ -24,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from components.config import INPUT, OUTPUT, Settings
 from components.errors import AccessError, DataError, StorageError
@@ -38,7 +41,10 @@ MANIFEST = "manifest.json"
 PARTIAL_MANIFEST = "manifest.partial.json"
 SCHEME = "gs://"
 
-TRANSFERS = 16  # files under way at once
+TRANSFERS = 16  # files, or parts of large ones, under way at once
+PARTS = ".parts"  # where parts lie until they are one object
+PART = 32 * 2**20  # bytes; a larger file goes up in parts, so that what arrived is not sent again
+PARTS_OF_A_FILE = 32  # as many as Cloud Storage makes one object of
 SECONDS_OF_RETRIES = 600.0
 ATTEMPTS_AT_A_SNAPSHOT = 3
 
@@ -455,8 +461,9 @@ def _fetch_listed(listing: dict[str, tuple["Blob", ManifestFile]], target: Path)
     from google.api_core.exceptions import NotFound
 
     wanted = {_inside(target, name): both for name, both in listing.items()}
+    halves = {_half(path, blob) for path, (blob, _) in wanted.items()}
     for path in [path for path in target.rglob("*") if path.is_file()]:
-        if path not in wanted:
+        if path not in wanted and path not in halves:
             path.unlink()
     missing = {path: both for path, both in wanted.items() if _fault(path, both[1])}
     try:
@@ -472,14 +479,33 @@ def _fetch_listed(listing: dict[str, tuple["Blob", ManifestFile]], target: Path)
     return not any(_fault(path, entry) for path, (_, entry) in missing.items())
 
 
+def _half(path: Path, blob: "Blob") -> Path:
+    """Where an object lies while it is copied; another version of it has another place."""
+    return path.with_name(f".{path.name}.{blob.generation}.half")
+
+
 def _download(blob: "Blob", path: Path) -> None:
-    """Copy one object, of exactly the generation that was listed; the client checks its crc32c."""
+    """Copy one object, of exactly the generation that was listed; goes on where a copy stopped.
+
+    Raises:
+        StorageError: it cannot be written here, or arrived damaged.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f".{path.name}.half")
+    half = _half(path, blob)
     try:
-        blob.download_to_filename(
-            str(half), if_generation_match=blob.generation, checksum="crc32c", retry=_retry()
-        )
+        with half.open("ab") as file:
+            done = file.tell()
+            if done < blob.size or not done:
+                blob.download_to_file(
+                    file,
+                    start=done or None,
+                    if_generation_match=blob.generation,
+                    checksum=None if done else "crc32c",  # the client can only check a whole
+                    retry=_retry(),
+                )
+        if done and checksum(half) != blob.crc32c:
+            half.unlink()
+            raise StorageError(f"{path}: arrived damaged", hint="Run the same command again.")
     except OSError as error:
         if error.errno is None:  # the client's own errors derive from OSError too
             raise
@@ -512,6 +538,8 @@ def publish(folder: Path, uri: str, *, quiet: bool = False) -> None:
             return
         stale = _no_longer_listed(there, manifest)
 
+        large = {entry.path: _parts(entry) for entry in changed if entry.size > PART}
+
         def put(entry: ManifestFile, name: str) -> None:
             _upload(folder / entry.path, bucket.blob(_join(prefix, name)), there.get(name), entry)
 
@@ -519,11 +547,81 @@ def publish(folder: Path, uri: str, *, quiet: bool = False) -> None:
             put(listing, PARTIAL_MANIFEST)
         if (old := there.pop(MANIFEST, None)) is not None:
             old.delete(if_generation_match=old.generation, retry=_retry())
-        jobs = [(entry.size, partial(put, entry, entry.path)) for entry in changed]
+        jobs = [
+            (entry.size, partial(put, entry, entry.path))
+            for entry in changed
+            if entry.path not in large
+        ]
+        jobs += [
+            (
+                part.size,
+                partial(_upload_part, folder / path, bucket.blob(_join(prefix, name)), part),
+            )
+            for path, parts in large.items()
+            for name, part in parts.items()
+            if name not in there
+        ]
         _in_parallel("" if quiet else "publishing", jobs)
+        for entry in changed:
+            if parts := large.get(entry.path):
+                sources = [bucket.blob(_join(prefix, name)) for name in parts]
+                whole = bucket.blob(_join(prefix, entry.path))
+                _compose(sources, whole, there.get(entry.path), entry)
         put(listing, MANIFEST)
-        for name in (*stale, PARTIAL_MANIFEST):
+        parts_there = {name for name in there if name.startswith(f"{PARTS}/")}
+        for name in (*stale, *parts_there.union(*large.values()), PARTIAL_MANIFEST):
             _delete(bucket.blob(_join(prefix, name)))
+
+
+class _Part(NamedTuple):
+    """So many bytes of a file, from `start`."""
+
+    start: int
+    size: int
+
+
+def _parts(entry: ManifestFile) -> dict[str, _Part]:
+    """The parts of a large file, by object name; a name says what is in it, and in how many."""
+    most = max(PART, -(-entry.size // PARTS_OF_A_FILE))
+    step = -(-most // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+    crc32c = base64.b64decode(entry.crc32c).hex()
+    return {
+        f"{PARTS}/{entry.path}/{crc32c}-{entry.size}-{step}-{start // step:02}": _Part(
+            start, min(step, entry.size - start)
+        )
+        for start in range(0, entry.size, step)
+    }
+
+
+def _upload_part(path: Path, blob: "Blob", part: _Part) -> None:
+    from google.api_core.exceptions import PreconditionFailed
+
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), part.size, access=mmap.ACCESS_READ, offset=part.start) as view,
+        suppress(PreconditionFailed),  # a retry met its own first try
+    ):
+        blob.upload_from_file(
+            view, size=part.size, if_generation_match=0, checksum="crc32c", retry=_retry()
+        )
+
+
+def _compose(parts: list["Blob"], blob: "Blob", before: "Blob | None", entry: ManifestFile) -> None:
+    """Make one object of the parts of a file, which Cloud Storage does without copying bytes."""
+    from google.api_core.exceptions import NotFound
+
+    try:
+        with _met_by_another(blob, entry):
+            blob.compose(parts, if_generation_match=_generation(before), retry=_retry())
+    except NotFound:
+        raise _somebody_else(blob) from None
+    if blob.crc32c != entry.crc32c:
+        for part in parts:
+            _delete(part)
+        raise StorageError(
+            f"{SCHEME}{blob.bucket.name}/{blob.name}: its parts do not make the file",
+            hint="Run the same command again.",
+        )
 
 
 def _entry(folder: Path, name: str) -> ManifestFile:
@@ -549,23 +647,39 @@ def _no_longer_listed(there: dict[str, "Blob"], manifest: Manifest) -> list[str]
 
 
 def _upload(path: Path, blob: "Blob", before: "Blob | None", entry: ManifestFile) -> None:
-    from google.api_core.exceptions import PreconditionFailed
-
-    try:
+    with _met_by_another(blob, entry):
         blob.upload_from_filename(
             str(path),
-            if_generation_match=before.generation if before is not None else 0,
+            if_generation_match=_generation(before),
             checksum="crc32c",
             retry=_retry(),
         )
+
+
+def _generation(before: "Blob | None") -> int:
+    """What a write replaces: a generation, or 0 for nothing."""
+    return before.generation if before is not None else 0
+
+
+@contextmanager
+def _met_by_another(blob: "Blob", entry: ManifestFile) -> Iterator[None]:
+    """Mind who wrote, when the object is not what this write was to replace."""
+    from google.api_core.exceptions import PreconditionFailed
+
+    try:
+        yield
     except PreconditionFailed:
         # Either somebody else wrote it, or a retry met its own first try.
         blob.reload()
         if blob.crc32c != entry.crc32c:
-            raise StorageError(
-                f"{SCHEME}{blob.bucket.name}/{blob.name}: somebody else is writing here",
-                hint="Give every run an --output of its own.",
-            ) from None
+            raise _somebody_else(blob) from None
+
+
+def _somebody_else(blob: "Blob") -> StorageError:
+    return StorageError(
+        f"{SCHEME}{blob.bucket.name}/{blob.name}: somebody else is writing here",
+        hint="Give every run an --output of its own.",
+    )
 
 
 def _delete(blob: "Blob") -> None:

@@ -654,6 +654,13 @@ def _explain(error: Exception) -> int:
     elif isinstance(error, ModuleNotFoundError):
         problem = f"{error.name} is not installed"
         hint, code = "pip install -e '.[all]' in a checkout of raft-pipelines", USER_ERROR
+    elif isinstance(error, PermissionError):
+        problem, code = str(error), USER_ERROR
+        hint = 'Give this user access to it; in docker, pass --user "$(id -u):$(id -g)".'
+    elif any(full in str(error) for full in ("No space left on device", "Disk quota exceeded")):
+        # Libraries write too, and each has an error of its own.
+        problem, code = str(error), USER_ERROR
+        hint = "Make room where --output and temporary files (TMPDIR, in a container /tmp) lie."
     else:
         problem = f"{type(error).__name__}: {error}"
         hint, code = "This is a fault of raft; --debug shows the traceback.", OUR_ERROR
