@@ -58,6 +58,9 @@ EXAMPLES = {
     "export": "raft export --dataset dataset/ --format chat --type parquet --output exported/",
 }
 
+READ_BY_STEP = {"summary": "folders", "merge": "shards"}
+"""The setting of a reader that a step of Kubeflow fills with the artifacts it is given."""
+
 KEPT = ("responses", "checkpoints", "partial")
 """Settings that say where a stage keeps what an interrupted attempt has done; in Kubeflow that is
 beside the step's output, because Kubeflow uploads nothing of an attempt that fails."""
@@ -141,11 +144,11 @@ def run_step(kind: type[Settings], given: dict[str, object], executor_input: str
     from components.kubeflow import Step
 
     step = Step.parse(executor_input)
-    if kind.stage == "summary":  # a reader, which costs nothing worth an account
-        given["folders"] = tuple(step.folders_to_read(kind.stage))
+    if kind.stage in READ_BY_STEP:
+        given[READ_BY_STEP[kind.stage]] = tuple(step.folders_to_read(kind.stage))
     with step.accounted(kind.stage) if kind.stage in STAGES else nullcontext():
         for name in KEPT:
-            if name in kind.model_fields and name not in given:
+            if name in kind.model_fields and not given.get(name):
                 given[name] = step.beside(name)
         config = kind.parse(given)
         found = run_stage(config, as_step=True)
@@ -352,7 +355,7 @@ def compare(runs: tuple[str, ...], output: str, debug: bool) -> None:
     "--output",
     metavar="FILE",
     help="Where the compiled pipeline goes.  [default: pipelines/raft.yaml, with --overlay NAME "
-    "raft-NAME.yaml, with --manifests raft-manifests.yaml]",
+    "raft-NAME.yaml, with --manifests raft-manifests.yaml, with --shards raft-N-shards.yaml]",
 )
 @click.option(
     "--pipeline",
@@ -372,6 +375,14 @@ def compare(runs: tuple[str, ...], output: str, debug: bool) -> None:
     help="Take it from rendered manifests; - reads what `kubectl kustomize` pipes in.",
 )
 @click.option(
+    "--shards",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 100),
+    metavar="N",
+    help="Let N pods write the rows of raft side by side; the rows are those of a single one.",
+)
+@click.option(
     "--check",
     is_flag=True,
     help="Write nothing; fail if the file differs from what would be compiled.",
@@ -382,6 +393,7 @@ def compile_(
     pipeline: str | None,
     overlay: str,
     manifests: str,
+    shards: int,
     check: bool,
     debug: bool,
 ) -> None:
@@ -391,17 +403,19 @@ def compile_(
     Examples:
       raft compile
       raft compile --overlay h100 --output raft-h100.yaml
+      raft compile --shards 8
       kubectl kustomize k8s/overlays/h100 | raft compile --manifests -
     """
     from pipelines.compile import PIPELINES, run
 
-    source = "manifests" if manifests else overlay
-    names = [pipeline] if pipeline else PIPELINES[:1] if output else PIPELINES
+    source = ("-manifests" if manifests else f"-{overlay}" if overlay else "").replace("/", "-")
+    source += f"-{shards}-shards" if shards > 1 else ""
+    names = [pipeline] if pipeline else PIPELINES[:1] if output or shards > 1 else PIPELINES
     outputs = {
-        name: Path(output or (f"{name}-{source}.yaml" if source else f"pipelines/{name}.yaml"))
+        name: Path(output or (f"{name}{source}.yaml" if source else f"pipelines/{name}.yaml"))
         for name in names
     }
-    run(outputs, check=check, overlay=overlay, manifest_file=manifests)
+    run(outputs, check=check, overlay=overlay, manifest_file=manifests, shards=shards)
 
 
 @raft.command(short_help="Check manifests and compiled pipelines as a cluster would.")

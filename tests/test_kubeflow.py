@@ -133,9 +133,8 @@ def test_what_is_not_from_kubeflow_is_refused(text: str) -> None:
         Step.parse(text)
 
 
-def test_what_was_paid_goes_into_the_bucket_beside_the_artifact(tmp_path: Path) -> None:
+def test_what_an_attempt_keeps_lies_in_the_bucket_beside_the_artifact(tmp_path: Path) -> None:
     text = executor_input(tmp_path, dataset="Dataset")
-    assert Step.parse(text).bucket_beside(".responses") == ""
-    text = text.replace(str(tmp_path), "gs://bucket/root")
-    found = Step.parse(text).bucket_beside(".responses")
-    assert found == "gs://bucket/root/step/dataset.responses"
+    assert Step.parse(text).beside("responses") == "", "a folder of the pod is lost with it"
+    found = Step.parse(text.replace(str(tmp_path), "gs://bucket/root")).beside("responses")
+    assert found == "gs://bucket/root/step/dataset-responses"

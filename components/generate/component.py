@@ -7,6 +7,7 @@ line replaces it (see pipelines/manifests.py).
 # kfp is untyped.
 # mypy: allow-untyped-decorators
 from importlib.metadata import version
+from typing import List  # noqa: UP035 (kfp knows no other spelling)
 
 from kfp import dsl
 
@@ -112,6 +113,29 @@ def generate(
             "--validation-fraction", validation_fraction,
             "--shard", shard,
             "--seed", seed,
+            "--output", dataset.path,
+            "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
+        ],
+    )  # fmt: skip
+
+
+@dsl.container_component
+def merge(
+    shards: dsl.Input[List[dsl.Dataset]],  # noqa: UP006
+    dataset: dsl.Output[dsl.Dataset],
+    card: dsl.Output[dsl.Markdown],
+) -> dsl.ContainerSpec:
+    """Join the datasets that several generate steps wrote: the rows of a single one.
+
+    Args:
+        shards: Datasets of all shards.
+        dataset: Training and validation rows, a dataset card, a report of what was dropped.
+        card: The dataset card, to read on the run's page.
+    """
+    return dsl.ContainerSpec(
+        image=f"raft-generate:{version('raft-pipelines')}",
+        command=["raft", "merge"],
+        args=[
             "--output", dataset.path,
             "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
         ],
