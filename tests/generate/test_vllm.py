@@ -21,7 +21,7 @@ needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not i
 
 CHUNKS = [
     Chunk(id=str(n), document_id=str(n), title="t", start=0, end=9,
-          text=f"Town{n} was founded in {1800 + n}. It lies by the sea, and its mayor is Ada Voss.")
+          text=f"Town{n} was founded in {1800 + n}." + " It lies by the sea, far from all." * 12)
     for n in range(6)
 ]  # fmt: skip
 
@@ -70,7 +70,7 @@ def test_the_engine_answers_and_its_prefix_cache_serves_the_second_prompt(
         asking._ask([ask(chunk) for chunk in CHUNKS], responses, ledger)
     share = ledger.tokens_cached / ledger.tokens_cacheable
     print(f"prefix cache: {share:.1%} of the prompt tokens of the answer calls")
-    assert share > 0.3
+    assert share > 0.3, "only whole blocks are shared; the CPU build's hold 128 tokens"
 
 
 class _Nothing:
