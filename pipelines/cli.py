@@ -141,11 +141,12 @@ def run_step(kind: type[Settings], given: dict[str, object], executor_input: str
     from components.kubeflow import Step
 
     step = Step.parse(executor_input)
-    if kind.stage == "summary":  # a reader, which costs nothing worth an account
-        given["folders"] = tuple(step.folders_to_read(kind.stage))
+    for name in ("folders", "shards"):  # of summary and merge, where Kubeflow hands artifacts over
+        if name in kind.model_fields and not given.get(name):
+            given[name] = tuple(step.folders_to_read(kind.stage))
     with step.accounted(kind.stage) if kind.stage in STAGES else nullcontext():
         for name in KEPT:
-            if name in kind.model_fields and name not in given:
+            if name in kind.model_fields and not given.get(name):
                 given[name] = step.beside(name)
         config = kind.parse(given)
         found = run_stage(config, as_step=True)

@@ -131,11 +131,3 @@ def test_an_account_that_cannot_be_left_does_not_hide_the_failure(
 def test_what_is_not_from_kubeflow_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="not Kubeflow's description"):
         Step.parse(text)
-
-
-def test_what_was_paid_goes_into_the_bucket_beside_the_artifact(tmp_path: Path) -> None:
-    text = executor_input(tmp_path, dataset="Dataset")
-    assert Step.parse(text).bucket_beside(".responses") == ""
-    text = text.replace(str(tmp_path), "gs://bucket/root")
-    found = Step.parse(text).bucket_beside(".responses")
-    assert found == "gs://bucket/root/step/dataset.responses"
