@@ -17,7 +17,9 @@ from components.records import ANSWER_MARKER, QUOTE_BEGIN, QUOTE_END
 
 _QUOTE = re.compile(f"{QUOTE_BEGIN}(.*?){QUOTE_END}", re.DOTALL)
 _QUOTE_MARK = re.compile(f"{QUOTE_BEGIN}|{QUOTE_END}")
-_ANSWER_FORMS = re.compile(r"\**<\s*answer\s*>\**\s*[:：]?\**", re.IGNORECASE)
+_ANSWER_FORMS = re.compile(
+    r"\*{0,3}<\s{0,9}answer\s{0,9}>\*{0,3}\s{0,9}[:：]?\*{0,3}", re.IGNORECASE
+)
 _CLOSING = re.compile(r"</\s*answer\s*>", re.IGNORECASE)
 _FENCE = re.compile(r"^\s*```\w*\s*$", re.MULTILINE)
 _AROUND = " \t\r\n\"'“”‘’«»*_"

@@ -1,12 +1,15 @@
 """Cut documents into chunks of at most so many tokens, on headings, paragraphs and sentences."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from components.errors import ConfigError
 from components.generate.config import GenerateConfig
 from components.records import Chunk, Document
+
+BLOCK = 100_000
+"""Characters cut at a time: on a line of a million without a space, tokenizers take minutes."""
 
 Chunker = Callable[[Document], list[Chunk]]
 
@@ -42,7 +45,11 @@ def make_chunker(config: GenerateConfig) -> Chunker:
             pieces = [(0, document.text)]
         else:
             splitter = marked if document.form == "markdown" else plain
-            pieces = splitter.chunk_indices(document.text)
+            pieces = [
+                (offset + start, text)
+                for offset, block in _blocks(document.text)
+                for start, text in splitter.chunk_indices(block)
+            ]
         return [
             Chunk(
                 id=f"{document.id}#{number}",
@@ -58,6 +65,17 @@ def make_chunker(config: GenerateConfig) -> Chunker:
         ]
 
     return cut
+
+
+def _blocks(text: str) -> Iterator[tuple[int, str]]:
+    """A long text in parts, with their offsets; parts end at paragraphs, lines or words."""
+    start = 0
+    while len(text) - start > BLOCK:
+        ends = (text.rfind(gap, start + BLOCK // 2, start + BLOCK) for gap in ("\n\n", "\n", " "))
+        end = next((end for end in ends if end > 0), start + BLOCK)
+        yield start, text[start:end]
+        start = end
+    yield start, text[start:]
 
 
 def _splitter(kind: Any, tokenizer: str, size: int, overlap: int) -> Any:

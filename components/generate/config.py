@@ -56,10 +56,10 @@ class GenerateConfig(StageConfig):
         group="Chunks",
     )
 
-    teacher: Literal["extractive", "openai"] = option(
+    teacher: Literal["extractive", "openai", "vllm"] = option(
         "extractive",
-        help="Who writes questions and answers: rules without a model, or an "
-        "OpenAI-compatible endpoint.",
+        help="Who writes questions and answers: rules without a model, an "
+        "OpenAI-compatible endpoint, or vLLM in this process.",
         group="Teacher",
     )
     teacher_endpoint: str = option(
@@ -68,7 +68,9 @@ class GenerateConfig(StageConfig):
         "OPENAI_API_KEY.",
         group="Teacher",
     )
-    teacher_model: str = option("", help="Model name to ask the endpoint for.", group="Teacher")
+    teacher_model: str = option(
+        "", help="Model that the endpoint serves; for vLLM a hub id or a folder.", group="Teacher"
+    )
     teacher_concurrency: int = option(
         16, ge=1, le=1024, help="Requests under way at once.", group="Teacher"
     )

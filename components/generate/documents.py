@@ -215,8 +215,9 @@ def _paragraph(block: Any) -> str:
 
 
 def _table(block: Any) -> str:
-    rows = [[" ".join(cell.text.split()) for cell in row.cells] for row in block.rows]
-    return "\n".join(" | ".join(dict.fromkeys(cells)) for cells in rows if any(cells))
+    """One line a row; a cell that spans columns comes once."""
+    rows = [{id(cell._tc): " ".join(cell.text.split()) for cell in row.cells} for row in block.rows]
+    return "\n".join(" | ".join(cells.values()) for cells in rows if any(cells.values()))
 
 
 READERS: dict[str, tuple[Callable[[Path], str], str]] = {

@@ -115,8 +115,8 @@ def run(config: GenerateConfig) -> GenerationReport:
     seal(output)
     say(f"  {report.rows['train']} training and {report.rows['validation']} validation rows")
     if ledger.tokens_cached:
-        share = ledger.tokens_cached / ledger.tokens_in
-        say(f"  {share:.1%} of the prompt tokens came from the teacher's prefix cache")
+        share = ledger.tokens_cached / ledger.tokens_cacheable
+        say(f"  the teacher's prefix cache had {share:.1%} of the prompt tokens of answer calls")
     return report
 
 

@@ -114,7 +114,8 @@ class Prompts:
             "required": ["questions"],
             "additionalProperties": False,
         }
-        return replace(self._request(text), schema=json.dumps(schema, sort_keys=True))
+        form = json.dumps(schema, sort_keys=True)
+        return replace(self._request(text), schema=form, purpose="questions")
 
     def for_answer(self, chunk: Chunk, question: str) -> Request:
         """Asks for a quoting, reasoned answer to one question."""

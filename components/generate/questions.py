@@ -12,6 +12,7 @@ QUESTION_MARKS = "?？؟;՞⁇⸮፧꘏"
 """Of Latin, Chinese and Japanese, Arabic, Greek, Armenian, …, Ethiopic and Vai script."""
 
 LEAST_WORDS = 3
+MOST_CHARACTERS = 1000
 LEAST_CHARACTERS = 4  # in scripts that do not put spaces between words
 
 _POINTING = re.compile(
@@ -19,7 +20,7 @@ _POINTING = re.compile(
     r"(?:passage|text|document|paragraph|article|excerpt|context|chunk|section|snippet)\b",
     re.IGNORECASE,
 )
-_QUOTED = re.compile(r"""["“«„`'‘].+?["”»“`'’]""")
+_QUOTED = re.compile(r"""["“«„`'‘].{1,200}?["”»“`'’]""")
 
 
 def parse_questions(reply: str, wanted: int, kind: str = "general") -> list[str]:
@@ -79,6 +80,8 @@ def _bare(line: str) -> str:
 
 
 def _long_enough(text: str) -> bool:
+    if len(text) > MOST_CHARACTERS:
+        return False
     if any(map(without_spaces, text.rstrip(QUESTION_MARKS))):
         return len(text) >= LEAST_CHARACTERS
     return len(text.split()) >= LEAST_WORDS

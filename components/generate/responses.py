@@ -26,7 +26,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Literal, Self
 from uuid import uuid4
 
 from pydantic import ValidationError
@@ -53,6 +53,7 @@ class Request:
     seed: int
     temperature: float = 0.0
     schema: str = ""
+    purpose: Literal["questions", "answer"] = "answer"
 
     def schema_object(self) -> Any:
         """The schema, parsed."""

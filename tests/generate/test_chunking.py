@@ -56,6 +56,17 @@ def test_the_documentation_of_an_api_stays_whole() -> None:
     assert chunk.text == document.text and chunk.type == "api call"
 
 
+@pytest.mark.parametrize("unit", ["a", "word ", "# Head\n\nA paragraph. And more.\n\n", "你好"])
+def test_long_texts_are_cut_in_parts_and_keep_their_places(unit: str) -> None:
+    text = (unit * 300_000)[:250_000].strip()
+    chunks = chunker(tokenizer="gpt-4", chunk_tokens=2000)(
+        Document(id="d", title="", text=text, form="markdown")
+    )
+    assert "".join("".join(chunk.text.split()) for chunk in chunks) == "".join(text.split())
+    for chunk in chunks:
+        assert text[chunk.start : chunk.end] == chunk.text
+
+
 def test_a_model_folder_can_count(demo_model: Path, texts: Path) -> None:
     (document,) = read_document(texts / "Towna.txt", texts)
     assert len(chunker(tokenizer=str(demo_model), chunk_tokens=16)(document)) > 1

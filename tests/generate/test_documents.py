@@ -172,6 +172,20 @@ def test_an_encrypted_pdf_is_named(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+def test_a_table_keeps_equal_cells_and_merged_ones_once(tmp_path: Path) -> None:
+    import docx
+
+    document = docx.Document()
+    table = document.add_table(rows=2, cols=3)
+    for row, texts in enumerate((("wide", "", "end"), ("5", "5", "6"))):
+        for column, text in enumerate(texts):
+            table.cell(row, column).text = text
+    table.cell(0, 0).merge(table.cell(0, 1))
+    document.save(str(tmp_path / "table.docx"))
+    (found,) = read(tmp_path)
+    assert found.text == "wide | end\n5 | 5 | 6"
+
+
 def test_a_docx_that_unpacks_to_fill_the_memory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,9 @@ from components.errors import ConfigError, DataError
 from components.generate import generate, merge
 from components.generate.config import GenerateConfig
 from components.generate.merge import MergeConfig
-from components.storage import verify
+from components.storage import fetch, publish, verify
+from pipelines.cli import run_stage, run_step
+from tests.gcs import Emulator
 
 FILES = ("train.jsonl", "validation.jsonl", "report.json", "README.md")
 
@@ -76,3 +78,42 @@ def test_there_is_no_shard_beyond_the_last(documents: Path, tmp_path: Path) -> N
         shard(documents, tmp_path / "out", "4/3")
     with pytest.raises(ConfigError, match="--shard '0/3'"):
         GenerateConfig.parse({"documents": "d", "output": "o", "shard": "0/3"})
+
+
+def test_shards_in_a_bucket(documents: Path, tmp_path: Path, gcs: Emulator) -> None:
+    for number in (1, 2):
+        folder = shard(documents, tmp_path / f"part{number}", f"{number}/2")
+        publish(folder, f"gs://bucket/run/part{number}")
+    local = merged(tmp_path / "local", tmp_path / "part1", tmp_path / "part2")
+    shards = ("gs://bucket/run/part1", str(tmp_path / "part2"))
+    run_stage(MergeConfig(shards=shards, output="gs://bucket/run/joined"))
+    fetch("gs://bucket/run/joined", tmp_path / "joined")
+    for name in FILES:
+        assert (tmp_path / "joined" / name).read_bytes() == (local / name).read_bytes()
+
+
+def test_a_step_of_kubeflow_merges_the_artifacts_that_it_is_given(
+    documents: Path, tmp_path: Path
+) -> None:
+    parts = [shard(documents, tmp_path / f"part{number}", f"{number}/2") for number in (1, 2)]
+
+    def artifact(name: str, folder: Path) -> dict[str, Any]:
+        return {"name": name, "uri": str(folder), "type": {"schemaTitle": "system.Dataset"}}
+
+    executor_input = {
+        "inputs": {
+            "artifacts": {
+                "shards": {"artifacts": [artifact("dataset", folder) for folder in parts]}
+            }
+        },
+        "outputs": {
+            "artifacts": {"dataset": {"artifacts": [artifact("dataset", tmp_path / "joined")]}},
+            "outputFile": str(tmp_path / "executor_output.json"),
+        },
+    }
+    given: dict[str, object] = {"output": str(tmp_path / "joined")}
+    run_step(MergeConfig, given, json.dumps(executor_input))
+    verify(tmp_path / "joined", "--dataset")
+    told = json.loads((tmp_path / "executor_output.json").read_text(encoding="utf-8"))
+    metadata = told["artifacts"]["dataset"]["artifacts"][0]["metadata"]
+    assert metadata["rows_train"] == 32

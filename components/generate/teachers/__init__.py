@@ -46,6 +46,10 @@ def make_teacher(config: "GenerateConfig") -> Teacher:
         from components.generate.teachers.openai import OpenAITeacher
 
         return OpenAITeacher(config)
+    if config.teacher == "vllm":
+        from components.generate.teachers.vllm import VllmTeacher
+
+        return VllmTeacher(config)
     from components.generate.teachers.extractive import ExtractiveTeacher
 
     return ExtractiveTeacher(config.questions_per_chunk, config.seed)

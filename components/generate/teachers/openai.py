@@ -220,7 +220,8 @@ class _Endpoint:
         )
         self.responses.put(request, reply)
         self.ledger.count(requests=1, tokens_in=reply.tokens_in, tokens_out=reply.tokens_out)
-        self.ledger.count_cached(reply.tokens_cached)
+        if request.purpose == "answer":
+            self.ledger.count_cached(reply.tokens_cached, of=reply.tokens_in)
         return reply
 
     async def _send(self, request: Request) -> Reply:
