@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 PARTIAL_MANIFEST = "manifest.partial.json"
+PART = ".part"
 SCHEME = "gs://"
 
 TRANSFERS = 16  # files under way at once
@@ -483,11 +484,10 @@ def _download(blob: "Blob", path: Path) -> None:
 # ---- publishing --------------------------------------------------------------------------------
 
 
-def publish(folder: Path, uri: str, *, quiet: bool = False) -> None:
+def publish(folder: Path, uri: str) -> None:
     """Copy a sealed artifact to a prefix, in an order that never shows half of it.
 
     Only files that differ are copied, so an interrupted publication goes on where it was.
-    `quiet` shows no progress: for one that goes on beside other work.
 
     Raises:
         StorageError: not allowed, no such bucket, or somebody else writes there too.
@@ -513,10 +513,84 @@ def publish(folder: Path, uri: str, *, quiet: bool = False) -> None:
         if (old := there.pop(MANIFEST, None)) is not None:
             old.delete(if_generation_match=old.generation, retry=_retry())
         jobs = [(entry.size, partial(put, entry, entry.path)) for entry in changed]
-        _in_parallel("" if quiet else "publishing", jobs)
+        _in_parallel("publishing", jobs)
         put(listing, MANIFEST)
         for name in (*stale, PARTIAL_MANIFEST):
             _delete(bucket.blob(_join(prefix, name)))
+
+
+def publish_in_parts(folder: Path, uri: str, part_bytes: int) -> None:
+    """Copy a folder to a prefix in a hurry: each file in parts, side by side, the manifest last.
+
+    One connection carries about a tenth of what a machine can send. Whatever lies at the prefix is
+    replaced; nothing is written locally, and every byte is read once. `fetch` gets the parts, and
+    `join_parts` makes files of them.
+
+    Raises:
+        StorageError: not allowed, no such bucket, or somebody else writes there too.
+    """
+    remove(uri)
+    bucket, prefix = _locate(uri)
+    entries: list[ManifestFile] = []
+
+    def send(path: Path, name: str, start: int) -> None:
+        with path.open("rb") as file:
+            file.seek(start)
+            content = file.read(part_bytes)
+        entry = ManifestFile(path=name, size=len(content), crc32c=_crc32c(content))
+        _upload_content(content, bucket.blob(_join(prefix, name)), entry)
+        entries.append(entry)
+
+    jobs = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name, size = path.relative_to(folder).as_posix(), path.stat().st_size
+        starts = range(0, max(size, 1), part_bytes)
+        for number, start in enumerate(starts):
+            part = f"{name}{PART}{number:04}" if len(starts) > 1 else name
+            jobs.append((min(size - start, part_bytes), partial(send, path, part, start)))
+    with _explained(uri):
+        _in_parallel("", jobs)
+        manifest = Manifest(files=sorted(entries, key=lambda entry: entry.path))
+        content = manifest.model_dump_json(indent=2).encode()
+        entry = ManifestFile(path=MANIFEST, size=len(content), crc32c=_crc32c(content))
+        _upload_content(content, bucket.blob(_join(prefix, MANIFEST)), entry)
+
+
+def join_parts(folder: Path) -> None:
+    """Make files of their parts again; the manifest, which lists the parts, goes first."""
+    firsts = list(folder.rglob(f"*{PART}0000"))
+    if firsts:
+        (folder / MANIFEST).unlink(missing_ok=True)
+    for first in firsts:
+        name = first.name.removesuffix(f"{PART}0000")
+        with first.with_name(name).open("wb") as whole:
+            for part in sorted(first.parent.glob(f"{name}{PART}[0-9][0-9][0-9][0-9]")):
+                with part.open("rb") as file:
+                    shutil.copyfileobj(file, whole, 1 << 20)
+                part.unlink()
+
+
+def _crc32c(content: bytes) -> str:
+    import google_crc32c
+
+    return base64.b64encode(google_crc32c.Checksum(content).digest()).decode()
+
+
+def _upload_content(content: bytes, blob: "Blob", entry: ManifestFile) -> None:
+    from google.api_core.exceptions import PreconditionFailed
+
+    try:
+        blob.upload_from_string(
+            content,
+            content_type="application/octet-stream",
+            if_generation_match=0,
+            checksum="crc32c",
+            retry=_retry(),
+        )
+    except PreconditionFailed:
+        blob.reload()
+        if blob.crc32c != entry.crc32c:  # not a retry that met its own first try
+            raise
 
 
 def _entry(folder: Path, name: str) -> ManifestFile:
