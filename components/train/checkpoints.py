@@ -133,7 +133,7 @@ class Checkpoints:
             return
         if wait:
             # Not behind an older one: what is newest is what counts when the machine goes away.
-            self._publish(folder)
+            self._publish_or_say(folder)
         else:
             self.wait()
             self._uploading = self._pool.submit(self._publish_or_say, folder)
