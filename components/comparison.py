@@ -19,8 +19,8 @@ SHOWN = ("rank", "alpha", "learning_rate", "target_modules", "epochs")
 COLORS = {"base": "#8b95a1", "raft": "#2a7fc4", "base-4bit": "#b9c0c8", "raft-4bit": "#7db3de"}
 WIDTH, LEFT, BAR = 720, 110, 20
 
-# Wide tables scroll by themselves, and an interval stays on its line.
-STYLE = "div { overflow-x: auto } td { white-space: nowrap } table { font-size: .9rem }"
+# On a phone wide tables scroll by themselves.
+STYLE = "div { overflow-x: auto } td { min-width: 4.5rem } table { font-size: .9rem }"
 
 
 class Trial(NamedTuple):

@@ -130,9 +130,8 @@ def opened(name: str, arms: Sequence[Arm], config: EvalConfig, longest: int) -> 
             else Vllm(arms, config, longest + config.max_new_tokens)
         )
     try:
-        with _memory_explained(
-            f"--batch-size {config.batch_size}: the memory ran out on arm {names}", SMALLER
-        ):
+        batch = f"--batch-size {config.batch_size}: " if name == "transformers" else ""
+        with _memory_explained(f"{batch}the memory ran out on arm {names}", SMALLER):
             yield engine
     finally:
         engine.close()

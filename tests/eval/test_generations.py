@@ -149,6 +149,51 @@ def test_a_copy_in_a_bucket_is_gone_on_from(
         assert list(third.found) == ["a", "b"]
 
 
+@pytest.mark.timeout(300)
+def test_another_machine_goes_on_from_a_preempted_one(
+    settings: dict[str, object], undisturbed: Path, tmp_path: Path
+) -> None:
+    """SIGTERM, as a spot node gets it, with --output on gs://; then anew with an empty disk."""
+    with emulator() as bucket:
+        flags = [
+            text
+            for name, value in {**settings, "output": f"gs://{BUCKET}/run/evaluation"}.items()
+            for text in (f"--{name.replace('_', '-')}", str(value))
+        ]
+
+        def start(machine: str) -> subprocess.Popen[str]:
+            (tmp_path / machine).mkdir()
+            return subprocess.Popen(
+                [sys.executable, "-m", "pipelines", "eval", *flags],
+                cwd=REPOSITORY,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={
+                    **os.environ,
+                    "TMPDIR": str(tmp_path / machine),
+                    "STORAGE_EMULATOR_HOST": bucket.url,
+                },
+            )
+
+        first = start("one")
+        while first.poll() is None:
+            if any(path.read_bytes().count(b"\n") > 4 for path in tmp_path.rglob(PARTIAL)):
+                first.terminate()
+                break
+            time.sleep(0.005)
+        first.communicate()
+        assert first.returncode == 128 + signal.SIGTERM
+        assert bucket.names() == {f"run/evaluation-partial/{PARTIAL}"}
+        second = start("two")
+        _, said = second.communicate()
+        assert second.returncode == 0, said
+        kept = int(said.split("going on from ")[1].split()[0])
+        assert 8 < kept < 80 and kept % 2 == 0
+        name = "run/evaluation/samples.jsonl"
+        samples = bucket.storage.get_file(BUCKET, name)
+        assert samples == (undisturbed / "samples.jsonl").read_bytes()
+
+
 def test_a_gs_output_has_its_copies_beside_it(settings: dict[str, object]) -> None:
     def partial(**changes: object) -> str:
         return EvalConfig.parse({**settings, **changes}).partial

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from components.errors import ConfigError
 from components.eval import questions
 from components.eval.config import EvalConfig
 from components.eval.eval import run
@@ -72,6 +73,11 @@ def test_questions_may_lie_in_a_bucket(
         put(questions_file.read_text(encoding="utf-8"), uri)
         rows = task.load(uri, distractors=1, max_questions=3, version=1.0)["validation"]
     assert len(rows) == 3 and all(len(row["documents"]) == 2 for row in rows)
+
+
+def test_a_place_for_the_oracle_that_is_none(questions_file: Path) -> None:
+    with pytest.raises(ConfigError, match="oracle 'middle' .allowed: present | absent"):
+        task.load(str(questions_file), oracle="middle")  # type: ignore[arg-type]
 
 
 def test_the_prompt_is_that_of_training() -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.answers import find_answer
+from components.errors import ConfigError
+from components.eval.config import ORACLES
 from components.eval.harness import read_asked
 from components.eval.questions import HUB, choose_questions, show
 from components.metrics import contains, score
@@ -34,9 +36,18 @@ def load(
         max_questions: when there are more, this many are drawn.
         seed: of the draw.
         asked: a file of questions as they are asked, from the stage; nothing else counts then.
+
+    Raises:
+        ConfigError: no such place for the oracle.
+        DataError: as `questions.choose_questions`.
     """
     from datasets import Dataset
 
+    if oracle not in ORACLES:
+        raise ConfigError(
+            f"--metadata: oracle {oracle!r} (allowed: {' | '.join(ORACLES)})",
+            hint='Write --metadata \'{"oracle": "first"}\'.',
+        )
     if asked:
         rows = read_asked(Path(asked))
     else:
