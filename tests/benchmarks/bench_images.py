@@ -7,7 +7,6 @@ starts one and builds them.
 Run it: python tests/benchmarks/bench_images.py
 """
 
-import json
 import os
 import statistics
 import subprocess
@@ -32,21 +31,18 @@ def seconds(*command: str) -> float:
     return statistics.median(took[1:])
 
 
-def layers(address: str, image: str) -> list[tuple[str, int, str]]:
-    """Digest, bytes and instruction of every layer that holds something, the lowest first."""
-    (described,) = json.loads(docker(address, "image", "inspect", image, check=True).stdout)
+def layers(address: str, image: str) -> list[tuple[int, str]]:
+    """Bytes and instruction of every layer that holds something, the lowest first."""
     listed = docker(address, "history", "--human=false", "--no-trunc",
                     "--format={{.Size}}\t{{.CreatedBy}}", image, check=True).stdout  # fmt: skip
     rows = [line.split("\t") for line in reversed(listed.splitlines())]
-    made = [(int(size), words) for size, words in rows if size != "0"]
-    # Instructions that write nothing may have a layer too; those of no size are left out of both.
-    digests = described["RootFS"]["Layers"]
-    return [(digest, size, words) for digest, (size, words) in zip(digests, made, strict=False)]
+    return [(int(size), words) for size, words in rows if size != "0"]
 
 
 def short(instruction: str) -> str:
-    words = instruction.removeprefix("/bin/sh -c ").removeprefix("#(nop) ").split()
-    return " ".join(words)[:60]
+    """An instruction without the shell and the build arguments before it."""
+    words = instruction.rpartition("/bin/sh -c ")[2].removeprefix("#(nop) ").split()
+    return " ".join(words)[-60:] or "(base image)"
 
 
 def main() -> None:
@@ -54,17 +50,16 @@ def main() -> None:
         os.environ["DOCKER_HOST"] = address
         if docker(address, "image", "inspect", f"raft-eval:{TAG}").returncode:
             build_images(address)
-        known: dict[str, int] = {}
+        known: set[tuple[int, str]] = set()
         for stage in STAGES:
             image = f"raft-{stage}:{TAG}"
             found = layers(address, image)
-            total = sum(size for _, size, _ in found)
-            print(f"\n{image}: {total / 1e6:.0f} MB")
-            for digest, size, instruction in found:
-                shared = " (as above)" if digest in known else ""
+            print(f"\n{image}: {sum(size for size, _ in found) / 1e6:.0f} MB")
+            for size, instruction in found:
+                shared = " (as above)" if (size, instruction) in known else ""
                 print(f"  {size / 1e6:>8.1f} MB  {short(instruction)}{shared}")
-                known[digest] = size
-        print(f"\nall four together: {sum(known.values()) / 1e6:.0f} MB\n")
+            known.update(found)
+        print(f"\nall four together: {sum(size for size, _ in known) / 1e6:.0f} MB\n")
 
         print(f"{'--help, seconds':<18}{'container':>10}{'empty':>8}{'here':>8}{'ratio':>8}")
         for stage in STAGES:
