@@ -11,7 +11,7 @@ if [ "$variant" != gpu ]; then tag=$tag-$variant; fi
 
 models="torch transformers peft accelerate bitsandbytes google.cloud.storage"
 declare -A libraries=(
-  [generate]="openai semantic_text_splitter sentencex google.cloud.storage"
+  [generate]="aiohttp semantic_text_splitter sentencex google.cloud.storage"
   [train]="$models datasets trl"
   [quantize-check]="$models"
   [eval]="$models lm_eval matplotlib jinja2"
