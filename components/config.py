@@ -44,6 +44,9 @@ def _parse_objects(value: object) -> object:
         raise ValueError(f"not JSON: {error.msg} at character {error.pos}") from None
 
 
+InputLocations = Annotated[tuple[str, ...], BeforeValidator(_split_text), INPUT]
+"""Several of them, given as `a,b` or `["a","b"]`."""
+
 TextList = Annotated[tuple[str, ...], BeforeValidator(_split_text)]
 """Words, given as `a,b` or `["a","b"]`."""
 

@@ -59,6 +59,8 @@ def figures(record: object) -> dict[str, Figure]:
                 "memory_ratio": record.memory_ratio,
                 "token_agreement": record.token_agreement,
                 "mean_kl": record.mean_kl,
+                "perplexity_16bit": record.perplexity_16bit,
+                "perplexity_4bit": record.perplexity_4bit,
                 "weight_bytes_16bit": record.weight_bytes_16bit,
                 "weight_bytes_4bit": record.weight_bytes_4bit,
                 "verdict": record.verdict,
@@ -132,6 +134,35 @@ def _training(record: TrainingRecord) -> Description:
 
 def _quantization(record: QuantizationReport) -> Table:
     megabytes = 1e6
+    more: list[tuple[str, str, str]] = []
+    if record.predicted_bytes_4bit:
+        more = [
+            (
+                "weights predicted",
+                f"{record.predicted_bytes_16bit / megabytes:,.1f} MB",
+                f"{record.predicted_bytes_4bit / megabytes:,.1f} MB",
+            ),
+            (
+                "time to load",
+                duration(record.load_seconds_16bit),
+                duration(record.load_seconds_4bit),
+            ),
+            ("peak memory, both loaded", "", f"{record.peak_memory_bytes / megabytes:,.1f} MB"),
+        ]
+    more += [
+        (f"stays in 16 bits: {name}", "", f"{size / megabytes:,.2f} MB")
+        for name, size in sorted(record.kept.items(), key=lambda item: -item[1])
+    ]
+    if record.head_kept is not None:
+        full = record.head_kept
+        more += [
+            (
+                "with the head in 16 bits",
+                "",
+                f"{full.weight_bytes_4bit / megabytes:,.1f} MB ({full.memory_ratio:.1%}), "
+                f"{full.token_agreement:.1%} equal tokens, perplexity {full.perplexity_4bit:.3f}",
+            )
+        ]
     return Table(
         ("", "16-bit", "4-bit"),
         [
@@ -147,7 +178,9 @@ def _quantization(record: QuantizationReport) -> Table:
                 f"{record.token_agreement:.1%} of {record.tokens} "
                 f"(at least {record.min_agreement:.1%})",
             ),
+            ("mean divergence (KL)", "", f"{record.mean_kl:.5f} nats a token"),
             ("largest memory allowed", "", f"{record.max_memory_ratio:.1%}"),
+            *more,
         ],
     )
 

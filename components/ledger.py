@@ -75,6 +75,7 @@ class Ledger:
         path = Path(prices) if prices else Path(__file__).with_name("prices.json")
         self.prices = read_json(path, Prices)
         self.tokens_in = self.tokens_out = self.requests = 0
+        self.tokens_cached = self.tokens_cacheable = 0
         self.parts: dict[str, float] = {}
 
     def count(self, *, tokens_in: int = 0, tokens_out: int = 0, requests: int = 0) -> None:
@@ -82,6 +83,21 @@ class Ledger:
         self.tokens_in += tokens_in
         self.tokens_out += tokens_out
         self.requests += requests
+
+    def count_cached(self, tokens: int, *, of: int) -> None:
+        """Add prompt tokens that a prefix cache could serve, and how many of them it did."""
+        self.tokens_cached += tokens
+        self.tokens_cacheable += of
+
+    def so_far(self) -> dict[str, object]:
+        """Requests, tokens and the requests' price until now, to be shown; what is zero is not."""
+        found: dict[str, object] = {}
+        if self.requests:
+            cost = self.requests * self.prices.teacher_request
+            found = {"requests": self.requests, "cost": f"{cost:.2f} {self.prices.currency}"}
+        if tokens := self.tokens_in + self.tokens_out:
+            found["tokens"] = tokens
+        return found
 
     def __enter__(self) -> Self:
         self.started = time.monotonic()

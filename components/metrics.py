@@ -1,4 +1,4 @@
-"""The official HotpotQA answer metrics, and where in a generation the answer is.
+"""The official HotpotQA answer metrics.
 
 A generation such as::
 
@@ -56,21 +56,6 @@ def score(answer: str, gold: str) -> Scores:
         return Scores(0.0, em, 0.0, 0.0)
     precision, recall = shared / len(given_words), shared / len(wanted_words)
     return Scores(2 * precision * recall / (precision + recall), em, precision, recall)
-
-
-def find_answer(generation: str) -> tuple[str, bool]:
-    """The answer in a generation, and whether the generation gave one.
-
-    It is the first line with content after the last answer marker (a newline may follow the
-    marker), without Markdown's bold. Without a marker the whole generation is the answer, and
-    counts as not given; with nothing after the marker the answer is empty and not given.
-    """
-    _, marker, rest = generation.rpartition(ANSWER_MARKER)
-    if not marker:
-        return generation.strip(), False
-    lines = (line.replace("**", "").strip() for line in rest.splitlines())
-    answer = next((line for line in lines if line), "")
-    return answer, bool(answer)
 
 
 def contains(generation: str, gold: str) -> bool:

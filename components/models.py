@@ -92,28 +92,98 @@ def load_tuned(source: str, adapter: str, dtype: "torch.dtype") -> Any:
         ) from None
 
 
-def load_4bit(source: str, adapter: str | None, dtype: "torch.dtype") -> "PreTrainedModel":
+def load_4bit(
+    source: str, adapter: str | None, dtype: "torch.dtype", *, head: bool = False
+) -> "PreTrainedModel":
     """The model in NF4 with double quantization; `dtype` is what it computes in.
 
     An adapter is merged in 32 bits first: merging into 4-bit weights would add rounding error.
-    Embeddings, norms and the output head stay in `dtype`, as bitsandbytes leaves them.
+    Embeddings and norms stay in `dtype`, as bitsandbytes leaves them, and the output head too,
+    unless `head` is true.
 
     Raises:
-        ModelError: as `load_tuned`.
+        ModelError: as `load_tuned`, or the head is to be quantized and is the embeddings.
         MissingDependencyError: bitsandbytes is not installed.
     """
-    import torch
-
-    nf4 = _nf4(dtype)
+    nf4 = _nf4(dtype, head)
+    if head:
+        check_head_is_untied(source)
     if adapter is None:
         return _load(source, dtype, quantization_config=nf4)
-    merged = load_tuned(source, adapter, torch.float32).merge_and_unload().to(dtype)
     with tempfile.TemporaryDirectory(prefix="raft-merged-") as folder:
-        merged.save_pretrained(folder)
+        save_merged(source, adapter, dtype, Path(folder))
         return _load(folder, dtype, quantization_config=nf4)
 
 
-def _nf4(dtype: "torch.dtype") -> Any:
+def save_merged(source: str, adapter: str, dtype: "torch.dtype", folder: Path) -> None:
+    """Merge an adapter in 32 bits and save the model in `dtype`, as transformers and vLLM load it.
+
+    Raises:
+        ModelError: as `load_tuned`.
+    """
+    import torch
+
+    merged = load_tuned(source, adapter, torch.float32).merge_and_unload().to(dtype)
+    merged.save_pretrained(folder)
+
+
+def check_head_is_untied(source: str) -> None:
+    """Refuse to quantize an output head that is the same tensor as the embeddings.
+
+    Raises:
+        ModelError: it is, as in most models below 4B parameters; or this machine's library cannot
+            pack it.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    _check_folder(source)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    if getattr(config, "tie_word_embeddings", False):
+        raise ModelError(
+            f"--base-model {source}: its output head is its embeddings, which stay in 16 bits",
+            hint="Give --head full.",
+        )
+    if not torch.cuda.is_available() and config.vocab_size % 32:
+        raise ModelError(
+            f"--base-model {source}: on a CPU bitsandbytes packs 32 rows of a head together, and "
+            f"the vocabulary has {config.vocab_size}",
+            hint="Give --head full, or run on a GPU.",
+        )
+
+
+def predict_weight_bytes(source: str, *, head: bool = False) -> tuple[int, int]:
+    """Weight bytes in 16 bits and in NF4, counted from the model's shape; no weight is read.
+
+    NF4 takes half a byte a weight, one byte for each block of 64, and with double quantization
+    four more for each 256 blocks. Source: QLoRA (Dettmers et al. 2023), section 3.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    _check_folder(source)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    kept = None if head else model.get_output_embeddings()
+    packed = {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear) and module is not kept
+    }
+    full = small = 0
+    for parameter in model.parameters():
+        count = parameter.numel()
+        full += 2 * count
+        if id(parameter) in packed:
+            blocks = -(-count // 64)
+            small += -(-count // 2) + blocks + 4 * -(-blocks // 256)
+        else:
+            small += 2 * count
+    return full, small
+
+
+def _nf4(dtype: "torch.dtype", head: bool = False) -> Any:
     from transformers import BitsAndBytesConfig
 
     try:
@@ -128,7 +198,20 @@ def _nf4(dtype: "torch.dtype") -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
+        # Left out, the library skips the head; an empty list skips nothing.
+        llm_int8_skip_modules=[] if head else None,
     )
+
+
+def choose_dtype(name: str) -> "torch.dtype":
+    """`bfloat16`, `float32`, or for `auto` the one that runs fast here."""
+    import torch
+
+    if name == "auto":
+        has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if has_bfloat16 else torch.float32
+    chosen: torch.dtype = getattr(torch, name)
+    return chosen
 
 
 def fingerprint(source: str) -> str:
@@ -158,17 +241,6 @@ def fingerprint(source: str) -> str:
             f"--base-model {source}: cannot be loaded ({_first_line(error)})"
         ) from None
     return f"{source}@{getattr(config, '_commit_hash', None)}"
-
-
-def choose_dtype(name: str) -> "torch.dtype":
-    """`bfloat16`, `float32`, or for `auto` the one that runs fast here."""
-    import torch
-
-    if name == "auto":
-        has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if has_bfloat16 else torch.float32
-    chosen: torch.dtype = getattr(torch, name)
-    return chosen
 
 
 def weight_bytes(model: Any) -> int:

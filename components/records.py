@@ -46,6 +46,10 @@ def instruction(documents: Iterable[str], question: str) -> str:
 
 # ---- generate ----------------------------------------------------------------------------------
 
+DocumentForm = Literal["text", "markdown", "api"]
+RowType = Literal["general", "api call"]
+"""A row about a text, or about the documentation of an API call; the published code's words."""
+
 
 class Document(Record):
     """One source text. `id` is unique in a corpus and says where the text came from."""
@@ -53,6 +57,7 @@ class Document(Record):
     id: str
     title: str
     text: str
+    form: DocumentForm = "text"
 
 
 class Paragraphs(BaseModel):
@@ -86,6 +91,7 @@ class Chunk(Record):
     text: str
     start: int
     end: int
+    type: RowType = "general"
 
 
 class Context(Record):
@@ -102,7 +108,7 @@ class RaftRow(Record):
     """One training row; see the module's example."""
 
     id: str
-    type: Literal["general", "api call"]
+    type: RowType
     question: str
     context: Context
     oracle_context: str
@@ -118,7 +124,11 @@ class RaftRow(Record):
 
 
 class GenerationReport(Record):
-    """What `generate` kept and dropped, and why: `dataset/report.json`."""
+    """What `generate` kept and dropped, and why: `dataset/report.json`.
+
+    quotes: by how they were found in their oracle, of answers that passed the check. shard: the
+    share of the chunks that was asked about; every share counts all documents and chunks.
+    """
 
     documents: int
     documents_duplicate: int
@@ -131,6 +141,11 @@ class GenerationReport(Record):
     split_by: Literal["document", "chunk"]
     teacher: str
     seed: int
+    documents_bad: dict[str, int] = Field(default_factory=dict)
+    bad_documents: list[str] = Field(default_factory=list)
+    chunks_left_out: dict[str, int] = Field(default_factory=dict)
+    quotes: dict[str, int] = Field(default_factory=dict)
+    shard: str = "1/1"
 
 
 # ---- train -------------------------------------------------------------------------------------
@@ -196,6 +211,16 @@ class TrainingRecord(Record):
 # ---- quantize-check ----------------------------------------------------------------------------
 
 
+class HeadComparison(Record):
+    """What quantizing the output head too buys and costs: the figures with the head in 16 bits."""
+
+    weight_bytes_4bit: int
+    memory_ratio: float
+    token_agreement: float
+    mean_kl: float
+    perplexity_4bit: float
+
+
 class QuantizationReport(Record):
     """4-bit NF4 weights held against 16-bit ones: `quantization/quantization.json`.
 
@@ -203,6 +228,11 @@ class QuantizationReport(Record):
     `tokens` answer tokens of the validation rows: share of equal most likely tokens, and the mean
     Kullback-Leibler divergence from 16 to 4 bits in nats. With the decision
     to stop a pipeline does not run eval: the check failed, and `--gate stop` was given.
+
+    predicted_*: counted from the model's shape before it was loaded. kept: bytes that stay in 16
+    bits by tensor, layers together. load_seconds_*: of reading the weights, and quantizing them.
+    peak_memory_bytes: of the stage, which holds both models. head_kept: where the head was
+    quantized too, what it was without.
     """
 
     weight_bytes_16bit: int
@@ -220,6 +250,15 @@ class QuantizationReport(Record):
     passed: bool
     verdict: str
     decision: Literal["go", "stop"] = "go"
+    predicted_bytes_16bit: int = 0
+    predicted_bytes_4bit: int = 0
+    kept: dict[str, int] = Field(default_factory=dict)
+    load_seconds_16bit: float = 0.0
+    load_seconds_4bit: float = 0.0
+    peak_memory_bytes: int = 0
+    head: Literal["full", "4bit"] = "full"
+    head_kept: HeadComparison | None = None
+    exported: Literal["none", "merged", "4bit"] = "none"
 
 
 # ---- eval --------------------------------------------------------------------------------------

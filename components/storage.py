@@ -10,12 +10,15 @@ never read as whole, and the next stage verifies what it reads. On GCS the order
 
     partial manifest up, old manifest away, changed files up, manifest up, partial manifest away
 
-and every write names the generation that it replaces, so two writers cannot mix their files.
+and every write names the generation that it replaces, so two writers cannot mix their files. What
+was copied before an interruption is not copied again: files, 32 MiB parts of large ones on the way
+up, bytes on the way down.
 """
 
 import base64
 import fcntl
 import hashlib
+import mmap
 import os
 import shutil
 import tempfile
@@ -24,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from components.config import INPUT, OUTPUT, Settings
 from components.errors import AccessError, DataError, StorageError
@@ -36,10 +39,12 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 PARTIAL_MANIFEST = "manifest.partial.json"
-PART = ".part"
 SCHEME = "gs://"
 
-TRANSFERS = 16  # files under way at once
+TRANSFERS = 16  # files, or parts of large ones, under way at once
+PARTS = ".parts"  # where parts lie until they are one object
+PART = 32 * 2**20  # bytes; a larger file goes up in parts, so that what arrived is not sent again
+PARTS_OF_A_FILE = 32  # as many as Cloud Storage makes one object of
 SECONDS_OF_RETRIES = 600.0
 ATTEMPTS_AT_A_SNAPSHOT = 3
 
@@ -337,24 +342,31 @@ def localized(config: C) -> Iterator[C]:
         StorageError: a bucket or prefix is missing, forbidden or empty.
         DataError: an input is an unfinished or damaged artifact.
     """
-    remote: dict[str, dict[str, str]] = {INPUT: {}, OUTPUT: {}}
+    remote: dict[str, dict[tuple[str, int], str]] = {INPUT: {}, OUTPUT: {}}
+    given: dict[str, tuple[str, ...]] = {}
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         for kind in {INPUT, OUTPUT} & set(map(str, field.metadata)):
-            if isinstance(value, str) and value.startswith(SCHEME):
-                remote[kind][name] = value
+            given[name] = value if isinstance(value, tuple) else (value,)
+            for place, location in enumerate(given[name]):
+                if location.startswith(SCHEME):
+                    remote[kind][name, place] = location
     with ExitStack() as held:
         local = {
-            name: held.enter_context(_scratch(kind, uri))
+            key: held.enter_context(_scratch(kind, uri))
             / (uri.rstrip("/").rsplit("/", 1)[-1] or "bucket")
             for kind, uris in remote.items()
-            for name, uri in uris.items()
+            for key, uri in uris.items()
         }
-        for name, uri in remote[INPUT].items():
-            fetch(uri, local[name])
-        yield config.model_copy(update={name: str(path) for name, path in local.items()})
-        for name, uri in remote[OUTPUT].items():
-            publish(local[name], uri)
+        for key, uri in remote[INPUT].items():
+            fetch(uri, local[key])
+        update: dict[str, str | tuple[str, ...]] = {}
+        for name in {name for name, _ in local}:
+            paths = tuple(str(local.get((name, n), path)) for n, path in enumerate(given[name]))
+            update[name] = paths if isinstance(getattr(config, name), tuple) else paths[0]
+        yield config.model_copy(update=update)
+        for key, uri in remote[OUTPUT].items():
+            publish(local[key], uri)
 
 
 @contextmanager
@@ -449,8 +461,9 @@ def _fetch_listed(listing: dict[str, tuple["Blob", ManifestFile]], target: Path)
     from google.api_core.exceptions import NotFound
 
     wanted = {_inside(target, name): both for name, both in listing.items()}
+    halves = {_half(path, blob) for path, (blob, _) in wanted.items()}
     for path in [path for path in target.rglob("*") if path.is_file()]:
-        if path not in wanted:
+        if path not in wanted and path not in halves:
             path.unlink()
     missing = {path: both for path, both in wanted.items() if _fault(path, both[1])}
     try:
@@ -466,14 +479,33 @@ def _fetch_listed(listing: dict[str, tuple["Blob", ManifestFile]], target: Path)
     return not any(_fault(path, entry) for path, (_, entry) in missing.items())
 
 
+def _half(path: Path, blob: "Blob") -> Path:
+    """Where an object lies while it is copied; another version of it has another place."""
+    return path.with_name(f".{path.name}.{blob.generation}.half")
+
+
 def _download(blob: "Blob", path: Path) -> None:
-    """Copy one object, of exactly the generation that was listed; the client checks its crc32c."""
+    """Copy one object, of exactly the generation that was listed; goes on where a copy stopped.
+
+    Raises:
+        StorageError: it cannot be written here, or arrived damaged.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f".{path.name}.half")
+    half = _half(path, blob)
     try:
-        blob.download_to_filename(
-            str(half), if_generation_match=blob.generation, checksum="crc32c", retry=_retry()
-        )
+        with half.open("ab") as file:
+            done = file.tell()
+            if done < blob.size or not done:
+                blob.download_to_file(
+                    file,
+                    start=done or None,
+                    if_generation_match=blob.generation,
+                    checksum=None if done else "crc32c",  # the client can only check a whole
+                    retry=_retry(),
+                )
+        if done and checksum(half) != blob.crc32c:
+            half.unlink()
+            raise StorageError(f"{path}: arrived damaged", hint="Run the same command again.")
     except OSError as error:
         if error.errno is None:  # the client's own errors derive from OSError too
             raise
@@ -484,10 +516,11 @@ def _download(blob: "Blob", path: Path) -> None:
 # ---- publishing --------------------------------------------------------------------------------
 
 
-def publish(folder: Path, uri: str) -> None:
+def publish(folder: Path, uri: str, *, quiet: bool = False) -> None:
     """Copy a sealed artifact to a prefix, in an order that never shows half of it.
 
     Only files that differ are copied, so an interrupted publication goes on where it was.
+    `quiet` shows no progress: for one that goes on beside other work.
 
     Raises:
         StorageError: not allowed, no such bucket, or somebody else writes there too.
@@ -505,6 +538,8 @@ def publish(folder: Path, uri: str) -> None:
             return
         stale = _no_longer_listed(there, manifest)
 
+        large = {entry.path: _parts(entry) for entry in changed if entry.size > PART}
+
         def put(entry: ManifestFile, name: str) -> None:
             _upload(folder / entry.path, bucket.blob(_join(prefix, name)), there.get(name), entry)
 
@@ -512,85 +547,81 @@ def publish(folder: Path, uri: str) -> None:
             put(listing, PARTIAL_MANIFEST)
         if (old := there.pop(MANIFEST, None)) is not None:
             old.delete(if_generation_match=old.generation, retry=_retry())
-        jobs = [(entry.size, partial(put, entry, entry.path)) for entry in changed]
-        _in_parallel("publishing", jobs)
+        jobs = [
+            (entry.size, partial(put, entry, entry.path))
+            for entry in changed
+            if entry.path not in large
+        ]
+        jobs += [
+            (
+                part.size,
+                partial(_upload_part, folder / path, bucket.blob(_join(prefix, name)), part),
+            )
+            for path, parts in large.items()
+            for name, part in parts.items()
+            if name not in there
+        ]
+        _in_parallel("" if quiet else "publishing", jobs)
+        for entry in changed:
+            if parts := large.get(entry.path):
+                sources = [bucket.blob(_join(prefix, name)) for name in parts]
+                whole = bucket.blob(_join(prefix, entry.path))
+                _compose(sources, whole, there.get(entry.path), entry)
         put(listing, MANIFEST)
-        for name in (*stale, PARTIAL_MANIFEST):
+        parts_there = {name for name in there if name.startswith(f"{PARTS}/")}
+        for name in (*stale, *parts_there.union(*large.values()), PARTIAL_MANIFEST):
             _delete(bucket.blob(_join(prefix, name)))
 
 
-def publish_in_parts(folder: Path, uri: str, part_bytes: int) -> None:
-    """Copy a folder to a prefix in a hurry: each file in parts, side by side, the manifest last.
+class _Part(NamedTuple):
+    """So many bytes of a file, from `start`."""
 
-    One connection carries about a tenth of what a machine can send. Whatever lies at the prefix is
-    replaced; nothing is written locally, and every byte is read once. `fetch` gets the parts, and
-    `join_parts` makes files of them.
-
-    Raises:
-        StorageError: not allowed, no such bucket, or somebody else writes there too.
-    """
-    remove(uri)
-    bucket, prefix = _locate(uri)
-    entries: list[ManifestFile] = []
-
-    def send(path: Path, name: str, start: int) -> None:
-        with path.open("rb") as file:
-            file.seek(start)
-            content = file.read(part_bytes)
-        entry = ManifestFile(path=name, size=len(content), crc32c=_crc32c(content))
-        _upload_content(content, bucket.blob(_join(prefix, name)), entry)
-        entries.append(entry)
-
-    jobs = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name, size = path.relative_to(folder).as_posix(), path.stat().st_size
-        starts = range(0, max(size, 1), part_bytes)
-        for number, start in enumerate(starts):
-            part = f"{name}{PART}{number:04}" if len(starts) > 1 else name
-            jobs.append((min(size - start, part_bytes), partial(send, path, part, start)))
-    with _explained(uri):
-        _in_parallel("", jobs)
-        manifest = Manifest(files=sorted(entries, key=lambda entry: entry.path))
-        content = manifest.model_dump_json(indent=2).encode()
-        entry = ManifestFile(path=MANIFEST, size=len(content), crc32c=_crc32c(content))
-        _upload_content(content, bucket.blob(_join(prefix, MANIFEST)), entry)
+    start: int
+    size: int
 
 
-def join_parts(folder: Path) -> None:
-    """Make files of their parts again; the manifest, which lists the parts, goes first."""
-    firsts = list(folder.rglob(f"*{PART}0000"))
-    if firsts:
-        (folder / MANIFEST).unlink(missing_ok=True)
-    for first in firsts:
-        name = first.name.removesuffix(f"{PART}0000")
-        with first.with_name(name).open("wb") as whole:
-            for part in sorted(first.parent.glob(f"{name}{PART}[0-9][0-9][0-9][0-9]")):
-                with part.open("rb") as file:
-                    shutil.copyfileobj(file, whole, 1 << 20)
-                part.unlink()
+def _parts(entry: ManifestFile) -> dict[str, _Part]:
+    """The parts of a large file, by object name; a name says what is in it, and in how many."""
+    most = max(PART, -(-entry.size // PARTS_OF_A_FILE))
+    step = -(-most // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+    crc32c = base64.b64decode(entry.crc32c).hex()
+    return {
+        f"{PARTS}/{entry.path}/{crc32c}-{entry.size}-{step}-{start // step:02}": _Part(
+            start, min(step, entry.size - start)
+        )
+        for start in range(0, entry.size, step)
+    }
 
 
-def _crc32c(content: bytes) -> str:
-    import google_crc32c
-
-    return base64.b64encode(google_crc32c.Checksum(content).digest()).decode()
-
-
-def _upload_content(content: bytes, blob: "Blob", entry: ManifestFile) -> None:
+def _upload_part(path: Path, blob: "Blob", part: _Part) -> None:
     from google.api_core.exceptions import PreconditionFailed
 
-    try:
-        blob.upload_from_string(
-            content,
-            content_type="application/octet-stream",
-            if_generation_match=0,
-            checksum="crc32c",
-            retry=_retry(),
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), part.size, access=mmap.ACCESS_READ, offset=part.start) as view,
+        suppress(PreconditionFailed),  # a retry met its own first try
+    ):
+        blob.upload_from_file(
+            view, size=part.size, if_generation_match=0, checksum="crc32c", retry=_retry()
         )
-    except PreconditionFailed:
-        blob.reload()
-        if blob.crc32c != entry.crc32c:  # not a retry that met its own first try
-            raise
+
+
+def _compose(parts: list["Blob"], blob: "Blob", before: "Blob | None", entry: ManifestFile) -> None:
+    """Make one object of the parts of a file, which Cloud Storage does without copying bytes."""
+    from google.api_core.exceptions import NotFound
+
+    try:
+        with _met_by_another(blob, entry):
+            blob.compose(parts, if_generation_match=_generation(before), retry=_retry())
+    except NotFound:
+        raise _somebody_else(blob) from None
+    if blob.crc32c != entry.crc32c:
+        for part in parts:
+            _delete(part)
+        raise StorageError(
+            f"{SCHEME}{blob.bucket.name}/{blob.name}: its parts do not make the file",
+            hint="Run the same command again.",
+        )
 
 
 def _entry(folder: Path, name: str) -> ManifestFile:
@@ -616,23 +647,39 @@ def _no_longer_listed(there: dict[str, "Blob"], manifest: Manifest) -> list[str]
 
 
 def _upload(path: Path, blob: "Blob", before: "Blob | None", entry: ManifestFile) -> None:
-    from google.api_core.exceptions import PreconditionFailed
-
-    try:
+    with _met_by_another(blob, entry):
         blob.upload_from_filename(
             str(path),
-            if_generation_match=before.generation if before is not None else 0,
+            if_generation_match=_generation(before),
             checksum="crc32c",
             retry=_retry(),
         )
+
+
+def _generation(before: "Blob | None") -> int:
+    """What a write replaces: a generation, or 0 for nothing."""
+    return before.generation if before is not None else 0
+
+
+@contextmanager
+def _met_by_another(blob: "Blob", entry: ManifestFile) -> Iterator[None]:
+    """Mind who wrote, when the object is not what this write was to replace."""
+    from google.api_core.exceptions import PreconditionFailed
+
+    try:
+        yield
     except PreconditionFailed:
         # Either somebody else wrote it, or a retry met its own first try.
         blob.reload()
         if blob.crc32c != entry.crc32c:
-            raise StorageError(
-                f"{SCHEME}{blob.bucket.name}/{blob.name}: somebody else is writing here",
-                hint="Give every run an --output of its own.",
-            ) from None
+            raise _somebody_else(blob) from None
+
+
+def _somebody_else(blob: "Blob") -> StorageError:
+    return StorageError(
+        f"{SCHEME}{blob.bucket.name}/{blob.name}: somebody else is writing here",
+        hint="Give every run an --output of its own.",
+    )
 
 
 def _delete(blob: "Blob") -> None:

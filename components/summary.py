@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from components import comparison
 from components.config import Settings, TextList, option
 from components.describe import as_markdown, costs, describe, markdown_table, plain
-from components.errors import StorageError
+from components.errors import DataError, StorageError
 from components.ledger import LEDGER, LedgerEntry, RunLedger, total
 from components.progress import headline, say
 from components.records import Evaluation, GenerationReport, QuantizationReport, TrainingRecord
@@ -98,6 +98,34 @@ def run(config: SummaryConfig) -> RunLedger:
     seal(output)
     say(f"  {len(found.records)} results, {len(found.accounts)} accounts")
     return account
+
+
+def compare(folders: tuple[str, ...], output: Path) -> list[comparison.Trial]:
+    """Write `comparison.html` and `comparison.md`: the evaluations of finished runs side by side.
+
+    Args:
+        folders: runs or evaluations, local or `gs://`, read at any depth.
+        output: a folder; what else lies in it stays.
+
+    Raises:
+        DataError: a folder holds no finished evaluation, or cannot be read.
+    """
+    trials = []
+    for folder in folders:
+        found = read((folder,))
+        here = comparison.trials(found.records)
+        if not here:
+            raise DataError(
+                " ".join(["holds no finished evaluation", *found.notes]),
+                path=folder,
+                hint="Give the folder that raft eval wrote, or one above it.",
+            )
+        trials += here
+    with atomic_write(output / COMPARISON) as file:
+        file.write(comparison.render(trials))
+    with atomic_write(output / COMPARISON.replace(".html", ".md")) as file:
+        file.write(comparison.render_markdown(trials))
+    return trials
 
 
 # ---- reading -----------------------------------------------------------------------------------

@@ -31,6 +31,19 @@ STAGES = {
 }
 """Sub-command: package, config class in its config.py, one line of help."""
 
+READERS = {
+    "summary": (
+        "components.summary", "SummaryConfig", "Sum up a run: results, time, cost, what failed.",
+    ),
+    "merge": (
+        "components.generate.merge", "MergeConfig", "Join the datasets of several shards.",
+    ),
+    "export": (
+        "components.generate.export", "ExportConfig", "Write a dataset in another format.",
+    ),
+}  # fmt: skip
+"""Commands that read what stages made: module, config class in it, one line of help."""
+
 EXECUTOR_INPUT = "executor_input"
 
 EXAMPLES = {
@@ -41,7 +54,12 @@ EXAMPLES = {
     "eval": "raft eval --questions dev.json --base-model models/llama --adapter adapter/ "
     "--output evaluation/",
     "summary": "raft summary --folders run/ --output run/summary",
+    "merge": "raft merge --shards shard-1/,shard-2/ --output dataset/",
+    "export": "raft export --dataset dataset/ --format chat --type parquet --output exported/",
 }
+
+READ_BY_STEP = {"summary": "folders", "merge": "shards"}
+"""The setting of a reader that a step of Kubeflow fills with the artifacts it is given."""
 
 KEPT = ("responses", "checkpoints", "partial")
 """Settings that say where a stage keeps what an interrupted attempt has done; in Kubeflow that is
@@ -107,9 +125,12 @@ def run_stage(config: Settings, *, as_step: bool = False) -> object:
     """Run one stage with `gs://` locations fetched before and published after; what it found."""
     from components.storage import localized
 
-    package = STAGES[config.stage][0] if config.stage in STAGES else "components"
-    name = package.rpartition(".")[2] if config.stage in STAGES else config.stage
-    stage = importlib.import_module(f"{package}.{name}")
+    if config.stage in STAGES:
+        package = STAGES[config.stage][0]
+        module = f"{package}.{package.rpartition('.')[2]}"
+    else:
+        module = READERS[config.stage][0]
+    stage = importlib.import_module(module)
     with localized(config) as local:
         found: object = stage.run(local)
     # A step of Kubeflow has only been handed a folder, which goes up after the process has ended.
@@ -123,11 +144,11 @@ def run_step(kind: type[Settings], given: dict[str, object], executor_input: str
     from components.kubeflow import Step
 
     step = Step.parse(executor_input)
-    if kind.stage not in STAGES:  # a reader, which costs nothing worth an account
-        given["folders"] = tuple(step.folders_to_read(kind.stage))
+    if kind.stage in READ_BY_STEP:
+        given[READ_BY_STEP[kind.stage]] = tuple(step.folders_to_read(kind.stage))
     with step.accounted(kind.stage) if kind.stage in STAGES else nullcontext():
         for name in KEPT:
-            if name in kind.model_fields and name not in given:
+            if name in kind.model_fields and not given.get(name):
                 given[name] = step.beside(name)
         config = kind.parse(given)
         found = run_stage(config, as_step=True)
@@ -205,14 +226,10 @@ for _name, (_package, _class_name, _summary) in STAGES.items():
             _name, _summary, EXAMPLES[_name], _config_loader(f"{_package}.config", _class_name)
         )
     )
-raft.add_command(
-    StageCommand(
-        "summary",
-        "Sum up a run: results, time, cost, what failed.",
-        EXAMPLES["summary"],
-        _config_loader("components.summary", "SummaryConfig"),
+for _name, (_package, _class_name, _summary) in READERS.items():
+    raft.add_command(
+        StageCommand(_name, _summary, EXAMPLES[_name], _config_loader(_package, _class_name))
     )
-)
 
 
 @raft.command(short_help="Run all four stages on a tiny model and invented documents.")
@@ -307,12 +324,38 @@ def plan(
     run(base_model, {"profile": profile, **settings}, rows, row_tokens, mfu)
 
 
+@raft.command(short_help="Put finished runs side by side: one figure, one table.")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option(
+    "--output",
+    default="comparison",
+    show_default=True,
+    metavar="DIR",
+    help="Folder that receives comparison.html and comparison.md.",
+)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def compare(runs: tuple[str, ...], output: str, debug: bool) -> None:
+    """Compare finished runs: F1 of every arm, gains with intervals, what 4 bits keep.
+
+    RUN is a folder (local or gs://) of raft eval, or one above it.
+
+    \b
+    Example:
+      raft compare runs/llama-3.1 runs/mistral --output comparison/
+    """
+    from components.progress import say
+    from components.summary import compare
+
+    trials = compare(runs, Path(output))
+    say(f"{len(trials)} evaluations: {Path(output) / 'comparison.html'}")
+
+
 @raft.command(name="compile", short_help="Compile the Kubeflow pipeline to YAML.")
 @click.option(
     "--output",
     metavar="FILE",
     help="Where the compiled pipeline goes.  [default: pipelines/raft.yaml, with --overlay NAME "
-    "raft-NAME.yaml, with --manifests raft-manifests.yaml]",
+    "raft-NAME.yaml, with --manifests raft-manifests.yaml, with --shards raft-N-shards.yaml]",
 )
 @click.option(
     "--pipeline",
@@ -332,6 +375,14 @@ def plan(
     help="Take it from rendered manifests; - reads what `kubectl kustomize` pipes in.",
 )
 @click.option(
+    "--shards",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 100),
+    metavar="N",
+    help="Let N pods write the rows of raft side by side; the rows are those of a single one.",
+)
+@click.option(
     "--check",
     is_flag=True,
     help="Write nothing; fail if the file differs from what would be compiled.",
@@ -342,6 +393,7 @@ def compile_(
     pipeline: str | None,
     overlay: str,
     manifests: str,
+    shards: int,
     check: bool,
     debug: bool,
 ) -> None:
@@ -351,17 +403,19 @@ def compile_(
     Examples:
       raft compile
       raft compile --overlay h100 --output raft-h100.yaml
+      raft compile --shards 8
       kubectl kustomize k8s/overlays/h100 | raft compile --manifests -
     """
     from pipelines.compile import PIPELINES, run
 
-    source = "manifests" if manifests else overlay
-    names = [pipeline] if pipeline else PIPELINES[:1] if output else PIPELINES
+    source = ("-manifests" if manifests else f"-{overlay}" if overlay else "").replace("/", "-")
+    source += f"-{shards}-shards" if shards > 1 else ""
+    names = [pipeline] if pipeline else PIPELINES[:1] if output or shards > 1 else PIPELINES
     outputs = {
-        name: Path(output or (f"{name}-{source}.yaml" if source else f"pipelines/{name}.yaml"))
+        name: Path(output or (f"{name}{source}.yaml" if source else f"pipelines/{name}.yaml"))
         for name in names
     }
-    run(outputs, check=check, overlay=overlay, manifest_file=manifests)
+    run(outputs, check=check, overlay=overlay, manifest_file=manifests, shards=shards)
 
 
 @raft.command(short_help="Check manifests and compiled pipelines as a cluster would.")
@@ -614,6 +668,13 @@ def _explain(error: Exception) -> int:
     elif isinstance(error, ModuleNotFoundError):
         problem = f"{error.name} is not installed"
         hint, code = "pip install -e '.[all]' in a checkout of raft-pipelines", USER_ERROR
+    elif isinstance(error, PermissionError):
+        problem, code = str(error), USER_ERROR
+        hint = 'Give this user access to it; in docker, pass --user "$(id -u):$(id -g)".'
+    elif any(full in str(error) for full in ("No space left on device", "Disk quota exceeded")):
+        # Libraries write too, and each has an error of its own.
+        problem, code = str(error), USER_ERROR
+        hint = "Make room where --output and temporary files (TMPDIR, in a container /tmp) lie."
     else:
         problem = f"{type(error).__name__}: {error}"
         hint, code = "This is a fault of raft; --debug shows the traceback.", OUR_ERROR

@@ -25,7 +25,12 @@ PIPELINES = ("raft", "study")
 
 
 def run(
-    outputs: Mapping[str, Path], *, check: bool, overlay: str = "", manifest_file: str = ""
+    outputs: Mapping[str, Path],
+    *,
+    check: bool,
+    overlay: str = "",
+    manifest_file: str = "",
+    shards: int = 1,
 ) -> None:
     """Write compiled pipelines, or only compare every byte of them.
 
@@ -34,6 +39,7 @@ def run(
         check: compare, and write nothing.
         overlay: name of a folder in k8s/overlays to take the Jobs from; "" takes k8s/base.
         manifest_file: file of rendered manifests to take them from instead; "-" is standard input.
+        shards: how many pods of raft write rows side by side.
 
     Raises:
         ConfigError: a Job manifest is not understood, there is no such overlay; with `check`, also
@@ -47,8 +53,11 @@ def run(
         jobs = manifests.load_all(manifests.overlay(overlay) if overlay else manifests.BASE)
     options = [f"--overlay {overlay}"] if overlay else []
     options += [f"--manifests {manifest_file}"] if manifest_file else []
+    options += [f"--shards {shards}"] if shards > 1 else []
+    if shards > 1 and "study" in outputs:
+        raise ConfigError("--shards: only the pipeline raft has shards, not study")
     for name, output in outputs.items():
-        text = compiled(jobs, name)
+        text = compiled(jobs, name, shards)
         if check:
             chosen = [] if name == PIPELINES[0] else [f"--pipeline {name}"]
             words = ["raft compile", *chosen, *options, f"--output {output}"]
@@ -70,14 +79,17 @@ def _read(manifest_file: str) -> manifests.Jobs:
         raise ConfigError(f"{manifest_file}: {error.strerror}") from None
 
 
-def compiled(jobs: manifests.Jobs | Path = manifests.BASE, name: str = PIPELINES[0]) -> str:
+def compiled(
+    jobs: manifests.Jobs | Path = manifests.BASE, name: str = PIPELINES[0], shards: int = 1
+) -> str:
     """A pipeline as YAML, its steps on the hardware of the Jobs, or of those in a folder."""
     from kfp import compiler
 
     pipeline = importlib.import_module(f"pipelines.{name}").pipeline
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "raft.yaml"
-        compiler.Compiler().compile(pipeline(jobs), str(path))
+        chosen = {"shards": shards} if shards > 1 else {}
+        compiler.Compiler().compile(pipeline(jobs, **chosen), str(path))
         return OBJECT_DEFAULT.sub(_ordered, path.read_text(encoding="utf-8"))
 
 

@@ -14,7 +14,7 @@ from kfp import dsl
 
 from components.eval.component import eval as evaluate
 from components.eval.config import EvalConfig
-from components.generate.component import generate
+from components.generate.component import generate, merge
 from components.generate.config import GenerateConfig
 from components.quantize_check.component import quantize_check
 from components.quantize_check.config import QuantizeCheckConfig
@@ -25,8 +25,12 @@ from pipelines.steps import placed, reading
 from pipelines.summary import summary
 
 
-def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
+def pipeline(jobs: manifests.Jobs | Path = manifests.BASE, shards: int = 1) -> Any:
     """The pipeline, with every step on the hardware that the Jobs, or those in a folder, ask for.
+
+    Args:
+        jobs: Job manifests, or the folder that holds them.
+        shards: how many pods write rows side by side.
 
     Raises:
         ConfigError: a manifest is missing or not understood.
@@ -125,23 +129,34 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
         """
         with dsl.ExitHandler(reading(summary(), by_stage), name="run"):
             hardware = manifests.Hardware(train_gpus, memory, node_selector)
-            generated = placed(
-                generate(
-                    documents=documents,
-                    teacher=teacher,
-                    teacher_endpoint=teacher_endpoint,
-                    teacher_model=teacher_model,
-                    chunk_tokens=chunk_tokens,
-                    max_chunks=max_chunks,
-                    questions_per_chunk=questions_per_chunk,
-                    distractors=distractors,
-                    oracle_probability=oracle_probability,
-                    seed=seed,
-                ),
-                "generate",
-                by_stage,
-            )
-            dataset = generated.outputs["dataset"]
+
+            def rows(**shard: Any) -> dsl.PipelineTask:
+                return placed(
+                    generate(
+                        documents=documents,
+                        teacher=teacher,
+                        teacher_endpoint=teacher_endpoint,
+                        teacher_model=teacher_model,
+                        chunk_tokens=chunk_tokens,
+                        max_chunks=max_chunks,
+                        questions_per_chunk=questions_per_chunk,
+                        distractors=distractors,
+                        oracle_probability=oracle_probability,
+                        seed=seed,
+                        **shard,
+                    ),
+                    "generate",
+                    by_stage,
+                )
+
+            if shards == 1:
+                written = rows()
+            else:
+                names = [f"{number}/{shards}" for number in range(1, shards + 1)]
+                with dsl.ParallelFor(names, name="shards") as shard:
+                    part = rows(shard=shard)
+                written = reading(merge(shards=dsl.Collected(part.outputs["dataset"])), by_stage)
+            dataset = written.outputs["dataset"]
 
             trained = placed(
                 train(

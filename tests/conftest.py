@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.gcs import Emulator, emulator
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -56,12 +59,23 @@ def texts(tmp_path: Path) -> Path:
     folder = tmp_path / "documents"
     folder.mkdir()
     for number in range(10):
-        name = f"Town{chr(ord('a') + number)}"
+        letter = chr(ord("a") + number)
+        name = f"Town{letter}"
         (folder / f"{name}.txt").write_text(
-            f"{name} was founded in {1800 + number}. The mayor of {name} is Ada Voss.\n",
+            f"{name} was founded in {1800 + number}. The mayor of {name} is Ada Voss{letter}.\n",
             encoding="utf-8",
         )
     return folder
+
+
+@pytest.fixture
+def gcs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Emulator]:
+    """Cloud Storage, emulated; scratch folders lie in the test's own."""
+    with emulator() as running:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", running.url)
+        monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "test")
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ class _StrictStorage(Storage):
     """The emulator's store, which minds the generation that the request under way names."""
 
     expected: str | None = None
+    composed: str | None = None  # the object that its parts, which are read too, become
 
     def create_file(self, bucket_name: str, file_name: str, *rest: Any, **named: Any) -> None:
         self._check(bucket_name, file_name)
@@ -44,7 +45,7 @@ class _StrictStorage(Storage):
         return content
 
     def _check(self, bucket_name: str, file_name: str) -> None:
-        if self.expected is None:
+        if self.expected is None or self.composed not in (None, file_name):
             return
         try:
             current = self.get_file_obj(bucket_name, file_name)["generation"]
@@ -62,6 +63,7 @@ class Emulator:
         url: for STORAGE_EMULATOR_HOST.
         uploads: object names, one entry for every upload that was accepted.
         downloads: object names, one entry for every download.
+        ranges: the Range of every download that named one, such as "bytes=100-".
         fault: given method and path, the HTTP status to answer with instead (0 = none).
     """
 
@@ -69,6 +71,7 @@ class Emulator:
     storage: _StrictStorage
     uploads: list[str] = field(default_factory=list)
     downloads: list[str] = field(default_factory=list)
+    ranges: list[str] = field(default_factory=list)
     fault: Callable[[str, str], int] = lambda method, path: 0
 
     def names(self, prefix: str = "") -> set[str]:
@@ -107,6 +110,9 @@ class _Handler(RequestHandler):
             objects = self.storage.objects[BUCKET] if before else {}
             generations = {name: objects[name]["generation"] for name in before}
             self.storage.expected = query.get("ifGenerationMatch", [None])[0]
+            path = urllib.parse.unquote(url.path)
+            composes = path.endswith("/compose")
+            self.storage.composed = path.split("/o/")[1][: -len("/compose")] if composes else None
             try:
                 handle()
             except _PreconditionFailed:
@@ -119,6 +125,8 @@ class _Handler(RequestHandler):
             for name, item in self.storage.objects.get(BUCKET, {}).items():
                 if generations.get(name) != item["generation"]:
                     self.emulator.uploads.append(name)
+            if query.get("alt") == ["media"] and "Range" in self.headers:
+                self.emulator.ranges.append(self.headers["Range"])
             if query.get("alt") == ["media"]:
                 self.emulator.downloads.append(urllib.parse.unquote(url.path.split("/o/")[1]))
 

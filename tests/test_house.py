@@ -11,16 +11,9 @@ from tests.readme_tables import tables
 
 STAGES = ("generate", "train", "quantize_check", "eval")
 SHARED = {
-    "config",
-    "describe",
-    "errors",
-    "ledger",
-    "metrics",
-    "models",
-    "progress",
-    "records",
-    "storage",
-}
+    "answers", "config", "describe", "errors", "ledger", "metrics", "models", "progress",
+    "records", "rows", "storage",
+}  # fmt: skip
 
 
 def imports(path: Path) -> set[str]:

@@ -131,3 +131,10 @@ def test_an_account_that_cannot_be_left_does_not_hide_the_failure(
 def test_what_is_not_from_kubeflow_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="not Kubeflow's description"):
         Step.parse(text)
+
+
+def test_what_an_attempt_keeps_lies_in_the_bucket_beside_the_artifact(tmp_path: Path) -> None:
+    text = executor_input(tmp_path, dataset="Dataset")
+    assert Step.parse(text).beside("responses") == "", "a folder of the pod is lost with it"
+    found = Step.parse(text.replace(str(tmp_path), "gs://bucket/root")).beside("responses")
+    assert found == "gs://bucket/root/step/dataset-responses"

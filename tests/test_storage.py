@@ -7,16 +7,15 @@ import shutil
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from components import summary
+from components import storage, summary
 from components.errors import ConfigError, DataError, StorageError
 from components.generate import generate
 from components.generate.config import GenerateConfig
@@ -24,10 +23,12 @@ from components.kubeflow import Step
 from components.storage import (
     MANIFEST,
     PARTIAL_MANIFEST,
+    ManifestFile,
     _inside,
     _locate,
     _scratch,
     atomic_write,
+    checksum,
     fetch,
     find,
     localized,
@@ -39,7 +40,7 @@ from components.storage import (
 )
 from components.summary import SummaryConfig
 from tests.conftest import REPOSITORY
-from tests.gcs import BUCKET, Emulator, emulator
+from tests.gcs import BUCKET, Emulator
 
 
 def test_atomic_write_leaves_nothing_behind_on_failure(tmp_path: Path) -> None:
@@ -130,15 +131,6 @@ def test_leftovers_of_a_killed_attempt_are_not_sealed(tmp_path: Path) -> None:
 
 
 # ---- gs:// -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def gcs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Emulator]:
-    with emulator() as running:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", running.url)
-        monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "test")
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-        yield running
 
 
 def fill(folder: Path, files: int, size: int) -> Path:
@@ -243,6 +235,69 @@ def test_killed_at_twenty_moments_it_is_never_half_there(gcs: Emulator, tmp_path
     copied = Counter(name for name in gcs.uploads if name.endswith(".bin"))
     assert len(copied) == 50 and max(copied.values()) == 1, "a finished part was copied again"
     assert outcomes["unfinished"] > 10, outcomes
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An artifact with one file of ten parts, the last of them short."""
+    monkeypatch.setattr(storage, "PART", 2**16)
+    monkeypatch.setattr(storage, "TRANSFERS", 2)
+    return fill(tmp_path / "large", 1, 9 * 2**16 + 5)
+
+
+@pytest.mark.parametrize("after", [0, 1, 7, 10])
+def test_a_large_file_goes_on_with_the_parts_that_are_missing(
+    gcs: Emulator, large: Path, tmp_path: Path, after: int
+) -> None:
+    """Refused after so many parts; the last case, when they are to become one object."""
+    sent = itertools.count()
+    gcs.fault = lambda method, path: (
+        (403 if ".parts" in path and method == "POST" and next(sent) >= after else 0)
+        or (403 if path.split("?")[0].endswith("/compose") else 0)
+    )
+    with pytest.raises(StorageError, match="not allowed"):
+        publish(large, "gs://bucket/a")
+    with pytest.raises(DataError, match="not finished"):
+        fetch("gs://bucket/a", tmp_path / "copy")
+    gcs.fault = lambda method, path: 0
+    publish(large, "gs://bucket/a")
+    parts = Counter(name for name in gcs.uploads if ".parts/" in name)
+    assert len(parts) == 10 and max(parts.values()) == 1, "a part was sent again"
+    assert gcs.names("a/") == {"a/000.bin", "a/manifest.json"}, "parts are taken away"
+    fetch("gs://bucket/a", tmp_path / "copy")
+    assert same(large, tmp_path / "copy")
+
+
+def test_parts_that_do_not_make_the_file_are_thrown_away(
+    gcs: Emulator, large: Path, tmp_path: Path
+) -> None:
+    entry = ManifestFile(path="000.bin", size=9 * 2**16 + 5, crc32c=checksum(large / "000.bin"))
+    name, part = next(iter(storage._parts(entry).items()))
+    _locate("gs://bucket")[0].blob(f"a/{name}").upload_from_string(b"x" * part.size)
+    with pytest.raises(StorageError, match="do not make the file"):
+        publish(large, "gs://bucket/a")
+    publish(large, "gs://bucket/a")
+    fetch("gs://bucket/a", tmp_path / "copy")
+    assert same(large, tmp_path / "copy")
+
+
+def test_a_download_goes_on_where_it_stopped(gcs: Emulator, large: Path, tmp_path: Path) -> None:
+    publish(large, "gs://bucket/a")
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    whole = (large / "000.bin").read_bytes()
+    half = storage._half(copy / "000.bin", _locate("gs://bucket")[0].get_blob("a/000.bin"))
+    half.write_bytes(whole[:1000])
+    fetch("gs://bucket/a", copy)
+    assert gcs.ranges == ["bytes=1000-"]
+    assert same(large, copy)
+
+    (copy / "000.bin").unlink()
+    half.write_bytes(b"y" * 1000)
+    with pytest.raises(StorageError, match="arrived damaged"):
+        fetch("gs://bucket/a", copy)
+    fetch("gs://bucket/a", copy)
+    assert same(large, copy)
 
 
 def test_passing_faults_are_retried(gcs: Emulator, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from components.errors import StorageError
 from components.ledger import LedgerEntry, RunLedger
 from components.records import (
     ArmResult,
+    Comparison,
     Evaluation,
     GenerationReport,
     LossPoint,
@@ -20,6 +21,7 @@ from components.records import (
 )
 from components.storage import seal, write_json
 from components.summary import SummaryConfig
+from tests.conftest import Raft
 from tests.test_kubeflow import REPORT
 
 GENERATED = GenerationReport(
@@ -184,3 +186,32 @@ def test_a_record_of_another_version_is_named(tmp_path: Path) -> None:
     (folder / "report.json").write_text('{"rows": 1}')
     text, _ = sum_up(tmp_path)
     assert "report.json is not a GenerationReport." in text
+
+
+def test_finished_runs_are_compared_from_the_command_line(tmp_path: Path, raft: Raft) -> None:
+    for name, f1, settings in (
+        ("one", 0.5, {"max_new_tokens": 8}),
+        ("two", 0.6, {"max_new_tokens": 9}),
+    ):
+        gain = Comparison(
+            arm="raft", baseline="base", metric="f1", difference=f1 - 0.2, ci=(0.1, 0.5),
+            p_value=0.0005,
+        )  # fmt: skip
+        result = evaluated(f1).model_copy(update={**settings, "comparisons": [gain]})
+        artifact(tmp_path / name / "evaluation", "eval", results=result, training=trained(16))
+    done = raft("compare", tmp_path / "one", tmp_path / "two", "--output", tmp_path / "out")
+    assert (done.returncode, "2 evaluations" in done.stderr) == (0, True), done.stderr
+    page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
+    assert "org/&lt;model&gt;" in page and "<model>" not in page
+    assert "The runs differ in max_new_tokens (8, 9): compare their gains" in page
+    assert f"({tmp_path}/two/evaluation)" in page, "titles that are the same name their folder"
+    text = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
+    assert "+0.400 (+0.100 – +0.500), p &lt; 0.001" in text
+
+
+def test_a_run_without_an_evaluation_is_named(tmp_path: Path, raft: Raft) -> None:
+    (tmp_path / "empty").mkdir()
+    done = raft("compare", tmp_path / "empty")
+    assert done.returncode == 2
+    assert f"{tmp_path / 'empty'}: holds no finished evaluation" in done.stderr
+    assert raft("compare").returncode == 2

@@ -12,12 +12,12 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from components import progress
+from components.answers import find_answer
 from components.errors import DataError
 from components.eval import engines, harness, quotes
 from components.eval.config import Arm, EvalConfig, Layout
 from components.eval.generations import Batch, Generation, Generations, key_of
 from components.eval.questions import AskedQuestion
-from components.metrics import find_answer
 from components.models import choose_dtype, fingerprint, load_tokenizer
 from components.records import Sample
 
@@ -72,16 +72,18 @@ def ask_arms(
         ids = _encode(config, asked, tokenizer)
         kept = Generations(Path(config.output) / PARTIAL, config.partial)
         tasks.callback(kept.close)
+        variants = config.variants()
+        sources = {config.base_model, *(arm.adapter for arm in variants if arm.adapter)}
+        # Once for all arms: an 8B model has 16 GB to read.
+        prints = {source: fingerprint(source) for source in sources}
         runs = {}
-        for engine, arms in engines.group_arms(
-            config.variants(), engines.choose_engine(config.engine)
-        ):
-            models = {arm: _model_of(arm, engine, config) for arm in arms}
+        for engine, arms in engines.group_arms(variants, engines.choose_engine(config.engine)):
+            models = {arm: _model_of(arm, engine, config, prints) for arm in arms}
             _generate(engine, models, config, ids, kept)
             for arm, model in models.items():
                 runs[arm.name] = _judge(arm, model, asked, tokenizer, ids, kept)
     kept.remove()
-    return [runs[name] for name in config.arms]
+    return [runs[arm.name] for arm in variants]
 
 
 Ids = dict[str, tuple[int, ...]]
@@ -184,11 +186,11 @@ def _judge(
     )
 
 
-def _model_of(arm: Arm, engine: str, config: EvalConfig) -> str:
+def _model_of(arm: Arm, engine: str, config: EvalConfig, prints: dict[str, str]) -> str:
     """Everything but the prompt that decides what an arm says."""
     parts = [
-        fingerprint(config.base_model),
-        fingerprint(arm.adapter) if arm.adapter else "no adapter",
+        prints[config.base_model],
+        prints[arm.adapter] if arm.adapter else "no adapter",
         "4-bit" if arm.four_bit else "full",
         str(choose_dtype(config.dtype)),
         engine,

@@ -1,11 +1,13 @@
 """Settings of the eval stage."""
 
 from itertools import product
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from components.config import InputLocation, NumberList, StageConfig, TextList, option
+from components.errors import DataError
 from components.records import Oracle
 
 ARMS = ("base", "raft", "base-4bit", "raft-4bit")
@@ -43,6 +45,12 @@ class EvalConfig(StageConfig):
         help="The adapter's base: hub id, local folder or gs:// folder.", group="Inputs"
     )
     adapter: InputLocation = option(help="Folder with the adapter of train.", group="Inputs")
+    adapters: InputLocation = option(
+        "",
+        help="Folder of further adapters of the same base, one a subfolder; each becomes a 16-bit "
+        "arm raft:SUBFOLDER.",
+        group="Inputs",
+    )
     quantization: InputLocation = option(
         "",
         help="Folder of quantize-check; its measured weight bytes go in the report.",
@@ -134,11 +142,27 @@ class EvalConfig(StageConfig):
         return counts
 
     def variants(self) -> list[Arm]:
-        """The arms to ask, in order."""
-        return [
+        """The arms to ask, in order.
+
+        Raises:
+            DataError: the folder of further adapters holds none.
+        """
+        arms = [
             Arm(name, self.adapter if name.startswith("raft") else None, name.endswith("-4bit"))
             for name in self.arms
         ]
+        further = [
+            Arm(f"raft:{path.parent.name}", str(path.parent), False)
+            for path in sorted(Path(self.adapters).glob("*/adapter_config.json"))
+            if self.adapters
+        ]
+        if self.adapters and not further:
+            raise DataError(
+                "no subfolder with an adapter_config.json",
+                path=self.adapters,
+                hint="--adapters takes a folder whose subfolders are adapters of raft train.",
+            )
+        return [*arms, *further]
 
     def layouts(self) -> list[Layout]:
         """The ways to show the documents; the first is the one of the comparison."""

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from components.errors import ConfigError, MissingDependencyError
+from components.errors import ConfigError, MissingDependencyError, ModelError
 from components.eval.config import Arm, EvalConfig
 from components.models import (
     check_adapter,
@@ -130,9 +130,8 @@ def opened(name: str, arms: Sequence[Arm], config: EvalConfig, longest: int) -> 
             else Vllm(arms, config, longest + config.max_new_tokens)
         )
     try:
-        with _memory_explained(
-            f"--batch-size {config.batch_size}: the memory ran out on arm {names}", SMALLER
-        ):
+        batch = f"--batch-size {config.batch_size}: " if name == "transformers" else ""
+        with _memory_explained(f"{batch}the memory ran out on arm {names}", SMALLER):
             yield engine
     finally:
         engine.close()
@@ -295,6 +294,18 @@ class Vllm:
             path: LoRARequest(f"adapter-{number}", number, path)
             for number, path in enumerate(adapters, start=1)
         }
+        for path, adapter in self.adapters.items():
+            try:
+                self.llm.llm_engine.add_lora(adapter)
+            except Exception as error:
+                # vLLM has no error of its own for an adapter of another base.
+                self.close()
+                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise ModelError(
+                    f"--adapter {path}: does not fit --base-model {config.base_model} ({first})",
+                    hint="Give the base model that the adapter was trained on (see its "
+                    "training.json), or --engine transformers.",
+                ) from None
         self.sampling = vllm.SamplingParams(
             temperature=0.0,
             max_tokens=config.max_new_tokens,

@@ -14,7 +14,7 @@ from components import progress
 from components.eval import figure, findings, report
 from components.eval.arms import ArmRun, ask_arms
 from components.eval.config import EvalConfig
-from components.eval.engines import choose_engine
+from components.eval.engines import choose_engine, group_arms
 from components.eval.questions import AskedQuestion, choose_questions, show
 from components.ledger import LEDGER, Ledger, LedgerEntry
 from components.models import choose_dtype
@@ -39,7 +39,10 @@ def run(config: EvalConfig) -> Evaluation:
         ConfigError, DataError, ModelError, StorageError: see their hints.
     """
     output = Path(config.output)
-    verify(Path(config.adapter), "--adapter")
+    for variant in config.variants():
+        if variant.adapter is not None:
+            flag = "--adapter" if variant.name in config.arms else "--adapters"
+            verify(Path(variant.adapter), flag)
     quantization = _read_quantization(config.quantization)
     training = _read_training(Path(config.adapter))
     questions = choose_questions(
@@ -50,7 +53,8 @@ def run(config: EvalConfig) -> Evaluation:
         for layout in config.layouts()
     ]
     ways = f", in {len(shown)} ways" if len(shown) > 1 else ""
-    progress.headline("eval", f"{len(questions)} questions to {', '.join(config.arms)}{ways}")
+    names = ", ".join(arm.name for arm in config.variants())
+    progress.headline("eval", f"{len(questions)} questions to {names}{ways}")
     with Ledger("eval", output, config.prices) as ledger:
         unseal(output)
         for name in (TRAINING, ROBUSTNESS):  # of an earlier run
@@ -125,6 +129,7 @@ def _judge(
         ),
         warnings=[
             *_few_distractors(config.distractors[0], questions),
+            *_engine_notes(config),
             *findings.find_warnings(scored, config.max_new_tokens),
         ],
         engine=choose_engine(config.engine),
@@ -145,6 +150,23 @@ def _few_distractors(wanted: int, questions: Sequence[AskedQuestion]) -> list[st
     if not short:
         return []
     return [f"{short} of {len(questions)} questions have fewer than {wanted} distractors to show."]
+
+
+def _engine_notes(config: EvalConfig) -> list[str]:
+    """What a reader of the 4-bit arms should know about who generated."""
+    groups = group_arms(config.variants(), choose_engine(config.engine))
+    if len({engine for engine, _ in groups}) > 1:
+        return [
+            "The 4-bit arms ran on transformers, the others on vLLM: the difference between them "
+            "includes that of the engines."
+        ]
+    for engine, arms in groups:
+        if engine == "vllm" and any(arm.four_bit and arm.adapter for arm in arms):
+            return [
+                "On vLLM raft-4bit is the base in 4 bits with the adapter beside it in 16; "
+                "quantize-check and transformers merge the adapter before they quantize."
+            ]
+    return []
 
 
 def _write_samples(path: Path, samples: Sequence[Sample]) -> None:

@@ -75,10 +75,11 @@ def curve(runs: Sequence[ArmRun], resamples: int, seed: int) -> list[CurvePoint]
 
 
 def compare_arms(runs: Sequence[ArmRun], resamples: int, seed: int) -> list[Comparison]:
-    """Paired differences of those pairs whose arms both ran."""
+    """Paired differences of those pairs whose arms both ran; further adapters against the base."""
     samples = {run.name: run.samples for run in runs}
     comparisons = []
-    for (arm, baseline), metric in product(PAIRS, COMPARED):
+    further = [(run.name, "base") for run in runs if ":" in run.name]
+    for (arm, baseline), metric in product((*PAIRS, *further), COMPARED):
         if arm in samples and baseline in samples:
             found = paired_difference(
                 values(samples[arm], metric), values(samples[baseline], metric), resamples, seed
@@ -246,9 +247,10 @@ def reasoning(evaluation: Evaluation) -> list[str]:
 
 
 def robustness(evaluation: Evaluation) -> list[str]:
-    """What more distractors, or no oracle, do to an arm, in sentences."""
+    """What more distractors, or no oracle, do to an arm, in sentences; the figure has all arms."""
     sentences = []
-    for arm in evaluation.arms:
+    full = [arm for arm in evaluation.arms if not arm.name.endswith("-4bit")]
+    for arm in full or evaluation.arms:
         for place in ("present", "first", "last"):
             points = [
                 point
@@ -270,10 +272,11 @@ def robustness(evaluation: Evaluation) -> list[str]:
         ]
         if absent:
             best = max(absent, key=lambda point: point.f1)
-            sentences.append(
-                f"Without the oracle {label(arm.name, evaluation)} reaches F1 {best.f1:.3f} at "
-                f"most and answers {1 - best.unanswered:.0%} of the questions all the same."
-            )
+            sentence = f"Without the oracle {label(arm.name, evaluation)} reaches F1 {best.f1:.3f}"
+            # A base model does not mark its answers, so whether it gives one is not known.
+            if arm.name.startswith("raft"):
+                sentence += f"; it answers {1 - best.unanswered:.0%} of the questions all the same"
+            sentences.append(sentence + ".")
     return sentences
 
 
@@ -309,5 +312,7 @@ def signed(number: float) -> str:
 
 def label(arm: str, evaluation: Evaluation) -> str:
     """An arm in words: `RAFT, 4-bit`."""
+    if ":" in arm:
+        return f"RAFT {arm.partition(':')[2]}, {BITS[evaluation.dtype]}"
     who, _, small = arm.partition("-")
     return f"{'RAFT' if who == 'raft' else 'Base'}, {'4-bit' if small else BITS[evaluation.dtype]}"

@@ -12,21 +12,18 @@ Knows nothing of models or prompts.
 
 import random
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 from pydantic import ValidationError
-from pydantic_core import from_json
 
+from components.answers import find_answer
 from components.errors import DataError
-from components.metrics import find_answer
 from components.records import Oracle, Question, RaftRow, Record, explain
+from components.rows import fault_at, read_rows
 
 ALL_DISTRACTORS = -1
 HUB = "hotpotqa/hotpot_qa"
 VALIDATION = "validation.jsonl"
-Kind = Literal["row", "line"]
 FORM = "See https://hotpotqa.github.io for the form; the README shows an example."
 
 
@@ -74,19 +71,20 @@ def read_questions(path: Path) -> list[Question]:
             documents or no oracle paragraph, or repeats an id; names the row (of a list) or the
             line (of JSON Lines).
     """
-    kind, rows = _rows(path)
+    kind, rows = read_rows(path, hint=FORM)
     questions: list[Question] = []
     places: dict[str, int] = {}
     for number, row in rows:
         try:
             question = Question.model_validate(_in_hotpotqa_form(row))
         except ValidationError as error:
-            raise _fault_at(path, kind, number, explain(error)) from None
+            raise fault_at(path, kind, number, explain(error), hint=FORM) from None
         if fault := _fault(question):
-            raise _fault_at(path, kind, number, fault)
+            raise fault_at(path, kind, number, fault, hint=FORM)
         if question.id in places:
             first = f"{kind} {places[question.id]}"
-            raise _fault_at(path, kind, number, f"_id: {question.id!r} is already in {first}")
+            fault = f"_id: {question.id!r} is already in {first}"
+            raise fault_at(path, kind, number, fault, hint=FORM)
         places[question.id] = number
         questions.append(question)
     if not questions:
@@ -158,15 +156,23 @@ def _in_hotpotqa_form(row: object) -> object:
     if "cot_answer" in row:
         return _from_raft(RaftRow.model_validate(row))
     facts, context = row.get("supporting_facts"), row.get("context")
-    if isinstance(facts, dict) and isinstance(context, dict):
-        # The hub keeps titles and sentences in parallel lists.
-        return {
-            **{name: row[name] for name in ("question", "answer") if name in row},
-            "_id": row.get("id"),
-            "supporting_facts": list(zip(facts["title"], facts["sent_id"], strict=True)),
-            "context": list(zip(context["title"], context["sentences"], strict=True)),
-        }
-    return row
+    if not isinstance(facts, dict) or not isinstance(context, dict):
+        return row
+    # The hub keeps titles and sentences in parallel lists.
+    return {
+        **{name: row[name] for name in ("question", "answer") if name in row},
+        **({"_id": row["id"]} if "id" in row else {}),
+        "supporting_facts": _pairs(facts, "title", "sent_id"),
+        "context": _pairs(context, "title", "sentences"),
+    }
+
+
+def _pairs(columns: dict[str, object], *names: str) -> object:
+    """Two parallel lists as pairs; what is not that stays, for the checks to refuse."""
+    first, second = (columns.get(name) for name in names)
+    if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        return list(zip(first, second, strict=True))
+    return columns
 
 
 def _from_raft(row: RaftRow) -> dict[str, object]:
@@ -208,38 +214,3 @@ def _fault(question: Question) -> str:
     if not any(title in oracles and "".join(text).strip() for title, text in question.context):
         return "context: has no paragraph with text whose title is in supporting_facts"
     return ""
-
-
-def _rows(path: Path) -> tuple[Kind, Iterator[tuple[int, object]]]:
-    """What the file's entries are, and each entry with its number."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(
-            error.strerror or str(error), path=path, hint="Check --questions."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 text ({error.reason})", path=path) from None
-    if text.lstrip().startswith("["):
-        try:
-            return "row", enumerate(from_json(text), start=1)
-        except ValueError as error:
-            raise DataError(f"not JSON ({error})", path=path, hint=FORM) from None
-    return "line", _parsed_lines(path, text)
-
-
-def _parsed_lines(path: Path, text: str) -> Iterator[tuple[int, object]]:
-    # Not splitlines(): JSON text may hold U+2028 and the like, which are no line ends here.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                row = from_json(line)
-            except ValueError as error:
-                raise _fault_at(path, "line", number, f"not JSON ({error})") from None
-            yield number, row
-
-
-def _fault_at(path: Path, kind: Kind, number: int, problem: str) -> DataError:
-    if kind == "line":
-        return DataError(problem, path=path, line=number, hint=FORM)
-    return DataError(f"row {number}: {problem}", path=path, hint=FORM)

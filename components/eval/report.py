@@ -260,7 +260,8 @@ def render_markdown(
     if evaluation.comparisons:
         parts.append(markdown_table(_differences(evaluation)))
     if evaluation.curve:
-        parts += ["## Distractors", plain(" ".join(findings.robustness(evaluation)))]
+        parts.append("## Distractors and the oracle")
+        parts.append("\n".join(f"- {plain(said)}" for said in findings.robustness(evaluation)))
         parts.append(markdown_table(_curve(evaluation)))
     if quantization is not None:
         parts += ["## Four bits", plain(quantization.verdict)]

@@ -1,66 +1,164 @@
-"""Parse what teachers write, and check it against the oracle chunk.
+"""Check what teachers write against the oracle chunk, and mend what can be mended.
 
-A chain-of-thought answer is kept when it ends in `<ANSWER>: …` and every passage between
-`##begin_quote##` and `##end_quote##` stands in the oracle. A quote that differs in whitespace
-only is replaced by the oracle's own text.
+A chain-of-thought answer is kept when it ends in an answer and everything that it quotes stands in
+the oracle. A quote is first looked for as it is, then without regard to case, white space and
+typography, then by aligning it with the passage most like it; whichever is found, the oracle's
+own words replace it. Real teachers copy few passages word for word, so without repair most rows
+would be lost, and without the check most rows would teach false quotes.
 """
 
 import re
+from collections import Counter
+from dataclasses import dataclass
 
+from components.answers import find_answer
+from components.generate.text import find_words, folded, normalized, on_word_boundaries, widen
 from components.records import ANSWER_MARKER, QUOTE_BEGIN, QUOTE_END
 
 _QUOTE = re.compile(f"{QUOTE_BEGIN}(.*?){QUOTE_END}", re.DOTALL)
-_LIST_MARK = re.compile(r"^\s*(?:[-*•]|\(?\d{1,3}[.):])\s+")
+_QUOTE_MARK = re.compile(f"{QUOTE_BEGIN}|{QUOTE_END}")
+_ANSWER_FORMS = re.compile(
+    r"\*{0,3}<\s{0,9}answer\s{0,9}>\*{0,3}\s{0,9}[:：]?\*{0,3}", re.IGNORECASE
+)
+_CLOSING = re.compile(r"</\s*answer\s*>", re.IGNORECASE)
+_FENCE = re.compile(r"^\s*```\w*\s*$", re.MULTILINE)
+_AROUND = " \t\r\n\"'“”‘’«»*_"
+_NUMBER = re.compile(r"\d+")
+
+LEAST_CHARACTERS_TO_ALIGN = 12
+MOST_LENGTH_OVER_ORACLE = 1.1
 
 
 class Unusable(Exception):
     """A teacher's reply cannot become a row; the message is the reason that the report counts."""
 
 
-def parse_questions(reply: str, wanted: int) -> list[str]:
-    """The questions in a reply: lines that end in a question mark, without list marks or quotes.
+@dataclass(frozen=True)
+class Checked:
+    """An answer fit for a row. `quotes` counts its quotes by how they were found."""
 
-    Preamble ("Here is an example question:") and empty lines fall away.
+    cot_answer: str
+    answer: str
+    quotes: Counter[str]
+
+
+def check(cot_answer: str, question: str, oracle: str, similarity: float) -> Checked:
+    """The answer with every quote verbatim from the oracle, ending in `<ANSWER>: …`.
+
+    Args:
+        cot_answer: as the teacher wrote it.
+        question: what it answers.
+        oracle: the chunk that it must quote.
+        similarity: how like a passage of the oracle a quote must be to be mended, 0 to 1; with 1
+            only case, white space and typography may differ.
+
+    Raises:
+        Unusable: no answer, or only the question again; no quote, or one that the oracle does
+            not hold.
     """
-    lines = (_LIST_MARK.sub("", line).strip().strip('"*').strip() for line in reply.splitlines())
-    return [line for line in lines if line.endswith("?") and len(line.split()) > 2][:wanted]
+    reasoning, answer = split_answer(cot_answer)
+    if normalized(answer) == normalized(question):
+        raise Unusable("answer is the question")
+    before, (reasoning, quotes) = reasoning, verify_quotes(reasoning, oracle, similarity)
+    if quotes["aligned"] and _quotes(answer, before) and not _quotes(answer, reasoning):
+        raise Unusable("answer not in the mended quote")
+    return Checked(f"{reasoning}\n{ANSWER_MARKER} {answer}", answer, quotes)
 
 
-def final_answer(cot_answer: str) -> str:
-    """The text after the last answer marker: its first line with words, without bold marks.
+def split_answer(cot_answer: str) -> tuple[str, str]:
+    """Reasoning and answer, whichever way the marker is written; the last marker counts.
 
     Raises:
         Unusable: there is no marker, or nothing after it.
     """
-    _, marker, tail = cot_answer.rpartition(ANSWER_MARKER)
-    if not marker:
+    markers = list(_ANSWER_FORMS.finditer(cot_answer))
+    if not markers:
         raise Unusable("no answer marker")
-    for line in tail.splitlines():
-        if answer := line.strip().strip("*").strip():
-            return answer
-    raise Unusable("nothing after the answer marker")
+    tail = _FENCE.sub("", _CLOSING.sub("", cot_answer[markers[-1].end() :]))
+    answer = find_answer(ANSWER_MARKER + _QUOTE_MARK.sub("", tail))[0].strip("* \t")
+    if not answer:
+        raise Unusable("nothing after the answer marker")
+    reasoning = cot_answer[: markers[-1].start()].replace(ANSWER_MARKER, "")
+    return reasoning.strip(), answer
 
 
-def verify_quotes(cot_answer: str, oracle: str) -> str:
-    """The answer with every quote verbatim from the oracle.
+def _quotes(answer: str, reasoning: str) -> bool:
+    """Whether one of the quotes holds the answer."""
+    wanted = f" {normalized(answer)} "
+    return any(wanted in f" {normalized(quote)} " for quote in _QUOTE.findall(reasoning))
+
+
+def verify_quotes(reasoning: str, oracle: str, similarity: float) -> tuple[str, Counter[str]]:
+    """The reasoning with the oracle's own words in every quote, and how each was found.
 
     Raises:
-        Unusable: it quotes nothing, leaves a quote open, or quotes what the oracle does not say.
+        Unusable: it quotes nothing, its marks do not pair, or the oracle does not hold a quote.
     """
-    if cot_answer.count(QUOTE_BEGIN) != cot_answer.count(QUOTE_END):
-        raise Unusable("quote left open")
-    if not _QUOTE.search(cot_answer):
+    quotes: Counter[str] = Counter()
+    parts: list[str] = []
+    end, begun = 0, -1
+    for mark in _QUOTE_MARK.finditer(reasoning):
+        if (mark.group() == QUOTE_BEGIN) == (begun >= 0):
+            raise Unusable("quote marks do not pair")
+        if begun < 0:
+            parts += [reasoning[end : mark.start()], QUOTE_BEGIN]
+            begun = mark.end()
+        else:
+            text, how = find_quote(reasoning[begun : mark.start()], oracle, similarity)
+            quotes[how] += 1
+            parts += [text, QUOTE_END]
+            end, begun = mark.end(), -1
+    if begun >= 0:
+        raise Unusable("quote marks do not pair")
+    if not quotes:
         raise Unusable("no quote")
-    return _QUOTE.sub(
-        lambda match: QUOTE_BEGIN + _verbatim(match.group(1), oracle) + QUOTE_END, cot_answer
-    )
+    return "".join([*parts, reasoning[end:]]), quotes
 
 
-def _verbatim(quote: str, oracle: str) -> str:
-    words = quote.split()
-    if not words:
+def find_quote(quote: str, oracle: str, similarity: float) -> tuple[str, str]:
+    """The oracle's own words for a quote, and how they were found: verbatim, equal or aligned.
+
+    Raises:
+        Unusable: the quote is empty, or the oracle does not hold it.
+    """
+    bare = quote.strip()
+    if find_words(bare, oracle) >= 0:
+        return bare, "verbatim"
+    wanted = folded(bare.strip(_AROUND))[0].strip()
+    wanted = wanted.removeprefix("...").removesuffix("...").strip()
+    if not wanted:
         raise Unusable("empty quote")
-    found = re.search(r"\s+".join(map(re.escape, words)), oracle)
-    if found is None:
-        raise Unusable("quote not in the oracle")
-    return found.group()
+    text, origin = folded(oracle)
+    start = find_words(wanted, text)
+    if start >= 0:
+        found = oracle[origin[start] : origin[start + len(wanted) - 1] + 1]
+        if on_word_boundaries(oracle, origin[start], origin[start] + len(found)):
+            return found, "equal"
+    if similarity < 1 and len(wanted) >= LEAST_CHARACTERS_TO_ALIGN:
+        aligned = _align(wanted, text, similarity)
+        if aligned is not None:
+            return oracle[origin[aligned[0]] : origin[aligned[1] - 1] + 1].strip(), "aligned"
+    raise Unusable("quote not in the oracle")
+
+
+def _align(wanted: str, text: str, similarity: float) -> tuple[int, int] | None:
+    """The passage of `text` most like `wanted`, in whole words; None if it is not like enough.
+
+    Numbers must be the same ones: "1850" is close to "1950" only for those who count letters.
+    """
+    from rapidfuzz import fuzz
+
+    if len(wanted) > MOST_LENGTH_OVER_ORACLE * len(text):
+        return None
+    found = fuzz.partial_ratio_alignment(wanted, text, score_cutoff=100 * similarity)
+    if found is None or len(wanted) > len(text):
+        start, end = 0, len(text)
+    else:
+        start, end = found.dest_start, found.dest_end
+    start, end = widen(text, start, end)
+    passage = text[start:end]
+    if fuzz.ratio(wanted, passage) < 100 * similarity:
+        return None
+    if _NUMBER.findall(wanted) != _NUMBER.findall(passage):
+        return None
+    return start, end

@@ -1,6 +1,8 @@
 """Settings of the generate stage."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+from pydantic import PrivateAttr
 
 from components.config import InputLocation, StageConfig, option
 
@@ -11,12 +13,36 @@ class GenerateConfig(StageConfig):
     stage: ClassVar[str] = "generate"
 
     documents: InputLocation = option(
-        help="Folder or file: .txt and .md texts, .json contexts in HotpotQA form.",
+        help="Folder or file: .txt, .md, .rst, .html, .pdf, .docx; .json and .jsonl with texts, "
+        "contexts in HotpotQA form or API documentation.",
+        group="Documents",
+    )
+    text_field: str = option(
+        "",
+        help="Field of JSON rows that holds a document's text.",
+        group="Documents",
+    )
+    on_bad_document: Literal["stop", "skip"] = option(
+        "stop",
+        help="What a document that cannot be read does: it stops the run, or is left out and "
+        "counted.",
+        group="Documents",
+    )
+    eval_questions: InputLocation = option(
+        "",
+        help="Questions in HotpotQA form that will test the model: rows that would give them away "
+        "are left out and counted.",
         group="Documents",
     )
 
     chunk_tokens: int = option(
         512, ge=16, le=32_768, help="Most tokens in a chunk.", group="Chunks"
+    )
+    chunk_overlap: int = option(
+        0, ge=0, le=16_384, help="Tokens that a chunk repeats of the one before.", group="Chunks"
+    )
+    min_chunk_tokens: int = option(
+        0, ge=0, le=16_384, help="Chunks with fewer tokens are left out.", group="Chunks"
     )
     tokenizer: str = option(
         "gpt-4",
@@ -30,10 +56,10 @@ class GenerateConfig(StageConfig):
         group="Chunks",
     )
 
-    teacher: Literal["extractive", "openai"] = option(
+    teacher: Literal["extractive", "openai", "vllm"] = option(
         "extractive",
-        help="Who writes questions and answers: rules without a model, or an "
-        "OpenAI-compatible endpoint.",
+        help="Who writes questions and answers: rules without a model, an "
+        "OpenAI-compatible endpoint, or vLLM in this process.",
         group="Teacher",
     )
     teacher_endpoint: str = option(
@@ -42,7 +68,9 @@ class GenerateConfig(StageConfig):
         "OPENAI_API_KEY.",
         group="Teacher",
     )
-    teacher_model: str = option("", help="Model name to ask the endpoint for.", group="Teacher")
+    teacher_model: str = option(
+        "", help="Model that the endpoint serves; for vLLM a hub id or a folder.", group="Teacher"
+    )
     teacher_concurrency: int = option(
         16, ge=1, le=1024, help="Requests under way at once.", group="Teacher"
     )
@@ -53,11 +81,50 @@ class GenerateConfig(StageConfig):
         120.0, gt=0, le=3600, help="Seconds to wait for one answer.", group="Teacher"
     )
 
+    teacher_requests_per_minute: int = option(
+        0, ge=0, help="Most requests a minute; 0 sets no limit.", group="Teacher"
+    )
+    teacher_tokens_per_minute: int = option(
+        0,
+        ge=0,
+        help="Most tokens a minute, in and out, as estimated before a request; 0 sets no limit.",
+        group="Teacher",
+    )
+    responses: str = option(
+        "",
+        help="Folder or gs:// prefix that keeps every paid response, so that a run that was cut "
+        "off, or one with other rows, pays for none twice. Empty: beside the output.",
+        group="Teacher",
+    )
+    question_prompt: InputLocation = option(
+        "",
+        help="File with a prompt of your own for questions, with $chunk and $count.",
+        group="Teacher",
+    )
+    answer_prompt: InputLocation = option(
+        "",
+        help="File with a prompt of your own for answers, with $chunk and $question.",
+        group="Teacher",
+    )
+
     questions_per_chunk: int = option(
         1, ge=1, le=20, help="Questions the teacher writes for a chunk.", group="Rows"
     )
     distractors: int = option(
         3, ge=0, le=50, help="Other chunks shown beside the oracle.", group="Rows"
+    )
+    distractor_choice: Literal["random", "bm25"] = option(
+        "random",
+        help="Which other chunks: any, or those whose words fit the question best.",
+        group="Rows",
+    )
+    quote_similarity: float = option(
+        0.9,
+        ge=0.5,
+        le=1,
+        help="How like a passage a quote must be to be mended; 1 mends only case, white space and "
+        "typography.",
+        group="Rows",
     )
     oracle_probability: float = option(
         0.8,
@@ -70,3 +137,20 @@ class GenerateConfig(StageConfig):
     validation_fraction: float = option(
         0.1, ge=0, le=0.5, help="Share of documents kept out of training.", group="Rows"
     )
+    shard: str = option(
+        "1/1",
+        pattern=r"^[1-9]\d{0,3}/[1-9]\d{0,3}$",
+        help="Which share of the chunks this run asks about, as 2/8; `raft merge` joins them.",
+        group="Rows",
+    )
+
+    _responses_beside: str = PrivateAttr("")
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Remember where the output lies, before storage puts a local folder in its place."""
+        self._responses_beside = f"{self.output.rstrip('/')}.responses"
+
+    @property
+    def responses_location(self) -> str:
+        """Where paid responses are kept."""
+        return self.responses or self._responses_beside

@@ -1,114 +1,295 @@
 """Read the documents of a corpus, one at a time.
 
-Texts (`.txt`, `.md`) are one document a file. JSON in HotpotQA form (`.json`, `.jsonl`) gives one
-document a paragraph; its questions and answers are never looked at.
+Texts (`.txt`, `.md`, `.rst`), pages (`.html`), `.pdf` and `.docx` are one document a file. JSON
+(`.json`, `.jsonl`: a list, or one object a line) gives one document a row where `--text-field`
+names its text or where it is the documentation of an API call in the published RAFT form, and one
+a paragraph where it has contexts in HotpotQA form; questions and answers are never looked at.
 """
 
 import itertools
-import json
-from collections.abc import Iterator
+import re
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.errors import DataError
 from components.records import Document, Paragraphs, explain
+from components.rows import fault_at, read_rows
 
-TEXTS = (".txt", ".md", ".markdown")
-CONTEXTS = (".json", ".jsonl")
+MOST_UNPACKED_BYTES = 500_000_000
+"""Of a .docx, which is a zip: a small one can unpack to fill any memory."""
+
+_BINARY = "\0"
+_NOT_CONTENT = (
+    "script", "style", "nav", "header", "footer", "aside", "form", "noscript", "template", "svg",
+    "iframe", "button", "select", "head",
+)  # fmt: skip
+_WRAPPED = 40  # characters: a shorter line was ended on purpose
 
 
-def read_documents(source: Path) -> Iterator[Document]:
-    """Stream the documents of a file, or of a folder in the order of their paths.
+class Bad(Exception):
+    """A document cannot be used; the message is the reason that the report counts."""
 
-    Hidden files are passed over.
+    def __init__(self, reason: str, detail: str = "", line: int | None = None) -> None:
+        super().__init__(reason)
+        self.detail = detail
+        self.line = line
+
+
+class Api(BaseModel):
+    """The documentation of one API call, as the published RAFT code takes it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    api_name: str
+    api_call: str
+
+
+def find_documents(source: Path) -> list[Path]:
+    """The files of a corpus in the order of their paths; hidden ones are passed over.
 
     Raises:
-        DataError: the source is missing or empty, or a file is of an unknown kind, not UTF-8, or
-            not in HotpotQA form; names the file, and the line or row.
+        DataError: the source is missing or empty.
     """
-    if source.is_dir():
-        files = [
-            path
-            for path in sorted(source.rglob("*"))
-            if path.is_file()
-            and not any(part.startswith(".") for part in path.relative_to(source).parts)
-        ]
-        root = source
-    else:
-        files, root = [source], source.parent
     if not source.exists():
         raise DataError("no such file or folder", path=source, hint="Check --documents.")
+    if not source.is_dir():
+        return [source]
+    files = [
+        path
+        for path in sorted(source.rglob("*"))
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(source).parts)
+    ]
     if not files:
-        raise DataError(
-            "no documents in this folder",
-            path=source,
-            hint=f"--documents takes {', '.join((*TEXTS, *CONTEXTS))} files.",
-        )
-    for path in files:
-        name = path.relative_to(root).as_posix()
-        if path.suffix.lower() in TEXTS:
-            yield _read_text(path, name)
-        elif path.suffix.lower() in CONTEXTS:
-            yield from _read_contexts(path, name)
-        else:
-            raise DataError(
-                f"cannot read {path.suffix or 'files without a suffix'}",
-                path=path,
-                hint=f"--documents takes {', '.join((*TEXTS, *CONTEXTS))}; move this file away.",
+        raise DataError("no documents in this folder", path=source, hint=_kinds())
+    return files
+
+
+def read_document(path: Path, root: Path, text_field: str = "") -> Iterator[Document]:
+    """Stream the documents of one file.
+
+    Args:
+        path: the file.
+        root: the folder that ids are relative to.
+        text_field: field of JSON rows that holds the text; "" for the other JSON forms.
+
+    Raises:
+        Bad: the file cannot be used; says why.
+        DataError: a row of a JSON file is malformed; names the file, and the line or row.
+    """
+    name = path.relative_to(root).as_posix()
+    suffix = path.suffix.lower()
+    try:
+        if suffix in ROWS:
+            yield from _read_rows(path, name, text_field)
+            return
+        if suffix not in READERS:
+            raise Bad(
+                "of an unknown kind", f"cannot read {path.suffix or 'files without a suffix'}"
             )
-
-
-def _read_text(path: Path, name: str) -> Document:
-    text = _decode(path).strip()
-    if not text:
-        raise DataError("the file is empty", path=path, hint="Remove it or fill it.")
-    return Document(id=name, title=path.stem.replace("_", " "), text=text)
-
-
-def _read_contexts(path: Path, name: str) -> Iterator[Document]:
-    """One document a paragraph; a title that comes back with other text gets a numbered id."""
-    seen: set[str] = set()
-    for paragraphs in _rows(path):
-        for title, sentences in paragraphs.context:
-            text = "".join(sentences).strip()
-            if not text:
-                continue
-            ids = (f"{name}#{title}" + (f"~{n}" if n > 1 else "") for n in itertools.count(1))
-            unused = next(id for id in ids if id not in seen)
-            seen.add(unused)
-            yield Document(id=unused, title=title, text=text)
-
-
-def _rows(path: Path) -> Iterator[Paragraphs]:
-    """The rows of a JSON list or of JSON lines, with the place of a fault in the message."""
-    text = _decode(path)
-    if path.suffix.lower() == ".jsonl":
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                try:
-                    yield Paragraphs.model_validate_json(line)
-                except ValidationError as error:
-                    raise DataError(explain(error), path=path, line=number) from None
-        return
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"not JSON ({error.msg})", path=path, line=error.lineno) from None
-    if not isinstance(rows, list):
-        raise DataError("not a JSON list of rows in HotpotQA form", path=path)
-    for number, row in enumerate(rows, start=1):
-        try:
-            yield Paragraphs.model_validate(row)
-        except ValidationError as error:
-            raise DataError(f"row {number}: {explain(error)}", path=path) from None
-
-
-def _decode(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise DataError(f"not UTF-8 text ({error.reason})", path=path, line=line) from None
+        read, form = READERS[suffix]
+        text = _clean(read(path))
     except OSError as error:
-        raise DataError(error.strerror or str(error), path=path) from None
+        raise Bad("cannot be read", error.strerror or str(error)) from None
+    if not text:
+        raise Bad("empty", "the file is empty")
+    title = path.stem.replace("_", " ")
+    yield Document.model_validate({"id": name, "title": title, "text": text, "form": form})
+
+
+def bad_document(path: Path, bad: Bad) -> DataError:
+    """The error that stops a run at a bad document."""
+    problem = f"{bad} ({bad.detail})" if bad.detail and bad.detail != str(bad) else str(bad)
+    hint = f"Mend it, move it away, or give --on-bad-document skip. {_kinds()}"
+    return DataError(problem, path=path, line=bad.line, hint=hint)
+
+
+def _kinds() -> str:
+    return f"--documents takes {', '.join((*READERS, *ROWS))} files."
+
+
+# ---- one document a file -----------------------------------------------------------------------
+
+
+def _clean(text: str) -> str:
+    """Text with plain line ends, that can be written as UTF-8 (some PDFs hold half surrogates)."""
+    text = text.encode("utf-8", "replace").decode()
+    return re.sub(r"\n{3,}", "\n\n", text.replace("\r\n", "\n").replace("\r", "\n")).strip()
+
+
+def _read_text(path: Path) -> str:
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise Bad("not UTF-8 text", f"not UTF-8 text: {error.reason}", line) from None
+    if _BINARY in text:
+        line = text[: text.index(_BINARY)].count("\n") + 1
+        raise Bad("binary", "not text: it holds NUL bytes", line)
+    return text
+
+
+def _read_html(path: Path) -> str:
+    """The page's main part as Markdown, without navigation, scripts and links."""
+    from bs4 import BeautifulSoup
+    from markdownify import MarkdownConverter
+
+    page = BeautifulSoup(path.read_bytes(), "lxml")
+    if _BINARY in page.get_text()[:1000]:
+        raise Bad("binary", "not a page: it holds NUL bytes")
+    body = page.find("main") or page.find("article") or page.body or page
+    for element in body.find_all(_NOT_CONTENT):
+        element.decompose()
+    converter = MarkdownConverter(
+        heading_style="ATX", bullets="-", strip=["a", "img", "b", "strong", "i", "em"],
+        escape_asterisks=False, escape_underscores=False, escape_misc=False,
+    )  # fmt: skip
+    text: str = converter.convert_soup(body)
+    return re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
+
+
+def _read_pdf(path: Path) -> str:
+    """The text of all pages, with lines joined that were broken to fit a column."""
+    from pypdf import PdfReader
+    from pypdf.errors import PyPdfError
+
+    try:
+        reader = PdfReader(path)
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise Bad("encrypted PDF", "encrypted: it opens only with a password")
+        pages = [page.extract_text() for page in reader.pages]
+    except Bad:
+        raise
+    except (PyPdfError, ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
+        raise Bad("damaged PDF", f"damaged PDF: {error}") from None
+    if pages and not any(page.strip() for page in pages):
+        raise Bad("PDF without text", "a scan: its pages are pictures; run OCR on it first")
+    return "\n\n".join(_unwrapped(page) for page in pages)
+
+
+def _unwrapped(page: str) -> str:
+    """Lines that end in mid-sentence are joined with the next; short ones end on purpose."""
+    lines = [line.rstrip() for line in page.splitlines()]
+    text = ""
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        ended = len(line) < _WRAPPED or not following or line.endswith((".", ":", "!", "?"))
+        if line.endswith("-") and following[:1].islower():
+            text += line
+        else:
+            text += line + ("\n" if ended else " ")
+    return text
+
+
+def _read_docx(path: Path) -> str:
+    """Paragraphs and tables in their order, headings and lists as Markdown."""
+    import docx
+    from docx.opc.exceptions import PackageNotFoundError
+    from docx.table import Table
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > MOST_UNPACKED_BYTES:
+                raise Bad("too large", f"unpacks to more than {MOST_UNPACKED_BYTES:,} bytes")
+        blocks = list(docx.Document(str(path)).iter_inner_content())
+    except (zipfile.BadZipFile, PackageNotFoundError, KeyError, ValueError) as error:
+        raise Bad("damaged DOCX", f"not a DOCX, or a damaged or encrypted one: {error}") from None
+    parts = [_table(block) if isinstance(block, Table) else _paragraph(block) for block in blocks]
+    return "\n\n".join(filter(None, parts))
+
+
+def _paragraph(block: Any) -> str:
+    style = (block.style.name if block.style is not None else "") or ""
+    text = str(block.text).strip()
+    if not text:
+        return ""
+    if style == "Title":
+        return f"# {text}"
+    if heading := re.fullmatch(r"Heading (\d)", style):
+        return f"{'#' * min(6, int(heading[1]))} {text}"
+    return f"- {text}" if style.startswith("List") else text
+
+
+def _table(block: Any) -> str:
+    """One line a row; a cell that spans columns comes once."""
+    rows = [{id(cell._tc): " ".join(cell.text.split()) for cell in row.cells} for row in block.rows]
+    return "\n".join(" | ".join(cells.values()) for cells in rows if any(cells.values()))
+
+
+READERS: dict[str, tuple[Callable[[Path], str], str]] = {
+    ".txt": (_read_text, "text"),
+    ".rst": (_read_text, "text"),
+    ".md": (_read_text, "markdown"),
+    ".markdown": (_read_text, "markdown"),
+    ".html": (_read_html, "markdown"),
+    ".htm": (_read_html, "markdown"),
+    ".pdf": (_read_pdf, "text"),
+    ".docx": (_read_docx, "markdown"),
+}
+"""Suffix to reader, and the form of what it gives."""
+
+ROWS = (".json", ".jsonl")
+
+
+# ---- rows of JSON ------------------------------------------------------------------------------
+
+
+def _read_rows(path: Path, name: str, text_field: str) -> Iterator[Document]:
+    seen: set[str] = set()
+    hint = "--text-field names the field of the text; see the README for the forms without one."
+    kind, rows = read_rows(path, hint=hint)
+    for number, row in rows:
+        try:
+            if text_field:
+                yield _text_row(row, name, number, text_field)
+            elif isinstance(row, dict) and "api_call" in row:
+                yield _api_row(Api.model_validate(row), name, number)
+            else:
+                yield from _paragraphs(Paragraphs.model_validate(row), name, seen)
+        except ValidationError as error:
+            raise fault_at(path, kind, number, explain(error), hint=hint) from None
+        except ValueError as error:
+            if isinstance(error, DataError):
+                raise
+            raise fault_at(path, kind, number, str(error)) from None
+
+
+def _text_row(row: object, name: str, number: int, text_field: str) -> Document:
+    if not isinstance(row, dict) or not isinstance(row.get(text_field), str):
+        raise ValueError(f"{text_field}: the row has no such text (--text-field)")
+    text = _clean(row[text_field])
+    if not text:
+        raise ValueError(f"{text_field}: is empty")
+    title = row.get("title")
+    return Document(id=f"{name}#{number}", title=title if isinstance(title, str) else "", text=text)
+
+
+def _api_row(api: Api, name: str, number: int) -> Document:
+    """The fields of an API's documentation, one a line, without questions that come with it."""
+    fields = api.model_dump(exclude={"Questions", "questions", "user_name"})
+    text = "\n".join(f"{key}: {_plain(value)}" for key, value in fields.items())
+    return Document(id=f"{name}#{number}", title=api.api_name, text=text, form="api")
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {_plain(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return str(value).strip()
+
+
+def _paragraphs(row: Paragraphs, name: str, seen: set[str]) -> Iterator[Document]:
+    """One document a paragraph; a title that comes back gets a numbered id."""
+    for title, sentences in row.context:
+        text = "".join(sentences).strip()
+        if not text:
+            continue
+        ids = (f"{name}#{title}" + (f"~{n}" if n > 1 else "") for n in itertools.count(1))
+        unused = next(id for id in ids if id not in seen)
+        seen.add(unused)
+        yield Document(id=unused, title=title, text=text)

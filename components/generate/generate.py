@@ -6,36 +6,29 @@ its oracle in a share P of the rows (Zhang et al. 2024, section 3).
 """
 
 import random
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from string import Template
-from typing import Literal, TypeVar
+from typing import Literal
 
 from components.errors import ConfigError, DataError
-from components.generate.answers import Unusable, final_answer, verify_quotes
-from components.generate.chunking import make_chunker
+from components.generate.answers import Checked, Unusable, check
 from components.generate.config import GenerateConfig
-from components.generate.distractors import check_enough, show
-from components.generate.documents import read_documents
+from components.generate.corpus import Corpus, Pool, read_corpus
+from components.generate.dataset import ASKED_BEFORE, SPLITS, WHOLE, Dataset, by_count, write_report
+from components.generate.distractors import Search, check_enough, show
+from components.generate.leaks import LeakGuard
+from components.generate.questions import is_contentless
 from components.generate.teachers import Draft, make_teacher
 from components.ledger import Ledger
 from components.progress import headline, say, task
-from components.records import (
-    Chunk,
-    Context,
-    Document,
-    GenerationReport,
-    RaftRow,
-    instruction,
-)
-from components.storage import atomic_write, seal, unseal, write_json
-
-CARD = Path(__file__).with_name("card.md")
+from components.records import Chunk, Context, GenerationReport, RaftRow, instruction
+from components.storage import seal, unseal
 
 SplitBy = Literal["document", "chunk"]
-
-T = TypeVar("T", Document, Chunk)
+Best = Callable[[str], Sequence[int]]
+"""Places in a pool of the chunks that fit a question best."""
 
 
 def run(config: GenerateConfig) -> GenerationReport:
@@ -51,69 +44,79 @@ def run(config: GenerateConfig) -> GenerationReport:
     _keep_apart(Path(config.documents), output)
     with Ledger("generate", output, config.prices) as ledger:
         teacher = make_teacher(config)
-        documents, duplicates = _distinct(read_documents(Path(config.documents)))
-        chunks, duplicate_chunks = _distinct(_cut(documents, config))
-        asked = _sample(chunks, config)
-        held_out, split_by = _split(asked, config)
-        pools = {
-            "train": [chunk for chunk in chunks if _owner(chunk, split_by) not in held_out],
-            "validation": chunks,
-        }
+        guard = LeakGuard(Path(config.eval_questions)) if config.eval_questions else None
+        reading = read_corpus(config, guard)
+        corpus = reading.corpus
+        sample = _sample(len(corpus), config)
+        held_out, split_by = _split(sample, corpus, config)
+        owners = corpus.owners if split_by == "document" else range(len(corpus))
+        pools = _pools(corpus, owners, held_out)
         for pool in pools.values():
             check_enough(pool, config.distractors)
+        asked = _share(sample, config.shard)
+        best = _searches(corpus, pools, config)
         say(
-            f"  {len(documents)} documents ({duplicates} duplicates left out), {len(chunks)} "
-            f"chunks; asking about {len(asked)}"
+            f"  {reading.documents} documents ({reading.documents_duplicate} duplicates left out), "
+            f"{len(corpus)} chunks; asking about {len(asked)}"
         )
         if not held_out:
             say("  no validation rows: too few chunks, or --validation-fraction 0")
         unseal(output)
-        written: Counter[str] = Counter()
         dropped: Counter[str] = Counter()
-        without_oracle = 0
+        quotes: Counter[str] = Counter()
         with (
-            atomic_write(output / "train.jsonl") as train,
-            atomic_write(output / "validation.jsonl") as validation,
+            Dataset(output) as dataset,
             task("asking the teacher", len(asked), "chunks") as progress,
         ):
-            files = {"train": train, "validation": validation}
-            for chunk, drafts in zip(asked, teacher.drafts(asked, ledger), strict=True):
-                split = "validation" if _owner(chunk, split_by) in held_out else "train"
-                for number, draft in enumerate(drafts):
+            drafts_of = teacher.drafts((corpus[number] for number in asked), ledger)
+            for number, (chunk, drafts) in zip(asked, drafts_of, strict=True):
+                split = "validation" if owners[number] in held_out else "train"
+                for place, draft in enumerate(drafts):
                     try:
-                        row = _row(draft, chunk, number, pools[split], teacher.name, config)
+                        checked = _check(draft, chunk, guard, config)
+                        quotes += checked.quotes
+                        row = _row(
+                            draft, checked, chunk, place, pools[split], best[split], teacher.name,
+                            config,
+                        )  # fmt: skip
                     except Unusable as reason:
                         dropped[str(reason)] += 1
                         continue
-                    row = row.model_copy(update={"id": f"seed_task_{written.total()}"})
-                    files[split].write(row.model_dump_json() + "\n")
-                    written[split] += 1
-                    without_oracle += row.oracle_index is None
-                progress.advance(rows=written.total(), dropped=dropped.total())
-            if not written["train"]:
+                    dropped[ASKED_BEFORE] += not dataset.write(row, split)
+                progress.advance(
+                    1, rows=dataset.rows.total(), dropped=dropped.total(), **ledger.so_far()
+                )
+            if not dataset.rows["train"] and config.shard == WHOLE:
                 raise DataError(
-                    f"no training row could be made; dropped: {dict(dropped)}",
+                    f"no training row could be made; dropped: {dict(+dropped)}",
                     path=config.documents,
                     hint="Look at the documents, or ask another teacher with --teacher.",
                 )
 
         report = GenerationReport(
-            documents=len(documents),
-            documents_duplicate=duplicates,
-            chunks=len(chunks),
-            chunks_duplicate=duplicate_chunks,
+            documents=reading.documents,
+            documents_duplicate=reading.documents_duplicate,
+            chunks=len(corpus),
+            chunks_duplicate=reading.chunks_duplicate,
             chunks_used=len(asked),
-            rows={split: written[split] for split in files},
-            dropped=dict(dropped.most_common()),
-            rows_without_oracle=without_oracle,
+            rows={split: dataset.rows[split] for split in SPLITS},
+            dropped=by_count(+dropped),
+            rows_without_oracle=dataset.without_oracle,
             split_by=split_by,
             teacher=teacher.name,
             seed=config.seed,
+            documents_bad=by_count(reading.documents_bad),
+            bad_documents=reading.bad_documents,
+            chunks_left_out=by_count(reading.chunks_left_out),
+            quotes=dict(sorted(quotes.items())),
+            shard=config.shard,
         )
-        write_json(output / "report.json", report)
-        _write_card(output / "README.md", report)
+        write_report(output, report)
     seal(output)
-    say(f"  {written['train']} training and {written['validation']} validation rows")
+    say(f"  {report.rows['train']} training and {report.rows['validation']} validation rows")
+    if ledger.tokens_cached:
+        share = ledger.tokens_cached / ledger.tokens_cacheable
+        say(f"  the teacher's prefix cache had {share:.1%} of the prompt tokens of answer calls")
     return report
 
 
@@ -131,49 +134,30 @@ def _keep_apart(documents: Path, output: Path) -> None:
         )
 
 
-def _distinct(texts: Iterable[T]) -> tuple[list[T], int]:
-    """Texts without those whose words came before, and how many those were."""
-    seen: set[str] = set()
-    kept, duplicates = [], 0
-    for item in texts:
-        words = " ".join(item.text.split()).casefold()
-        if words in seen:
-            duplicates += 1
-        else:
-            seen.add(words)
-            kept.append(item)
-    return kept, duplicates
+# ---- which chunks ------------------------------------------------------------------------------
 
 
-def _cut(documents: Sequence[Document], config: GenerateConfig) -> list[Chunk]:
-    cut = make_chunker(config.tokenizer, config.chunk_tokens)
-    chunks: list[Chunk] = []
-    with task("cutting documents", len(documents), "documents") as progress:
-        for document in documents:
-            chunks += cut(document)
-            progress.advance(chunks=len(chunks))
-    return chunks
-
-
-def _sample(chunks: Sequence[Chunk], config: GenerateConfig) -> list[Chunk]:
-    """The chunks to ask about, in corpus order."""
-    if not config.max_chunks or config.max_chunks >= len(chunks):
-        return list(chunks)
+def _sample(chunks: int, config: GenerateConfig) -> Sequence[int]:
+    """The numbers of the chunks to ask about, in corpus order."""
+    if not config.max_chunks or config.max_chunks >= chunks:
+        return range(chunks)
     rng = random.Random(f"{config.seed}/chunks")
-    return [chunks[index] for index in sorted(rng.sample(range(len(chunks)), config.max_chunks))]
+    return sorted(rng.sample(range(chunks), config.max_chunks))
 
 
-def _split(asked: Sequence[Chunk], config: GenerateConfig) -> tuple[set[str], SplitBy]:
-    """What is held out for validation: document ids, or chunk ids of an only document.
+def _split(
+    sample: Sequence[int], corpus: Corpus, config: GenerateConfig
+) -> tuple[set[int], SplitBy]:
+    """What is held out for validation: documents, or chunks of an only document, by number.
 
     An only document gives its last chunks, so that training text is in one piece.
     """
-    owners = list(dict.fromkeys(chunk.document_id for chunk in asked))
+    owners = list(dict.fromkeys(corpus.owners[number] for number in sample))
     split_by: SplitBy = "document"
     if len(owners) > 1:
         random.Random(f"{config.seed}/split").shuffle(owners)
     else:
-        owners, split_by = [chunk.id for chunk in asked], "chunk"
+        owners, split_by = list(sample), "chunk"
     count = min(
         max(round(len(owners) * config.validation_fraction), config.validation_fraction > 0),
         len(owners) - 1,
@@ -181,54 +165,97 @@ def _split(asked: Sequence[Chunk], config: GenerateConfig) -> tuple[set[str], Sp
     return set(owners[len(owners) - count :]), split_by
 
 
-def _owner(chunk: Chunk, split_by: SplitBy) -> str:
-    return chunk.document_id if split_by == "document" else chunk.id
+def _pools(corpus: Corpus, owners: Sequence[int], held_out: set[int]) -> dict[str, Pool]:
+    """What a row may show: in training, nothing of what is held out."""
+    shown = (number for number in range(len(corpus)) if owners[number] not in held_out)
+    return {
+        "train": Pool(corpus, array("I", shown)),
+        "validation": Pool(corpus, range(len(corpus))),
+    }
 
 
-def _row(
-    draft: Draft,
-    oracle: Chunk,
-    number: int,
-    pool: Sequence[Chunk],
-    teacher: str,
-    config: GenerateConfig,
-) -> RaftRow:
-    """A verified row around a draft; its id is given when it is written.
+def _share(sample: Sequence[int], shard: str) -> Sequence[int]:
+    """One shard's part of the sample: a run of it, so that shards follow each other.
+
+    Raises:
+        ConfigError: there is no such shard.
+    """
+    number, count = map(int, shard.split("/"))
+    if number > count:
+        raise ConfigError(f"--shard {shard}: there are only {count}", hint="The first is 1.")
+    return sample[(number - 1) * len(sample) // count : number * len(sample) // count]
+
+
+def _searches(corpus: Corpus, pools: dict[str, Pool], config: GenerateConfig) -> dict[str, Best]:
+    """For each pool, what finds its chunks that fit a question best; nothing for random ones."""
+    if config.distractor_choice == "random":
+        return dict.fromkeys(pools, lambda _: ())
+    search = Search(corpus[number].text for number in range(len(corpus)))
+    places = {number: place for place, number in enumerate(pools["train"].numbers)}
+
+    def in_training(question: str) -> list[int]:
+        found = search.best(question, config.distractors)
+        return [places[number] for number in found if number in places]
+
+    return {
+        "train": in_training,
+        "validation": lambda question: search.best(question, config.distractors),
+    }
+
+
+# ---- rows --------------------------------------------------------------------------------------
+
+
+def _check(draft: Draft, oracle: Chunk, guard: LeakGuard | None, config: GenerateConfig) -> Checked:
+    """The draft's answer, fit for a row.
 
     Raises:
         Unusable: the draft must be dropped.
     """
     if draft.fault:
         raise Unusable(draft.fault)
-    cot_answer = verify_quotes(draft.cot_answer, oracle.text)
-    answer = final_answer(cot_answer)
-    rng = random.Random(f"{config.seed}/{oracle.id}/{number}")
-    shown, position = show(oracle, pool, config.distractors, config.oracle_probability, rng)
+    if is_contentless(draft.question):
+        raise Unusable("question points at the passage and names nothing")
+    checked = check(draft.cot_answer, draft.question, oracle.text, config.quote_similarity)
+    if guard is not None and guard.knows_question(draft.question):
+        raise Unusable("gives away an evaluation question")
+    return checked
+
+
+def _row(
+    draft: Draft,
+    checked: Checked,
+    oracle: Chunk,
+    place: int,
+    pool: Pool,
+    best: Best,
+    teacher: str,
+    config: GenerateConfig,
+) -> RaftRow:
+    """The row around a checked draft; its id is given when it is written.
+
+    Raises:
+        Unusable: no distractors can be found for it.
+    """
+    rng = random.Random(f"{config.seed}/{oracle.id}/{place}")
+    shown, position = show(
+        oracle, checked.answer, pool, config.distractors, config.oracle_probability, rng,
+        best(draft.question),
+    )  # fmt: skip
     return RaftRow(
         id="",
-        type="general",
+        type=oracle.type,
         question=draft.question,
         context=Context(
             title=[[chunk.title for chunk in shown]], sentences=[[chunk.text for chunk in shown]]
         ),
         oracle_context=oracle.text,
-        cot_answer=cot_answer,
+        cot_answer=checked.cot_answer,
         instruction=instruction([chunk.text for chunk in shown], draft.question),
-        answer=answer,
+        answer=checked.answer,
         document_id=oracle.document_id,
         chunk_id=oracle.id,
         oracle_index=position,
         distractor_ids=[chunk.id for chunk in shown if chunk.id != oracle.id],
         teacher=teacher,
     )
-
-
-def _write_card(path: Path, report: GenerationReport) -> None:
-    figures = report.model_dump() | report.rows
-    figures["dropped"] = (
-        "\n".join(f"| {reason} | {count} |" for reason, count in report.dropped.items())
-        or "| (none) | 0 |"
-    )
-    card = Template(CARD.read_text(encoding="utf-8"))
-    with atomic_write(path) as file:
-        file.write(card.substitute(figures))

@@ -38,6 +38,18 @@ class QuantizeCheckConfig(StageConfig):
     max_memory_ratio: float = option(
         0.5, gt=0, le=1, help="Most weight bytes in 4 bits per byte in 16 bits.", group="Check"
     )
+    head: Literal["full", "4bit"] = option(
+        "full",
+        help="Keep the output head in 16 bits, as bitsandbytes does, or quantize it too; 4bit "
+        "measures both and judges the second.",
+        group="Check",
+    )
+    export: Literal["none", "merged", "4bit"] = option(
+        "none",
+        help="Also write the tuned model to model/ in the output: merged in 16 bits, or in 4 bits, "
+        "as transformers and vLLM load it.",
+        group="Output",
+    )
     gate: Literal["warn", "stop"] = option(
         "warn",
         help="What a failed check means for the pipeline: warn says so and goes on to eval, stop "

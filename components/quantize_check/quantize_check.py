@@ -1,33 +1,54 @@
 """The quantize-check stage: what 4-bit weights save and cost, before anyone pays for eval.
 
-The tuned model is held in 16 bits (bfloat16) and in NF4 with double quantization; both read the
-validation rows with the teacher's answers given (teacher forcing), and are compared token by
-token on the answers.
+The adapter is merged once, in 32 bits; the tuned model is then held in 16 bits (bfloat16) and in
+NF4 with double quantization. Both read the validation rows with the teacher's answers given
+(teacher forcing), and are compared token by token on the answers, a row at a time: at a vocabulary
+of 128k, the log probabilities of all rows would take gigabytes.
 """
 
-import gc
 import math
+import re
+import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from components.errors import DataError, ModelError
-from components.ledger import Ledger
-from components.models import load_4bit, load_tokenizer, load_tuned, weight_bytes
+from components.errors import ConfigError, DataError, ModelError
+from components.ledger import Ledger, peak_memory, stopwatch
+from components.models import (
+    check_head_is_untied,
+    load_4bit,
+    load_model,
+    load_tokenizer,
+    predict_weight_bytes,
+    save_merged,
+    weight_bytes,
+)
 from components.progress import headline, say, task
 from components.quantize_check.config import QuantizeCheckConfig
-from components.records import QuantizationReport, RaftRow, read_jsonl
+from components.records import HeadComparison, QuantizationReport, RaftRow, read_jsonl
 from components.storage import seal, unseal, verify, write_json
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+EXPORT = "model"
+
+
+class Row(NamedTuple):
+    """Token ids of a conversation, and the place of its answer's first token."""
+
+    ids: list[int]
+    start: int
+
 
 def run(config: QuantizeCheckConfig) -> QuantizationReport:
-    """Write `quantization.json` and `ledger.json`.
+    """Write `quantization.json` and `ledger.json`, and `model/` where an export is asked for.
 
     Raises:
+        ConfigError: the memory cannot hold both models.
         DataError: the dataset or adapter is missing or damaged, or there is no validation row.
         ModelError: the base model or the adapter cannot be used.
     """
@@ -39,50 +60,111 @@ def run(config: QuantizeCheckConfig) -> QuantizationReport:
     verify(Path(config.adapter), "--adapter")
     with Ledger("quantize-check", output, config.prices) as ledger:
         tokenizer = load_tokenizer(config.base_model)
+        if config.head == "4bit":
+            check_head_is_untied(config.base_model)
         rows = list(_conversations(config, tokenizer))
         unseal(output)
-        say("  loading the model in 16 bits")
-        full = load_tuned(config.base_model, config.adapter, torch.bfloat16).merge_and_unload()
-        bytes_16bit = weight_bytes(full)
-        with task("reading answers in 16 bits", len(rows), "rows") as progress:
-            expected = []
-            for ids, start in rows:
-                expected.append(_answer_log_probabilities(full, ids, start).cpu())
-                progress.advance()
-        del full
-        _free()
-
-        say("  loading the model in 4 bits")
-        small = load_4bit(config.base_model, config.adapter, torch.bfloat16)
-        bytes_4bit = weight_bytes(small)
-        comparison = _Comparison()
-        with task("reading answers in 4 bits", len(rows), "rows") as progress:
-            for (ids, start), reference in zip(rows, expected, strict=True):
-                comparison.add(
-                    reference, _answer_log_probabilities(small, ids, start).cpu(), ids[start:]
-                )
-                progress.advance()
-        ledger.count(tokens_in=2 * sum(len(ids) for ids, _ in rows))
-        report = _judge(config, comparison, len(rows), bytes_16bit, bytes_4bit, _bytes_kept(small))
+        # Beside the output, whose disk has room for a model.
+        with tempfile.TemporaryDirectory(prefix=".merged-", dir=output) as scratch:
+            merged = output / EXPORT if config.export == "merged" else Path(scratch)
+            try:
+                report = _compare(config, tokenizer, rows, merged)
+            except torch.OutOfMemoryError:
+                raise ConfigError(
+                    "the GPU's memory cannot hold the model in 16 and in 4 bits at once",
+                    hint="An 8B model needs about 24 GB for both, and 32 GB while the adapter is "
+                    "merged. Take a larger GPU (k8s/overlays), or lower --max-tokens.",
+                ) from None
+        ledger.count(tokens_in=2 * sum(len(row.ids) for row in rows))
         write_json(output / "quantization.json", report)
     seal(output)
     say(f"  {report.verdict}")
     return report
 
 
+def _compare(
+    config: QuantizeCheckConfig, tokenizer: Any, rows: list[Row], merged: Path
+) -> QuantizationReport:
+    import torch
+
+    say("  merging the adapter")
+    save_merged(config.base_model, config.adapter, torch.bfloat16, merged)
+    tokenizer.save_pretrained(merged)
+    _free()
+    say("  loading the model in 16 and in 4 bits")
+    with stopwatch() as seconds_16bit:
+        full = load_model(str(merged), torch.bfloat16)
+    with stopwatch() as seconds_4bit:
+        small = {"full": load_4bit(str(merged), None, torch.bfloat16)}
+    if config.head == "4bit":
+        small["4bit"] = load_4bit(str(merged), None, torch.bfloat16, head=True)
+    # Right after loading: on a CPU bitsandbytes repacks weights at their first use.
+    bytes_16bit = weight_bytes(full)
+    bytes_4bit = {head: weight_bytes(model) for head, model in small.items()}
+    kept = _kept(small[config.head])
+    if config.export == "4bit":
+        small[config.head].save_pretrained(Path(config.output) / EXPORT)
+        tokenizer.save_pretrained(Path(config.output) / EXPORT)
+    comparisons = {head: _Comparison() for head in small}
+    with task("reading answers", len(rows), "rows") as progress:
+        for row in rows:
+            reference = _answer_log_probabilities(full, row)
+            for head, model in small.items():
+                comparisons[head].add(
+                    reference, _answer_log_probabilities(model, row), row.ids[row.start :]
+                )
+            progress.advance()
+    predicted = predict_weight_bytes(str(merged), head=config.head == "4bit")
+    report = _judge(
+        config,
+        comparisons[config.head],
+        len(rows),
+        bytes_16bit,
+        bytes_4bit[config.head],
+        sum(kept.values()),
+    )
+    return report.model_copy(
+        update={
+            "predicted_bytes_16bit": predicted[0],
+            "predicted_bytes_4bit": predicted[1],
+            "kept": kept,
+            "load_seconds_16bit": round(seconds_16bit[0], 3),
+            "load_seconds_4bit": round(seconds_4bit[0], 3),
+            "peak_memory_bytes": peak_memory(),
+            "head": config.head,
+            "head_kept": (
+                _head_comparison(comparisons["full"], bytes_4bit["full"], bytes_16bit)
+                if config.head == "4bit"
+                else None
+            ),
+            "exported": config.export,
+        }
+    )
+
+
+def _head_comparison(found: "_Comparison", small: int, full: int) -> HeadComparison:
+    return HeadComparison(
+        weight_bytes_4bit=small,
+        memory_ratio=small / full,
+        token_agreement=found.agreed / found.tokens,
+        mean_kl=found.divergence / found.tokens,
+        perplexity_4bit=math.exp(found.loss_4bit / found.tokens),
+    )
+
+
 def _conversations(
     config: QuantizeCheckConfig, tokenizer: "PreTrainedTokenizerBase"
-) -> Iterator[tuple[list[int], int]]:
-    """Token ids of each validation row's conversation, and where its answer starts."""
+) -> Iterator[Row]:
+    """Each validation row's conversation, the first ones that fit."""
     path = Path(config.dataset) / "validation.jsonl"
     found = 0
     for row in read_jsonl(path, RaftRow):
         if found == config.max_rows:
             return
-        ids, start = _encode(row, tokenizer)
-        if len(ids) <= config.max_tokens:
+        encoded = _encode(row, tokenizer)
+        if len(encoded.ids) <= config.max_tokens:
             found += 1
-            yield ids, start
+            yield encoded
     if not found:
         raise DataError(
             "no validation row to compare on",
@@ -91,15 +173,34 @@ def _conversations(
         )
 
 
-def _encode(row: RaftRow, tokenizer: Any) -> tuple[list[int], int]:
+def _encode(row: RaftRow, tokenizer: Any) -> Row:
+    """The conversation as the chat template writes it, and its answer's first token.
+
+    The generation prompt need not be how the conversation begins (a template may add an empty
+    thought, or today's date twice), so the answer's text is looked for, from the end.
+    """
     prompt = [{"role": "user", "content": row.instruction}]
     answer = [{"role": "assistant", "content": row.cot_answer}]
+    text = tokenizer.apply_chat_template(prompt + answer, tokenize=False)
+    place = text.rfind(row.cot_answer.strip())
+    if place >= 0 and tokenizer.is_fast:
+        # The template has written all special tokens itself.
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ends = (end for _, end in encoded["offset_mapping"])
+        start = next(index for index, end in enumerate(ends) if end > place)
+        return Row(list(encoded["input_ids"]), max(start, 1))
+    # A template that rewrites answers: what the prompt and the conversation have in common.
     asked = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
-    whole = tokenizer.apply_chat_template(prompt + answer, return_dict=True)
-    return list(whole["input_ids"]), len(asked["input_ids"])
+    whole = tokenizer.apply_chat_template(prompt + answer, return_dict=True)["input_ids"]
+    pairs = zip(asked["input_ids"], whole[:-1], strict=False)
+    common = next(
+        (index for index, (one, other) in enumerate(pairs) if one != other),
+        min(len(asked["input_ids"]), len(whole) - 1),
+    )
+    return Row(list(whole), max(common, 1))
 
 
-def _answer_log_probabilities(model: Any, ids: list[int], start: int) -> "torch.Tensor":
+def _answer_log_probabilities(model: Any, row: Row) -> "torch.Tensor":
     """Log probabilities over the vocabulary at each answer token: (answer tokens, vocabulary).
 
     Raises:
@@ -109,9 +210,9 @@ def _answer_log_probabilities(model: Any, ids: list[int], start: int) -> "torch.
 
     with torch.inference_mode():
         logits = model(
-            input_ids=torch.tensor([ids], device=model.device),
+            input_ids=torch.tensor([row.ids], device=model.device),
             # The prompt's logits would be gigabytes at a 128k vocabulary, and nobody reads them.
-            logits_to_keep=len(ids) - start + 1,
+            logits_to_keep=len(row.ids) - row.start + 1,
         ).logits[0, :-1]
     if not bool(torch.isfinite(logits).all()):
         raise ModelError(
@@ -132,7 +233,8 @@ class _Comparison:
         """Add one row: two (tokens, vocabulary) tables of log probabilities and the tokens."""
         import torch
 
-        gold = torch.tensor(answer).unsqueeze(1)
+        small = small.to(full.device)
+        gold = torch.tensor(answer, device=full.device).unsqueeze(1)
         self.tokens += len(answer)
         self.agreed += int((full.argmax(-1) == small.argmax(-1)).sum())
         self.divergence += float((full.exp() * (full - small)).sum())
@@ -180,16 +282,21 @@ def _judge(
     )
 
 
-def _bytes_kept(model: Any) -> int:
-    """Bytes of the weights that quantization leaves alone: embeddings, norms and the head."""
-    return sum(
-        tensor.numel() * tensor.element_size()
-        for tensor in model.parameters()
-        if tensor.is_floating_point()
-    )
+def _kept(model: Any) -> dict[str, int]:
+    """Bytes of the weights that quantization leaves alone, by name, those of all layers together.
+
+    Embeddings and the head make most of it, the more the smaller the model is.
+    """
+    found: Counter[str] = Counter()
+    for name, tensor in model.named_parameters():
+        if tensor.is_floating_point():
+            found[re.sub(r"\.\d+\.", ".*.", name)] += tensor.numel() * tensor.element_size()
+    return dict(found)
 
 
 def _free() -> None:
+    import gc
+
     import torch
 
     gc.collect()

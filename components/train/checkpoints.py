@@ -3,10 +3,6 @@
     CHECKPOINTS/1/checkpoint-20/    as the trainer writes it, then run.json, manifest.json last
     CHECKPOINTS/1/finished/         the adapter and training.json, once the setting is trained
 
-What is copied to gs:// lies in parts of 64 MiB (`optimizer.pt.part0003`): one connection carries
-about a tenth of what a machine can send, and a spot node leaves 15 seconds. Nothing of it stays
-on this machine.
-
 (`1` is the first setting of a sweep, or the only one.) A folder without its manifest is half
 written and never resumed; one whose checksums do not match is passed over for an older one.
 `run.json` says what the checkpoint belongs to: resuming it under other settings is refused, and
@@ -25,7 +21,6 @@ from components.errors import ConfigError, DataError, RaftError, StorageError
 from components.progress import say
 from components.records import Record, read_json
 
-PART_BYTES = 64 * 2**20
 RUN = "run.json"
 FINISHED = "finished"
 PREFIX = "checkpoint-"
@@ -108,7 +103,6 @@ class Checkpoints:
             shutil.rmtree(folder, ignore_errors=True)
             return None
         self._refuse_another(run, folder if not self.remote else f"{self.remote}/{name}")
-        storage.join_parts(folder)
         return folder
 
     def _refuse_another(self, run: Run, place: Path | str) -> None:
@@ -133,11 +127,10 @@ class Checkpoints:
         Copying to gs:// goes on beside training, one checkpoint at a time; with `wait` the
         checkpoint is durable when this returns.
         """
+        self._seal(folder, step, seconds)
         if not self.remote:
-            self._seal(folder, step, seconds)
             self._prune_local(self.kept)
             return
-        self._sign(folder, step, seconds)
         if wait:
             # Not behind an older one: what is newest is what counts when the machine goes away.
             self._publish_or_say(folder)
@@ -183,20 +176,16 @@ class Checkpoints:
             self._uploading = None
 
     def _seal(self, folder: Path, step: int, seconds: float) -> None:
-        self._sign(folder, step, seconds)
-        storage.seal(folder)
-
-    def _sign(self, folder: Path, step: int, seconds: float) -> None:
         run = Run(identity=self.identity, step=step, seconds=round(seconds, 3))
         storage.write_json(folder / RUN, run)
+        storage.seal(folder)
 
     def _publish(self, folder: Path) -> None:
-        storage.publish_in_parts(folder, f"{self.remote}/{folder.name}", PART_BYTES)
+        storage.publish(folder, f"{self.remote}/{folder.name}", quiet=True)
         remote = [name for name in storage.folders(self.remote) if name.startswith(PREFIX)]
         for name in sorted(remote, key=_step)[: -self.kept]:
             storage.remove(f"{self.remote}/{name}")
-        # It is read from the bucket again; here it would only fill the disk.
-        shutil.rmtree(folder, ignore_errors=True)
+        self._prune_local(1)
 
     def _publish_or_say(self, folder: Path) -> None:
         # A bucket that does not answer for a while must not end the training; the next
@@ -205,7 +194,6 @@ class Checkpoints:
             self._publish(folder)
         except RaftError as error:
             say(f"  {folder.name} could not be copied: {error}")
-            shutil.rmtree(folder, ignore_errors=True)
 
     def _prune_local(self, kept: int) -> None:
         whole = [

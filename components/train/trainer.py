@@ -20,9 +20,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.answers import find_answer
 from components.errors import ConfigError, OutOfMemory, StorageError
 from components.ledger import peak_memory
-from components.metrics import find_answer, score
+from components.metrics import score
 from components.models import choose_dtype, load_model
 from components.progress import Task, say, task
 from components.records import LossPoint, TrainingRecord

@@ -32,7 +32,7 @@ def test_the_teacher_asks_the_worlds_own_questions(tmp_path: Path) -> None:
         chunk = Chunk(
             id="c", document_id="d", title="t", text=article.text, start=0, end=len(article.text)
         )
-        (drafts,) = teacher.drafts([chunk], Ledger("generate", tmp_path))
+        ((_, drafts),) = teacher.drafts([chunk], Ledger("generate", tmp_path))
         asked = {(draft.question, draft.cot_answer.rpartition("<ANSWER>: ")[2]) for draft in drafts}
         assert asked == {(fact.question, fact.answer) for fact in article.facts}
 

@@ -17,6 +17,7 @@ import yaml
 
 from components.ledger import RunLedger
 from components.records import Evaluation, QuantizationReport, TrainingRecord, read_json
+from pipelines.compile import compiled
 from pipelines.demo.world import articles, write_documents, write_questions
 from pipelines.local import exit_codes_kept
 from tests.conftest import REPOSITORY
@@ -67,7 +68,7 @@ class Runner:
         self.inputs, self.model, self.folder = inputs, model, folder
         self.runs = 0
 
-    def __call__(self, name: str, **parameters: object) -> Run:
+    def __call__(self, name: str, *, compiled: Path | None = None, **parameters: object) -> Run:
         from docker.types import Mount
         from kfp import components, local
 
@@ -86,9 +87,8 @@ class Runner:
             ),
             pipeline_root=str(root),
         )
-        pipeline = components.load_component_from_file(
-            str(REPOSITORY / "pipelines" / f"{name}.yaml")
-        )
+        committed = REPOSITORY / "pipelines" / f"{name}.yaml"
+        pipeline = components.load_component_from_file(str(compiled or committed))
         given = {
             "documents": str(self.inputs / "documents"),
             "questions": str(self.inputs / "questions.json"),
@@ -188,6 +188,23 @@ def test_a_failed_check_closes_the_gate_and_the_run_still_succeeds(run: Runner) 
     assert "The gate is closed" in stopped.artifact("quantize-check", "verdict").read_text()
     assert "**The gate is closed:**" in stopped.summary
     assert [entry.stage for entry in stopped.account.stages] == list(STAGES[:3])
+
+
+def test_shards_in_pods_of_their_own_make_the_rows_of_a_single_run(
+    run: Runner, whole: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "raft.yaml"
+    path.write_text(compiled(shards=3))
+    closed = {"rank": 2, "max_memory_ratio": 0.01, "gate": "stop"}
+    sharded = run("raft", compiled=path, base_model=str(run.model), **closed)
+    assert sharded.error == ""
+    for name in ("train.jsonl", "validation.jsonl"):
+        merged = sharded.artifact("merge", "dataset") / name
+        assert merged.read_bytes() == (whole.artifact("generate", "dataset") / name).read_bytes()
+    assert "license" in sharded.artifact("merge", "card").read_text()
+    stages = [entry.stage for entry in sharded.account.stages]
+    assert stages.count("generate") == 3 and stages.count("train") == 1
+    assert "## generate" in sharded.summary
 
 
 def test_a_failing_step_is_in_the_summary_with_every_attempt(run: Runner) -> None:

@@ -1,6 +1,7 @@
 """The whole stage, through the real lm-evaluation-harness, transformers, PEFT and bitsandbytes."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,24 @@ def test_a_prompt_that_does_not_fit_is_refused(configure: Stage, tmp_path: Path)
         run(configure(tmp_path, arms="base", max_new_tokens=500))
     assert "--distractors" in caught.value.hint
     assert not (tmp_path / "manifest.json").exists()
+
+
+def test_further_adapters_are_arms(
+    configure: Stage, evaluated: Path, tiny_adapter: Path, tmp_path: Path
+) -> None:
+    for name in ("again", "b-4bit"):
+        shutil.copytree(tiny_adapter, tmp_path / "adapters" / name)
+    result = run(configure(tmp_path / "out", arms="base,raft", adapters=str(tmp_path / "adapters")))
+    arms = samples_of(tmp_path / "out")
+    assert list(arms) == ["base", "raft", "raft:again", "raft:b-4bit"]
+    said = [[sample.generation for sample in arms[name]] for name in list(arms)[1:]]
+    assert said[0] == said[1] == said[2]
+    pairs = {(item.arm, item.baseline) for item in result.comparisons}
+    assert pairs == {("raft", "base"), ("raft:again", "base"), ("raft:b-4bit", "base")}
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "RAFT again, 32-bit" in page
+    with pytest.raises(DataError, match="no subfolder with an adapter_config"):
+        run(configure(tmp_path / "none", adapters=str(evaluated)))
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_a_copy_in_a_bucket_is_gone_on_from(
         first = Generations(tmp_path / "one" / "g.jsonl", prefix)
         monkeypatch.setattr(generations, "SECONDS_BETWEEN_COPIES", 0.0)
         first.add(batch("a"))  # killed here: nothing is closed
-        assert bucket.uploads == ["evaluation-partial/g.jsonl"]
+        assert bucket.names() == {"evaluation-partial/g.jsonl"}
         second = Generations(tmp_path / "two" / "g.jsonl", prefix)
         assert list(second.found) == ["a"]
         bucket.fault = lambda method, path: 403
@@ -147,6 +147,51 @@ def test_a_copy_in_a_bucket_is_gone_on_from(
         second.close()
         third = Generations(tmp_path / "three" / "g.jsonl", prefix)
         assert list(third.found) == ["a", "b"]
+
+
+@pytest.mark.timeout(300)
+def test_another_machine_goes_on_from_a_preempted_one(
+    settings: dict[str, object], undisturbed: Path, tmp_path: Path
+) -> None:
+    """SIGTERM, as a spot node gets it, with --output on gs://; then anew with an empty disk."""
+    with emulator() as bucket:
+        flags = [
+            text
+            for name, value in {**settings, "output": f"gs://{BUCKET}/run/evaluation"}.items()
+            for text in (f"--{name.replace('_', '-')}", str(value))
+        ]
+
+        def start(machine: str) -> subprocess.Popen[str]:
+            (tmp_path / machine).mkdir()
+            return subprocess.Popen(
+                [sys.executable, "-m", "pipelines", "eval", *flags],
+                cwd=REPOSITORY,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={
+                    **os.environ,
+                    "TMPDIR": str(tmp_path / machine),
+                    "STORAGE_EMULATOR_HOST": bucket.url,
+                },
+            )
+
+        first = start("one")
+        while first.poll() is None:
+            if any(path.read_bytes().count(b"\n") > 4 for path in tmp_path.rglob(PARTIAL)):
+                first.terminate()
+                break
+            time.sleep(0.005)
+        first.communicate()
+        assert first.returncode == 128 + signal.SIGTERM
+        assert bucket.names() == {f"run/evaluation-partial/{PARTIAL}"}
+        second = start("two")
+        _, said = second.communicate()
+        assert second.returncode == 0, said
+        kept = int(said.split("going on from ")[1].split()[0])
+        assert 8 < kept < 80 and kept % 2 == 0
+        name = "run/evaluation/samples.jsonl"
+        samples = bucket.storage.get_file(BUCKET, name)
+        assert samples == (undisturbed / "samples.jsonl").read_bytes()
 
 
 def test_a_gs_output_has_its_copies_beside_it(settings: dict[str, object]) -> None:
@@ -184,6 +229,19 @@ def test_out_of_memory_says_what_to_change_and_keeps_what_is_there(
     run(config)  # goes on: four more batches than those that failed would fail again
     assert batches == 25 + 16
     assert (tmp_path / "samples.jsonl").read_bytes() == (undisturbed / "samples.jsonl").read_bytes()
+
+
+def test_an_engine_gives_its_memory_back(settings: dict[str, object], tmp_path: Path) -> None:
+    import weakref
+
+    config = EvalConfig.parse({**settings, "output": str(tmp_path)})
+    for arm in config.variants():
+        with engines.opened("transformers", [arm], config, 100) as engine:
+            assert isinstance(engine, engines.Transformers)
+            weights = weakref.ref(engine.model.get_input_embeddings().weight)
+            ids = tuple(engine.tokenizer("Where was Ada born?")["input_ids"])
+            list(engine.generate([engines.Request(arm, "p", ids)]))
+        assert weights() is None, arm.name
 
 
 def test_a_model_that_does_not_fit_is_explained(

@@ -43,6 +43,15 @@ def without(number: int, field: str) -> dict[str, Any]:
             "row 2: context: has no paragraph with text",
         ),
         (make_question(0), "row 2: _id: 'q0' is already in row 1"),
+        (
+            {
+                **make_question(1),
+                "supporting_facts": {"title": ["Ada1"], "sent_id": [0]},
+                "context": {"title": ["Ada1", "x"], "sentences": [["Born."]]},
+            },
+            "row 2: _id: Field required; context: Input should be a valid list",
+        ),
+        ({"id": "r", "cot_answer": "x"}, "row 2: type: Field required"),
         ("text", "row 2: Input should be a valid dictionary"),
     ],
 )

@@ -163,7 +163,7 @@ def test_curves_are_drawn_and_said_where_they_were_asked() -> None:
     text = Page(page).text
     assert "Oracle left out" in text and "Oracle first" not in text
     assert "RAFT, 16-bit, oracle present: F1 0.600 with no distractor, 0.450 with all" in text
-    assert "Without the oracle RAFT, 16-bit reaches F1 0.450 at most and answers 75%" in text
+    assert "Without the oracle RAFT, 16-bit reaches F1 0.450; it answers 75% of the" in text
     assert 'class="panels"' not in render(pair(1, 0))
 
 
@@ -239,6 +239,11 @@ def test_quantize_checks_own_figures_are_preferred() -> None:
     page = Page(report.render(found, pair(1, 0), measured, [LEDGER]))
     assert "4-bit weights take 5.7 GB instead of 16.1 GB in 16-bit: 35.5%" in page.text
     assert "Four bits will do." in page.text
+    kept = {"model.embed_tokens.weight": 1_050_000_000}
+    more = measured.model_copy(update={"kept": kept, "head": "4bit"})
+    page = Page(report.render(found, pair(1, 0), more, [LEDGER]))
+    assert "Stays: model.embed_tokens.weight" in page.text and "1.05 GB" in page.text
+    assert "embeddings stay in full precision" in page.text
 
 
 @pytest.mark.parametrize(

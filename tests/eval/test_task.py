@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 import yaml
 
+from components.errors import ConfigError
 from components.eval import questions
 from components.eval.config import EvalConfig
 from components.eval.eval import run
 from components.eval.tasks.hotpotqa import task
 from components.records import Question, instruction
+from components.storage import put
 from tests.conftest import REPOSITORY
 from tests.eval.conftest import make_question
+from tests.gcs import BUCKET, emulator
 
 FOLDER = Path(task.__file__).parent
 NAMES = ["hotpotqa_closed", "hotpotqa_raft", "hotpotqa_rag"]
@@ -59,6 +62,22 @@ def test_the_hubs_rows_become_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = task.load()["validation"]
     assert asked == [("hotpotqa/hotpot_qa", "distractor", "validation")]
     assert list(rows) == [ours(number) for number in range(3)]
+
+
+def test_questions_may_lie_in_a_bucket(
+    questions_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with emulator() as bucket:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket.url)
+        uri = f"gs://{BUCKET}/dev.json"
+        put(questions_file.read_text(encoding="utf-8"), uri)
+        rows = task.load(uri, distractors=1, max_questions=3, version=1.0)["validation"]
+    assert len(rows) == 3 and all(len(row["documents"]) == 2 for row in rows)
+
+
+def test_a_place_for_the_oracle_that_is_none(questions_file: Path) -> None:
+    with pytest.raises(ConfigError, match="oracle 'middle' .allowed: present | absent"):
+        task.load(str(questions_file), oracle="middle")  # type: ignore[arg-type]
 
 
 def test_the_prompt_is_that_of_training() -> None:

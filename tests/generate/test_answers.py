@@ -2,7 +2,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.generate.answers import Unusable, final_answer, parse_questions, verify_quotes
+from components.generate.answers import Unusable, check, find_quote, split_answer, verify_quotes
+
+MARKS = ["##begin_quote##", "##end_quote##", "<ANSWER>:", "<DOCUMENT>", "</DOCUMENT>"]
+HOSTILE = st.lists(
+    st.one_of(
+        st.text(max_size=20),
+        st.sampled_from([*MARKS, "\0", "\n", " ", "עברית", "\u202e", "你好", "Ada Voss", "1850"]),
+    ),
+    max_size=12,
+).map("".join)
 
 
 @pytest.mark.parametrize(
@@ -12,32 +21,79 @@ from components.generate.answers import Unusable, final_answer, parse_questions,
         ("so <ANSWER>:\n\n  Kelden  \nbye", "Kelden"),
         ("<ANSWER>: no, wait. <ANSWER>: **Kelden**", "Kelden"),
         ("**<ANSWER>:** Kelden", "Kelden"),
+        ("**<ANSWER>**: Kelden", "Kelden"),
+        ("<ANSWER> Kelden", "Kelden"),
+        ("<Answer>：Kelden", "Kelden"),
+        ("<ANSWER>Kelden</ANSWER>", "Kelden"),
+        ("<ANSWER>:\n```python\nusers.get()\n```", "users.get()"),
+        ("<ANSWER>: ##begin_quote##Kelden##end_quote##", "Kelden"),
     ],
 )
-def test_final_answer(text: str, answer: str) -> None:
-    assert final_answer(text) == answer
+def test_an_answer_is_found_in_every_form(text: str, answer: str) -> None:
+    assert split_answer(text)[1] == answer
 
 
-@pytest.mark.parametrize("text", ["Kelden", "so <ANSWER>:", "<ANSWER>: ** \n"])
+@pytest.mark.parametrize("text", ["Kelden", "so <ANSWER>:", "<ANSWER>: ** \n", ""])
 def test_without_an_answer_a_draft_is_unusable(text: str) -> None:
     with pytest.raises(Unusable, match="answer marker"):
-        final_answer(text)
+        split_answer(text)
 
 
-def test_questions_lose_preamble_and_list_marks() -> None:
-    reply = 'Here is an example question:\n\n1. "Who is the mayor of Kelden?"\n- **Where is it?**\n'
-    assert parse_questions(reply, 5) == ["Who is the mayor of Kelden?", "Where is it?"]
-    assert parse_questions(reply, 1) == ["Who is the mayor of Kelden?"]
-    assert parse_questions("I cannot do that.", 1) == []
+def test_a_row_ends_in_one_marker_and_the_answer() -> None:
+    oracle = "Ada Voss was born in Kelden."
+    reply = f"##begin_quote##{oracle}##end_quote## <ANSWER>: hm\n**<ANSWER>:**\n\nKelden\nBye!"
+    checked = check(reply, "Where was Ada Voss born?", oracle, 0.9)
+    assert checked.cot_answer == (f"##begin_quote##{oracle}##end_quote##  hm\n<ANSWER>: Kelden")
+    assert checked.answer == "Kelden" and checked.quotes == {"verbatim": 1}
 
 
-ORACLE = "Ada Voss was born\nin  Kelden. She sails."
+def test_an_answer_that_is_the_question_is_refused() -> None:
+    with pytest.raises(Unusable, match="answer is the question"):
+        check("##begin_quote##a##end_quote## <ANSWER>: where IS it", "Where is it?", "a", 0.9)
 
 
-def test_quotes_are_made_verbatim() -> None:
-    answer = "##begin_quote## Ada Voss was born in Kelden. ##end_quote## so"
-    expected = "##begin_quote##Ada Voss was born\nin  Kelden.##end_quote## so"
-    assert verify_quotes(answer, ORACLE) == expected
+ORACLE = "Ada Voss was born\nin  Kelden, in 1850. “She sails” – the party of Kelden’s mayor won."
+
+
+@pytest.mark.parametrize(
+    ("quote", "found", "how"),
+    [
+        (" Ada Voss was born\nin  Kelden", "Ada Voss was born\nin  Kelden", "verbatim"),
+        ("Ada Voss was born in Kelden, in 1850.", "Ada Voss was born\nin  Kelden, in 1850.",
+         "equal"),
+        ("ada voss WAS born in Kelden", "Ada Voss was born\nin  Kelden", "equal"),
+        ('"She sails" - the', "“She sails” – the", "equal"),
+        ("the party of Kelden's mayor won...", "the party of Kelden’s mayor won", "equal"),
+        ("Ada Voss is born in Kelden, in 1850", "Ada Voss was born\nin  Kelden, in 1850",
+         "aligned"),
+        ("the party of Keldens mayor wo", "the party of Kelden’s mayor won", "aligned"),
+    ],
+)  # fmt: skip
+def test_quotes_are_mended(quote: str, found: str, how: str) -> None:
+    text, found_how = find_quote(quote, ORACLE, 0.85)
+    assert (text.removeprefix("“") if how == "equal" else text, found_how) == (
+        found.removeprefix("“") if how == "equal" else found, how,
+    )  # fmt: skip
+    assert text in ORACLE
+
+
+@pytest.mark.parametrize(
+    "quote",
+    [
+        "art",  # within "party"
+        "Ada Voss was born in Mordwick, in 1850",
+        "Ada Voss was born in Kelden, in 1950",  # close in letters, and another year
+        "She swims",
+        "party of Kel",
+    ],
+)
+def test_what_the_oracle_does_not_say_is_refused(quote: str) -> None:
+    with pytest.raises(Unusable, match="quote not in the oracle"):
+        find_quote(quote, ORACLE, 0.9)
+
+
+def test_words_are_whole_only_where_a_script_sets_them_apart() -> None:
+    assert find_quote("加州大学", "我在加州大学学习。", 0.9) == ("加州大学", "verbatim")
 
 
 @pytest.mark.parametrize(
@@ -45,21 +101,51 @@ def test_quotes_are_made_verbatim() -> None:
     [
         ("Kelden", "no quote"),
         ("##begin_quote##Ada was born in Mordwick.##end_quote##", "quote not in the oracle"),
-        ("##begin_quote##Ada Voss", "quote left open"),
+        ("##begin_quote##Ada Voss", "do not pair"),
+        ("##end_quote##Ada Voss##begin_quote##", "do not pair"),
+        ("##begin_quote##Ada##begin_quote##Voss##end_quote####end_quote##", "do not pair"),
         ("##begin_quote## ##end_quote##", "empty quote"),
     ],
 )
 def test_bad_quotes_are_refused(answer: str, reason: str) -> None:
     with pytest.raises(Unusable, match=reason):
-        verify_quotes(answer, ORACLE)
+        verify_quotes(answer, ORACLE, 0.9)
 
 
-@given(st.text(), st.text(min_size=1))
-def test_a_kept_quote_always_stands_in_the_oracle(before: str, oracle: str) -> None:
-    answer = f"{before}##begin_quote##{oracle}##end_quote##"
-    try:
-        checked = verify_quotes(answer, oracle)
-    except Unusable:
+def test_an_answer_that_stood_only_in_the_teachers_words_is_refused() -> None:
+    oracle = "The expedition of Ada Voss reached the northern harbour in early spring."
+    reply = (
+        "##begin_quote##The expedition of Ada Voss reached the northern harbor in early "
+        "spring##end_quote## <ANSWER>: harbor"
+    )
+    with pytest.raises(Unusable, match="answer not in the mended quote"):
+        check(reply, "What did Ada reach?", oracle, 0.9)
+
+
+@given(HOSTILE, HOSTILE, st.floats(0.5, 1))
+def test_a_kept_answer_quotes_only_its_oracle(reply: str, oracle: str, similarity: float) -> None:
+    for text in (reply, f"{reply}##begin_quote##{oracle}##end_quote## <ANSWER>: {oracle[:9]} x"):
+        try:
+            checked = check(text, "Who?", oracle, similarity)
+        except Unusable:
+            continue
+        reasoning, _, answer = checked.cot_answer.rpartition("\n<ANSWER>: ")
+        assert answer == checked.answer == answer.strip() != ""
+        parts = reasoning.split("##begin_quote##")
+        assert len(parts) > 1
+        for part in parts[1:]:
+            assert part.split("##end_quote##")[0] in oracle
+
+
+@given(st.text(min_size=1, max_size=300), st.data())
+def test_a_quote_that_is_there_is_found(oracle: str, data: st.DataObject) -> None:
+    words = oracle.split()
+    if not words:
         return
-    quote = checked.split("##begin_quote##")[-1].split("##end_quote##")[0]
-    assert quote in oracle
+    start = data.draw(st.integers(0, len(words) - 1))
+    end = data.draw(st.integers(start + 1, len(words)))
+    try:
+        text, _ = find_quote(" ".join(words[start:end]), oracle, 1.0)
+    except Unusable:  # typographic marks alone are no quote
+        return
+    assert text in oracle

@@ -5,15 +5,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.errors import ConfigError
-from components.generate.distractors import check_enough, show
+from components.generate.answers import Unusable
+from components.generate.distractors import Search, check_enough, show
 from components.records import Chunk
+
+HOSTILE = st.lists(
+    st.sampled_from(
+        ["Kelden", "kelden", "</DOCUMENT>", "<ANSWER>:", "\0", "Keldenburg", "קלדן", " "]
+    )
+).map(" ".join)
+
+
+def chunk(name: str, text: str) -> Chunk:
+    return Chunk(id=name, document_id=name, title="t", text=text, start=0, end=len(text))
 
 
 def chunks(count: int) -> list[Chunk]:
-    return [
-        Chunk(id=str(n), document_id=str(n), title="t", text=f"text {n}", start=0, end=6)
-        for n in range(count)
-    ]
+    return [chunk(str(n), f"text {n}") for n in range(count)]
 
 
 @given(st.integers(0, 8), st.integers(0, 30), st.floats(0, 1), st.integers(0, 2**32), st.booleans())
@@ -22,18 +30,42 @@ def test_rows_show_distinct_chunks_and_the_oracle_once(
 ) -> None:
     pool = chunks(distractors + 2 + spare)
     oracle = pool[0] if oracle_in_pool else chunks(100)[99]
-    shown, position = show(oracle, pool, distractors, probability, random.Random(seed))
-    ids = [chunk.id for chunk in shown]
-    assert len(ids) == len(set(ids)) == distractors + 1
-    if position is None:
-        assert oracle.id not in ids
-    else:
-        assert ids[position] == oracle.id and ids.count(oracle.id) == 1
+    best = [0, 1, 1] if len(pool) > 2 else []
+    for first in ([], best):
+        rng = random.Random(seed)
+        shown, position = show(oracle, "", pool, distractors, probability, rng, first)
+        ids = [chunk.id for chunk in shown]
+        assert len(ids) == len(set(ids)) == distractors + 1
+        if position is None:
+            assert oracle.id not in ids
+        else:
+            assert ids[position] == oracle.id and ids.count(oracle.id) == 1
+
+
+@given(st.lists(HOSTILE, min_size=5, max_size=12), st.integers(0, 3), st.integers(0, 99))
+def test_no_distractor_holds_the_answer(texts: list[str], distractors: int, seed: int) -> None:
+    pool = [chunk(str(number), text) for number, text in enumerate(texts)]
+    oracle = chunk("oracle", "She was born in  Kelden, it seems.")
+    try:
+        shown, position = show(oracle, "kelden", pool, distractors, 1, random.Random(seed))
+    except Unusable:
+        without = [item for item in pool if "kelden" not in item.text.lower().split()]
+        assert len(without) < distractors
+        return
+    assert position is not None
+    for item in shown:
+        assert item is oracle or "kelden" not in item.text.lower().split()
+
+
+def test_an_answer_that_is_no_span_forbids_nothing() -> None:
+    pool = [chunk(str(number), "yes, yes") for number in range(5)]
+    shown, _ = show(chunk("o", "She was."), "yes", pool, 3, 1, random.Random(0))
+    assert len(shown) == 4
 
 
 def test_the_oracle_is_kept_in_its_share_of_rows_at_every_position() -> None:
     pool = chunks(50)
-    positions = [show(pool[0], pool, 3, 0.8, random.Random(n))[1] for n in range(4000)]
+    positions = [show(pool[0], "", pool, 3, 0.8, random.Random(n))[1] for n in range(4000)]
     assert 0.77 < sum(position is not None for position in positions) / 4000 < 0.83
     for place in range(4):
         assert 0.17 < positions.count(place) / 4000 < 0.23
@@ -43,3 +75,12 @@ def test_too_few_chunks() -> None:
     check_enough(chunks(4), 3)
     with pytest.raises(ConfigError, match="gives 3 chunks to choose from, and a row needs 4"):
         check_enough(chunks(3), 3)
+
+
+def test_a_search_finds_what_fits_the_question() -> None:
+    texts = [f"The mayor of town {number} is Ada Voss." for number in range(30)]
+    texts[7] = "Sailing ships carry copper over the northern sea."
+    texts[19] = "Copper ships are rare."
+    search = Search(texts)
+    assert search.best("Which ships carry copper?", 2)[:2] == [7, 19]
+    assert search.best("zzz qqq", 2) == search.best("", 2) == []

@@ -9,7 +9,9 @@ from components.records import Chunk
 
 def ask(text: str, tmp_path: Path, questions: int = 1) -> list[tuple[str, str]]:
     chunk = Chunk(id="c", document_id="d", title="t", text=text, start=0, end=len(text))
-    (drafts,) = ExtractiveTeacher(questions, seed=0).drafts([chunk], Ledger("generate", tmp_path))
+    ((_, drafts),) = ExtractiveTeacher(questions, seed=0).drafts(
+        [chunk], Ledger("generate", tmp_path)
+    )
     return [
         (draft.question, draft.cot_answer.rpartition("<ANSWER>: ")[2]) if not draft.fault
         else (draft.fault, "")

@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def test_same_seed_same_bytes_other_seed_other_bytes(texts: Path, tmp_path: Path
 
 def test_duplicates_are_left_out_and_counted(texts: Path, tmp_path: Path) -> None:
     (texts / "again.txt").write_text(
-        "TOWNA was founded  in 1800.\nThe mayor of Towna is ada voss.", encoding="utf-8"
+        "TOWNA was founded  in 1800.\nThe mayor of Towna is ada vossa.", encoding="utf-8"
     )
     run(texts, tmp_path / "out")
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
@@ -154,3 +155,56 @@ def test_a_good_artifact_survives_a_users_mistake(texts: Path, tmp_path: Path) -
             run(texts, tmp_path / "out", **mistake)
         verify(tmp_path / "out", "--dataset")
         assert (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_every_quote_of_hotpotqa_is_verbatim_and_no_distractor_holds_the_answer(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    path = shared_data / "hotpotqa" / "dev_distractor.json"
+    made = run(path, tmp_path / "out", max_chunks=0)
+    assert len(made) > 3500
+    assert len({row.question.casefold() for row in made}) == len(made)
+    spans = 0
+    for row in made:
+        (shown,) = row.context.sentences
+        assert len(set(shown)) == len(shown) == 4
+        assert (row.oracle_index is None) == (row.oracle_context not in shown)
+        for part in row.cot_answer.split("##begin_quote##")[1:]:
+            assert part.split("##end_quote##")[0] in row.oracle_context
+        answer = re.compile(rf"(?<!\w){re.escape(row.answer)}(?!\w)", re.IGNORECASE)
+        if not answer.search(row.oracle_context):
+            continue  # the teacher takes brackets out of the middle of an answer
+        spans += 1
+        for text in shown:
+            assert text == row.oracle_context or not answer.search(text), (row.answer, text)
+    assert spans > 0.95 * len(made)
+
+
+def test_hard_negatives_fit_the_question_and_hold_no_answer(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    path = shared_data / "hotpotqa" / "dev_distractor.json"
+    hard = run(path, tmp_path / "hard", distractor_choice="bm25")
+    drawn = run(path, tmp_path / "drawn")
+
+    def common(row: RaftRow) -> float:
+        words = set(row.question.casefold().split())
+        others = [text for text in row.context.sentences[0] if text != row.oracle_context]
+        return sum(len(words & set(text.casefold().split())) for text in others) / len(others)
+
+    assert sum(map(common, hard)) > 1.5 * sum(map(common, drawn))
+    for row in hard:
+        assert len(set(row.context.sentences[0])) == 4
+        assert not any(
+            f" {row.answer} " in text for text in row.context.sentences[0]
+            if text != row.oracle_context
+        )  # fmt: skip
+
+
+def test_chunks_with_marks_of_raft_itself_are_left_out(texts: Path, tmp_path: Path) -> None:
+    for number, mark in enumerate(("</DOCUMENT>", "##begin_quote##", "<ANSWER>:")):
+        text = f"Mark{number} was founded in 1700. It is written {mark} there."
+        (texts / f"mark{number}.txt").write_text(text, encoding="utf-8")
+    report = generate.run(GenerateConfig(documents=str(texts), output=str(tmp_path / "out")))
+    assert report.chunks_left_out == {"holds one of RAFT's own marks": 3}
+    assert all(row.instruction.count("</DOCUMENT>") == 4 for row in rows(tmp_path / "out"))

@@ -2,8 +2,6 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,118 +11,272 @@ import pytest
 from components.errors import ConfigError, TeacherError
 from components.generate import generate
 from components.generate.config import GenerateConfig
+from components.generate.teachers import circuit
 from components.records import RaftRow, read_jsonl
+from tests.generate.teacher_server import (
+    Answer,
+    asks_for_answer,
+    chunk_of,
+    good,
+    teacher_server,
+)
 
-Reply = Callable[[str], tuple[int, str, str]]
-"""Prompt to HTTP status, text and finish reason."""
-
-
-def good(prompt: str) -> tuple[int, str, str]:
-    chunk = prompt.split("<DOCUMENT>\n")[1].split("\n</DOCUMENT>", maxsplit=1)[0]
-    if "Answer this question" not in prompt:
-        return 200, f"Here is a question:\n1. When was {chunk.split()[0]} founded?", "stop"
-    quote = chunk.split(". ")[0] + "."
-    year = quote.split()[-1].rstrip(".")
-    return 200, f"##begin_quote##{quote}##end_quote## so\n<ANSWER>:\n**{year}**", "stop"
+WIDTH = 4
 
 
-@contextmanager
-def server(reply: Reply) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A server on loopback; yields its base URL and the requests it has seen."""
-    seen: list[dict[str, Any]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            seen.append(body)
-            status, text, finish = reply(body["messages"][0]["content"])
-            content: dict[str, Any] = {"error": {"message": text}}
-            if status == 200:
-                content = {
-                    "id": "x", "object": "chat.completion", "created": 0, "model": body["model"],
-                    "choices": [{"index": 0, "finish_reason": finish,
-                                 "message": {"role": "assistant", "content": text}}],
-                    "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
-                }  # fmt: skip
-            data = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{http.server_port}/v1", seen
-    finally:
-        http.shutdown()
-        http.server_close()
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(circuit, "FIRST_PAUSE", 0.01)
 
 
-def config(texts: Path, output: Path, endpoint: str) -> GenerateConfig:
+def config(texts: Path, output: Path, endpoint: str, **settings: Any) -> GenerateConfig:
     return GenerateConfig(
         documents=str(texts),
         output=str(output),
         teacher="openai",
         teacher_endpoint=endpoint,
         teacher_model="teacher",
-        teacher_concurrency=4,
+        **{"teacher_concurrency": WIDTH, **settings},
     )
 
 
 def test_rows_from_an_endpoint(texts: Path, tmp_path: Path) -> None:
-    with server(good) as (endpoint, seen):
-        report = generate.run(config(texts, tmp_path / "out", endpoint))
+    with teacher_server() as server:
+        report = generate.run(config(texts, tmp_path / "out", server.endpoint))
     assert report.rows == {"train": 9, "validation": 1} and not report.dropped
     made = list(read_jsonl(tmp_path / "out" / "train.jsonl", RaftRow))
     assert all(row.question == f"When was {row.document_id[:-4]} founded?" for row in made)
     assert all(f"founded in {row.answer}." in row.oracle_context for row in made)
-    assert len(seen) == 20, "two requests a row"
+    assert all(row.cot_answer.endswith(f"\n<ANSWER>: {row.answer}") for row in made)
+    assert len(server.seen) == 20, "two requests a row"
     ledger = json.loads((tmp_path / "out" / "ledger.json").read_text(encoding="utf-8"))
     assert (ledger["requests"], ledger["tokens_in"], ledger["tokens_out"]) == (20, 200, 100)
     assert ledger["cost"] == pytest.approx(20 * 0.0012)
     # Both prompts open alike, chunk included, so a prefix cache can serve the second.
-    question, answer = (body["messages"][0]["content"] for body in seen[:2])
-    shared = question.split("</DOCUMENT>")[0]
-    assert answer.startswith(shared) and len(shared) > 60
+    question, answer = (
+        next(body for body in server.seen if asks_for_answer(body) is answering)
+        for answering in (False, True)
+    )
+    shared = question["messages"][0]["content"].split("</DOCUMENT>")[0]
+    same = [body for body in server.seen if body["messages"][0]["content"].startswith(shared)]
+    assert len(same) == 2 and len(shared) > 60
+    assert question["response_format"]["json_schema"]["strict"] is True
+    assert "response_format" not in answer
 
 
 def test_bad_replies_are_dropped_and_counted(texts: Path, tmp_path: Path) -> None:
-    def mixed(prompt: str) -> tuple[int, str, str]:
-        status, text, finish = good(prompt)
-        if "Answer this question" in prompt:
-            if "Towna" in prompt:
-                return status, text, "length"
-            if "Townb" in prompt:
-                return status, text.replace("founded", "burned"), finish
-            if "Townc" in prompt:
-                return status, "I do not know.", finish
-        elif "Townd" in prompt:
-            return status, "Sorry, I cannot help.", finish
-        return status, text, finish
+    def mixed(body: dict[str, Any]) -> Answer:
+        answer, chunk = good(body), chunk_of(body)
+        if asks_for_answer(body):
+            if "Towna" in chunk:
+                answer.finish = "length"
+            if "Townb" in chunk:
+                answer.text = answer.text.replace("founded", "burned").replace("1801", "1901")
+            if "Townc" in chunk:
+                answer.text = "I do not know."
+            if "Towne" in chunk:
+                answer.finish = "content_filter"
+            if "Townf" in chunk:
+                answer = Answer("filtered", status=400, code="content_filter")
+            if "Towng" in chunk:
+                answer.text = answer.text.split("**")[0] + "When was Towng founded?"
+        elif "Townd" in chunk:
+            answer.text = "Sorry, I cannot help."
+        return answer
 
-    with server(mixed) as (endpoint, _):
-        report = generate.run(config(texts, tmp_path / "out", endpoint))
-    assert sum(report.rows.values()) == 6
+    with teacher_server(mixed) as server:
+        report = generate.run(config(texts, tmp_path / "out", server.endpoint))
+    assert sum(report.rows.values()) == 3
     assert report.dropped == {
-        "answer cut off at --teacher-max-tokens": 1,
+        "answer: refused by the content filter": 2,
+        "answer: cut off, even with 2 times --teacher-max-tokens": 1,
         "quote not in the oracle": 1,
-        "no quote": 1,
-        "no question in the reply": 1,
+        "no answer marker": 1,
+        "questions: none in the reply": 1,
+        "answer is the question": 1,
     }
 
 
-def test_a_wrong_key_costs_one_call(texts: Path, tmp_path: Path) -> None:
-    with server(lambda _: (401, "bad key", "")) as (endpoint, seen):
-        with pytest.raises(TeacherError, match="HTTP 401.*bad key"):
-            generate.run(config(texts, tmp_path / "out", endpoint))
-        assert len(seen) == 1
+def test_a_reply_that_was_cut_off_is_asked_once_more_with_room(texts: Path, tmp_path: Path) -> None:
+    def short_of_room(body: dict[str, Any]) -> Answer:
+        answer = good(body)
+        if body["max_tokens"] < 200:
+            answer.finish, answer.text = "length", answer.text[:20]
+        return answer
+
+    with teacher_server(short_of_room) as server:
+        report = generate.run(
+            config(texts, tmp_path / "out", server.endpoint, teacher_max_tokens=100)
+        )
+    assert sum(report.rows.values()) == 10 and not report.dropped
+    assert len(server.seen) == 40
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_wrong_key_or_model_costs_one_call(texts: Path, tmp_path: Path, status: int) -> None:
+    with teacher_server(lambda _: Answer("bad key", status=status)) as server:
+        with pytest.raises(TeacherError, match=f"HTTP {status}.*bad key"):
+            generate.run(config(texts, tmp_path / "out", server.endpoint))
+        assert len(server.seen) == 1
     assert not (tmp_path / "out" / "train.jsonl").exists()
+
+
+@pytest.mark.parametrize("status", [400, 503])
+@pytest.mark.parametrize("good_calls", [0, 25])
+def test_an_endpoint_that_fails_for_good_is_left_after_a_few_calls(
+    texts: Path, tmp_path: Path, status: int, good_calls: int
+) -> None:
+    for number in range(40):
+        (texts / f"more{number}.txt").write_text(f"More{number} was founded in {1900 + number}.")
+    calls = 0
+    lock = threading.Lock()
+
+    def failing(body: dict[str, Any]) -> Answer:
+        nonlocal calls
+        with lock:
+            calls += 1
+            return good(body) if calls <= good_calls else Answer("no", status=status)
+
+    with teacher_server(failing, seconds=0.02) as server:
+        with pytest.raises(TeacherError, match=f"HTTP {status}") as error:
+            generate.run(config(texts, tmp_path / "out", server.endpoint, teacher_concurrency=16))
+        assert error.value.exit_code == 2
+        assert len(server.seen) <= good_calls + 16 + 10
+        # What was paid is there for the next run.
+        calls = -(10**6)
+        paid = len(server.seen)
+        report = generate.run(config(texts, tmp_path / "out", server.endpoint))
+    assert sum(report.rows.values()) == 50
+    assert len(server.seen) - paid >= 100 - good_calls
+    if good_calls:
+        assert len(server.seen) - paid <= 100 - good_calls + 16
+
+
+def test_one_refused_chunk_is_left_out_and_nothing_else(texts: Path, tmp_path: Path) -> None:
+    def picky(body: dict[str, Any]) -> Answer:
+        if "Townh" in chunk_of(body):
+            return Answer("this model's context is too short", status=400)
+        return good(body)
+
+    with teacher_server(picky) as server:
+        report = generate.run(config(texts, tmp_path / "out", server.endpoint))
+    assert sum(report.rows.values()) == 9 and report.dropped == {"questions: HTTP 400": 1}
+
+
+def test_an_outage_is_waited_for(texts: Path, tmp_path: Path) -> None:
+    calls = 0
+
+    def flaky(body: dict[str, Any]) -> Answer:
+        nonlocal calls
+        calls += 1
+        return Answer("busy", status=503) if 3 < calls < 10 else good(body)
+
+    with teacher_server(flaky) as server:
+        report = generate.run(config(texts, tmp_path / "out", server.endpoint))
+    assert sum(report.rows.values()) == 10 and not report.dropped
+
+
+def test_retry_after_is_respected(texts: Path, tmp_path: Path) -> None:
+    import time
+
+    times: list[float] = []
+
+    def limited(body: dict[str, Any]) -> Answer:
+        times.append(time.monotonic())
+        if len(times) == 3:
+            return Answer("slow down", status=429, headers={"Retry-After": "1"})
+        return good(body)
+
+    with teacher_server(limited) as server:
+        generate.run(config(texts, tmp_path / "out", server.endpoint, teacher_concurrency=1))
+    assert times[3] - times[2] >= 0.95
+    assert len(times) == 21
+
+
+def test_an_endpoint_without_schemas_gives_the_same_rows(texts: Path, tmp_path: Path) -> None:
+    def plain_only(body: dict[str, Any]) -> Answer:
+        if "response_format" in body:
+            return Answer("unknown field response_format", status=400)
+        return good(body)
+
+    def rows(name: str, server: Any) -> bytes:
+        generate.run(config(texts, tmp_path / name, server.endpoint))
+        return (tmp_path / name / "train.jsonl").read_bytes()
+
+    with teacher_server(plain_only) as server:
+        plain = rows("plain", server)
+        refused = sum("response_format" in body for body in server.seen)
+        assert 1 <= refused <= WIDTH and len(server.seen) == 20 + refused
+    with teacher_server() as server:
+        assert rows("structured", server) == plain
+
+
+def test_results_come_in_order_while_later_calls_keep_starting(texts: Path, tmp_path: Path) -> None:
+    """The first chunk takes as long as all others together: the window must not drain."""
+    import time
+
+    def slow_first(body: dict[str, Any]) -> Answer:
+        time.sleep(0.8 if "Towna" in chunk_of(body) else 0.05)
+        return good(body)
+
+    with teacher_server(slow_first) as server:
+        generate.run(config(texts, tmp_path / "out", server.endpoint, teacher_concurrency=2))
+        others = [body for body in server.seen if "Towna" not in chunk_of(body)]
+        # Towna's answer is asked for after its question's 0.8 s; by then the others are through.
+        place = next(
+            number
+            for number, body in enumerate(server.seen)
+            if asks_for_answer(body) and "Towna" in chunk_of(body)
+        )
+    assert place > 8 and len(others) == 18
+    assert server.most_at_once == 2
+    ids = [row.chunk_id for row in read_jsonl(tmp_path / "out" / "train.jsonl", RaftRow)]
+    assert ids == sorted(ids)
+
+
+def test_requests_a_minute_are_limited(texts: Path, tmp_path: Path) -> None:
+    import time
+
+    with teacher_server() as server:
+        started = time.monotonic()
+        generate.run(
+            config(texts, tmp_path / "out", server.endpoint, teacher_requests_per_minute=600)
+        )
+        seconds = time.monotonic() - started
+    assert seconds >= 0.9, "20 requests at 10 a second, 10 of them at once"
+
+
+def test_prompts_of_ones_own(texts: Path, tmp_path: Path) -> None:
+    question, answer = tmp_path / "question.txt", tmp_path / "answer.txt"
+    question.write_text("Be brief.\n<DOCUMENT>\n$chunk\n</DOCUMENT>\nAsk $count.", encoding="utf-8")
+    answer.write_text(
+        "Be brief.\n<DOCUMENT>\n${chunk}\n</DOCUMENT>\nAnswer this question: $question for $$1",
+        encoding="utf-8",
+    )
+    own = {"question_prompt": str(question), "answer_prompt": str(answer)}
+    with teacher_server() as server:
+        report = generate.run(config(texts, tmp_path / "out", server.endpoint, **own))
+        assert sum(report.rows.values()) == 10
+        prompts = [body["messages"][0]["content"] for body in server.seen]
+    assert all(prompt.startswith("Be brief.\n<DOCUMENT>\nTown") for prompt in prompts)
+    assert any(prompt.endswith("for $1") for prompt in prompts)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("about $chunk", r"lacks \$count"),
+        ("$chunk $count $nonsense", r"does not know \$nonsense"),
+        ("$chunk $count costs 5 $", "begins no placeholder"),
+    ],
+)
+def test_a_bad_prompt_is_named(texts: Path, tmp_path: Path, text: str, complaint: str) -> None:
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"--question-prompt .*prompt.txt: .*{complaint}"):
+        generate.run(
+            config(texts, tmp_path / "out", "http://127.0.0.1:9/v1", question_prompt=str(prompt))
+        )
 
 
 def test_an_endpoint_that_is_not_there(texts: Path, tmp_path: Path) -> None:
@@ -163,10 +315,24 @@ def test_a_page_instead_of_the_protocol(texts: Path, tmp_path: Path) -> None:
 
 def test_a_key_is_never_shown(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret\n")  # as mounted secrets often end
-    with server(good) as (endpoint, _):
-        generate.run(config(texts, tmp_path / "out", endpoint))
+    with teacher_server() as server:
+        generate.run(config(texts, tmp_path / "out", server.endpoint))
     for bad in ("sk-se\ncret", "sk-sécret"):
         monkeypatch.setenv("OPENAI_API_KEY", bad)
         with pytest.raises(ConfigError, match="OPENAI_API_KEY holds characters") as error:
-            generate.run(config(texts, tmp_path / "out", "http://127.0.0.1:9/v1"))
+            generate.run(config(texts, tmp_path / "other", "http://127.0.0.1:9/v1"))
         assert "cret" not in f"{error.value}{error.value.hint}"
+
+
+def test_a_key_may_be_a_mounted_file(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from components.generate.teachers.openai import _key
+
+    (tmp_path / "key").write_text("sk-mounted\n", encoding="utf-8")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY_FILE", str(tmp_path / "key"))
+    assert _key() == "sk-mounted"
+    monkeypatch.setenv("OPENAI_API_KEY_FILE", str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY_FILE .*none: cannot be read"):
+        _key()

@@ -118,7 +118,7 @@ def test_our_own_fault_exits_1_and_debug_shows_where(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("boom")
 
-    monkeypatch.setattr(generate, "_cut", broken)
+    monkeypatch.setattr(generate, "read_corpus", broken)
     arguments = ["generate", "--documents", texts, "--output", tmp_path / "out"]
     code, text = errors(capsys, *arguments)
     assert code == 1

@@ -1,5 +1,6 @@
 """`raft compile` writes the committed file, and `--check` compares every byte of it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pipelines.cli import main
 from pipelines.k8s import kustomize
 from pipelines.manifests import OVERLAYS
 from tests.conftest import REPOSITORY, Raft
+from tests.pipelines.conftest import parse_pipeline, tasks_of
 
 COMMITTED = REPOSITORY / "pipelines" / "raft.yaml"
 PIPELINES = ("raft", "study")
@@ -143,3 +145,27 @@ def test_the_command_line_needs_no_kfp() -> None:
         assert result.returncode == code, result.stderr
     assert "kfp is not installed" in result.stderr
     assert "pip install" in result.stderr
+
+
+def test_shards_are_steps_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as leave:
+        main(["compile", "--shards", "3"])
+    assert leave.value.code == 0
+    assert capsys.readouterr().err == "wrote raft-3-shards.yaml\n"
+    pipeline = parse_pipeline((tmp_path / "raft-3-shards.yaml").read_text())
+    (loop,) = (
+        task
+        for component in pipeline["components"].values()
+        for task in component.get("dag", {}).get("tasks", {}).values()
+        if "parameterIterator" in task
+    )
+    assert json.loads(loop["parameterIterator"]["items"]["raw"]) == ["1/3", "2/3", "3/3"]
+    train = tasks_of(pipeline)["train"]["inputs"]["artifacts"]["dataset"]
+    assert train["taskOutputArtifact"]["producerTask"] == "merge"
+    with pytest.raises(SystemExit) as leave:
+        main(["compile", "--shards", "3", "--pipeline", "study"])
+    assert leave.value.code == 2
+    assert "--shards: only the pipeline raft has shards" in capsys.readouterr().err

@@ -19,8 +19,10 @@ KFP_TYPES = {int: "Integer", float: "Float", bool: "Boolean", str: "String"}
 
 # Not in any signature, on purpose: the folders come from Kubeflow, the prices from the image, a
 # step that begins anew would do so at every attempt, and a profile would never win over a
-# component's defaults, which Kubeflow always passes on.
-NOT_EXPOSED = {"output", "prices", "checkpoints", "partial", "fresh", "profile"}
+# component's defaults, which Kubeflow always passes on. Further adapters are for the command line.
+NOT_EXPOSED = {
+    "output", "prices", "checkpoints", "partial", "fresh", "profile", "adapters",
+}  # fmt: skip
 
 SHOWN = {"system.Metrics", "system.HTML", "system.Markdown"}
 

@@ -5,10 +5,18 @@ from typing import Any
 import pytest
 
 from components.errors import DataError, ModelError
-from components.models import load_4bit, load_model, load_tuned, weight_bytes
+from components.models import (
+    load_4bit,
+    load_model,
+    load_tokenizer,
+    load_tuned,
+    predict_weight_bytes,
+    weight_bytes,
+)
 from components.quantize_check import quantize_check
 from components.quantize_check.config import QuantizeCheckConfig
-from components.records import QuantizationReport, read_json
+from components.records import QuantizationReport, RaftRow, read_json, read_jsonl
+from components.storage import verify
 
 
 def check(
@@ -46,6 +54,141 @@ def test_bytes_and_agreement_are_measured(
     assert 0.5 < report.token_agreement <= 1 and report.mean_kl >= 0
     assert report.rows == 4 and report.tokens > 4 * 20
     assert report.perplexity_16bit > 1 and report.perplexity_4bit > 1
+
+
+@pytest.fixture(scope="module")
+def untied(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model with an output head of its own, as models from 7B on have it."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("untied") / "model"
+    shutil.copytree(demo_model, folder)
+    model: Any = load_model(str(demo_model), torch.float32)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+    # bitsandbytes' kernels for CPUs take 4-bit weights of a multiple of 32 rows.
+    model.resize_token_embeddings(pad_to_multiple_of=64, mean_resizing=False)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_what_was_predicted_is_what_is_measured(
+    world_dataset: Path, untied: Path, world_adapter: Path, tmp_path: Path
+) -> None:
+    """And the head's price: with and without it in 4 bits, in one run, both checkpoints usable."""
+    report = check(
+        world_dataset, untied, world_adapter, tmp_path / "out", head="4bit", export="4bit",
+        max_memory_ratio=1,
+    )  # fmt: skip
+    kept = report.head_kept
+    assert kept is not None
+    # bitsandbytes' code books (some 1.1 kB a layer) are not predicted: they weigh in this model.
+    assert report.predicted_bytes_16bit == pytest.approx(report.weight_bytes_16bit, rel=0.01)
+    assert 0 <= report.weight_bytes_4bit - report.predicted_bytes_4bit < 45_000
+    plain = predict_weight_bytes(str(untied))
+    assert 0 <= kept.weight_bytes_4bit - plain[1] < 40_000
+    assert "lm_head.weight" not in report.kept and "model.embed_tokens.weight" in report.kept
+    assert sum(report.kept.values()) == report.bytes_kept_16bit
+    assert report.weight_bytes_4bit < kept.weight_bytes_4bit < report.weight_bytes_16bit
+    assert kept.mean_kl < report.mean_kl
+    assert report.load_seconds_16bit > 0 and report.load_seconds_4bit > 0
+    assert report.peak_memory_bytes > report.weight_bytes_16bit
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path / "out" / "model"
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    assert loaded.lm_head.weight.dtype == torch.uint8
+    assert weight_bytes(loaded) == report.weight_bytes_4bit
+    assert AutoTokenizer.from_pretrained(folder).chat_template
+    assert verify(tmp_path / "out", "--quantization") is None
+
+
+def test_llama_3_8b_takes_about_36_percent_and_31_with_its_head(tmp_path: Path) -> None:
+    """Counted from its published shape; nothing of it is downloaded."""
+    from transformers import LlamaConfig
+
+    LlamaConfig(
+        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=False,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    (tmp_path / "tokenizer_config.json").write_text("{}", encoding="utf-8")
+    full, small = predict_weight_bytes(str(tmp_path))
+    assert full == 2 * 8_030_261_248
+    assert small / full == pytest.approx(0.355, abs=0.001)
+    assert predict_weight_bytes(str(tmp_path), head=True)[1] / full == pytest.approx(
+        0.3065, abs=1e-3
+    )
+
+
+def test_the_merged_checkpoint_is_the_tuned_model(
+    world_dataset: Path, demo_model: Path, world_adapter: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    report = check(
+        world_dataset, demo_model, world_adapter, tmp_path / "out", export="merged", max_rows=1
+    )
+    assert report.exported == "merged"
+    assert (
+        "model.embed_tokens.weight" in report.kept
+        and "model.layers.*.input_layernorm.weight" in report.kept
+    )
+    merged: Any = load_model(str(tmp_path / "out" / "model"), torch.float32)
+    tuned = load_tuned(str(demo_model), str(world_adapter), torch.float32)
+    ids = torch.arange(5, 45).unsqueeze(0)
+    with torch.inference_mode():
+        assert torch.allclose(merged(ids).logits, tuned(ids).logits, atol=0.3)
+        assert (merged(ids).logits.argmax(-1) == tuned(ids).logits.argmax(-1)).float().mean() > 0.9
+
+
+def test_one_row_is_held_at_a_time(
+    world_dataset: Path, demo_model: Path, world_adapter: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    import weakref
+
+    made: list[Any] = []
+    alive: list[int] = []
+    answer = quantize_check._answer_log_probabilities
+
+    def watched(model: Any, row: quantize_check.Row) -> Any:
+        alive.append(sum(reference() is not None for reference in made))
+        table = answer(model, row)
+        made.append(weakref.ref(table))
+        return table
+
+    monkeypatch.setattr(quantize_check, "_answer_log_probabilities", watched)
+    check(world_dataset, demo_model, world_adapter, tmp_path / "out", max_memory_ratio=1)
+    assert len(made) == 8 and max(alive) <= 2
+
+
+@pytest.mark.parametrize("thought", ["", "<think>\n\n</think>\n\n"])
+def test_the_answer_is_found_whatever_the_generation_prompt_is(
+    world_dataset: Path, demo_model: Path, thought: str
+) -> None:
+    """Templates of reasoning models end the generation prompt in what the conversation lacks."""
+    tokenizer: Any = load_tokenizer(str(demo_model))
+    if thought:
+        tokenizer.chat_template = tokenizer.chat_template.replace(
+            "{% if add_generation_prompt %}",
+            "{% if add_generation_prompt %}" + thought,
+        ) + ("{% if add_generation_prompt %}" + thought + "{% endif %}")
+    row = next(iter(read_jsonl(world_dataset / "validation.jsonl", RaftRow)))
+    encoded = quantize_check._encode(row, tokenizer)
+    answer = tokenizer(row.cot_answer, add_special_tokens=False)["input_ids"]
+    # Behind the answer stands the end of the turn, and nothing else.
+    assert encoded.ids[encoded.start :][: len(answer)] == answer
+    assert len(encoded.ids) - encoded.start - len(answer) <= 2
+    assert tokenizer.eos_token_id in encoded.ids[encoded.start + len(answer) :]
+
+
+def test_a_head_that_is_the_embeddings_stays(
+    world_dataset: Path, demo_model: Path, world_adapter: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match="model: its output head is its embeddings"):
+        check(world_dataset, demo_model, world_adapter, tmp_path / "out", head="4bit")
 
 
 def test_thresholds_decide_the_verdict(

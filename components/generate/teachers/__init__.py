@@ -1,6 +1,6 @@
 """Teachers write questions and chain-of-thought answers about chunks, behind one protocol."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from components.ledger import Ledger
@@ -26,8 +26,10 @@ class Teacher(Protocol):
 
     name: str
 
-    def drafts(self, chunks: Sequence[Chunk], ledger: Ledger) -> Iterator[list[Draft]]:
-        """One list of drafts for each chunk, in the chunks' order.
+    def drafts(
+        self, chunks: Iterable[Chunk], ledger: Ledger
+    ) -> Iterator[tuple[Chunk, list[Draft]]]:
+        """Each chunk with its drafts, in the chunks' order.
 
         Raises:
             TeacherError: the teacher cannot be reached or refuses for good.
@@ -35,11 +37,19 @@ class Teacher(Protocol):
 
 
 def make_teacher(config: "GenerateConfig") -> Teacher:
-    """The teacher that the config names."""
+    """The teacher that the config names.
+
+    Raises:
+        ConfigError: a setting that it needs is missing, or a prompt cannot be used.
+    """
     if config.teacher == "openai":
         from components.generate.teachers.openai import OpenAITeacher
 
         return OpenAITeacher(config)
+    if config.teacher == "vllm":
+        from components.generate.teachers.vllm import VllmTeacher
+
+        return VllmTeacher(config)
     from components.generate.teachers.extractive import ExtractiveTeacher
 
     return ExtractiveTeacher(config.questions_per_chunk, config.seed)

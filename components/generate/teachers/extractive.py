@@ -7,7 +7,7 @@ tests and the demo: its questions are as plain as its rules.
 
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
@@ -80,10 +80,12 @@ class ExtractiveTeacher:
         self.seed = seed
         self.template = Template(ANSWER_TEMPLATE.read_text(encoding="utf-8").strip())
 
-    def drafts(self, chunks: Sequence[Chunk], ledger: Ledger) -> Iterator[list[Draft]]:
+    def drafts(
+        self, chunks: Iterable[Chunk], ledger: Ledger
+    ) -> Iterator[tuple[Chunk, list[Draft]]]:
         """See `Teacher.drafts`."""
         for chunk in chunks:
-            yield self._about(chunk)
+            yield chunk, self._about(chunk)
 
     def _about(self, chunk: Chunk) -> list[Draft]:
         from sentencex import segment

@@ -1,31 +1,85 @@
 """A teacher behind any OpenAI-compatible endpoint: a vLLM server in the cluster, or a vendor's.
 
-Two requests a chunk, one for the questions and one for each answer. Both prompts open with the
-same words and the chunk, so that a server's prefix cache serves the second. Many chunks are under
-way at once; results come back in the chunks' order.
+`--teacher-concurrency` chunks are under way at once, within the limits on requests and tokens a
+minute. Results come back in the chunks' order, while later chunks keep starting. Every reply is
+kept before it is used (see `responses`). What to do when the endpoint fails is in `circuit`.
 """
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from string import Template
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from components.errors import ConfigError, MissingDependencyError, TeacherError
-from components.generate.answers import parse_questions
 from components.generate.config import GenerateConfig
+from components.generate.interview import Prompts, interview
+from components.generate.responses import Reply, Request, Responses, opened
 from components.generate.teachers import Draft
+from components.generate.teachers.circuit import Busy, Circuit, Refused
 from components.ledger import Ledger
-from components.records import Chunk
+from components.progress import say
+from components.records import Chunk, explain
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-PROMPTS = Path(__file__).parents[1] / "prompts"
 KEY_VARIABLE = "OPENAI_API_KEY"
-RETRIES = 4  # the client's own: backoff with jitter, Retry-After respected
+KEY_FILE_VARIABLE = "OPENAI_API_KEY_FILE"
+
+HEAD_START_SECONDS = 0.2
+"""For the first call: a wrong key or address is told by then, and costs one call, not hundreds."""
+
+REORDER = 8
+"""Chunks begun and not yet handed out, per unit of concurrency: later ones wait for a slow one."""
+
+CHARACTERS_PER_TOKEN = 4
+NO_SUCH_SCHEMA = frozenset({400, 415, 422, 501})  # said to a response format that is not known
+FOR_THE_ENDPOINT = {401, 402, 403, 404}  # refusals that hold for every call, not for one chunk
+TRY_AGAIN = {408, 409, 425, 429}
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Details(BaseModel):
+    cached_tokens: int | None = 0
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: _Details = _Details()
+
+    @field_validator("prompt_tokens_details", mode="before")
+    @classmethod
+    def _absent(cls, value: object) -> object:
+        return {} if value is None else value
+
+
+class _Completion(BaseModel):
+    """What is read of a chat completion."""
+
+    choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage = _Usage()
+
+    @field_validator("usage", mode="before")
+    @classmethod
+    def _absent(cls, value: object) -> object:
+        return {} if value is None else value
 
 
 class OpenAITeacher:
@@ -41,105 +95,58 @@ class OpenAITeacher:
                 )
         self.config = config
         self.name = f"openai:{config.teacher_model}"
-        self.question_prompt = Template((PROMPTS / "question.md").read_text(encoding="utf-8"))
-        self.answer_prompt = Template((PROMPTS / "answer.md").read_text(encoding="utf-8"))
+        self.prompts = Prompts.load(config)
 
-    def drafts(self, chunks: Sequence[Chunk], ledger: Ledger) -> Iterator[list[Draft]]:
+    def drafts(
+        self, chunks: Iterable[Chunk], ledger: Ledger
+    ) -> Iterator[tuple[Chunk, list[Draft]]]:
         """See `Teacher.drafts`."""
-        with asyncio.Runner() as runner:
-            stream = self._stream(chunks, ledger)
-            while (found := runner.run(anext(stream, None))) is not None:
-                yield found
-
-    async def _stream(self, chunks: Sequence[Chunk], ledger: Ledger) -> AsyncIterator[list[Draft]]:
-        """Keep `concurrency` chunks under way, and hand out the oldest as soon as it is done."""
-        async with self._client() as client:
-            if chunks:  # one chunk alone first: a wrong key or name costs one call, not hundreds
-                yield await self._about(client, chunks[0], ledger)
-            width = self.config.teacher_concurrency
-            pending = [
-                asyncio.create_task(self._about(client, chunk, ledger))
-                for chunk in chunks[1 : width + 1]
-            ]
-            upcoming = iter(chunks[width + 1 :])
+        with opened(self.config) as responses, asyncio.Runner() as runner:
+            stream = self._stream(chunks, responses, ledger)
             try:
-                while pending:
-                    yield await pending.pop(0)
-                    if (chunk := next(upcoming, None)) is not None:
-                        pending.append(asyncio.create_task(self._about(client, chunk, ledger)))
+                while (found := runner.run(_next(stream))) is not None:
+                    yield found
             finally:
-                for task in pending:
+                with suppress(RuntimeError):  # it still runs when a signal has ended the run
+                    runner.run(stream.aclose())
+
+    async def _stream(
+        self, chunks: Iterable[Chunk], responses: Responses, ledger: Ledger
+    ) -> "AsyncGenerator[tuple[Chunk, list[Draft]], None]":
+        """Keep `concurrency` chunks under way, and hand out the oldest as soon as it is done."""
+        pending: deque[tuple[Chunk, asyncio.Task[list[Draft]]]] = deque()
+        async with self._endpoint(responses, ledger) as endpoint:
+            try:
+                for chunk in chunks:
+                    about = asyncio.create_task(self._about(chunk, endpoint))
+                    if not pending:
+                        await asyncio.wait([about], timeout=HEAD_START_SECONDS)
+                    pending.append((chunk, about))
+                    while pending and (
+                        pending[0][1].done() or len(pending) > REORDER * endpoint.width
+                    ):
+                        yield await endpoint.circuit.first_of(*pending.popleft())
+                while pending:
+                    yield await endpoint.circuit.first_of(*pending.popleft())
+            finally:
+                for _, task in pending:
                     task.cancel()
+                await asyncio.gather(*(task for _, task in pending), return_exceptions=True)
 
-    async def _about(self, client: "AsyncOpenAI", chunk: Chunk, ledger: Ledger) -> list[Draft]:
-        reply, _ = await self._ask(
-            client,
-            self.question_prompt.substitute(
-                chunk=chunk.text, count=self.config.questions_per_chunk
-            ),
-            ledger,
-        )
-        questions = parse_questions(reply, self.config.questions_per_chunk)
-        if not questions:
-            return [Draft(fault="no question in the reply")]
-        return [await self._answer(client, chunk, question, ledger) for question in questions]
-
-    async def _answer(
-        self, client: "AsyncOpenAI", chunk: Chunk, question: str, ledger: Ledger
-    ) -> Draft:
-        prompt = self.answer_prompt.substitute(chunk=chunk.text, question=question)
-        reply, finish_reason = await self._ask(client, prompt, ledger)
-        if finish_reason == "length":
-            return Draft(question=question, fault="answer cut off at --teacher-max-tokens")
-        return Draft(question=question, cot_answer=reply.strip())
-
-    async def _ask(self, client: "AsyncOpenAI", prompt: str, ledger: Ledger) -> tuple[str, str]:
-        """One request: the reply and its finish reason."""
-        from openai import APIConnectionError, APIStatusError
-
-        try:
-            response = await client.chat.completions.create(
-                model=self.config.teacher_model,
-                messages=[{"role": "user", "content": prompt}],
-                max_tokens=self.config.teacher_max_tokens,
-                temperature=0,
-                seed=self.config.seed,
-            )
-        except APIConnectionError as error:
-            raise TeacherError(
-                f"--teacher-endpoint {self.config.teacher_endpoint}: cannot be reached "
-                f"({error.__cause__ or error})",
-                hint="Is the server up? Try: curl "
-                f"{self.config.teacher_endpoint.rstrip('/')}/models",
-            ) from None
-        except APIStatusError as error:
-            raise TeacherError(
-                f"--teacher-endpoint {self.config.teacher_endpoint}: HTTP {error.status_code} "
-                f"({error.message[:300]})",
-                hint=f"Check --teacher-model and {KEY_VARIABLE}.",
-            ) from None
-        except ValueError as error:  # a body that is not JSON
-            raise self._not_the_protocol(str(error)) from None
-        if not getattr(response, "choices", None):
-            raise self._not_the_protocol("no choices in the answer")
-        usage = response.usage
-        ledger.count(
-            requests=1,
-            tokens_in=usage.prompt_tokens if usage else 0,
-            tokens_out=usage.completion_tokens if usage else 0,
-        )
-        choice = response.choices[0]
-        return choice.message.content or "", choice.finish_reason or ""
-
-    def _not_the_protocol(self, why: str) -> TeacherError:
-        return TeacherError(
-            f"--teacher-endpoint {self.config.teacher_endpoint}: does not answer as an "
-            f"OpenAI-compatible endpoint ({why})",
-            hint="The URL usually ends in /v1.",
-        )
+    async def _about(self, chunk: Chunk, endpoint: "_Endpoint") -> list[Draft]:
+        async with endpoint.slots:
+            talk = interview(chunk, self.prompts)
+            requests = next(talk)
+            while True:
+                replies = await asyncio.gather(*map(endpoint.ask, requests))
+                try:
+                    requests = talk.send(list(replies))
+                except StopIteration as done:
+                    drafts: list[Draft] = done.value
+                    return drafts
 
     @asynccontextmanager
-    async def _client(self) -> AsyncIterator["AsyncOpenAI"]:
+    async def _endpoint(self, responses: Responses, ledger: Ledger) -> "AsyncIterator[_Endpoint]":
         try:
             from openai import AsyncOpenAI
         except ImportError:
@@ -150,23 +157,213 @@ class OpenAITeacher:
         async with AsyncOpenAI(
             base_url=self.config.teacher_endpoint,
             api_key=_key(),
-            max_retries=RETRIES,
+            max_retries=0,  # the circuit decides
             timeout=self.config.teacher_timeout,
         ) as client:
-            yield client
+            yield _Endpoint(self.config, client, responses, ledger)
+
+
+class _Endpoint:
+    """The endpoint of a run: sends requests, keeps replies."""
+
+    def __init__(
+        self, config: GenerateConfig, client: "AsyncOpenAI", responses: Responses, ledger: Ledger
+    ) -> None:
+        self.config = config
+        self.client = client
+        self.responses = responses
+        self.ledger = ledger
+        self.width = config.teacher_concurrency
+        self.slots = asyncio.Semaphore(self.width)  # chunks under way
+        self.calls = asyncio.Semaphore(self.width)  # a chunk's answers are asked for at once
+        self.circuit = Circuit(config.teacher_endpoint)
+        self.limits = _limits(config)
+        self.knows_schema: bool | None = None
+        self.without_schema = asyncio.Lock()
+
+    async def ask(self, request: Request) -> Reply | str:
+        """The reply to a request, or why there is none."""
+        plain = replace(request, schema="")
+        for form in (request, plain):
+            if (kept := self.responses.get(form)) is not None:
+                return kept
+        async with self.calls:
+            try:
+                return await self._ask_new(request, plain)
+            except Refused as refused:
+                return refused.reason
+
+    async def _ask_new(self, request: Request, plain: Request) -> Reply:
+        if self.knows_schema is False or not request.schema:
+            return await self._paid(plain)
+        try:
+            reply = await self._paid(request)
+        except Refused as refused:
+            if self.knows_schema or refused.status not in NO_SUCH_SCHEMA:
+                raise
+            # Does the endpoint refuse the response format, or this chunk? One call tells.
+            async with self.without_schema:
+                reply = await self._paid(plain)
+                if self.knows_schema is None:
+                    say("  the endpoint knows no JSON schema; questions are read from plain text")
+                self.knows_schema = False
+        else:
+            self.knows_schema = True
+        return reply
+
+    async def _paid(self, request: Request) -> Reply:
+        for limiter, amount in self.limits:
+            await limiter.acquire(min(amount(request), limiter.max_rate))
+        undecided = request.schema and self.knows_schema is None
+        reply = await self.circuit.call(
+            lambda: self._send(request), NO_SUCH_SCHEMA if undecided else frozenset()
+        )
+        self.responses.put(request, reply)
+        self.ledger.count(requests=1, tokens_in=reply.tokens_in, tokens_out=reply.tokens_out)
+        if request.purpose == "answer":
+            self.ledger.count_cached(reply.tokens_cached, of=reply.tokens_in)
+        return reply
+
+    async def _send(self, request: Request) -> Reply:
+        """One HTTP request.
+
+        Raises:
+            Busy: it may work later. Refused: it will not.
+        """
+        from openai import APIConnectionError, APIStatusError, APITimeoutError
+
+        extra: dict[str, Any] = {}
+        if request.schema:
+            extra["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {
+                    "name": "questions", "strict": True, "schema": request.schema_object(),
+                },
+            }  # fmt: skip
+        body = {
+            "model": request.model,
+            "messages": [{"role": "user", "content": request.prompt}],
+            "max_tokens": request.max_tokens,
+            "temperature": request.temperature,
+            "seed": request.seed,
+            **extra,
+        }
+        try:
+            # The typed method walks through every argument and result: half of a call's time.
+            content = await self.client.post("/chat/completions", body=body, cast_to=object)
+        except APITimeoutError:
+            seconds = self.config.teacher_timeout
+            raise Busy(f"no answer within --teacher-timeout {seconds:g} seconds") from None
+        except APIConnectionError as error:
+            raise Busy(f"cannot be reached ({error.__cause__ or error})") from None
+        except APIStatusError as error:
+            raise _status_fault(error) from None
+        except ValueError as error:  # a body that is not JSON
+            raise self._not_the_protocol(str(error)) from None
+        try:
+            completion = _Completion.model_validate(content)
+        except ValidationError as error:
+            raise self._not_the_protocol(explain(error)) from None
+        choice, usage = completion.choices[0], completion.usage
+        return Reply(
+            text=_storable(choice.message.content or ""),
+            finish_reason=(
+                "content_filter" if choice.message.refusal else choice.finish_reason or ""
+            ),
+            tokens_in=usage.prompt_tokens,
+            tokens_out=usage.completion_tokens,
+            tokens_cached=usage.prompt_tokens_details.cached_tokens or 0,
+        )
+
+    def _not_the_protocol(self, why: str) -> TeacherError:
+        return TeacherError(
+            f"--teacher-endpoint {self.config.teacher_endpoint}: does not answer as an "
+            f"OpenAI-compatible endpoint ({why[:300]})",
+            hint="The URL usually ends in /v1.",
+        )
+
+
+async def _next(
+    stream: "AsyncGenerator[tuple[Chunk, list[Draft]], None]",
+) -> tuple[Chunk, list[Draft]] | None:
+    return await anext(stream, None)
+
+
+def _status_fault(error: Any) -> Exception:
+    """What an HTTP status means: try again, this chunk is refused, or all of them are."""
+    status, message = error.status_code, str(error.message)[:300]
+    if (status >= 500 and status != 501) or status in TRY_AGAIN:
+        return Busy(f"HTTP {status} ({message})", retry_after=_retry_after(error.response.headers))
+    if "content_filter" in str(error.code) or "content_filter" in message:
+        return Refused("refused by the content filter", status, message, by_filter=True)
+    return Refused(f"HTTP {status}", status, message, for_all=status in FOR_THE_ENDPOINT)
+
+
+def _retry_after(headers: Any) -> float:
+    """Seconds that the endpoint asks to wait, given as seconds or as a date; 0 if none."""
+    from datetime import UTC, datetime
+
+    text = headers.get("retry-after", "")
+    try:
+        return max(0.0, float(text))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
+    except (TypeError, ValueError):
+        return 0.0
+
+
+def _storable(text: str) -> str:
+    """Text that can be written as UTF-8: half surrogate pairs become question marks."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _limits(config: GenerateConfig) -> list[tuple[Any, Any]]:
+    """Leaky buckets for requests and tokens a minute, each with what a request takes from it.
+
+    Buckets are small, so calls are spread over the minute instead of filling its first second.
+    Tokens are an estimate, as vendors make it: the prompt's, and all that the reply may take.
+    """
+    from aiolimiter import AsyncLimiter
+
+    found: list[tuple[Any, Any]] = []
+    if rate := config.teacher_requests_per_minute:
+        found.append((AsyncLimiter(max(1, rate / 60), max(1, 60 / rate)), lambda _: 1))
+    if rate := config.teacher_tokens_per_minute:
+        largest = 2 * config.teacher_max_tokens + config.chunk_tokens
+        seconds = min(60, max(1, 60 * largest / rate))
+        found.append(
+            (
+                AsyncLimiter(rate * seconds / 60, seconds),
+                lambda request: len(request.prompt) // CHARACTERS_PER_TOKEN + request.max_tokens,
+            )
+        )
+    return found
 
 
 def _key() -> str:
-    """The key from the environment, without the line end that mounted secrets tend to have.
+    """The key from the environment or a mounted file, without the line end that such files have.
 
     Raises:
-        ConfigError: it could not be sent; the key itself is never shown.
+        ConfigError: it cannot be read or sent; the key itself is never shown.
     """
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    source = KEY_VARIABLE
+    if not key and (path := os.environ.get(KEY_FILE_VARIABLE, "")):
+        source = KEY_FILE_VARIABLE
+        try:
+            key = Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            raise ConfigError(
+                f"{KEY_FILE_VARIABLE} {path}: cannot be read",
+                hint="Name the file that the secret is mounted as.",
+            ) from None
     # A server of one's own asks for no key, but the client insists on one.
-    key = os.environ.get(KEY_VARIABLE, "").strip() or "none"
+    key = key or "none"
     if not key.isascii() or not key.isprintable():
         raise ConfigError(
-            f"{KEY_VARIABLE} holds characters that no key has",
-            hint=f"Look for line ends or quotes that were pasted into {KEY_VARIABLE}.",
+            f"{source} holds characters that no key has",
+            hint=f"Look for line ends or quotes that were pasted into {source}.",
         )
     return key

@@ -1,12 +1,17 @@
 """The functions that the tasks' YAML names: rows in, prompt out, generation judged."""
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.answers import find_answer
+from components.errors import ConfigError
+from components.eval.config import ORACLES
 from components.eval.harness import read_asked
 from components.eval.questions import HUB, choose_questions, show
-from components.metrics import contains, find_answer, score
+from components.metrics import contains, score
 from components.records import Oracle, instruction
+from components.storage import SCHEME, fetch
 
 if TYPE_CHECKING:
     import datasets
@@ -24,19 +29,33 @@ def load(
     """The questions as a data set, by the names that `lm_eval --metadata` gives.
 
     Args:
-        questions: a file in HotpotQA form, rows of generate, or the data set's name on the hub.
+        questions: a file in HotpotQA form or rows of generate, local or on gs://, or the data
+            set's name on the hub.
         distractors: paragraphs shown beside the oracle ones; -1 shows all.
         oracle: where the oracle paragraphs stand.
         max_questions: when there are more, this many are drawn.
         seed: of the draw.
         asked: a file of questions as they are asked, from the stage; nothing else counts then.
+
+    Raises:
+        ConfigError: no such place for the oracle.
+        DataError: as `questions.choose_questions`.
     """
     from datasets import Dataset
 
+    if oracle not in ORACLES:
+        raise ConfigError(
+            f"--metadata: oracle {oracle!r} (allowed: {' | '.join(ORACLES)})",
+            hint='Write --metadata \'{"oracle": "first"}\'.',
+        )
     if asked:
         rows = read_asked(Path(asked))
     else:
-        chosen = choose_questions(questions, max_questions=max_questions, seed=seed)
+        with tempfile.TemporaryDirectory() as scratch:
+            if questions.startswith(SCHEME):
+                fetch(questions, Path(scratch) / "questions")
+                questions = str(Path(scratch) / "questions")
+            chosen = choose_questions(questions, max_questions=max_questions, seed=seed)
         rows = [show(question, int(distractors), oracle).model_dump() for question in chosen]
     return {"validation": Dataset.from_list(rows)}
 

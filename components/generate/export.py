@@ -1,0 +1,204 @@
+"""`raft export`: a dataset in the formats that other trainers and evaluators read.
+
+    hf          the seven columns of the published RAFT code, nested as there
+    completion  {"prompt": instruction, "completion": chain-of-thought answer}
+    chat        {"messages": [{"role": "user", …}, {"role": "assistant", …}]}
+    eval        {"id", "question", "context", "answer", "oracle_context"}: what to ask, and the gold
+
+Reads our datasets and published RAFT files (JSON Lines or Parquet), a folder or one file. Each
+split becomes one file named after it, so `datasets.load_dataset` reads the folder.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import ValidationError
+
+from components.answers import find_answer
+from components.config import InputLocation, Settings, option
+from components.errors import DataError
+from components.progress import headline, say
+from components.records import RaftRow, explain, read_jsonl
+from components.storage import atomic_write, seal, unseal, verify
+
+PUBLISHED = (
+    "id", "type", "question", "context", "oracle_context", "cot_answer", "instruction",
+)  # fmt: skip
+SUFFIXES = (".jsonl", ".json", ".parquet")
+ROWS_AT_ONCE = 1000
+
+
+class ExportConfig(Settings):
+    """A dataset in, the same rows in another format out."""
+
+    stage: ClassVar[str] = "export"
+
+    dataset: InputLocation = option(
+        help="Dataset of generate, or published RAFT rows: a folder, or a .jsonl or .parquet file.",
+        group="Inputs",
+    )
+    format: Literal["hf", "completion", "chat", "eval"] = option(
+        "hf",
+        help="hf: the published columns; completion: prompt and completion; chat: messages; eval: "
+        "question, context and gold answer.",
+        group="Format",
+    )
+    type: Literal["jsonl", "parquet"] = option("jsonl", help="Kind of file.", group="Format")
+    system_prompt: str = option(
+        "", help="System message of every chat, with --format chat.", group="Format"
+    )
+
+
+def run(config: ExportConfig) -> dict[str, int]:
+    """Write one file a split; returns the rows of each.
+
+    Raises:
+        DataError: there is no such dataset, or a row of it is malformed.
+    """
+    source, output = Path(config.dataset), Path(config.output)
+    headline("export", f"{source} → {output} ({config.format}, {config.type})")
+    files = _files(source)
+    columns = _FORMATS[config.format]
+    unseal(output)
+    counts = {}
+    for path in files:
+        rows = (columns(row, config) for row in read_rows(path))
+        target = output / f"{path.stem}.{config.type}"
+        counts[path.stem] = _WRITERS[config.type](rows, target)
+    if not any(counts.values()):
+        raise DataError("holds no row", path=source)
+    seal(output)
+    say(f"  {', '.join(f'{count} {split}' for split, count in counts.items())} rows")
+    return counts
+
+
+def read_rows(path: Path) -> Iterator[RaftRow]:
+    """Stream the rows of a file, ours or published.
+
+    Raises:
+        DataError: the file cannot be read, or a row is malformed; names the row.
+    """
+    if path.suffix != ".parquet":
+        yield from read_jsonl(path, RaftRow)
+        return
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"cannot be read as Parquet ({error})", path=path) from None
+    with file:
+        batches = file.iter_batches(ROWS_AT_ONCE)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for number, row in enumerate(rows, start=1):
+            try:
+                yield RaftRow.model_validate(row)
+            except ValidationError as error:
+                raise DataError(f"row {number}: {explain(error)}", path=path) from None
+
+
+def _files(source: Path) -> list[Path]:
+    if source.is_dir():
+        verify(source, "--dataset")
+        ours = [source / f"{split}.jsonl" for split in ("train", "validation")]
+        if all(path.is_file() for path in ours):
+            return ours
+        found = sorted(path for path in source.iterdir() if path.suffix in SUFFIXES)
+    else:
+        found = [source]
+    if not found or not all(path.is_file() and path.suffix in SUFFIXES for path in found):
+        raise DataError(
+            "no RAFT rows here", path=source,
+            hint="--dataset takes a dataset of generate, or .jsonl or .parquet files of RAFT rows.",
+        )  # fmt: skip
+    return found
+
+
+# ---- formats -----------------------------------------------------------------------------------
+
+
+def _published(row: RaftRow, config: ExportConfig) -> dict[str, Any]:
+    return row.model_dump(include=set(PUBLISHED))
+
+
+def _completion(row: RaftRow, config: ExportConfig) -> dict[str, Any]:
+    return {"prompt": row.instruction, "completion": row.cot_answer}
+
+
+def _chat(row: RaftRow, config: ExportConfig) -> dict[str, Any]:
+    said = [("user", row.instruction), ("assistant", row.cot_answer)]
+    if config.system_prompt:
+        said.insert(0, ("system", config.system_prompt))
+    return {"messages": [{"role": role, "content": content} for role, content in said]}
+
+
+def _eval(row: RaftRow, config: ExportConfig) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "question": row.question,
+        "context": row.instruction.removesuffix(row.question).rstrip("\n"),
+        "answer": row.answer or find_answer(row.cot_answer)[0],
+        "oracle_context": row.oracle_context,
+    }
+
+
+_FORMATS: dict[str, Callable[[RaftRow, ExportConfig], dict[str, Any]]] = {
+    "hf": _published,
+    "completion": _completion,
+    "chat": _chat,
+    "eval": _eval,
+}
+
+
+# ---- files -------------------------------------------------------------------------------------
+
+
+def _write_jsonl(rows: Iterable[dict[str, Any]], path: Path) -> int:
+    count = 0
+    with atomic_write(path) as file:
+        for count, row in enumerate(rows, start=1):  # noqa: B007 (counted for the caller)
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return count
+
+
+def _write_parquet(rows: Iterable[dict[str, Any]], path: Path) -> int:
+    import pyarrow
+    import pyarrow.parquet
+
+    count = 0
+    partial = path.with_name(f".{path.name}.half")
+    writer = None
+    try:
+        for table in _tables(rows):
+            if writer is None:
+                writer = pyarrow.parquet.ParquetWriter(partial, table.schema)
+            writer.write_table(table)
+            count += table.num_rows
+    finally:
+        if writer is not None:
+            writer.close()
+    if count:
+        partial.replace(path)
+    return count
+
+
+def _tables(rows: Iterable[dict[str, Any]]) -> Iterator[Any]:
+    import pyarrow
+
+    batch: list[dict[str, Any]] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == ROWS_AT_ONCE:
+            yield pyarrow.Table.from_pylist(batch)
+            batch = []
+    if batch:
+        yield pyarrow.Table.from_pylist(batch)
+
+
+_WRITERS: dict[str, Callable[[Iterable[dict[str, Any]], Path], int]] = {
+    "jsonl": _write_jsonl,
+    "parquet": _write_parquet,
+}

@@ -1,0 +1,101 @@
+"""Keep evaluation questions out of the training rows.
+
+A model that was trained on the paragraphs of the questions that test it remembers them, and its
+score says nothing about other documents. A chunk is left out when it shares much of its text with
+a paragraph that answers an evaluation question; a row, when its question is such a question, word
+for word or nearly.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from components.errors import DataError
+from components.generate.text import normalized
+from components.records import Question, explain
+from components.rows import fault_at, read_rows
+
+WORDS_IN_A_ROW = 8
+LEAST_SHARE = 0.5
+"""Of the runs of 8 words of a chunk or a paragraph, whichever has fewer, that make it a leak."""
+
+LIKE_A_QUESTION = 90.0
+"""Percent of likeness, words in any order, that make two questions the same."""
+
+
+class LeakGuard:
+    """What must not be given away: evaluation questions and the paragraphs that answer them."""
+
+    def __init__(self, path: Path) -> None:
+        """Read a file in HotpotQA form.
+
+        Raises:
+            DataError: the file cannot be read, or holds no question; names the row or line.
+        """
+        self.questions: list[str] = []
+        self._exact: set[str] = set()
+        self._paragraphs: list[str] = []
+        self._runs: dict[int, list[int]] = {}
+        self._run_counts: list[int] = []
+        kind, rows = read_rows(path, hint="Check --eval-questions.")
+        for number, row in rows:
+            try:
+                question = Question.model_validate(row)
+            except ValidationError as error:
+                raise fault_at(path, kind, number, explain(error)) from None
+            self._add(question)
+        if not self.questions:
+            raise DataError("holds no question", path=path, hint="Check --eval-questions.")
+
+    def knows_context(self, text: str) -> bool:
+        """Whether a text holds much of a paragraph that answers a question, or the other way."""
+        words = normalized(text).split()
+        if not words:
+            return False
+        if len(words) < WORDS_IN_A_ROW:
+            inner = f" {' '.join(words)} "
+            return any(inner in paragraph for paragraph in self._paragraphs)
+        runs = _runs(words)
+        shared: Counter[int] = Counter()
+        for run in runs:
+            shared.update(self._runs.get(run, ()))
+        return any(
+            count >= LEAST_SHARE * min(len(runs), self._run_counts[paragraph])
+            for paragraph, count in shared.items()
+        )
+
+    def knows_question(self, question: str) -> bool:
+        """Whether a question is one of the evaluation, or very like one."""
+        from rapidfuzz import fuzz, process
+
+        words = normalized(question)
+        if words in self._exact:
+            return True
+        found = process.extractOne(
+            words, self.questions, scorer=fuzz.token_sort_ratio, score_cutoff=LIKE_A_QUESTION
+        )
+        return found is not None
+
+    def _add(self, question: Question) -> None:
+        words = normalized(question.question)
+        self.questions.append(words)
+        self._exact.add(words)
+        oracles = {title for title, _ in question.supporting_facts}
+        for title, sentences in question.context:
+            paragraph = normalized("".join(sentences))
+            if title not in oracles or not paragraph:
+                continue
+            runs = _runs(paragraph.split())
+            for run in runs:
+                self._runs.setdefault(run, []).append(len(self._paragraphs))
+            self._run_counts.append(len(runs))
+            self._paragraphs.append(f" {paragraph} ")
+
+
+def _runs(words: list[str]) -> set[int]:
+    """The runs of 8 words of a text, hashed; the text itself where it is shorter."""
+    return {
+        hash(" ".join(words[start : start + WORDS_IN_A_ROW]))
+        for start in range(max(1, len(words) - WORDS_IN_A_ROW + 1))
+    }

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Import, in each image, the libraries that it is there for; say versions and sizes. Build first
+# (the GPU images are 6 GB and more, so CI does without this):
+#
+#   make images && images/check.sh              # or: make images VARIANT=cpu && images/check.sh cpu
+set -euo pipefail
+cd "$(dirname "$0")/.."
+variant=${1:-gpu}
+tag=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
+if [ "$variant" != gpu ]; then tag=$tag-$variant; fi
+
+models="torch transformers peft accelerate bitsandbytes google.cloud.storage"
+declare -A libraries=(
+  [generate]="openai semantic_text_splitter sentencex google.cloud.storage"
+  [train]="$models datasets trl"
+  [quantize-check]="$models"
+  [eval]="$models lm_eval matplotlib jinja2"
+)
+if [ "$variant" = gpu ]; then libraries[eval]+=" vllm"; fi
+
+failed=0
+for stage in generate train quantize-check eval; do
+  image=raft-$stage:$tag
+  if ! size=$(docker image inspect --format '{{.Size}}' "$image"); then failed=1; continue; fi
+  echo "$image  $((size / 1000000)) MB"
+  for library in ${libraries[$stage]}; do
+    if said=$(docker run --rm --network none --read-only --tmpfs /tmp --cap-drop ALL \
+        --entrypoint python "$image" -c "
+import importlib
+print(getattr(importlib.import_module('$library'), '__version__', 'imported'))" 2>&1); then
+      echo "  $library $(tail -1 <<< "$said")"
+    else
+      failed=1
+      echo "  $library FAILED: $(tail -1 <<< "$said")"
+    fi
+  done
+done
+exit $failed
