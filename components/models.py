@@ -38,7 +38,8 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"--base-model {source}: its tokenizer cannot be loaded ({_first_line(error)})",
-            hint="The folder needs tokenizer.json and tokenizer_config.json.",
+            hint=_for_gated(source, error)
+            or "The folder needs tokenizer.json and tokenizer_config.json.",
         ) from None
     if not tokenizer.chat_template:
         raise ModelError(
@@ -280,8 +281,9 @@ def _load(source: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel
             raise
         raise ModelError(
             f"--base-model {source}: cannot be loaded ({_first_line(error)})",
-            hint="It needs config.json and weights in safetensors; a gated model needs HF_TOKEN "
-            "and its licence accepted on the hub.",
+            hint=_for_gated(source, error)
+            or "It needs config.json and weights in safetensors; a gated model needs HF_TOKEN and "
+            "its licence accepted on the hub.",
         ) from None
     model.eval()
     return model
@@ -339,6 +341,18 @@ def check_adapter(adapter: str) -> None:
         raise ModelError(
             f"--adapter {adapter}: adapter_config.json is not JSON ({error})"
         ) from None
+
+
+def _for_gated(source: str, error: BaseException) -> str:
+    """What to do about a hub model that this account may not read; "" if that is not the fault."""
+    text = str(error).lower()
+    if Path(source).is_dir() or not any(word in text for word in ("gated", "401", "403")):
+        return ""
+    return (
+        f"Accept the licence on the page of {source} on the hub, and set HF_TOKEN to a token of "
+        "that account; in a cluster: kubectl -n raft create secret generic raft-huggingface "
+        "--from-literal=token=TOKEN"
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -144,8 +144,8 @@ def plan(
 ) -> Plan:
     """What a training on the GPU of the config's profile takes."""
     gpu = profiles()[config.profile]
-    size = 4 if config.dtype == "float32" else 2
     full = config.method == "full"
+    size = 4 if config.dtype == "float32" or (full and config.dtype == "auto") else 2
     adapter = 0 if full else adapter_parameters(shape, config)
     parameters = shape.in_layers + shape.elsewhere
     trainable = parameters if full else adapter

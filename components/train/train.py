@@ -6,7 +6,6 @@ after another and keeps the adapter with the least validation loss. A run that i
 from its newest checkpoint when the same command is given again.
 """
 
-import hashlib
 import math
 import shutil
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from components import storage
 from components.errors import DataError
 from components.ledger import Ledger
-from components.models import load_tokenizer
+from components.models import fingerprint, load_tokenizer
 from components.progress import headline, say
 from components.records import SweepTrial, TrainingRecord, read_json
 from components.storage import seal, unseal, verify, write_json
@@ -206,24 +205,6 @@ def _inputs(config: TrainConfig) -> dict[str, str]:
     splits = [storage.checksum(dataset / f"{name}.jsonl") for name in ("train", "validation")]
     return {
         "dataset": " ".join(splits),
-        "base_model": _fingerprint(config.base_model),
+        "base_model": fingerprint(config.base_model),
         "processes": str(distributed.processes(config)),
     }
-
-
-def _fingerprint(source: str) -> str:
-    """A hub id as it is; a folder by its files' names, sizes and first megabytes.
-
-    Reading 16 GB to the end would take longer than it is worth: models differ from the first
-    weights on.
-    """
-    folder = Path(source)
-    if not folder.is_dir():
-        return source
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*")):
-        if path.name == "config.json" or path.suffix == ".safetensors":
-            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-            with path.open("rb") as file:
-                digest.update(file.read(4 << 20))
-    return digest.hexdigest()[:16]

@@ -235,6 +235,9 @@ def _model(config: TrainConfig) -> Any:
     if packs(config) and (flash := _flash_attention(config)):
         options["attn_implementation"] = flash
     dtype = choose_dtype(config.dtype)
+    if config.method == "full" and config.dtype == "auto":
+        # Small updates would be rounded away in 16 bits; the computation is in 16 all the same.
+        dtype = torch.float32
     model = load_model(config.base_model, dtype, in_4bit=config.load_in_4bit, **options)
     for module in model.modules():
         # On some CPUs bitsandbytes rearranges 4-bit weights at the first validation, for a kernel

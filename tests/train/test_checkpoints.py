@@ -20,7 +20,7 @@ from components.storage import MANIFEST, fetch, verify
 from components.train import train
 from components.train.checkpoints import Checkpoints
 from components.train.config import TrainConfig
-from pipelines.cli import run_stage
+from pipelines.cli import run_stage, run_step
 from tests.conftest import REPOSITORY
 from tests.gcs import Emulator, emulator
 
@@ -321,3 +321,36 @@ def test_a_folder_of_ones_own_keeps_what_else_is_in_it(
     (mine / "thesis.txt").write_text("precious", encoding="utf-8")
     train.run(config(world_dataset, demo_model, tmp_path / "out", checkpoints=str(mine)))
     assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("gs://root/raft/run/train/1/adapter", "gs://root/raft/run/train/1/adapter-checkpoints"),
+        ("/tmp/run/train/adapter", ""),
+    ],
+)
+def test_a_step_of_the_pipeline_has_its_checkpoints_beside_its_artifact(
+    uri: str,
+    expected: str,
+    tmp_path: Path,
+    gcs: Emulator,
+    world_adapter: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    def run(settings: TrainConfig) -> TrainingRecord:
+        seen.append(settings.checkpoints)
+        return read_json(world_adapter / "training.json", TrainingRecord)
+
+    monkeypatch.setattr(train, "run", run)
+    monkeypatch.setattr(train, "published", lambda _: pytest.fail("Kubeflow has not copied it yet"))
+    artifact = {"name": "adapter", "uri": uri, "type": {"schemaTitle": "system.Model"}}
+    message = tmp_path / "announced.json"
+    step = {"outputs": {"artifacts": {"adapter": {"artifacts": [artifact]}}}}
+    step["outputs"]["outputFile"] = str(message)
+    given = {"dataset": str(tmp_path), "base_model": "m", "output": str(tmp_path / "out")}
+    run_step(TrainConfig, dict(given), json.dumps(step))
+    assert seen == [expected]
+    assert uri in message.read_text(encoding="utf-8")
