@@ -58,6 +58,7 @@ def find_documents(source: Path) -> list[Path]:
         raise DataError("no such file or folder", path=source, hint="Check --documents.")
     if not source.is_dir():
         return [source]
+    next(source.iterdir(), None)  # says so where it may not be read, which rglob passes over
     files = [
         path
         for path in sorted(source.rglob("*"))
