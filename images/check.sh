@@ -11,28 +11,33 @@ if [ "$variant" != gpu ]; then tag=$tag-$variant; fi
 
 models="torch transformers peft accelerate bitsandbytes google.cloud.storage"
 declare -A libraries=(
-  [generate]="openai semantic_text_splitter sentencex google.cloud.storage"
+  [generate]="aiohttp semantic_text_splitter sentencex google.cloud.storage"
   [train]="$models datasets trl"
   [quantize-check]="$models"
   [eval]="$models lm_eval matplotlib jinja2"
 )
 if [ "$variant" = gpu ]; then libraries[eval]+=" vllm"; fi
 
+# One interpreter for all: what loads alone but not beside the others would fail the stage too.
+read -r -d '' try << 'EOF' || true
+import importlib, sys
+failed = False
+for name in sys.argv[1:]:
+    try:
+        said = getattr(importlib.import_module(name), "__version__", "imported")
+    except Exception as error:
+        failed, said = True, f"FAILED: {type(error).__name__}: {error}"
+    print(f"  {name} {said}", flush=True)
+sys.exit(failed)
+EOF
+
 failed=0
 for stage in generate train quantize-check eval; do
   image=raft-$stage:$tag
   if ! size=$(docker image inspect --format '{{.Size}}' "$image"); then failed=1; continue; fi
   echo "$image  $((size / 1000000)) MB"
-  for library in ${libraries[$stage]}; do
-    if said=$(docker run --rm --network none --read-only --tmpfs /tmp --cap-drop ALL \
-        --entrypoint python "$image" -c "
-import importlib
-print(getattr(importlib.import_module('$library'), '__version__', 'imported'))" 2>&1); then
-      echo "  $library $(tail -1 <<< "$said")"
-    else
-      failed=1
-      echo "  $library FAILED: $(tail -1 <<< "$said")"
-    fi
-  done
+  # shellcheck disable=SC2086 (the libraries are words)
+  docker run --rm --network none --read-only --tmpfs /tmp --cap-drop ALL --entrypoint python \
+    "$image" -c "$try" ${libraries[$stage]} || failed=1
 done
 exit $failed

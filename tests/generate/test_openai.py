@@ -290,6 +290,24 @@ def test_endpoint_and_model_are_needed(texts: Path, tmp_path: Path) -> None:
         generate.run(config(texts, tmp_path / "out", ""))
 
 
+def test_an_endpoint_without_a_scheme_is_named(texts: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--teacher-endpoint 'localhost:8000/v1': begins neither"):
+        generate.run(config(texts, tmp_path / "out", "localhost:8000/v1"))
+
+
+def test_half_a_character_in_a_reply_loses_nothing(texts: Path, tmp_path: Path) -> None:
+    def broken(body: dict[str, Any]) -> Answer:
+        answer = good(body)
+        answer.text = answer.text.replace(" so\n", " so \ud83d \ud83d\ude00\n")
+        return answer
+
+    with teacher_server(broken) as server:
+        report = generate.run(config(texts, tmp_path / "out", server.endpoint))
+    assert sum(report.rows.values()) == 10
+    row = next(read_jsonl(tmp_path / "out" / "train.jsonl", RaftRow))
+    assert "so ? \U0001f600" in row.cot_answer
+
+
 def test_a_page_instead_of_the_protocol(texts: Path, tmp_path: Path) -> None:
     class Page(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
