@@ -271,6 +271,8 @@ def _trainer_class() -> type["SFTTrainer"]:
             return iter(length_grouped(self.lengths, self.batch_size, shuffle))
 
     class AnswerTrainer(SFTTrainer):
+        logged = (time.monotonic(), 0)  # when the loss was last told, and the tokens until then
+
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             rows = self.train_dataset if train_dataset is None else train_dataset
             lengths = [len(ids) for ids in rows["input_ids"]]
@@ -321,7 +323,7 @@ def _trainer_class() -> type["SFTTrainer"]:
         def log(self, logs: dict[str, float], *args: Any, **named: Any) -> None:
             if "loss" in logs:
                 now, tokens = time.monotonic(), self.state.num_input_tokens_seen
-                then, before = getattr(self, "logged", (self.begun, self.tokens_before))
+                then, before = self.logged
                 logs["tokens_per_second"] = round((tokens - before) / max(now - then, 1e-9), 1)
                 logs["peak_memory_gib"] = round(peak_memory() / 2**30, 3)
                 self.logged = now, tokens
@@ -483,8 +485,8 @@ def _flow(
         def on_train_begin(
             self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any
         ) -> None:
-            self.started = trainer.begun = time.monotonic()
-            trainer.tokens_before = state.num_input_tokens_seen
+            self.started = time.monotonic()
+            trainer.logged = self.started, state.num_input_tokens_seen
             batches = len(train_dataloader)
             self.steps_per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
             if state.global_step % self.steps_per_epoch == 0:
