@@ -8,6 +8,7 @@ it. Values may arrive as text (Kubeflow hands every parameter over as text: `tru
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -17,6 +18,13 @@ from components.errors import ConfigError
 
 INPUT = "input"
 OUTPUT = "output"
+
+
+def beside(output: str, name: str) -> str:
+    """Where a stage keeps what an interrupted run has done: next to its output, `OUTPUT-name`."""
+    place = output.rstrip("/") if output.startswith("gs://") else Path(output).resolve()
+    return f"{place}-{name}"
+
 
 InputLocation = Annotated[str, INPUT]
 """A local path or a `gs://` URI that exists before the stage starts ("" = not given)."""

@@ -20,9 +20,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic.alias_generators import to_camel
 
+from components.config import beside
 from components.describe import as_markdown, as_page, describe, figures, page
 from components.errors import ConfigError, RaftError
 from components.ledger import Ledger
@@ -84,16 +85,23 @@ class Step(_Part):
 
     inputs: _Inputs = _Inputs()
     outputs: _Outputs
+    _output: str = PrivateAttr("")
 
     @classmethod
-    def parse(cls, text: str) -> "Step":
+    def parse(cls, text: str, output: str = "") -> "Step":
         """Read the executor input.
+
+        Args:
+            text: what Kubeflow passes.
+            output: the folder that the stage writes, which is one of the step's artifacts.
 
         Raises:
             ConfigError: the text is not what Kubeflow passes.
         """
         try:
-            return cls.model_validate_json(text)
+            step = cls.model_validate_json(text)
+            step._output = output
+            return step
         except ValidationError:
             raise ConfigError(
                 "--executor-input: not Kubeflow's description of a step",
@@ -106,15 +114,15 @@ class Step(_Part):
         if given:
             # Launchers differ in how many artifacts of a list they fetch; the URI has them all.
             return [_readable(artifact) for artifact in given]
-        return [_run_folder(self._artifacts()[0][1].uri, step)]
+        return [_run_folder(self._main().uri, step)]
 
     def beside(self, suffix: str) -> str:
         """A place beside the step's artifact that its next attempt finds again, or "".
 
         Retries of a step get the same artifacts; only gs:// outlives the pod.
         """
-        uri = self._artifacts()[0][1].uri
-        return f"{uri}-{suffix}" if uri.startswith(SCHEME) else ""
+        uri = self._main().uri
+        return beside(uri, suffix) if uri.startswith(SCHEME) else ""
 
     def announce(self, result: object, folder: Path) -> None:
         """Write what the run's page shows, then tell Kubeflow about every artifact."""
@@ -146,12 +154,18 @@ class Step(_Part):
             except BaseException as error:
                 now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
                 entry = ledger.entry().model_copy(update={"failed": _reason(error)})
-                location = f"{self._artifacts()[0][1].uri}/ledger.failed-{now}.json"
+                location = f"{self._main().uri}/ledger.failed-{now}.json"
                 try:
                     put(entry.model_dump_json(indent=2) + "\n", location)
                 except (RaftError, OSError) as obstacle:
                     say(f"  the account of this attempt is lost: {obstacle}")
                 raise
+
+    def _main(self) -> _Artifact:
+        """The artifact that the stage writes; pages and figures lie in others, in any order."""
+        artifacts = [artifact for _, artifact in self._artifacts()]
+        written = (found for found in artifacts if str(found.path) == self._output)
+        return next(written, artifacts[0])
 
     def _artifacts(self) -> list[tuple[str, _Artifact]]:
         return [

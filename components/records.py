@@ -147,6 +147,11 @@ class GenerationReport(Record):
     quotes: dict[str, int] = Field(default_factory=dict)
     shard: str = "1/1"
 
+    @property
+    def is_shard(self) -> bool:
+        """Whether it tells of a part of the chunks."""
+        return not self.shard.endswith("/1")
+
 
 # ---- train -------------------------------------------------------------------------------------
 

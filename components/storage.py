@@ -135,7 +135,8 @@ def checksum(path: Path) -> str:
 def unseal(folder: Path) -> None:
     """Mark an artifact as unfinished: it is about to be made or changed.
 
-    What a killed attempt left behind under hidden names is removed.
+    What the artifact before consisted of is removed, and what a killed attempt left behind under
+    hidden names.
 
     Raises:
         StorageError: the folder cannot be written, or holds something else than an artifact.
@@ -149,7 +150,12 @@ def unseal(folder: Path) -> None:
         for leftover in folder.glob(".*"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     write_json(folder / PARTIAL_MANIFEST, Manifest(files=[]))
-    (folder / MANIFEST).unlink(missing_ok=True)
+    if (folder / MANIFEST).exists():
+        # Nothing of the artifact before may end up in the next: a stale adapter would be loaded.
+        with suppress(DataError):
+            for entry in read_json(folder / MANIFEST, Manifest).files:
+                _inside(folder, entry.path).unlink(missing_ok=True)
+        (folder / MANIFEST).unlink()
 
 
 def seal(folder: Path, without: str = "") -> None:

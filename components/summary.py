@@ -25,6 +25,9 @@ from components.progress import headline, say
 from components.records import Evaluation, GenerationReport, QuantizationReport, TrainingRecord
 from components.storage import MANIFEST, atomic_write, find, seal, unseal, write_json
 
+CHECKPOINT = "run.json"
+"""Lies in the folders in which train keeps what an interrupted run has done."""
+
 SUMMARY, COMPARISON = "summary.md", "comparison.html"
 ORDER = ("generate", "train", "quantize-check", "eval")
 KINDS: dict[str, type[BaseModel]] = {
@@ -140,7 +143,14 @@ def read(folders: tuple[str, ...]) -> Found:
             texts |= dict(find(folder, _is_read))
         except StorageError as error:
             notes.append(f"{error} {error.hint}".strip())
-    sealed = {path.rpartition("/")[0] for path in texts if PurePosixPath(path).name == MANIFEST}
+    names: dict[str, set[str]] = defaultdict(set)
+    for path in texts:
+        folder, _, name = path.rpartition("/")
+        names[folder].add(name)
+    # A checkpoint is sealed too, and is no result.
+    sealed = {
+        folder for folder, held in names.items() if MANIFEST in held and CHECKPOINT not in held
+    }
     records: dict[str, BaseModel] = {}
     accounts: list[tuple[int, str, LedgerEntry]] = []
     for path, text in sorted(texts.items(), key=lambda item: _place(item[0])):
@@ -155,6 +165,14 @@ def read(folders: tuple[str, ...]) -> Found:
                 notes.append(f"{path} is not a {KINDS[name].__name__}.")
             else:
                 records[path] = record
+    reports = [found for found in records.values() if isinstance(found, GenerationReport)]
+    if not all(report.is_shard for report in reports):
+        # The shards that were merged are told by their accounts alone.
+        records = {
+            path: found
+            for path, found in records.items()
+            if not (isinstance(found, GenerationReport) and found.is_shard)
+        }
     # A failed attempt's name carries its time, and sorts before the one that succeeded.
     accounts.sort(key=_attempts_first)
     last = {path.rpartition("/")[0]: entry for _, path, entry in accounts}
@@ -163,7 +181,9 @@ def read(folders: tuple[str, ...]) -> Found:
 
 
 def _is_read(name: str) -> bool:
-    return name in KINDS or name in (LEDGER, MANIFEST) or name.startswith("ledger.failed-")
+    return (
+        name in KINDS or name in (LEDGER, MANIFEST, CHECKPOINT) or name.startswith("ledger.failed-")
+    )
 
 
 def _place(path: str) -> tuple[int, str]:

@@ -143,7 +143,7 @@ def run_step(kind: type[Settings], given: dict[str, object], executor_input: str
     """Run one stage as a step of Kubeflow, and show there what it found."""
     from components.kubeflow import Step
 
-    step = Step.parse(executor_input)
+    step = Step.parse(executor_input, str(given.get("output", "")))
     if kind.stage in READ_BY_STEP:
         given[READ_BY_STEP[kind.stage]] = tuple(step.folders_to_read(kind.stage))
     with step.accounted(kind.stage) if kind.stage in STAGES else nullcontext():

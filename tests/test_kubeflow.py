@@ -133,8 +133,11 @@ def test_what_is_not_from_kubeflow_is_refused(text: str) -> None:
         Step.parse(text)
 
 
-def test_what_an_attempt_keeps_lies_in_the_bucket_beside_the_artifact(tmp_path: Path) -> None:
-    text = executor_input(tmp_path, dataset="Dataset")
-    assert Step.parse(text).beside("responses") == "", "a folder of the pod is lost with it"
-    found = Step.parse(text.replace(str(tmp_path), "gs://bucket/root")).beside("responses")
+def test_what_an_attempt_keeps_lies_in_the_bucket_beside_what_it_writes(tmp_path: Path) -> None:
+    # Kubeflow hands the artifacts over in the order of their names.
+    text = executor_input(tmp_path, card="Markdown", dataset="Dataset")
+    here = str(tmp_path / "step" / "dataset")
+    assert Step.parse(text, here).beside("responses") == "", "a folder of the pod is lost with it"
+    there = text.replace(str(tmp_path), "gs://bucket/root")
+    found = Step.parse(there, "/gcs/bucket/root/step/dataset").beside("responses")
     assert found == "gs://bucket/root/step/dataset-responses"

@@ -110,6 +110,16 @@ def test_an_unfinished_artifact_is_refused(tmp_path: Path) -> None:
     assert not (folder / PARTIAL_MANIFEST).exists()
 
 
+def test_nothing_of_an_artifact_is_left_in_the_next(tmp_path: Path) -> None:
+    folder = artifact(tmp_path / "artifact")
+    (folder / "unlisted").write_text("a checkpoint", encoding="utf-8")
+    before = [entry["path"] for entry in json.loads((folder / MANIFEST).read_text())["files"]]
+    assert before
+    unseal(folder)
+    assert not any((folder / name).exists() for name in before)
+    assert (folder / "unlisted").exists(), "what an interrupted run keeps is not of the artifact"
+
+
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "id_rsa").write_text("secret", encoding="utf-8")
     (tmp_path / "id_rsa").chmod(0o600)

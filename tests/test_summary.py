@@ -181,6 +181,29 @@ def test_nothing_to_read_is_a_sentence(status: str, tmp_path: Path) -> None:
     assert ("**Cancelled.**" in text) is ("CANCELLED" in status)
 
 
+def test_what_an_interrupted_training_kept_is_no_result(tmp_path: Path) -> None:
+    artifact(tmp_path / "run" / "adapter", "train", training=trained(8))
+    kept = tmp_path / "run" / "adapter-checkpoints" / "1" / "finished"
+    kept.mkdir(parents=True)
+    (kept / "run.json").write_text("{}", encoding="utf-8")
+    artifact(kept, "train", training=trained(4))
+    text, account = sum_up(tmp_path / "run", '{"state": "SUCCEEDED"}')
+    assert text.count("## train") == 1
+    assert len(account.stages) == 1
+
+
+def test_shards_that_were_merged_are_told_by_their_accounts(tmp_path: Path) -> None:
+    for number in (1, 2):
+        report = GENERATED.model_copy(update={"shard": f"{number}/2"})
+        artifact(tmp_path / "run" / f"part-{number}", "generate", report=report)
+    text, _ = sum_up(tmp_path / "run", '{"state": "FAILED"}')
+    assert text.count("## generate") == 2, "before they are merged, they are all there is"
+    artifact(tmp_path / "run" / "merged", "merge", report=GENERATED)
+    text, account = sum_up(tmp_path / "run", '{"state": "SUCCEEDED"}')
+    assert text.count("## generate") == 1
+    assert [entry.stage for entry in account.stages].count("generate") == 2
+
+
 def test_a_record_of_another_version_is_named(tmp_path: Path) -> None:
     folder = artifact(tmp_path / "a", "generate", report=GENERATED)
     (folder / "report.json").write_text('{"rows": 1}')

@@ -82,7 +82,6 @@ def ask_arms(
             _generate(engine, models, config, ids, kept)
             for arm, model in models.items():
                 runs[arm.name] = _judge(arm, model, asked, tokenizer, ids, kept)
-    kept.remove()
     return [runs[arm.name] for arm in variants]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from components.config import InputLocation, NumberList, StageConfig, TextList, option
+from components.config import InputLocation, NumberList, StageConfig, TextList, beside, option
 from components.errors import DataError
 from components.records import Oracle
 
@@ -116,9 +116,9 @@ class EvalConfig(StageConfig):
     def _partial_beside_the_output(cls, values: Any) -> Any:
         # Here, because a stage sees a local folder in place of a gs:// output.
         if isinstance(values, dict) and not values.get("partial"):
-            output = str(values.get("output", "")).rstrip("/")
+            output = str(values.get("output", ""))
             if output.startswith("gs://"):
-                return values | {"partial": f"{output}-partial"}
+                return values | {"partial": beside(output, "partial")}
         return values
 
     @field_validator("arms")

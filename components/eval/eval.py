@@ -12,7 +12,7 @@ from pathlib import Path
 
 from components import progress
 from components.eval import figure, findings, report
-from components.eval.arms import ArmRun, ask_arms
+from components.eval.arms import PARTIAL, ArmRun, ask_arms
 from components.eval.config import EvalConfig
 from components.eval.engines import choose_engine, group_arms
 from components.eval.questions import AskedQuestion, choose_questions, show
@@ -79,6 +79,8 @@ def run(config: EvalConfig) -> Evaluation:
             file.write(report.render(evaluation, samples, quantization, accounts))
         with atomic_write(output / MARKDOWN) as file:
             file.write(report.render_markdown(evaluation, quantization, accounts))
+    # Only now: what comes after the last generation can fail too, and costs little to repeat.
+    (output / PARTIAL).unlink()
     seal(output)
     for sentence in (*evaluation.warnings, findings.verdict(evaluation)):
         progress.say(f"  {sentence}")

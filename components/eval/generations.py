@@ -79,6 +79,8 @@ class Generations:
         self.seconds: dict[str, float] = {}
         self.weight_bytes: dict[str, int | None] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
+        if self.copy and not copies.startswith(storage.SCHEME):
+            Path(copies).mkdir(parents=True, exist_ok=True)
         if self.copy and not path.exists():
             for _, text in storage.find(copies, path.name.__eq__):
                 with storage.atomic_write(path) as file:
@@ -130,8 +132,3 @@ class Generations:
         if not self.file.closed:
             self.file.close()
             self._copy()
-
-    def remove(self) -> None:
-        """Delete the file: its content has gone into the artifact. A copy stays."""
-        self.close()
-        self.path.unlink()

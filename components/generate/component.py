@@ -61,7 +61,7 @@ def generate(
         min_chunk_tokens: Chunks with fewer tokens are left out.
         tokenizer: What counts those tokens: an OpenAI model name, or a tokenizer folder.
         max_chunks: Ask about at most this many chunks, sampled by seed; 0 asks about all.
-        teacher: extractive (rules, no cost), openai (a chat endpoint) or vllm (in the step).
+        teacher: extractive (rules, no model, no cost) or openai (a chat endpoint).
         teacher_endpoint: Base URL of the chat endpoint, such as http://teacher:8000/v1.
         teacher_model: Name of the model at that endpoint.
         teacher_concurrency: Requests to the endpoint under way at once.

@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import PrivateAttr
 
-from components.config import InputLocation, StageConfig, option
+from components.config import InputLocation, StageConfig, beside, option
 
 
 class GenerateConfig(StageConfig):
@@ -148,7 +148,7 @@ class GenerateConfig(StageConfig):
 
     def model_post_init(self, context: Any, /) -> None:
         """Remember where the output lies, before storage puts a local folder in its place."""
-        self._responses_beside = f"{self.output.rstrip('/')}.responses"
+        self._responses_beside = beside(self.output, "responses")
 
     @property
     def responses_location(self) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from components.errors import ConfigError, DataError, ModelError
+from components.errors import DataError, ModelError, OutOfMemory
 from components.ledger import Ledger, peak_memory, stopwatch
 from components.models import (
     check_head_is_untied,
@@ -48,7 +48,7 @@ def run(config: QuantizeCheckConfig) -> QuantizationReport:
     """Write `quantization.json` and `ledger.json`, and `model/` where an export is asked for.
 
     Raises:
-        ConfigError: the memory cannot hold both models.
+        OutOfMemory: the memory cannot hold both models.
         DataError: the dataset or adapter is missing or damaged, or there is no validation row.
         ModelError: the base model or the adapter cannot be used.
     """
@@ -70,7 +70,7 @@ def run(config: QuantizeCheckConfig) -> QuantizationReport:
             try:
                 report = _compare(config, tokenizer, rows, merged)
             except torch.OutOfMemoryError:
-                raise ConfigError(
+                raise OutOfMemory(
                     "the GPU's memory cannot hold the model in 16 and in 4 bits at once",
                     hint="An 8B model needs about 24 GB for both, and 32 GB while the adapter is "
                     "merged. Take a larger GPU (k8s/overlays), or lower --max-tokens.",

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
-from components.config import InputLocation, ObjectList, StageConfig, TextList, option
+from components.config import InputLocation, ObjectList, StageConfig, TextList, beside, option
 
 SWEPT = (
     "rank",
@@ -190,9 +190,9 @@ class TrainConfig(StageConfig):
     def _checkpoints_beside_the_output(cls, values: Any) -> Any:
         """Derived here, because a stage is handed a local folder for a gs:// output."""
         if isinstance(values, dict) and not values.get("checkpoints"):
-            output = str(values.get("output", "")).rstrip("/")
+            output = str(values.get("output", ""))
             if output.startswith("gs://"):
-                return values | {"checkpoints": f"{output}-checkpoints"}
+                return values | {"checkpoints": beside(output, "checkpoints")}
         return values
 
     @field_validator("sweep")

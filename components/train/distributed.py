@@ -88,8 +88,14 @@ def fit(
             error = RaftError(failure.problem, hint=failure.hint)
             error.exit_code = failure.exit_code
             raise error
+        code = code if code >= 0 else 128 - code
+        if code == 128 + signal.SIGTERM:
+            sys.exit(code)
         if code:
-            sys.exit(code if code > 0 else 128 - code)
+            raise RaftError(
+                f"a worker ended with exit code {code}",
+                hint="Its last words are in the log above; 137 is a kill for lack of memory.",
+            )
     return read_json(checkpoints.folder / FINISHED / "training.json", TrainingRecord)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from components import storage
-from components.errors import DataError
+from components.errors import ConfigError, DataError
 from components.ledger import Ledger
 from components.models import fingerprint, load_tokenizer
 from components.progress import headline, say
@@ -69,8 +69,11 @@ def run(config: TrainConfig) -> TrainingRecord:
             file.write(write_page(record))
     seal(output, without=CHECKPOINTS)
     for checkpoints in _places(config):
-        if not checkpoints.remote:  # the others stay until the adapter has arrived as well
+        if not checkpoints.remote:
             checkpoints.discard()
+    # What is also in a bucket stays there until the adapter has arrived as well; Kubeflow would
+    # make what is left in the folder a part of the artifact.
+    shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
     loss = record.validation_loss
     say(
         f"  {record.rows_train} rows, {record.steps} steps, "
@@ -181,6 +184,12 @@ def _places(config: TrainConfig) -> list[Checkpoints]:
     """Where the checkpoints of each setting lie."""
     local, remote = Path(config.output) / CHECKPOINTS, config.checkpoints
     if not remote.startswith(storage.SCHEME):
+        given = Path(remote or local).resolve()
+        if given != local.resolve() and Path(config.output).resolve() in (given, *given.parents):
+            raise ConfigError(
+                f"--checkpoints {remote}: lies in --output, whose files all become the adapter",
+                hint=f"Leave it out, for {CHECKPOINTS}/ there, or give a folder elsewhere.",
+            )
         local, remote = Path(remote or local), ""
     return [
         Checkpoints(

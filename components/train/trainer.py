@@ -151,7 +151,10 @@ def _less_memory(config: TrainConfig) -> str:
     elif not config.load_in_4bit:
         steps.append("--load-in-4bit true")
     steps.append("a lower --max-tokens or --rank")
-    return f"In this order: {'; '.join(steps)}. `raft plan` says what fits a GPU."
+    return (
+        f"In this order: {'; '.join(steps)}. Add --fresh true: checkpoints of other settings are "
+        "not resumed. `raft plan` says what fits a GPU."
+    )
 
 
 def free() -> None:
@@ -520,8 +523,8 @@ def _flow(
                 return
             raise ConfigError(
                 f"training diverged: {reason} at step {state.global_step}",
-                hint="Lower --learning-rate, or raise --warmup-ratio; --stop-on-divergence false "
-                "would have gone on.",
+                hint="Lower --learning-rate, or raise --warmup-ratio, and add --fresh true; "
+                "--stop-on-divergence false would have gone on.",
             )
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -67,6 +67,11 @@ def engine() -> Iterator[str]:
         finally:
             daemon.terminate()
             daemon.wait(timeout=60)
+            # The network namespace of containers on the machine's network stays mounted.
+            mounts = Path("/proc/self/mounts").read_text().splitlines()
+            for place in (line.split()[1] for line in reversed(mounts)):
+                if place.startswith(folder):
+                    subprocess.run(["umount", place], check=True)
 
 
 def docker(address: str, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:

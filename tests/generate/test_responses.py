@@ -86,12 +86,12 @@ def test_pieces_are_published_while_a_run_goes_on(
     gcs: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(responses, "PIECE_SECONDS", 0.0)
-    location = "gs://bucket/run/dataset.responses"
+    location = "gs://bucket/run/dataset-responses"
     with Responses(location) as kept:
         for number in range(3):
             kept.put(replace(REQUEST, seed=number), Reply(text=str(number)))
         kept._uploads[0].result()
-        assert gcs.names("run/dataset.responses/"), "nothing is published before the end"
+        assert gcs.names("run/dataset-responses/"), "nothing is published before the end"
     with Responses(location) as kept:
         assert len(kept) == 3 and kept.get(replace(REQUEST, seed=2)).text == "2"
         kept.put(replace(REQUEST, seed=3), Reply(text="3"))
@@ -131,10 +131,10 @@ def test_a_second_run_pays_for_nothing_and_a_changed_one_for_all(
 def test_responses_lie_beside_the_output_unless_told(texts: Path, tmp_path: Path) -> None:
     with teacher_server() as server:
         generate.run(settings(texts, tmp_path / "out", server))
-    assert list((tmp_path / "out.responses").glob("*.responses.jsonl"))
+    assert list((tmp_path / "out-responses").glob("*.responses.jsonl"))
     config = GenerateConfig(documents="d", output="gs://bucket/run/dataset/")
     local = config.model_copy(update={"output": "/tmp/x/dataset"})
-    assert local.responses_location == "gs://bucket/run/dataset.responses"
+    assert local.responses_location == "gs://bucket/run/dataset-responses"
 
 
 def test_killed_and_finished_gives_the_same_bytes(texts: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -200,7 +201,9 @@ def test_checkpoints_reach_the_bucket_while_training_goes_on(
     monkeypatch.setattr("tempfile.tempdir", None)
     run_stage(settings)
     said = capsys.readouterr().err
-    assert "going on after step 4" in said and "going on after step 5" in said
+    # A kill in the fifth step finds the checkpoint of step 4 in the bucket, or still on its way.
+    after = [int(step) for step in re.findall(r"going on after step (\d+)", said)]
+    assert after in ([4, 5], [2, 3])
     fetch("gs://bucket/run/adapter", tmp_path / "fetched")
     same_result(tmp_path / "fetched", uninterrupted)
     assert not gcs.names("run/adapter-checkpoints"), "the adapter has arrived, so they can go"
