@@ -10,6 +10,7 @@ split becomes one file named after it, so `datasets.load_dataset` reads the fold
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,10 +19,10 @@ from pydantic import ValidationError
 
 from components.answers import find_answer
 from components.config import InputLocation, Settings, option
-from components.errors import DataError
+from components.errors import DataError, MissingDependencyError, StorageError
 from components.progress import headline, say
 from components.records import RaftRow, explain, read_jsonl
-from components.storage import atomic_write, seal, unseal, verify
+from components.storage import MANIFEST, atomic_write, seal, unseal, verify
 
 PUBLISHED = (
     "id", "type", "question", "context", "oracle_context", "cot_answer", "instruction",
@@ -49,6 +50,13 @@ class ExportConfig(Settings):
     system_prompt: str = option(
         "", help="System message of every chat, with --format chat.", group="Format"
     )
+    push_to_hub: str = option(
+        "",
+        pattern=r"^([\w.-]+/[\w.-]+)?$",
+        help="Publish the files as this dataset of the Hugging Face hub, such as me/my-rows; a new "
+        "one is private. The token is read from HF_TOKEN.",
+        group="Output",
+    )
 
 
 def run(config: ExportConfig) -> dict[str, int]:
@@ -56,6 +64,7 @@ def run(config: ExportConfig) -> dict[str, int]:
 
     Raises:
         DataError: there is no such dataset, or a row of it is malformed.
+        StorageError: the hub does not take the files, which lie in the output all the same.
     """
     source, output = Path(config.dataset), Path(config.output)
     headline("export", f"{source} → {output} ({config.format}, {config.type})")
@@ -71,7 +80,36 @@ def run(config: ExportConfig) -> dict[str, int]:
         raise DataError("holds no row", path=source)
     seal(output)
     say(f"  {', '.join(f'{count} {split}' for split, count in counts.items())} rows")
+    if config.push_to_hub:
+        say(f"  published at {_push(output, config.push_to_hub)}")
     return counts
+
+
+def _push(folder: Path, repository: str) -> str:
+    """Commit the files to a dataset of the hub, made private where it is new; its address."""
+    try:
+        from huggingface_hub import HfApi
+    except ImportError:
+        raise MissingDependencyError(
+            "--push-to-hub needs the hub's client", hint="pip install huggingface_hub"
+        ) from None
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ.get("HF_TOKEN"))
+    try:
+        made = api.create_repo(repository, repo_type="dataset", private=True, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository,
+            repo_type="dataset",
+            folder_path=folder,
+            ignore_patterns=[MANIFEST],
+            commit_message="RAFT rows",
+        )
+    except Exception as error:  # noqa: BLE001 (the client's transport has errors of its own)
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise StorageError(
+            f"--push-to-hub {repository}: {first}",
+            hint="Is HF_TOKEN set to a token that may write there? The files lie in --output.",
+        ) from None
+    return str(made)
 
 
 def read_rows(path: Path) -> Iterator[RaftRow]:

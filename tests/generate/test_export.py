@@ -1,4 +1,11 @@
+import base64
 import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -9,6 +16,7 @@ from components.generate.config import GenerateConfig
 from components.generate.export import PUBLISHED, ExportConfig, read_rows
 from components.records import RaftRow, read_jsonl
 from components.storage import verify
+from tests.conftest import REPOSITORY
 
 
 @pytest.fixture
@@ -93,3 +101,90 @@ def test_what_holds_no_rows_is_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=complaint):
             exported(tmp_path / name, tmp_path / "out", "hf", "jsonl")
+
+
+class Hub:
+    """The calls of the hub's client that publish files, answered as the hub answers them."""
+
+    def __init__(self) -> None:
+        self.private: bool | None = None
+        self.files: dict[str, bytes] = {}
+        self.tokens: set[str] = set()
+        self.refuses = False
+
+    def answer(self, path: str, body: bytes, token: str) -> tuple[int, dict[str, object]]:
+        self.tokens.add(token)
+        if self.refuses:
+            return 403, {"error": "You don't have the rights to create a dataset here"}
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            self.private = asked.get("visibility") == "private" or asked.get("private", False)
+            return 200, {"url": f"{self.url}/datasets/me/rows"}
+        if path == "/api/datasets/me/rows/preupload/main":
+            files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                     for file in json.loads(body)["files"]]  # fmt: skip
+            return 200, {"files": files}
+        assert path == "/api/datasets/me/rows/commit/main", path
+        for line in body.splitlines():
+            entry = json.loads(line)
+            if entry["key"] == "file":
+                self.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+        return 200, {"commitUrl": f"{self.url}/datasets/me/rows/commit/1", "commitOid": "1"}
+
+    url = ""
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    found = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            code, value = found.answer(
+                self.path.partition("?")[0], body, self.headers.get("Authorization", "")
+            )
+            text = json.dumps(value).encode()
+            self.send_response(code)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        found.url = f"http://127.0.0.1:{server.server_address[1]}"
+        yield found
+        server.shutdown()
+
+
+def push(dataset: Path, output: Path, hub: Hub) -> "subprocess.CompletedProcess[str]":
+    # A process of its own: the client reads HF_HUB_OFFLINE, which tests set, when it is imported.
+    return subprocess.run(
+        [sys.executable, "-m", "pipelines", "export", "--dataset", dataset, "--output", output,
+         "--push-to-hub", "me/rows"],
+        env=os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_s3cret"},
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_rows_are_published_on_the_hub(dataset: Path, tmp_path: Path, hub: Hub) -> None:
+    done = push(dataset, tmp_path / "out", hub)
+    assert done.returncode == 0, done.stderr
+    assert set(hub.files) == {"train.jsonl", "validation.jsonl"}
+    assert hub.files["train.jsonl"] == (tmp_path / "out" / "train.jsonl").read_bytes()
+    assert hub.private is True
+    assert hub.tokens == {"Bearer hf_s3cret"}
+    assert f"published at {hub.url}/datasets/me/rows" in done.stderr
+
+
+def test_a_hub_that_refuses(dataset: Path, tmp_path: Path, hub: Hub) -> None:
+    hub.refuses = True
+    done = push(dataset, tmp_path / "out", hub)
+    assert done.returncode == 2
+    assert "--push-to-hub me/rows: " in done.stderr and "HF_TOKEN" in done.stderr
+    assert "hf_s3cret" not in done.stderr + done.stdout and "Traceback" not in done.stderr
+    verify(tmp_path / "out", "--dataset")
