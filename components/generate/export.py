@@ -103,7 +103,7 @@ def _push(folder: Path, repository: str) -> str:
             ignore_patterns=[MANIFEST],
             commit_message="RAFT rows",
         )
-    except Exception as error:
+    except Exception as error:  # its transport has errors of its own, and changes names
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StorageError(
             f"--push-to-hub {repository}: {first}",
