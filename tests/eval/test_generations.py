@@ -51,8 +51,8 @@ def test_whole_batches_are_kept_and_a_torn_line_is_cut_off(tmp_path: Path, tail:
     assert again.seconds == {"m": 3.0} and again.weight_bytes == {"m": 7}
     again.add(batch("d"))
     assert path.read_bytes() == whole + batch("d").model_dump_json().encode() + b"\n"
-    again.remove()
-    assert not path.exists()
+    again.close()
+    assert path.exists(), "it is deleted when what is made of it is on the disk"
 
 
 def test_a_key_stands_for_model_and_prompt() -> None:

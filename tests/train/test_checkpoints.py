@@ -202,8 +202,8 @@ def test_checkpoints_reach_the_bucket_while_training_goes_on(
     run_stage(settings)
     said = capsys.readouterr().err
     # A kill in the fifth step finds the checkpoint of step 4 in the bucket, or still on its way.
-    after = [int(step) for step in re.findall(r"going on after step (\d+)", said)]
-    assert after in ([4, 5], [2, 3])
+    first, second = map(int, re.findall(r"going on after step (\d+)", said))
+    assert first in (2, 4) and second > first
     fetch("gs://bucket/run/adapter", tmp_path / "fetched")
     same_result(tmp_path / "fetched", uninterrupted)
     assert not gcs.names("run/adapter-checkpoints"), "the adapter has arrived, so they can go"
