@@ -138,6 +138,6 @@ def test_what_an_attempt_keeps_lies_in_the_bucket_beside_what_it_writes(tmp_path
     text = executor_input(tmp_path, card="Markdown", dataset="Dataset")
     here = str(tmp_path / "step" / "dataset")
     assert Step.parse(text, here).beside("responses") == "", "a folder of the pod is lost with it"
-    there = text.replace(str(tmp_path), "gs://bucket/root")
-    found = Step.parse(there, "/gcs/bucket/root/step/dataset").beside("responses")
-    assert found == "gs://bucket/root/step/dataset-responses"
+    there = text.replace(str(tmp_path), "gs://bucket/top")
+    found = Step.parse(there, "/gcs/bucket/top/step/dataset").beside("responses")
+    assert found == "gs://bucket/top/step/dataset-responses"

@@ -329,7 +329,10 @@ def test_a_folder_of_ones_own_keeps_what_else_is_in_it(
 @pytest.mark.parametrize(
     ("uri", "expected"),
     [
-        ("gs://root/raft/run/train/1/adapter", "gs://root/raft/run/train/1/adapter-checkpoints"),
+        (
+            "gs://pipelines/raft/run/train/1/adapter",
+            "gs://pipelines/raft/run/train/1/adapter-checkpoints",
+        ),
         ("/tmp/run/train/adapter", ""),
     ],
 )
