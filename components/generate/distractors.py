@@ -1,7 +1,10 @@
 """Choose the chunks that are shown beside an oracle, and where among them it stands."""
 
+import itertools
 import random
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from components.errors import ConfigError
@@ -11,6 +14,9 @@ from components.records import Chunk
 
 MOST_DRAWS = 200  # for one row, when chunk after chunk holds the answer
 SPARE_HITS = 24  # of a search, beyond those wanted: for those that hold the answer
+MOST_MATCHES = 100_000  # of the words of one search, in all chunks together
+BLOCK_BYTES = 256_000_000  # of text in one block of the index
+FIELD = "text"
 
 
 class Chunks(Protocol):
@@ -118,24 +124,72 @@ def _plain(text: str) -> str:
 class Search:
     """The chunks whose words fit a question best: BM25 (Robertson and Zaragoza 2009).
 
-    Its index lies in memory, and a search looks at every chunk that shares a word.
+    The index lies on disk, in blocks that count words for themselves. Of a question's words the
+    rarest are looked up, as many as stand in `MOST_MATCHES` chunks together: so a search takes no
+    longer in a larger corpus.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        import bm25s
+        import tantivy
 
-        self._tokenize = bm25s.tokenize
-        self._index: Any = bm25s.BM25()
-        tokens = self._tokenize(list(texts), stopwords="en", show_progress=False)
-        self._size = len(tokens.ids)
-        self._index.index(tokens, show_progress=False)
+        self._tantivy = tantivy
+        language = tantivy.Filter.stopword("english"), tantivy.Filter.stemmer("english")
+        analyzer = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple())
+        for each in (tantivy.Filter.remove_long(64), tantivy.Filter.lowercase(), *language):
+            analyzer = analyzer.filter(each)
+        self._analyzer = analyzer.build()
+        schema = tantivy.SchemaBuilder()
+        schema.add_text_field(FIELD, tokenizer_name=FIELD, index_option="freq")
+        self._schema = schema.build()
+        self._folder = tempfile.TemporaryDirectory(prefix="raft-search-")
+        self._blocks: list[tuple[int, Any]] = []  # the first chunk's number, and its searcher
+        numbered = enumerate(texts)
+        for first, text in numbered:
+            self._blocks.append((first, self._block(first, text, numbered)))
+
+    def _block(self, first: int, text: str, following: Iterator[tuple[int, str]]) -> Any:
+        """Index `text` and those that follow, until the block is full.
+
+        One thread and memory enough for the block make one segment, in which chunks that score
+        the same come in the corpus's order, in every run.
+        """
+        folder = Path(self._folder.name) / str(first)
+        folder.mkdir()
+        index = self._tantivy.Index(self._schema, path=str(folder))
+        index.register_tokenizer(FIELD, self._analyzer)
+        writer = index.writer(heap_size=15 * BLOCK_BYTES, num_threads=1)
+        size = len(text)
+        writer.add_document(self._tantivy.Document(**{FIELD: text}))
+        while size < BLOCK_BYTES and (more := next(following, None)):
+            size += len(more[1])
+            writer.add_document(self._tantivy.Document(**{FIELD: more[1]}))
+        writer.commit()
+        writer.wait_merging_threads()
+        index.reload()
+        return index.searcher()
 
     def best(self, question: str, wanted: int) -> list[int]:
         """Numbers of the best chunks that share a word with the question, best first."""
-        tokens = self._tokenize([question], stopwords="en", show_progress=False)
-        if not tokens.vocab:
-            return []
-        numbers, scores = self._index.retrieve(
-            tokens, k=min(self._size, wanted + SPARE_HITS), show_progress=False
+        query = self._tantivy.Query.boolean_query(
+            [(self._tantivy.Occur.Should, word) for word in self._rarest(question)]
         )
-        return [int(n) for n, score in zip(numbers[0], scores[0], strict=True) if score > 0]
+        found = [
+            (-score, first + hit.doc)
+            for first, searcher in self._blocks
+            for score, hit in searcher.search(query, wanted + SPARE_HITS, count=False).hits
+        ]
+        return [number for _, number in sorted(found)[: wanted + SPARE_HITS]]
+
+    def _rarest(self, question: str) -> list[Any]:
+        """Queries for the words of a question that stand in few chunks; at least for one word."""
+        matches = {
+            word: sum(searcher.doc_freq(FIELD, word) for _, searcher in self._blocks)
+            for word in self._analyzer.analyze(question)
+        }
+        rarest = sorted(filter(matches.get, matches), key=lambda word: (matches[word], word))
+        total = itertools.accumulate(matches[word] for word in rarest)
+        return [
+            self._tantivy.Query.term_query(self._schema, FIELD, word, index_option="freq")
+            for place, (word, so_far) in enumerate(zip(rarest, total, strict=True))
+            if so_far <= MOST_MATCHES or not place
+        ]

@@ -69,16 +69,16 @@ class LeakGuard:
         """Whether a question is one of the evaluation, or very like one."""
         from rapidfuzz import fuzz, process
 
-        words = normalized(question)
+        words = _in_order(question)
         if words in self._exact:
             return True
         found = process.extractOne(
-            words, self.questions, scorer=fuzz.token_sort_ratio, score_cutoff=LIKE_A_QUESTION
+            words, self.questions, scorer=fuzz.ratio, score_cutoff=LIKE_A_QUESTION
         )
         return found is not None
 
     def _add(self, question: Question) -> None:
-        words = normalized(question.question)
+        words = _in_order(question.question)
         self.questions.append(words)
         self._exact.add(words)
         oracles = {title for title, _ in question.supporting_facts}
@@ -91,6 +91,11 @@ class LeakGuard:
                 self._runs.setdefault(run, []).append(len(self._paragraphs))
             self._run_counts.append(len(runs))
             self._paragraphs.append(f" {paragraph} ")
+
+
+def _in_order(question: str) -> str:
+    """The words of a question, sorted: questions are alike whatever the order of their words."""
+    return " ".join(sorted(normalized(question).split()))
 
 
 def _runs(words: list[str]) -> set[int]:
