@@ -5,6 +5,7 @@ millions of chunks need no more memory than thousands.
 """
 
 import mmap
+import re
 import tempfile
 from array import array
 from collections import Counter
@@ -23,6 +24,8 @@ from components.records import ANSWER_MARKER, QUOTE_BEGIN, QUOTE_END, Chunk
 
 MARKS = (QUOTE_BEGIN, QUOTE_END, ANSWER_MARKER, "<DOCUMENT>", "</DOCUMENT>")
 """A chunk that holds one of these would end a quote, an answer or a document too early."""
+
+HEADINGS = re.compile(r"(\s*#{1,6} .*(\n|$))+")
 
 NAMED = 100  # bad documents that the report names
 
@@ -131,6 +134,8 @@ def _note(
 def _unfit(chunk: Chunk, guard: LeakGuard | None) -> str:
     if any(mark in chunk.text for mark in MARKS):
         return "holds one of RAFT's own marks"
+    if HEADINGS.fullmatch(chunk.text):
+        return "only a heading"
     if guard is not None and guard.knows_context(chunk.text):
         return "gives away an evaluation question"
     return ""

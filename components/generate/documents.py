@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.errors import DataError
+from components.generate.restructured import to_html
 from components.records import Document, Paragraphs, explain
 from components.rows import fault_at, read_rows
 
@@ -135,12 +136,20 @@ def _read_text(path: Path) -> str:
     return text
 
 
+def _read_rst(path: Path) -> str:
+    return _markdown(to_html(_read_text(path)))
+
+
 def _read_html(path: Path) -> str:
+    return _markdown(path.read_bytes())
+
+
+def _markdown(html: bytes) -> str:
     """The page's main part as Markdown, without navigation, scripts and links."""
     from bs4 import BeautifulSoup
     from markdownify import MarkdownConverter
 
-    page = BeautifulSoup(path.read_bytes(), "lxml")
+    page = BeautifulSoup(html, "lxml")
     if _BINARY in page.get_text()[:1000]:
         raise Bad("binary", "not a page: it holds NUL bytes")
     body = page.find("main") or page.find("article") or page.body or page
@@ -223,7 +232,7 @@ def _table(block: Any) -> str:
 
 READERS: dict[str, tuple[Callable[[Path], str], str]] = {
     ".txt": (_read_text, "text"),
-    ".rst": (_read_text, "text"),
+    ".rst": (_read_rst, "markdown"),
     ".md": (_read_text, "markdown"),
     ".markdown": (_read_text, "markdown"),
     ".html": (_read_html, "markdown"),
