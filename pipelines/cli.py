@@ -67,6 +67,8 @@ beside the step's output, because Kubeflow uploads nothing of an attempt that fa
 
 USER_ERROR, OUR_ERROR = 2, 1
 
+DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+
 
 class StageCommand(click.Command):
     """A command whose flags are the fields of a config class, loaded on first use."""
@@ -247,7 +249,7 @@ for _name, (_package, _class_name, _summary) in READERS.items():
     is_flag=True,
     help="Run the compiled pipeline, a container for every stage (make images VARIANT=cpu).",
 )
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@DEBUG
 def demo(output: str, seed: int, docker: bool, debug: bool) -> None:
     """Show RAFT at work in a few minutes, on a CPU, with nothing to download.
 
@@ -308,7 +310,7 @@ class PlanCommand(click.Command):
     metavar="X",
     help="Share of its peak that the GPU is taken to reach.",
 )
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@DEBUG
 def plan(
     base_model: str, profile: str, rows: int, row_tokens: int, mfu: float, debug: bool, **given: Any
 ) -> None:
@@ -333,7 +335,7 @@ def plan(
     metavar="DIR",
     help="Folder that receives comparison.html and comparison.md.",
 )
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@DEBUG
 def compare(runs: tuple[str, ...], output: str, debug: bool) -> None:
     """Compare finished runs: F1 of every arm, gains with intervals, what 4 bits keep.
 
@@ -387,7 +389,7 @@ def compare(runs: tuple[str, ...], output: str, debug: bool) -> None:
     is_flag=True,
     help="Write nothing; fail if the file differs from what would be compiled.",
 )
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@DEBUG
 def compile_(
     output: str | None,
     pipeline: str | None,
@@ -420,7 +422,7 @@ def compile_(
 
 @raft.command(short_help="Check manifests and compiled pipelines as a cluster would.")
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@DEBUG
 def check(paths: tuple[str, ...], debug: bool) -> None:
     """Check Kubernetes manifests and compiled pipelines without a cluster.
 
@@ -468,7 +470,6 @@ SET = click.option(
     metavar="NAME=VALUE",
     help="A parameter; wins over the file. May be given many times.",
 )
-DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 
 
 @raft.command(short_help="Run the pipeline on a Kubeflow server.")
