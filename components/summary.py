@@ -91,7 +91,7 @@ def run(config: SummaryConfig) -> RunLedger:
     account = total(found.accounts)
     write_json(output / LEDGER, account)
     trials = comparison.trials(found.records)
-    if len(trials) > 1:
+    if trials:
         with atomic_write(output / COMPARISON) as file:
             file.write(comparison.render(trials))
     else:
@@ -162,7 +162,7 @@ def read(folders: tuple[str, ...]) -> Found:
         elif name in KINDS and folder in sealed:
             record = _parse(text, KINDS[name])
             if record is None:
-                notes.append(f"{path} is not a {KINDS[name].__name__}.")
+                notes.append(f"{path} is no {KINDS[name].__name__} that this version can read.")
             else:
                 records[path] = record
     reports = [found for found in records.values() if isinstance(found, GenerationReport)]

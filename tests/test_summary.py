@@ -208,7 +208,7 @@ def test_a_record_of_another_version_is_named(tmp_path: Path) -> None:
     folder = artifact(tmp_path / "a", "generate", report=GENERATED)
     (folder / "report.json").write_text('{"rows": 1}')
     text, _ = sum_up(tmp_path)
-    assert "report.json is not a GenerationReport." in text
+    assert "report.json is no GenerationReport that this version can read." in text
 
 
 def test_finished_runs_are_compared_from_the_command_line(tmp_path: Path, raft: Raft) -> None:
