@@ -121,7 +121,10 @@ class TeacherServer:
                 data = encoded(body, answer)
                 time.sleep(answer.stall)
                 try:
-                    self.send_response(answer.status)
+                    if "Date" in answer.headers:
+                        self.send_response_only(answer.status)
+                    else:
+                        self.send_response(answer.status)
                     for name, value in answer.headers.items():
                         self.send_header(name, value)
                     self.send_header("Content-Type", "application/json")
