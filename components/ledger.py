@@ -7,8 +7,9 @@ table does not price is reported as unknown (null), never as free.
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -35,7 +36,8 @@ class LedgerEntry(Record):
     """One stage's account: `ledger.json` in its artifact. Tokens are the model's or teacher's.
 
     failed: why an attempt ended early; empty for one that succeeded. parts: seconds of parts of
-    the stage, earlier attempts that it went on from included.
+    the stage, earlier attempts that it went on from included. requests_failed: calls to a teacher
+    that failed, by kind; they are not among `requests`, and most were made again.
     """
 
     stage: str
@@ -52,6 +54,7 @@ class LedgerEntry(Record):
     prices_date: str
     failed: str = ""
     parts: dict[str, float] = Field(default_factory=dict)
+    requests_failed: dict[str, int] = Field(default_factory=dict)
 
 
 class RunLedger(Record):
@@ -75,6 +78,7 @@ class Ledger:
         path = Path(prices) if prices else Path(__file__).with_name("prices.json")
         self.prices = read_json(path, Prices)
         self.tokens_in = self.tokens_out = self.requests = 0
+        self.requests_failed: Counter[str] = Counter()
         self.tokens_cached = self.tokens_cacheable = 0
         self.parts: dict[str, float] = {}
 
@@ -136,6 +140,7 @@ class Ledger:
             currency=self.prices.currency,
             prices_date=self.prices.date,
             parts=self.parts,
+            requests_failed=dict(self.requests_failed.most_common()),
         )
 
     def _cost(self, seconds: float, gpu: str, gpu_count: int) -> float | None:
@@ -171,6 +176,11 @@ def peak_memory() -> int:
 
 
 def _peak_memory() -> int:
+    # Linux hands ru_maxrss on to what a process starts; its own status says what is its own.
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        own = next(line for line in lines if line.startswith("VmHWM:"))
+        return int(own.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -114,6 +114,9 @@ def run(config: GenerateConfig) -> GenerationReport:
         write_report(output, report)
     seal(output)
     say(f"  {report.rows['train']} training and {report.rows['validation']} validation rows")
+    if ledger.requests_failed:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in ledger.requests_failed.most_common())
+        say(f"  calls to the teacher that failed: {kinds}")
     if ledger.tokens_cached:
         share = ledger.tokens_cached / ledger.tokens_cacheable
         say(f"  the teacher's prefix cache had {share:.1%} of the prompt tokens of answer calls")

@@ -27,6 +27,7 @@ PLACEHOLDERS = {"question_prompt": {"chunk", "count"}, "answer_prompt": {"chunk"
 CUT_OFF = "length"
 REFUSED = "content_filter"
 MORE_ROOM = 2  # times --teacher-max-tokens, for the second try of a reply that was cut off
+MOST_CHARACTERS_PER_TOKEN = 40  # of a reply; what is longer did not keep to the room it was given
 
 Interview = Generator[list[Request], list[Reply | str], list[Draft]]
 """Yields requests that may run at once; is sent for each its reply, or why there is none."""
@@ -62,11 +63,17 @@ def _with_room(
         ]
         for index, reply in zip(cut, longer, strict=True):
             replies[index] = reply
+    most = MORE_ROOM * MOST_CHARACTERS_PER_TOKEN * max(each.max_tokens for each in requests)
     reasons = {
         CUT_OFF: f"cut off, even with {MORE_ROOM} times --teacher-max-tokens",
         REFUSED: "refused by the content filter",
     }
-    return [reasons.get(_finish(reply), reply) for reply in replies]
+    return [
+        "far longer than --teacher-max-tokens"
+        if isinstance(reply, Reply) and len(reply.text) > most
+        else reasons.get(_finish(reply), reply)
+        for reply in replies
+    ]
 
 
 def _finish(reply: Reply | str) -> str:

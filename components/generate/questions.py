@@ -64,7 +64,8 @@ def _from_json(reply: str) -> list[str] | None:
     if not isinstance(value, list):
         return None
     texts = [item.get("question") if isinstance(item, dict) else item for item in value]
-    return [text for text in texts if isinstance(text, str)]
+    # JSON within JSON may hold halves of surrogate pairs, which cannot be stored.
+    return [text.encode("utf-8", "replace").decode() for text in texts if isinstance(text, str)]
 
 
 def _asks(line: str, kind: str) -> bool:

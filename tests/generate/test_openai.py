@@ -141,7 +141,8 @@ def test_an_endpoint_that_fails_for_good_is_left_after_a_few_calls(
         with pytest.raises(TeacherError, match=f"HTTP {status}") as error:
             generate.run(config(texts, tmp_path / "out", server.endpoint, teacher_concurrency=16))
         assert error.value.exit_code == 2
-        assert len(server.seen) <= good_calls + 16 + 10
+        # Those under way when it began to fail, those when four in a row had failed, the probes.
+        assert len(server.seen) <= good_calls + 2 * 16 + 10
         # What was paid is there for the next run.
         calls = -(10**6)
         paid = len(server.seen)
@@ -280,7 +281,7 @@ def test_a_bad_prompt_is_named(texts: Path, tmp_path: Path, text: str, complaint
 
 
 def test_an_endpoint_that_is_not_there(texts: Path, tmp_path: Path) -> None:
-    with pytest.raises(TeacherError, match="http://127.0.0.1:9/v1: cannot be reached") as error:
+    with pytest.raises(TeacherError, match="http://127.0.0.1:9/v1, .*: cannot be reached") as error:
         generate.run(config(texts, tmp_path / "out", "http://127.0.0.1:9/v1"))
     assert "curl http://127.0.0.1:9/v1/models" in error.value.hint
 

@@ -6,12 +6,15 @@ shorter than the endpoint asked for. After a few failures in a row it is open: n
 sent but one call at a time, each after a longer pause. The first success closes it; when the
 last of these calls fails too, the run stops. So an endpoint that fails for good costs what was
 under way and a handful of calls. Refusals that concern one chunk drop that chunk; a few in a row
-stop the run as well.
+stop the run as well. One chunk that an endpoint always fails at is told from an endpoint that is
+down by a small question, asked before the run would stop: where that is answered, the chunk is
+dropped.
 """
 
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -27,7 +30,8 @@ REFUSALS_TO_STOP = 4
 TRIES = 6  # of one call, while others succeed
 FIRST_PAUSE = 0.5  # seconds
 LONGEST_PAUSE = 30.0
-LONGEST_ASKED_PAUSE = 600.0
+LONGEST_ASKED_PAUSE = 600.0  # what asks for more is down for this run: its word is not waited for
+PAUSE_TOLD = 10.0
 REFUSALS_TOLD = 3
 
 
@@ -35,11 +39,19 @@ Send = Callable[[], Awaitable[Reply]]
 
 
 class Busy(Exception):
-    """A call failed in a way that may pass. `retry_after`: seconds the endpoint asks for."""
+    """A call failed in a way that may pass.
 
-    def __init__(self, problem: str, retry_after: float = 0.0) -> None:
-        super().__init__(problem)
-        self.retry_after = min(retry_after, LONGEST_ASKED_PAUSE)
+    kind: the few words under which the ledger counts it. retry_after: seconds that the endpoint
+    asks to wait. hint: what to do if it does not pass.
+    """
+
+    def __init__(
+        self, kind: str, problem: str = "", *, retry_after: float = 0.0, hint: str = ""
+    ) -> None:
+        super().__init__(problem or kind)
+        self.kind = kind
+        self.hint = hint or "What was paid is kept: run the same command again later."
+        self.retry_after = retry_after if retry_after <= LONGEST_ASKED_PAUSE else 0.0
 
 
 class Refused(Exception):
@@ -65,10 +77,21 @@ class Refused(Exception):
 
 
 class Circuit:
-    """The breaker of one run, shared by all its calls."""
+    """The breaker of one run, shared by all its calls.
 
-    def __init__(self, endpoint: str) -> None:
+    Args:
+        endpoint: its URL, for messages.
+        model: its name, for messages.
+        failed: counts the calls that failed, by kind.
+        ask_small: asks something that any endpoint in order answers.
+    """
+
+    def __init__(self, endpoint: str, model: str, failed: Counter[str], ask_small: Send) -> None:
         self.endpoint = endpoint
+        self.model = model
+        self.failed = failed
+        self.ask_small = ask_small
+        self.worked = False
         self.failures = 0  # since the last success
         self.probes = 0
         self.refusals = 0
@@ -98,20 +121,17 @@ class Circuit:
             Refused: this request alone is refused, or failed too often while others succeeded.
             TeacherError: the run must stop.
         """
-        for tries in range(1, TRIES + 1):
-            if self._open():
-                reply = await self._probe(send, tolerated)
-            else:
-                reply = await self._try(send, tolerated)
+        tries, busy = 0, Busy("nothing was sent")
+        # With its tries used up it goes on only while nobody else's succeed either.
+        while tries < TRIES or self._open():
+            tries += 1
+            reply = await (self._probe if self._open() else self._try)(send, tolerated)
             if isinstance(reply, Reply):
                 return reply
+            busy = reply
             if not self._open():
-                await self._pause(tries, reply.retry_after)
-        while self._open():  # its tries are used up, but nobody else's succeeded either
-            reply = await self._probe(send, tolerated)
-            if isinstance(reply, Reply):
-                return reply
-        raise Refused(f"no reply in {TRIES} tries")
+                await self._pause(tries, busy.retry_after)
+        raise _given_up(busy)
 
     def _open(self) -> bool:
         return self.failures >= FAILURES_TO_OPEN
@@ -135,25 +155,55 @@ class Circuit:
         try:
             reply = await send()
         except Busy as busy:
+            self.failed[busy.kind] += 1
             self.failures += 1
-            self.not_before = max(self.not_before, time.monotonic() + busy.retry_after)
+            self._wait_for(busy.retry_after)
             if self.probes >= PROBES:
-                self._stop(str(busy), "What was paid is kept: run the same command again later.")
+                await self._leave_out_or_stop(busy)
             return busy
         except Refused as refused:
+            self.failed[refused.reason] += 1
             self._note(refused, tolerated)
             raise
         except TeacherError as error:
             self._fail(error)
             raise
         self.failures = self.probes = self.refusals = 0
+        self.worked = True
         return reply
+
+    def _wait_for(self, seconds: float) -> None:
+        """Send nothing for as long as the endpoint asks."""
+        wanted = time.monotonic() + seconds
+        if wanted - max(self.not_before, time.monotonic()) >= PAUSE_TOLD:
+            say(f"  {self.endpoint} asks to wait {seconds:.0f} s")
+        self.not_before = max(self.not_before, wanted)
+
+    async def _leave_out_or_stop(self, busy: Busy) -> None:
+        """Nothing is answered any more: is it the endpoint, or what it is asked?
+
+        Raises:
+            Refused: it answers something else.
+            TeacherError: it answers nothing.
+        """
+        try:
+            await self.ask_small()
+        except (Busy, Refused):
+            self._stop(str(busy), busy.hint)
+        self.failures = self.probes = 0
+        refused = _given_up(busy)
+        self._note(refused, frozenset())
+        raise refused from None
 
     def _note(self, refused: Refused, tolerated: frozenset[int]) -> None:
         if refused.by_filter or refused.status in tolerated:
             return
         if refused.for_all:
-            self._stop(str(refused), "Check --teacher-model and OPENAI_API_KEY.")
+            self._stop(
+                str(refused),
+                f"Check --teacher-endpoint (it usually ends in /v1), --teacher-model {self.model} "
+                "and OPENAI_API_KEY.",
+            )
         self.refusals += 1
         if self.refusals >= REFUSALS_TO_STOP:
             self._stop(
@@ -165,9 +215,10 @@ class Circuit:
             self.told += 1
 
     def _stop(self, problem: str, hint: str) -> None:
-        error = TeacherError(f"--teacher-endpoint {self.endpoint}: {problem}", hint=hint)
-        if "cannot be reached" in problem:
-            error.hint = f"Is the server up? Try: curl {self.endpoint.rstrip('/')}/models"
+        error = TeacherError(
+            f"--teacher-endpoint {self.endpoint}, --teacher-model {self.model}: {problem}",
+            hint=hint,
+        )
         self._fail(error)
         raise error
 
@@ -179,3 +230,7 @@ class Circuit:
     async def _pause(self, tries: int, asked: float) -> None:
         longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (tries - 1))
         await asyncio.sleep(max(asked, longest * random.uniform(0.5, 1)))
+
+
+def _given_up(busy: Busy) -> Refused:
+    return Refused(f"no reply in {TRIES} tries ({busy.kind})")

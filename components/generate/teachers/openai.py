@@ -11,28 +11,29 @@ import os
 import re
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from components.errors import ConfigError, MissingDependencyError, TeacherError
 from components.generate.config import GenerateConfig
-from components.generate.interview import Prompts, interview
+from components.generate.interview import CUT_OFF, REFUSED, Prompts, interview
 from components.generate.responses import Reply, Request, Responses, opened
 from components.generate.teachers import Draft
-from components.generate.teachers.circuit import Busy, Circuit, Refused
+from components.generate.teachers.circuit import LONGEST_ASKED_PAUSE, Busy, Circuit, Refused
 from components.ledger import Ledger
 from components.progress import say
 from components.records import Chunk, explain
 
 if TYPE_CHECKING:
-    from aiohttp import ClientSession
+    from aiohttp import ClientResponse, ClientSession
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 KEY_FILE_VARIABLE = "OPENAI_API_KEY_FILE"
@@ -40,14 +41,31 @@ KEY_FILE_VARIABLE = "OPENAI_API_KEY_FILE"
 HEAD_START_SECONDS = 0.1
 """For the first call: where a wrong key is told by then, it costs one call and not hundreds."""
 
+LARGEST_BODY = 10_000_000  # bytes, unpacked: no reply is as long
+
 REORDER = 8
 """Chunks begun and not yet handed out, per unit of concurrency: later ones wait for a slow one."""
 
 CHARACTERS_PER_TOKEN = 4
+SMALL_QUESTION = "Answer with one word: yes."
 NO_SUCH_SCHEMA = frozenset({400, 415, 422, 501})  # said to a response format that is not known
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 FOR_THE_ENDPOINT = {401, 402, 403, 404}  # refusals that hold for every call, not for one chunk
+NO_SUCH_MODEL = "model_not_found"  # an error's code; some endpoints say it with a 400
 TRY_AGAIN = {408, 409, 425, 429}
+MOST_TOKENS = 10**9
+
+
+def _tokens(value: object) -> int:
+    """How many tokens an endpoint says it counted; 0 where it says nothing that can be true."""
+    return value if isinstance(value, int) and 0 <= value <= MOST_TOKENS else 0
+
+
+def _table(value: object) -> object:
+    return value if isinstance(value, dict) else {}
+
+
+Tokens = Annotated[int, BeforeValidator(_tokens)]
 
 
 class _Message(BaseModel):
@@ -61,30 +79,22 @@ class _Choice(BaseModel):
 
 
 class _Details(BaseModel):
-    cached_tokens: int | None = 0
+    cached_tokens: Tokens = 0
 
 
 class _Usage(BaseModel):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    prompt_tokens_details: _Details = _Details()
+    """What was counted. A reply is worth more than its count: nothing here can make it fail."""
 
-    @field_validator("prompt_tokens_details", mode="before")
-    @classmethod
-    def _absent(cls, value: object) -> object:
-        return {} if value is None else value
+    prompt_tokens: Tokens = 0
+    completion_tokens: Tokens = 0
+    prompt_tokens_details: Annotated[_Details, BeforeValidator(_table)] = _Details()
 
 
 class _Completion(BaseModel):
     """What is read of a chat completion."""
 
     choices: list[_Choice] = Field(min_length=1)
-    usage: _Usage = _Usage()
-
-    @field_validator("usage", mode="before")
-    @classmethod
-    def _absent(cls, value: object) -> object:
-        return {} if value is None else value
+    usage: Annotated[_Usage, BeforeValidator(_table)] = _Usage()
 
 
 class _Fault(BaseModel):
@@ -109,12 +119,8 @@ class OpenAITeacher:
                     hint="For example --teacher-endpoint http://localhost:8000/v1 "
                     "--teacher-model meta-llama/Llama-3.3-70B-Instruct",
                 )
-        if not config.teacher_endpoint.startswith(("http://", "https://")):
-            raise ConfigError(
-                f"--teacher-endpoint {config.teacher_endpoint!r}: begins neither with http:// nor "
-                "https://",
-                hint="For example http://localhost:8000/v1",
-            )
+        if fault := _fault_of(config.teacher_endpoint):
+            raise ConfigError(fault, hint="For example http://localhost:8000/v1")
         self.config = config
         self.name = f"openai:{config.teacher_model}"
         self.prompts = Prompts.load(config)
@@ -141,7 +147,7 @@ class OpenAITeacher:
             try:
                 for chunk in chunks:
                     about = asyncio.create_task(self._about(chunk, endpoint))
-                    if not pending:
+                    if not pending and not endpoint.circuit.worked:
                         await asyncio.wait([about], timeout=HEAD_START_SECONDS)
                     pending.append((chunk, about))
                     while pending and (
@@ -170,7 +176,7 @@ class OpenAITeacher:
     @asynccontextmanager
     async def _endpoint(self, responses: Responses, ledger: Ledger) -> "AsyncIterator[_Endpoint]":
         try:
-            from aiohttp import ClientSession, ClientTimeout, TCPConnector
+            from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
         except ImportError:
             raise MissingDependencyError(
                 "--teacher openai needs aiohttp",
@@ -180,6 +186,7 @@ class OpenAITeacher:
             headers={"Authorization": f"Bearer {_key()}"},
             connector=TCPConnector(limit=self.config.teacher_concurrency),
             timeout=ClientTimeout(total=self.config.teacher_timeout),
+            cookie_jar=DummyCookieJar(),  # a call depends on none before it
             trust_env=True,  # proxies
         ) as session:
             yield _Endpoint(self.config, session, responses, ledger)
@@ -193,13 +200,21 @@ class _Endpoint:
     ) -> None:
         self.config = config
         self.session = session
-        self.url = f"{config.teacher_endpoint.rstrip('/')}/chat/completions"
+        self.base = config.teacher_endpoint.rstrip("/")
         self.responses = responses
         self.ledger = ledger
         self.width = config.teacher_concurrency
         self.slots = asyncio.Semaphore(self.width)  # chunks under way
         self.calls = asyncio.Semaphore(self.width)  # a chunk's answers are asked for at once
-        self.circuit = Circuit(config.teacher_endpoint)
+        small = Request(
+            SMALL_QUESTION, config.teacher_model, config.teacher_max_tokens, config.seed
+        )
+        self.circuit = Circuit(
+            config.teacher_endpoint,
+            config.teacher_model,
+            ledger.requests_failed,
+            lambda: self._counted(small),
+        )
         self.limits = _limits(config)
         self.knows_schema: bool | None = None
         self.without_schema = asyncio.Lock()
@@ -239,12 +254,16 @@ class _Endpoint:
             await limiter.acquire(min(amount(request), limiter.max_rate))
         undecided = request.schema and self.knows_schema is None
         reply = await self.circuit.call(
-            lambda: self._send(request), NO_SUCH_SCHEMA if undecided else frozenset()
+            lambda: self._counted(request), NO_SUCH_SCHEMA if undecided else frozenset()
         )
         self.responses.put(request, reply)
-        self.ledger.count(requests=1, tokens_in=reply.tokens_in, tokens_out=reply.tokens_out)
         if request.purpose == "answer":
             self.ledger.count_cached(reply.tokens_cached, of=reply.tokens_in)
+        return reply
+
+    async def _counted(self, request: Request) -> Reply:
+        reply = await self._send(request)
+        self.ledger.count(requests=1, tokens_in=reply.tokens_in, tokens_out=reply.tokens_out)
         return reply
 
     async def _send(self, request: Request) -> Reply:
@@ -252,7 +271,7 @@ class _Endpoint:
 
         Raises:
             Busy: it may work later. Refused: it will not.
-            TeacherError: what answers is no OpenAI-compatible endpoint.
+            TeacherError: it points elsewhere.
         """
         from aiohttp import ClientError
 
@@ -271,35 +290,54 @@ class _Endpoint:
                 },
             }  # fmt: skip
         try:
-            async with self.session.post(self.url, json=body) as response:
-                content = await response.read()
+            async with self._post(body) as response:
+                content = await _body(response)
         except TimeoutError:
             seconds = self.config.teacher_timeout
-            raise Busy(f"no answer within --teacher-timeout {seconds:g} seconds") from None
+            raise Busy(
+                "no answer in time",
+                f"no answer within --teacher-timeout {seconds:g} seconds",
+                hint="What was paid is kept: run again, perhaps with a longer --teacher-timeout.",
+            ) from None
         except ClientError as error:
-            raise Busy(f"cannot be reached ({error})") from None
+            raise Busy(
+                "connection failed",
+                f"cannot be reached ({error})",
+                hint=f"Is the server up? Try: curl {self.base}/models",
+            ) from None
+        if HTTPStatus.MULTIPLE_CHOICES <= response.status < HTTPStatus.BAD_REQUEST:
+            raise self._points_elsewhere(response)
         if response.status != HTTPStatus.OK:
             raise _status_fault(response.status, response.headers, content)
         try:
             completion = _Completion.model_validate_json(_storable(content))
         except ValidationError as error:
-            raise self._not_the_protocol(explain(error)) from None
+            raise _unreadable(explain(error)) from None
         choice, usage = completion.choices[0], completion.usage
+        text, finish = choice.message.content or "", choice.finish_reason or ""
+        if choice.message.refusal:
+            finish = REFUSED
+        if not text.strip() and finish not in (CUT_OFF, REFUSED):
+            raise Busy("empty answer")
         return Reply(
-            text=choice.message.content or "",
-            finish_reason=(
-                "content_filter" if choice.message.refusal else choice.finish_reason or ""
-            ),
+            text=text,
+            finish_reason=finish,
             tokens_in=usage.prompt_tokens,
             tokens_out=usage.completion_tokens,
-            tokens_cached=usage.prompt_tokens_details.cached_tokens or 0,
+            tokens_cached=usage.prompt_tokens_details.cached_tokens,
         )
 
-    def _not_the_protocol(self, why: str) -> TeacherError:
+    def _post(self, body: dict[str, Any]) -> "AbstractAsyncContextManager[ClientResponse]":
+        # Followed, a redirect would take documents, and perhaps the key, to another host.
+        url = f"{self.base}/chat/completions"
+        return self.session.post(url, json=body, allow_redirects=False)
+
+    def _points_elsewhere(self, response: "ClientResponse") -> TeacherError:
+        target = _printable(response.headers.get("Location", "nowhere")[:300])
         return TeacherError(
-            f"--teacher-endpoint {self.config.teacher_endpoint}: does not answer as an "
-            f"OpenAI-compatible endpoint ({why[:300]})",
-            hint="The URL usually ends in /v1.",
+            f"--teacher-endpoint {self.config.teacher_endpoint}: HTTP {response.status} points to "
+            f"{target}, which is not followed: it would be sent your documents",
+            hint="If you trust it, give its URL without /chat/completions as --teacher-endpoint.",
         )
 
 
@@ -309,31 +347,91 @@ async def _next(
     return await anext(stream, None)
 
 
+def _fault_of(endpoint: str) -> str:
+    """Why a URL cannot be an endpoint; "" if it can. A password in it is not repeated."""
+    if not endpoint.startswith(("http://", "https://")):
+        return f"--teacher-endpoint {endpoint!r}: begins neither with http:// nor https://"
+    try:
+        url = urlsplit(endpoint)
+        host = (url.hostname or "").encode("idna").decode()
+        _ = url.port  # raises if it is none
+    except ValueError as error:
+        return f"--teacher-endpoint {endpoint!r}: is no URL ({error})"
+    if url.username is not None or url.password is not None:
+        return f"--teacher-endpoint: holds a user name or password; the key goes in {KEY_VARIABLE}"
+    if not host:
+        return f"--teacher-endpoint {endpoint!r}: names no host"
+    if url.query or url.fragment:
+        return f"--teacher-endpoint {endpoint!r}: must end before ? and #"
+    return ""
+
+
+async def _body(response: "ClientResponse") -> bytes:
+    """The body of an answer, unpacked.
+
+    Raises:
+        Busy: it is larger than any answer, such as a few kilobytes that unpack to gigabytes.
+    """
+    content = bytearray()
+    async for part in response.content.iter_any():
+        content += part
+        if len(content) > LARGEST_BODY:
+            raise _unreadable(f"over {LARGEST_BODY / 1e6:.0f} MB")
+    return bytes(content)
+
+
+def _unreadable(why: str) -> Busy:
+    return Busy(
+        "unreadable answer",
+        f"does not answer as an OpenAI-compatible endpoint ({_printable(why[:300])})",
+        hint="The URL usually ends in /v1.",
+    )
+
+
+def _printable(text: str) -> str:
+    """A server's words for a log: nothing in them moves the cursor or colours a terminal."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+
+
 def _status_fault(status: int, headers: Mapping[str, str], content: bytes) -> Exception:
     """What an HTTP status means: try again, this chunk is refused, or all of them are."""
     try:
         found = _Failure.model_validate_json(content).error
     except ValidationError:
         found = _Fault(message=content[:300].decode("utf-8", "replace"))
-    message = " ".join((found.message or "").split())[:300]
+    message = _printable((found.message or "")[:300])
     if (status >= 500 and status != 501) or status in TRY_AGAIN:
-        return Busy(f"HTTP {status} ({message})", retry_after=_retry_after(headers))
+        seconds = _retry_after(headers)
+        asks = f", asks to wait {seconds:.0f} s" if seconds > LONGEST_ASKED_PAUSE else ""
+        return Busy(f"HTTP {status}", f"HTTP {status} ({message}){asks}", retry_after=seconds)
     if "content_filter" in f"{found.code} {message}":
         return Refused("refused by the content filter", status, message, by_filter=True)
-    return Refused(f"HTTP {status}", status, message, for_all=status in FOR_THE_ENDPOINT)
+    for_all = status in FOR_THE_ENDPOINT or found.code == NO_SUCH_MODEL
+    return Refused(f"HTTP {status}", status, message, for_all=for_all)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that the endpoint asks to wait, given as seconds or as a date; 0 if none."""
+    """Seconds that the endpoint asks to wait, given as seconds or as a date; 0 if none.
+
+    A date is held against the endpoint's own clock where it tells it: ours may be wrong.
+    """
     text = headers.get("Retry-After", "")
     try:
-        return max(0.0, float(text))
+        seconds = float(text)
     except ValueError:
-        pass
+        until = _date(text)
+        if until is None:
+            return 0.0
+        seconds = (until - (_date(headers.get("Date", "")) or datetime.now(UTC))).total_seconds()
+    return seconds if seconds > 0 else 0.0  # not a number is none
+
+
+def _date(text: str) -> datetime | None:
     try:
-        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError):
-        return 0.0
+        found = parsedate_to_datetime(text)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found.replace(tzinfo=found.tzinfo or UTC)
 
 
 def _storable(content: bytes) -> bytes:
@@ -342,7 +440,7 @@ def _storable(content: bytes) -> bytes:
         return content
     try:
         return json.dumps(json.loads(content), ensure_ascii=False).encode("utf-8", "replace")
-    except ValueError:
+    except (ValueError, RecursionError):
         return content
 
 
