@@ -17,9 +17,7 @@ from typing import Self
 from pydantic import Field
 
 from components.records import Record, read_json
-from components.storage import write_json
-
-LEDGER = "ledger.json"
+from components.storage import LEDGER, write_json
 
 
 class Prices(Record):

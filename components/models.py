@@ -8,17 +8,24 @@ import hashlib
 import json
 import logging
 import os
+import re
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.errors import MissingDependencyError, ModelError
-from components.storage import MANIFEST, checksum
+from components.errors import DataError, MissingDependencyError, ModelError
+from components.storage import MANIFEST, checksum, verify
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+MERGED = ".merged-"
+"""How the folders begin that this module's users write merged models to, for themselves."""
+
+_FETCH_AGAIN = "Fetch the folder again, or make it again with what made it."
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
 NOT_THE_MODEL = (MANIFEST, "ledger.json", "training.json")
 """JSON files of an adapter's folder that tell of a run; they differ where the weights do not."""
 
@@ -32,10 +39,10 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     _quiet()
-    _check_folder(source)
+    load_config(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # what the tokenizers library raises has no type of its own
         raise ModelError(
             f"--base-model {source}: its tokenizer cannot be loaded ({_first_line(error)})",
             hint=_for_gated(source, error)
@@ -46,9 +53,56 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
             f"--base-model {source}: the tokenizer has no chat template",
             hint="Use the chat (instruct) variant, or put chat_template.jinja in the folder.",
         )
+    _try_template(source, tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ModelError(
+            f"--base-model {source}: the tokenizer has no token that ends a text",
+            hint="tokenizer_config.json needs an eos_token.",
+        )
     return tokenizer
+
+
+def _try_template(source: str, tokenizer: Any) -> None:
+    """Have the chat template write something: one that drops what is said teaches nothing.
+
+    Raises:
+        ModelError: it fails, or the text is not in what it writes.
+    """
+    said = "Where was Ada Voss born?"
+    try:
+        written = tokenizer.apply_chat_template(
+            [{"role": "user", "content": said}], tokenize=False, add_generation_prompt=True
+        )
+    except Exception as error:  # a template is a program
+        written, fault = "", _first_line(error)
+    else:
+        fault = "what is said does not appear in what it writes"
+    if said not in written:
+        raise ModelError(
+            f"--base-model {source}: its chat template cannot be used ({fault})",
+            hint="Fetch chat_template.jinja and tokenizer_config.json again.",
+        )
+
+
+def load_config(source: str) -> Any:
+    """The shape of a model, as transformers reads it from config.json.
+
+    Raises:
+        ModelError: no such model, or its files are missing or damaged.
+    """
+    from transformers import AutoConfig
+
+    _check_folder(source)
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # pydantic's, the hub's and plain ones, by what is wrong
+        raise ModelError(
+            f"--base-model {source}: its config.json cannot be read ({_first_line(error)})",
+            hint=_for_gated(source, error)
+            or "Give the folder of a chat model as transformers saves it, or a hub id.",
+        ) from None
 
 
 def load_model(
@@ -83,7 +137,7 @@ def load_tuned(source: str, adapter: str, dtype: "torch.dtype") -> Any:
     check_adapter(adapter)
     base = load_model(source, dtype)
     try:
-        return PeftModel.from_pretrained(base, adapter)
+        tuned = PeftModel.from_pretrained(base, adapter)
     except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
         if "out of memory" in str(error).lower():
             raise
@@ -91,6 +145,8 @@ def load_tuned(source: str, adapter: str, dtype: "torch.dtype") -> Any:
             f"--adapter {adapter}: does not fit --base-model {source} ({_first_line(error)})",
             hint="Give the base model that the adapter was trained on (see its training.json).",
         ) from None
+    _check_adapter_complete(adapter, tuned)
+    return tuned
 
 
 def load_4bit(
@@ -111,7 +167,7 @@ def load_4bit(
         check_head_is_untied(source)
     if adapter is None:
         return _load(source, dtype, quantization_config=nf4)
-    with tempfile.TemporaryDirectory(prefix="raft-merged-") as folder:
+    with tempfile.TemporaryDirectory(prefix=MERGED) as folder:
         save_merged(source, adapter, dtype, Path(folder))
         return _load(folder, dtype, quantization_config=nf4)
 
@@ -136,10 +192,8 @@ def check_head_is_untied(source: str) -> None:
             pack it.
     """
     import torch
-    from transformers import AutoConfig
 
-    _check_folder(source)
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    config = load_config(source)
     if getattr(config, "tie_word_embeddings", False):
         raise ModelError(
             f"--base-model {source}: its output head is its embeddings, which stay in 16 bits",
@@ -160,10 +214,9 @@ def predict_weight_bytes(source: str, *, head: bool = False) -> tuple[int, int]:
     four more for each 256 blocks. Source: QLoRA (Dettmers et al. 2023), section 3.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    _check_folder(source)
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    config = load_config(source)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     kept = None if head else model.get_output_embeddings()
@@ -223,8 +276,6 @@ def fingerprint(source: str) -> str:
     Raises:
         ModelError: no such model.
     """
-    from transformers import AutoConfig
-
     folder = Path(source)
     if folder.is_dir():
         files = {
@@ -234,14 +285,7 @@ def fingerprint(source: str) -> str:
             and path.name not in NOT_THE_MODEL
         }
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()
-    _check_folder(source)
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"--base-model {source}: cannot be loaded ({_first_line(error)})"
-        ) from None
-    return f"{source}@{getattr(config, '_commit_hash', None)}"
+    return f"{source}@{getattr(load_config(source), '_commit_hash', None)}"
 
 
 def weight_bytes(model: Any) -> int:
@@ -269,14 +313,15 @@ def _load(source: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel
     _quiet()
     _check_folder(source)
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
             use_safetensors=True,
+            output_loading_info=True,
             trust_remote_code=False,  # unset, the library would ask, and run it on a "y"
             **({"device_map": "auto" if torch.cuda.is_available() else "cpu"} | options),
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
             raise
         raise ModelError(
@@ -285,8 +330,36 @@ def _load(source: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel
             or "It needs config.json and weights in safetensors; a gated model needs HF_TOKEN and "
             "its licence accepted on the hub.",
         ) from None
+    _check_complete(source, model.config, found)
     model.eval()
-    return model
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _check_complete(source: str, config: Any, found: Any) -> None:
+    """Refuse weights that are not those of the model: the library would draw the rest at random.
+
+    Raises:
+        ModelError: config.json asks for weights that are missing, or for fewer layers than are
+            there.
+    """
+    missing = sorted(found["missing_keys"])
+    # Of surplus weights only whole layers are a fault: some models bring along buffers or heads.
+    layers = getattr(config, "num_hidden_layers", None)
+    surplus = [
+        name
+        for name in sorted(found["unexpected_keys"])
+        if layers is not None and (number := _LAYER.search(name)) and int(number[1]) >= layers
+    ]
+    if missing or surplus:
+        fault = "weights are missing" if missing else "config.json has no place for weights"
+        named = missing or surplus
+        more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+        raise ModelError(
+            f"--base-model {source}: {fault}: {', '.join(named[:3])}{more}",
+            hint="config.json and the safetensors belong to different models, or a file is "
+            "damaged: fetch the folder again.",
+        )
 
 
 def _quiet() -> None:
@@ -308,18 +381,85 @@ def _check_folder(source: str) -> None:
                 f"--base-model {source}: no config.json in this folder",
                 hint="Point at the folder that holds config.json, tokenizer.json and safetensors.",
             )
-        if not (folder / "tokenizer_config.json").is_file() and not folder.name.startswith(
-            "raft-merged-"
-        ):
+        if folder.name.startswith(MERGED):
+            return  # written a moment ago, without a tokenizer, perhaps into an unfinished artifact
+        if not (folder / "tokenizer_config.json").is_file():
             raise ModelError(
                 f"--base-model {source}: no tokenizer_config.json in this folder",
                 hint="Save the tokenizer beside the weights: tokenizer.save_pretrained(folder).",
             )
+        _check_files(
+            folder, tuple((path.name, path.stat().st_mtime_ns) for path in sorted(folder.iterdir()))
+        )
     elif looks_local or os.environ.get("HF_HUB_OFFLINE") == "1":
         raise ModelError(
             f"--base-model {source}: no such folder",
             hint="Give a folder that exists, or a hub id such as meta-llama/Llama-3.1-8B-Instruct.",
         )
+
+
+@lru_cache(maxsize=8)
+def _check_files(folder: Path, state: tuple[tuple[str, int], ...]) -> None:
+    """Check a model's files once for each state they are in, before anything is made of them.
+
+    Checksums where the folder is an artifact, or a part of one. Any other's weights are held
+    against the length that their headers announce, which finds a download that was cut off.
+
+    Raises:
+        ModelError: a file is missing or damaged; names it.
+    """
+    try:
+        verify(folder, "--base-model")
+    except DataError as error:
+        raise ModelError(f"--base-model {error}", hint=error.hint) from None
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        if (folder / name).is_file():
+            _read_object(folder / name, "--base-model")
+    for path in sorted(folder.glob("*.safetensors")):
+        _check_weights(path, "--base-model")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        parts = _read_object(index, "--base-model").get("weight_map")
+        if not isinstance(parts, dict):
+            raise ModelError(f"--base-model {index}: has no weight_map", hint=_FETCH_AGAIN)
+        for part in sorted({str(part) for part in parts.values()}):
+            if part != Path(part).name or not (folder / part).is_file():
+                raise ModelError(
+                    f"--base-model {index}: names {part!r}, which is not in the folder",
+                    hint=_FETCH_AGAIN,
+                )
+
+
+def _read_object(path: Path, flag: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ModelError: it is damaged.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{flag} {path}: not JSON ({error})", hint=_FETCH_AGAIN) from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{flag} {path}: not a JSON object", hint=_FETCH_AGAIN)
+    return value
+
+
+def _check_weights(path: Path, flag: str) -> None:
+    """Hold a safetensors file against its own header, which tells where the tensors end.
+
+    Raises:
+        ModelError: it is cut off, or no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"{flag} {path}: is cut off or damaged ({_first_line(error)})", hint=_FETCH_AGAIN
+        ) from None
 
 
 def check_adapter(adapter: str) -> None:
@@ -335,12 +475,28 @@ def check_adapter(adapter: str) -> None:
                 f"--adapter {adapter}: no {name} in it",
                 hint="Give the folder that `raft train --output` wrote.",
             )
-    try:
-        json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
+    _read_object(folder / "adapter_config.json", "--adapter")
+    _check_weights(folder / "adapter_model.safetensors", "--adapter")
+
+
+def _check_adapter_complete(adapter: str, model: Any) -> None:
+    """Refuse an adapter that lacks weights of its own config: the library starts them at zero.
+
+    Raises:
+        ModelError: names them.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(Path(adapter) / "adapter_model.safetensors", framework="np") as file:
+        there = set(file.keys())
+    missing = sorted(set(get_peft_model_state_dict(model)) - there)
+    if missing:
         raise ModelError(
-            f"--adapter {adapter}: adapter_config.json is not JSON ({error})"
-        ) from None
+            f"--adapter {adapter}: weights are missing: {', '.join(missing[:3])}",
+            hint="adapter_config.json and the safetensors belong to different adapters, or a file "
+            "is damaged: train again, or fetch the folder again.",
+        )
 
 
 def _for_gated(source: str, error: BaseException) -> str:

@@ -426,7 +426,7 @@ def read_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
                 try:
                     record = kind.model_validate_json(line)
                 except ValidationError as error:
-                    raise DataError(explain(error), path=path, line=number) from None
+                    raise _malformed(error, path, number) from None
                 yield record
 
 
@@ -441,7 +441,14 @@ def read_json(path: Path, kind: type[R]) -> R:
     except OSError as error:
         raise DataError(error.strerror or str(error), path=path) from None
     except ValidationError as error:
-        raise DataError(explain(error), path=path) from None
+        raise _malformed(error, path) from None
+
+
+def _malformed(error: ValidationError, path: Path, line: int | None = None) -> DataError:
+    """The error about a record; fields that are unknown or missing may come with a version."""
+    fields = {"extra_forbidden", "missing"} & {fault["type"] for fault in error.errors()}
+    hint = "If another version of raft-pipelines wrote it, read it with that one." * bool(fields)
+    return DataError(explain(error), path=path, line=line, hint=hint)
 
 
 def explain(error: ValidationError) -> str:

@@ -22,23 +22,27 @@ import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from pydantic import ValidationError
+
 from components.config import INPUT, OUTPUT, Settings
 from components.errors import AccessError, DataError, StorageError
 from components.progress import task
-from components.records import Record, read_json
+from components.records import Record, explain, read_json
 
 if TYPE_CHECKING:
     from google.cloud.storage import Blob, Bucket
 
 MANIFEST = "manifest.json"
 PARTIAL_MANIFEST = "manifest.partial.json"
+LEDGER = "ledger.json"
 SCHEME = "gs://"
 
 TRANSFERS = 16  # files, or parts of large ones, under way at once
@@ -47,7 +51,12 @@ PART = 32 * 2**20  # bytes; a larger file goes up in parts, so that what arrived
 PARTS_OF_A_FILE = 32  # as many as Cloud Storage makes one object of
 SECONDS_OF_RETRIES = 600.0
 ATTEMPTS_AT_A_SNAPSHOT = 3
+FOLDERS_ABOVE = 2  # in which the manifest of an artifact may lie that a file or folder is part of
 
+_AGAIN = (
+    "Run the stage that made this artifact again; or, if it was changed on purpose, remove its "
+    "manifest.json and ledger.json."
+)
 _GRANT = "Grant roles/storage.objectUser on the bucket to this account."
 
 C = TypeVar("C", bound=Settings)
@@ -118,14 +127,35 @@ def write_json(path: Path, record: Record) -> None:
         file.write(record.model_dump_json(indent=2, by_alias=True) + "\n")
 
 
+def checked_line(body: bytes) -> bytes:
+    """A line that says by its first word whether the rest is whole: the crc32 in hexadecimal."""
+    return b"%08x %b\n" % (zlib.crc32(body), body)
+
+
+def read_checked_line(line: bytes) -> bytes:
+    """What was put in a checked line.
+
+    Raises:
+        ValueError: it was torn or damaged.
+    """
+    body = line[9:-1]
+    if line != checked_line(body):
+        raise ValueError("torn or damaged")
+    return body
+
+
 def checksum(path: Path) -> str:
     """The crc32c of a file in base64, as GCS reports it."""
+    with path.open("rb") as file:
+        return _checksum(iter(lambda: file.read(1 << 20), b""))
+
+
+def _checksum(blocks: Iterable[bytes]) -> str:
     import google_crc32c
 
     digest = google_crc32c.Checksum()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for block in blocks:
+        digest.update(block)
     return base64.b64encode(digest.digest()).decode()
 
 
@@ -140,7 +170,16 @@ def unseal(folder: Path) -> None:
 
     Raises:
         StorageError: the folder cannot be written, or holds something else than an artifact.
+        DataError: the manifest of the artifact before is damaged, so nobody knows what it had.
     """
+    before = []
+    if (folder / MANIFEST).exists():
+        try:
+            listed = read_json(folder / MANIFEST, Manifest).files
+            before = [_inside(folder, entry.path) for entry in listed]
+        except DataError as error:
+            error.hint = "Remove the folder, or give another --output."
+            raise
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / MANIFEST).exists() and not (folder / PARTIAL_MANIFEST).exists():
             raise StorageError(
@@ -152,9 +191,9 @@ def unseal(folder: Path) -> None:
     write_json(folder / PARTIAL_MANIFEST, Manifest(files=[]))
     if (folder / MANIFEST).exists():
         # Nothing of the artifact before may end up in the next: a stale adapter would be loaded.
-        with suppress(DataError):
-            for entry in read_json(folder / MANIFEST, Manifest).files:
-                _inside(folder, entry.path).unlink(missing_ok=True)
+        for path in before:
+            if path.is_file():
+                path.unlink()
         (folder / MANIFEST).unlink()
 
 
@@ -177,29 +216,72 @@ def seal(folder: Path, without: str = "") -> None:
     (folder / PARTIAL_MANIFEST).unlink(missing_ok=True)
 
 
-def verify(folder: Path, flag: str) -> None:
-    """Check an artifact against its manifest; a folder that people made by hand has none.
+def verify(location: Path, flag: str) -> None:
+    """Check what lies at a path against the manifest of the artifact that it is, or is part of.
+
+    A folder that people made by hand has no manifest, and is taken as it is. Checksums take as
+    long as reading the files does.
 
     Args:
-        folder: the artifact.
+        location: an artifact, or a folder or file of one.
         flag: the flag that named it, for the message.
 
     Raises:
-        DataError: the folder is missing or unfinished, or a file of it is missing or damaged.
+        DataError: it is missing, unfinished or damaged, or its manifest is.
     """
-    if not folder.is_dir():
-        raise DataError("no such folder", path=folder, hint=f"Check {flag}.")
-    if not (folder / MANIFEST).exists():
+    if not location.exists():
+        raise DataError("no such file or folder", path=location, hint=f"Check {flag}.")
+    folder, listed = _manifest_of(location)
+    for entry in listed:
+        path = _inside(folder, entry.path)
+        if location not in (path, *path.parents):
+            continue
+        if fault := _fault(path, entry):
+            raise DataError(fault, path=path, hint=_AGAIN)
+
+
+def _manifest_of(location: Path) -> tuple[Path, list[ManifestFile]]:
+    """The artifact that a file or folder is part of, and the files that make it whole.
+
+    Raises:
+        DataError: the artifact is unfinished, or its manifest is missing or damaged.
+    """
+    for folder in (location, *location.parents[:FOLDERS_ABOVE]):
+        if (folder / MANIFEST).is_file():
+            try:
+                return folder, read_json(folder / MANIFEST, Manifest).files
+            except DataError as error:
+                if folder == location:
+                    error.hint = _AGAIN
+                    raise
+                continue  # something else of this name
         if (folder / PARTIAL_MANIFEST).exists():
             raise _unfinished(folder)
-        return
-    for entry in read_json(folder / MANIFEST, Manifest).files:
-        if fault := _fault(_inside(folder, entry.path), entry):
-            raise DataError(
-                fault,
-                path=folder / entry.path,
-                hint="Run the stage that made this artifact again.",
-            )
+        # Every stage leaves a ledger, and then the manifest; a run's folder may hold one, too.
+        if folder == location and (folder / LEDGER).exists():
+            raise DataError("its manifest.json is missing", path=folder, hint=_AGAIN)
+    return location, []
+
+
+def faults(texts: Mapping[str, str], wanted: Callable[[str], bool]) -> dict[str, str]:
+    """What is wrong with an artifact of which `find` gave the wanted texts, by name.
+
+    Args:
+        texts: by name, `manifest.json` among them.
+        wanted: as `find` was given it.
+    """
+    try:
+        listed = Manifest.model_validate_json(texts[MANIFEST]).files
+    except ValidationError:
+        return {MANIFEST: "is damaged"}
+    found = {}
+    for entry in listed:
+        if entry.path not in texts:
+            if wanted(entry.path):
+                found[entry.path] = f"is listed in {MANIFEST} but missing"
+        elif _checksum([texts[entry.path].encode()]) != entry.crc32c:
+            found[entry.path] = f"is damaged: its crc32c differs from {MANIFEST}"
+    return found
 
 
 def _unfinished(place: Path | str) -> DataError:
@@ -417,9 +499,17 @@ def fetch(uri: str, target: Path) -> None:
             return
         for _ in range(ATTEMPTS_AT_A_SNAPSHOT):
             manifest = _remote_manifest(bucket, prefix, uri)
-            if _fetch_listed(_listing(bucket, prefix, uri, manifest), target):
+            listing = _listing(bucket, prefix, uri, manifest)
+            others = [name for name, (blob, entry) in listing.items() if not _same(blob, entry)]
+            if not others and _fetch_listed(listing, target):
                 break
         else:
+            if others:  # nobody is at work: the manifest is the one that was there before
+                raise DataError(
+                    "is damaged: its size or crc32c differs from manifest.json",
+                    path=f"{uri.rstrip('/')}/{others[0]}",
+                    hint=_AGAIN,
+                )
             raise StorageError(f"{uri}: somebody keeps changing it", hint="Try again later.")
     if manifest is not None:
         write_json(target / MANIFEST, manifest)
@@ -431,8 +521,10 @@ def _remote_manifest(bucket: "Bucket", prefix: str, uri: str) -> Manifest | None
     if blob is not None:
         try:
             return Manifest.model_validate_json(blob.download_as_bytes())
-        except ValueError as error:
-            raise DataError(f"manifest.json is damaged ({error})", path=uri) from None
+        except ValidationError as error:
+            raise DataError(
+                f"manifest.json is damaged ({explain(error)})", path=uri, hint=_AGAIN
+            ) from None
     if bucket.get_blob(_join(prefix, PARTIAL_MANIFEST)) is not None:
         raise _unfinished(uri)
     return None
@@ -457,7 +549,9 @@ def _listing(
     for entry in manifest.files:
         if entry.path not in found:
             raise DataError(
-                "is listed in manifest.json but missing", path=f"{uri.rstrip('/')}/{entry.path}"
+                "is listed in manifest.json but missing",
+                path=f"{uri.rstrip('/')}/{entry.path}",
+                hint=_AGAIN,
             )
     return {entry.path: (found[entry.path], entry) for entry in manifest.files}
 
@@ -637,7 +731,11 @@ def _entry(folder: Path, name: str) -> ManifestFile:
 
 def _is_there(there: dict[str, "Blob"], entry: ManifestFile) -> bool:
     blob = there.get(entry.path)
-    return blob is not None and (blob.size, blob.crc32c) == (entry.size, entry.crc32c)
+    return blob is not None and _same(blob, entry)
+
+
+def _same(blob: "Blob", entry: ManifestFile) -> bool:
+    return (blob.size, blob.crc32c) == (entry.size, entry.crc32c)
 
 
 def _no_longer_listed(there: dict[str, "Blob"], manifest: Manifest) -> list[str]:

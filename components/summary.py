@@ -20,10 +20,19 @@ from components import comparison
 from components.config import Settings, TextList, option
 from components.describe import as_markdown, costs, describe, markdown_table, plain
 from components.errors import DataError, StorageError
-from components.ledger import LEDGER, LedgerEntry, RunLedger, total
+from components.ledger import LedgerEntry, RunLedger, total
 from components.progress import headline, say
 from components.records import Evaluation, GenerationReport, QuantizationReport, TrainingRecord
-from components.storage import MANIFEST, atomic_write, find, seal, unseal, write_json
+from components.storage import (
+    LEDGER,
+    MANIFEST,
+    atomic_write,
+    faults,
+    find,
+    seal,
+    unseal,
+    write_json,
+)
 
 CHECKPOINT = "run.json"
 """Lies in the folders in which train keeps what an interrupted run has done."""
@@ -124,6 +133,8 @@ def compare(folders: tuple[str, ...], output: Path) -> list[comparison.Trial]:
                 hint="Give the folder that raft eval wrote, or one above it.",
             )
         trials += here
+        for note in found.notes:
+            say(f"  {note}")
     with atomic_write(output / COMPARISON) as file:
         file.write(comparison.render(trials))
     with atomic_write(output / COMPARISON.replace(".html", ".md")) as file:
@@ -143,14 +154,21 @@ def read(folders: tuple[str, ...]) -> Found:
             texts |= dict(find(folder, _is_read))
         except StorageError as error:
             notes.append(f"{error} {error.hint}".strip())
-    names: dict[str, set[str]] = defaultdict(set)
-    for path in texts:
+    held: dict[str, dict[str, str]] = defaultdict(dict)
+    for path, text in texts.items():
         folder, _, name = path.rpartition("/")
-        names[folder].add(name)
+        held[folder][name] = text
     # A checkpoint is sealed too, and is no result.
     sealed = {
-        folder for folder, held in names.items() if MANIFEST in held and CHECKPOINT not in held
+        folder for folder, names in held.items() if MANIFEST in names and CHECKPOINT not in names
     }
+    for folder in sorted(sealed):
+        wrong = faults(held[folder], _is_read)
+        notes += [f"{folder}/{name} {fault}." for name, fault in wrong.items()]
+        if MANIFEST in wrong:
+            sealed.remove(folder)
+        for name in wrong:
+            texts.pop(f"{folder}/{name}", None)
     records: dict[str, BaseModel] = {}
     accounts: list[tuple[int, str, LedgerEntry]] = []
     for path, text in sorted(texts.items(), key=lambda item: _place(item[0])):
@@ -159,6 +177,8 @@ def read(folders: tuple[str, ...]) -> Found:
             entry = _parse(text, LedgerEntry)
             if entry is not None:
                 accounts.append((_rank(entry.stage), path, entry))
+            elif _parse(text, RunLedger) is None:  # a summary's own
+                notes.append(f"{path} is not a {LedgerEntry.__name__}.")
         elif name in KINDS and folder in sealed:
             record = _parse(text, KINDS[name])
             if record is None:

@@ -21,6 +21,7 @@ from components.models import (
     check_adapter,
     choose_dtype,
     load_4bit,
+    load_config,
     load_model,
     load_tokenizer,
     load_tuned,
@@ -157,21 +158,19 @@ def _memory_explained(problem: str, hint: str) -> Iterator[None]:
 
 def end_tokens(source: str, tokenizer: Any) -> list[int]:
     """Ids that end a generation: the tokenizer's and all that the model names (chat models do)."""
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     try:
         own = GenerationConfig.from_pretrained(source).eos_token_id
     except OSError:  # a model without generation_config.json
-        own = AutoConfig.from_pretrained(source, trust_remote_code=False).eos_token_id
+        own = load_config(source).eos_token_id
     own = own if isinstance(own, list) else [own]
     return sorted({token for token in (*own, tokenizer.eos_token_id) if token is not None})
 
 
 def context_length(source: str, tokenizer: Any) -> int:
     """Most tokens, prompt and generation, that a model takes."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    config = load_config(source)
     length: int = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
     return length
 

@@ -16,8 +16,8 @@ from components.eval.arms import PARTIAL, ArmRun, ask_arms
 from components.eval.config import EvalConfig
 from components.eval.engines import choose_engine, group_arms
 from components.eval.questions import AskedQuestion, choose_questions, show
-from components.ledger import LEDGER, Ledger, LedgerEntry
-from components.models import choose_dtype
+from components.ledger import Ledger, LedgerEntry
+from components.models import check_adapter, choose_dtype
 from components.records import (
     Evaluation,
     QuantizationReport,
@@ -25,7 +25,7 @@ from components.records import (
     TrainingRecord,
     read_json,
 )
-from components.storage import atomic_write, seal, unseal, verify, write_json
+from components.storage import LEDGER, atomic_write, seal, unseal, verify, write_json
 
 RESULTS, SAMPLES, CHART, REPORT = "results.json", "samples.jsonl", "f1.png", "report.html"
 ROBUSTNESS, MARKDOWN = "robustness.jsonl", "report.md"
@@ -43,8 +43,11 @@ def run(config: EvalConfig) -> Evaluation:
         if variant.adapter is not None:
             flag = "--adapter" if variant.name in config.arms else "--adapters"
             verify(Path(variant.adapter), flag)
+            check_adapter(variant.adapter)
     quantization = _read_quantization(config.quantization)
     training = _read_training(Path(config.adapter))
+    if Path(config.questions).exists():
+        verify(Path(config.questions), "--questions")
     questions = choose_questions(
         config.questions, max_questions=config.max_questions, seed=config.seed
     )

@@ -1,10 +1,11 @@
 """Generations on disk while they come, so that a killed run loses the batch under way and no more.
 
-One JSON line a batch, appended and flushed; a line torn by a kill is cut off at the next start. A
+One line a batch, appended and flushed: a checksum, then JSON. At the next start a line torn by a
+kill is cut off, and a damaged one is passed over, so its batch is asked again. A
 batch is kept whole or not at all: the rest is then asked in the same batches, and the same batches
 give the same texts, to the byte (padding can change the last bit of a float). A line, shortened::
 
-    {"model": "6fd0…", "weight_bytes": 1234, "seconds": 8.1, "generations": [
+    9c1d4e07 {"model": "6fd0…", "weight_bytes": 1234, "seconds": 8.1, "generations": [
         {"key": "0a31…", "text": "… <ANSWER>: Kelden", "tokens_in": 512, "tokens_out": 48,
          "truncated": false}]}
 
@@ -16,8 +17,6 @@ import json
 import os
 import time
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from components import progress, storage
 from components.errors import StorageError
@@ -90,19 +89,18 @@ class Generations:
 
     def _read(self) -> None:
         self.file.seek(0)
-        whole = 0
+        damaged = 0
         for line in self.file:
             try:
-                batch = Batch.model_validate_json(line)
-            except ValidationError:
-                break
-            if not line.endswith(b"\n"):
-                break
-            self._remember(batch)
-            whole += len(line)
-        self.file.truncate(whole)
+                self._remember(Batch.model_validate_json(storage.read_checked_line(line)))
+            except ValueError:
+                damaged += line.endswith(b"\n")
+                if not line.endswith(b"\n"):  # the last one
+                    self.file.truncate(self.file.tell() - len(line))
         if self.found:
             progress.say(f"  going on from {len(self.found)} generations of an earlier run")
+        if damaged:
+            progress.say(f"  {damaged} batches of {self.path} are damaged, and asked again")
 
     def _remember(self, batch: Batch) -> None:
         self.found |= {generation.key: generation for generation in batch.generations}
@@ -111,7 +109,7 @@ class Generations:
 
     def add(self, batch: Batch) -> None:
         """Keep a batch: when this returns, it is on the disk."""
-        self.file.write(batch.model_dump_json().encode() + b"\n")
+        self.file.write(storage.checked_line(batch.model_dump_json().encode()))
         self.file.flush()
         os.fsync(self.file.fileno())
         self._remember(batch)
@@ -123,7 +121,7 @@ class Generations:
         self.copied = time.monotonic()
         if self.copy and self.found:
             try:
-                storage.put(self.path.read_text(encoding="utf-8"), self.copy)
+                storage.put(self.path.read_text(encoding="utf-8", errors="replace"), self.copy)
             except StorageError as error:
                 progress.say(f"  finished generations are not copied: {error}")
 

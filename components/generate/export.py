@@ -131,16 +131,19 @@ def read_rows(path: Path) -> Iterator[RaftRow]:
     with file:
         batches = file.iter_batches(ROWS_AT_ONCE)
         rows = (row for batch in batches for row in batch.to_pylist())
-        for number, row in enumerate(rows, start=1):
-            try:
+        number = 0
+        try:
+            for number, row in enumerate(rows, start=1):  # noqa: B007 (counted for the errors)
                 yield RaftRow.model_validate(row)
-            except ValidationError as error:
-                raise DataError(f"row {number}: {explain(error)}", path=path) from None
+        except ValidationError as error:
+            raise DataError(f"row {number}: {explain(error)}", path=path) from None
+        except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
+            raise DataError(f"is damaged after row {number} ({error})", path=path) from None
 
 
 def _files(source: Path) -> list[Path]:
+    verify(source, "--dataset")
     if source.is_dir():
-        verify(source, "--dataset")
         ours = [source / f"{split}.jsonl" for split in ("train", "validation")]
         if all(path.is_file() for path in ours):
             return ours

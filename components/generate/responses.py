@@ -18,7 +18,6 @@ import json
 import os
 import tempfile
 import time
-import zlib
 from array import array
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,18 +28,15 @@ from types import TracebackType
 from typing import Any, BinaryIO, Literal, Self
 from uuid import uuid4
 
-from pydantic import ValidationError
-
 from components.errors import StorageError
 from components.generate.config import GenerateConfig
 from components.progress import say
 from components.records import Record
-from components.storage import SCHEME, find, put
+from components.storage import SCHEME, checked_line, find, put, read_checked_line
 
 SUFFIX = ".responses.jsonl"
 PIECE_SECONDS = 10.0
 PIECE_BYTES = 8_000_000
-CHECKSUM_DIGITS = 8
 
 
 @dataclass(frozen=True)
@@ -158,8 +154,7 @@ class Responses:
         Raises:
             StorageError: the folder cannot be written.
         """
-        body = _Line(key=request.key(), reply=reply).model_dump_json().encode()
-        line = _checksum(body).encode() + b" " + body + b"\n"
+        line = checked_line(_Line(key=request.key(), reply=reply).model_dump_json().encode())
         try:
             if self._piece is None:
                 path = self._folder / f"{uuid4().hex}{SUFFIX}"
@@ -241,16 +236,6 @@ def _parse(line: bytes) -> _Line:
     """One line of a piece.
 
     Raises:
-        ValueError: it was torn or damaged.
+        ValueError: it was torn or damaged, or is not a response.
     """
-    digits, _, body = line.rstrip(b"\n").partition(b" ")
-    if not line.endswith(b"\n") or digits.decode("ascii", "replace") != _checksum(body):
-        raise ValueError("torn")
-    try:
-        return _Line.model_validate_json(body)
-    except ValidationError:
-        raise ValueError("not a response") from None
-
-
-def _checksum(body: bytes) -> str:
-    return f"{zlib.crc32(body):0{CHECKSUM_DIGITS}x}"
+    return _Line.model_validate_json(read_checked_line(line))

@@ -8,6 +8,7 @@ of 128k, the log probabilities of all rows would take gigabytes.
 
 import math
 import re
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from components.errors import DataError, ModelError, OutOfMemory
 from components.ledger import Ledger, peak_memory, stopwatch
 from components.models import (
+    MERGED,
     check_head_is_untied,
     load_4bit,
     load_model,
@@ -64,9 +66,10 @@ def run(config: QuantizeCheckConfig) -> QuantizationReport:
             check_head_is_untied(config.base_model)
         rows = list(_conversations(config, tokenizer))
         unseal(output)
+        shutil.rmtree(output / EXPORT, ignore_errors=True)  # of an attempt that was stopped
         # Beside the output, whose disk has room for a model.
-        with tempfile.TemporaryDirectory(prefix=".merged-", dir=output) as scratch:
-            merged = output / EXPORT if config.export == "merged" else Path(scratch)
+        with tempfile.TemporaryDirectory(prefix=MERGED, dir=output) as scratch:
+            merged = Path(scratch) / f"{MERGED}model"
             try:
                 report = _compare(config, tokenizer, rows, merged)
             except torch.OutOfMemoryError:
@@ -75,6 +78,8 @@ def run(config: QuantizeCheckConfig) -> QuantizationReport:
                     hint="An 8B model needs about 24 GB for both, and 32 GB while the adapter is "
                     "merged. Take a larger GPU (k8s/overlays), or lower --max-tokens.",
                 ) from None
+            if config.export == "merged":
+                merged.rename(output / EXPORT)
         ledger.count(tokens_in=2 * sum(len(row.ids) for row in rows))
         write_json(output / "quantization.json", report)
     seal(output)

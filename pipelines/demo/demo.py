@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import ConfigError
-from components.ledger import LEDGER, RunLedger, merge
+from components.ledger import RunLedger, merge
 from components.progress import headline, say
 from components.records import Evaluation, Record, read_json
-from components.storage import write_json
+from components.storage import LEDGER, write_json
 from pipelines.demo.world import articles, write_documents, write_questions
 
 MODEL = Path(__file__).with_name("model")
