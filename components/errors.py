@@ -8,6 +8,23 @@ when it is ours. Each is also its standard type, so library users can catch `Val
 from pathlib import Path
 
 
+def printable(text: str, keep: str = "") -> str:
+    """Text that a terminal shows and UTF-8 can hold, different texts differently.
+
+    What is not (line ends, escape sequences, invisible characters, bytes of a name that are no
+    UTF-8) is written as Python escapes it, and so is a backslash; but for characters to `keep`.
+    """
+    return "".join(
+        char if char in keep or (char.isprintable() and char != "\\") else ascii(char)[1:-1]
+        for char in text
+    )
+
+
+def shown(text: str) -> str:
+    """A message as a terminal may get it: its lines, but no escape sequences of a hostile name."""
+    return printable(text, keep="\n\\")
+
+
 class RaftError(Exception):
     """Something went wrong that we know how to explain."""
 
@@ -28,6 +45,7 @@ class DataError(RaftError, ValueError):
     """A document, row, question or artifact cannot be used as it is.
 
     Attributes:
+        problem: what is wrong with it.
         path: the file or folder at fault.
         line: its 1-based line, where the fault has one.
     """
@@ -37,8 +55,11 @@ class DataError(RaftError, ValueError):
     def __init__(
         self, problem: str, *, path: Path | str, line: int | None = None, hint: str = ""
     ) -> None:
-        place = f"{path}:{line}" if line is not None else f"{path}"
+        place = printable(str(path))
+        if line is not None:
+            place += f":{line}"
         super().__init__(f"{place}: {problem}", hint=hint)
+        self.problem = problem
         self.path = Path(path)
         self.line = line
 

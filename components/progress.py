@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
+from components.errors import shown
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -33,7 +35,7 @@ def console() -> "Console":
 
 def say(message: str) -> None:
     """Print one line of plain text (markup in it is not interpreted)."""
-    console().print(message, markup=False, soft_wrap=True)
+    console().print(shown(message), markup=False, soft_wrap=True)
 
 
 def headline(title: str, detail: str = "") -> None:
@@ -41,7 +43,7 @@ def headline(title: str, detail: str = "") -> None:
     from rich.text import Text
 
     console().print(
-        Text.assemble(("▸ " + title, "bold cyan"), ("  " + detail, "dim")), soft_wrap=True
+        Text.assemble(("▸ " + title, "bold cyan"), ("  " + shown(detail), "dim")), soft_wrap=True
     )
 
 

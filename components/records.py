@@ -55,7 +55,7 @@ class Document(Record):
     """One source text. `id` is unique in a corpus and says where the text came from."""
 
     id: str
-    title: str
+    title: str = Field(max_length=1000)  # it is repeated in every chunk
     text: str
     form: DocumentForm = "text"
 

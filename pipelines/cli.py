@@ -17,7 +17,7 @@ import click
 from pydantic.fields import FieldInfo
 
 from components.config import Settings, allowed_values, flag
-from components.errors import RaftError
+from components.errors import RaftError, shown
 
 STAGES = {
     "generate": ("components.generate", "GenerateConfig", "Write RAFT rows from documents."),
@@ -679,7 +679,7 @@ def _explain(error: Exception) -> int:
     else:
         problem = f"{type(error).__name__}: {error}"
         hint, code = "This is a fault of raft; --debug shows the traceback.", OUR_ERROR
-    click.echo(f"error: {problem}", err=True)
+    click.echo(f"error: {shown(problem)}", err=True)
     if hint:
         click.echo(f"  {hint}", err=True)
     return code

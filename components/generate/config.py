@@ -28,6 +28,19 @@ class GenerateConfig(StageConfig):
         "counted.",
         group="Documents",
     )
+    max_document_mb: int = option(
+        50, ge=1, le=100_000, help="Megabytes of a document, and of its text.", group="Documents"
+    )
+    document_timeout: float = option(
+        120.0, gt=0, le=86_400, help="Seconds to read and cut one document.", group="Documents"
+    )
+    document_memory_mb: int = option(
+        4000,
+        ge=256,
+        le=1_000_000,
+        help="Megabytes of memory to read and cut one document in.",
+        group="Documents",
+    )
     eval_questions: InputLocation = option(
         "",
         help="Questions in HotpotQA form that will test the model: rows that would give them away "

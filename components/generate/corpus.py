@@ -11,23 +11,21 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 
-from components.errors import DataError
-from components.generate.chunking import make_chunker
+from components.errors import DataError, printable
 from components.generate.config import GenerateConfig
-from components.generate.documents import Bad, bad_document, find_documents, read_document
+from components.generate.confined import Reader
+from components.generate.documents import Bad, bad_document, find_documents
 from components.generate.leaks import LeakGuard
+from components.generate.text import digest, forging
 from components.progress import say, task
-from components.records import ANSWER_MARKER, QUOTE_BEGIN, QUOTE_END, Chunk
-
-MARKS = (QUOTE_BEGIN, QUOTE_END, ANSWER_MARKER, "<DOCUMENT>", "</DOCUMENT>")
-"""A chunk that holds one of these would end a quote, an answer or a document too early."""
+from components.records import Chunk
 
 HEADINGS = re.compile(r"(\s*#{1,6} .*(\n|$))+")
 
-NAMED = 100  # bad documents that the report names
+NAMED = 100  # bad documents that the log and the report name
+NAMED_CHARACTERS = 300
 
 
 class Corpus:
@@ -91,19 +89,18 @@ def read_corpus(config: GenerateConfig, guard: LeakGuard | None) -> Reading:
     """
     source = Path(config.documents)
     root = source if source.is_dir() else source.parent
-    files = find_documents(source)
-    cut = make_chunker(config)
+    files = sum(1 for _ in find_documents(source))
     reading = Reading()
     texts, pieces = _Distinct(), _Distinct()
-    with task("reading documents", len(files), "files") as progress:
-        for path in files:
+    with task("reading documents", files, "files") as progress, Reader(config, root) as reader:
+        for path in find_documents(source):
             try:
-                for document in read_document(path, root, config.text_field):
-                    if texts.again(document.text):
+                for words, chunks in reader.read(path):
+                    if texts.again(words):
                         reading.documents_duplicate += 1
                         continue
-                    for chunk in cut(document):
-                        if pieces.again(chunk.text):
+                    for chunk in chunks:
+                        if pieces.again(digest(chunk.text)):
                             reading.chunks_duplicate += 1
                         elif reason := _unfit(chunk, guard):
                             reading.chunks_left_out[reason] += 1
@@ -115,6 +112,8 @@ def read_corpus(config: GenerateConfig, guard: LeakGuard | None) -> Reading:
             except DataError as error:
                 _note(reading, config, path, "malformed rows", error)
             progress.advance(chunks=len(reading.corpus))
+    if (more := reading.documents_bad.total() - NAMED) > 0:
+        say(f"  left out: {more:,} more")
     return reading
 
 
@@ -127,30 +126,27 @@ def _note(
     if len(reading.bad_documents) < NAMED:
         source = Path(config.documents)
         name = path.relative_to(source).as_posix() if source.is_dir() else path.name
-        reading.bad_documents.append(f"{name}: {reason}")
-    say(f"  left out: {error}")
+        reading.bad_documents.append(f"{printable(name)[-NAMED_CHARACTERS:]}: {reason}")
+        say(f"  left out: {error}")
 
 
 def _unfit(chunk: Chunk, guard: LeakGuard | None) -> str:
-    if any(mark in chunk.text for mark in MARKS):
-        return "holds one of RAFT's own marks"
     if HEADINGS.fullmatch(chunk.text):
         return "only a heading"
     if guard is not None and guard.knows_context(chunk.text):
         return "gives away an evaluation question"
-    return ""
+    return forging(chunk.text)
 
 
 class _Distinct:
-    """Tells texts whose words came before, whatever their case and white space."""
+    """Tells digests that came before."""
 
     def __init__(self) -> None:
         self._seen: set[bytes] = set()
 
-    def again(self, text: str) -> bool:
-        words = " ".join(text.split()).casefold().encode("utf-8", "replace")
-        digest = blake2b(words, digest_size=16).digest()
-        if digest in self._seen:
+    def again(self, digest: str) -> bool:
+        known = bytes.fromhex(digest)
+        if known in self._seen:
             return True
-        self._seen.add(digest)
+        self._seen.add(known)
         return False

@@ -4,24 +4,33 @@ Texts (`.txt`, `.md`, `.rst`), pages (`.html`), `.pdf` and `.docx` are one docum
 (`.json`, `.jsonl`: a list, or one object a line) gives one document a row where `--text-field`
 names its text or where it is the documentation of an API call in the published RAFT form, and one
 a paragraph where it has contexts in HotpotQA form; questions and answers are never looked at.
+
+Documents are hostile: confined.py runs what is here in a process that may be killed.
 """
 
-import itertools
+import os
 import re
+import stat
+import sys
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from components.errors import DataError
+from components.errors import DataError, printable
 from components.generate.restructured import to_html
 from components.records import Document, Paragraphs, explain
 from components.rows import fault_at, read_rows
 
 MOST_UNPACKED_BYTES = 500_000_000
 """Of a .docx, which is a zip: a small one can unpack to fill any memory."""
+
+MOST_OF_AN_API = 100_000
+"""Characters of the documentation of one API call, which is one chunk."""
 
 _BINARY = "\0"
 _NOT_CONTENT = (
@@ -49,8 +58,10 @@ class Api(BaseModel):
     api_call: str
 
 
-def find_documents(source: Path) -> list[Path]:
-    """The files of a corpus in the order of their paths; hidden ones are passed over.
+def find_documents(source: Path) -> Iterator[Path]:
+    """All that lies in a corpus, in the order of the paths; what is hidden is passed over.
+
+    Links are not followed, and what is no file is given too: reading it says why it cannot be.
 
     Raises:
         DataError: the source is missing or empty.
@@ -58,49 +69,102 @@ def find_documents(source: Path) -> list[Path]:
     if not source.exists():
         raise DataError("no such file or folder", path=source, hint="Check --documents.")
     if not source.is_dir():
-        return [source]
-    next(source.iterdir(), None)  # says so where it may not be read, which rglob passes over
-    files = [
-        path
-        for path in sorted(source.rglob("*"))
-        if path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(source).parts)
-    ]
-    if not files:
+        yield source
+        return
+    found = False
+    under_way = [_entries(source)]
+    while under_way:
+        path, is_folder = next(under_way[-1], (None, False))
+        if path is None:
+            under_way.pop()
+        elif is_folder:
+            try:
+                under_way.append(_entries(path))
+            except OSError:
+                found = True
+                yield path
+        else:
+            found = True
+            yield path
+    if not found:
         raise DataError("no documents in this folder", path=source, hint=_kinds())
-    return files
 
 
-def read_document(path: Path, root: Path, text_field: str = "") -> Iterator[Document]:
+def _entries(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """What lies in a folder, sorted, and whether it is a folder itself."""
+    with os.scandir(folder) as entries:
+        names = sorted(
+            (entry.name, entry.is_dir(follow_symlinks=False))
+            for entry in entries
+            if not entry.name.startswith(".")
+        )
+    return ((folder / name, is_folder) for name, is_folder in names)
+
+
+def read_document(
+    path: Path, root: Path, text_field: str = "", *, most_bytes: int = sys.maxsize
+) -> Iterator[Document]:
     """Stream the documents of one file.
 
     Args:
         path: the file.
-        root: the folder that ids are relative to.
+        root: the folder that ids are relative to, and that no link may leave.
         text_field: field of JSON rows that holds the text; "" for the other JSON forms.
+        most_bytes: of a file that is one document, and of a document's text in UTF-8.
 
     Raises:
         Bad: the file cannot be used; says why.
         DataError: a row of a JSON file is malformed; names the file, and the line or row.
     """
-    name = path.relative_to(root).as_posix()
+    name = printable(path.relative_to(root).as_posix())
     suffix = path.suffix.lower()
     try:
+        size = _size(path, root)
         if suffix in ROWS:
-            yield from _read_rows(path, name, text_field)
+            for document in _read_rows(path, name, text_field):
+                _check_length(len(document.text.encode()), most_bytes)
+                yield document
             return
         if suffix not in READERS:
-            raise Bad(
-                "of an unknown kind", f"cannot read {path.suffix or 'files without a suffix'}"
-            )
+            kind = printable(path.suffix)[:100] or "files without a suffix"
+            raise Bad("of an unknown kind", f"cannot read {kind}")
+        _check_length(size, most_bytes)
         read, form = READERS[suffix]
         text = _clean(read(path))
     except OSError as error:
         raise Bad("cannot be read", error.strerror or str(error)) from None
     if not text:
         raise Bad("empty", "the file is empty")
-    title = path.stem.replace("_", " ")
-    yield Document.model_validate({"id": name, "title": title, "text": text, "form": form})
+    _check_length(len(text.encode()), most_bytes)
+    title = printable(path.stem.replace("_", " "))
+    yield Document(id=name, title=title, text=text, form=form)
+
+
+def _size(path: Path, root: Path) -> int:
+    """The bytes of a file in the corpus; what is none may wait for ever, or never end.
+
+    Raises:
+        Bad: no file, or a link to one elsewhere.
+        OSError: it cannot be looked at.
+    """
+    found = path.stat()
+    if path.is_symlink():
+        if stat.S_ISDIR(found.st_mode):
+            raise Bad("a link to a folder", "what lies there is not read")
+        if path != root and root.resolve() not in path.resolve().parents:
+            raise Bad("a link out of the folder", "it leads out of --documents")
+    if stat.S_ISDIR(found.st_mode):
+        os.scandir(path).close()  # only one that cannot be listed comes here
+    if not stat.S_ISREG(found.st_mode):
+        raise Bad("no file", "a pipe, a socket, a device or the like")
+    return found.st_size
+
+
+def _check_length(size: int, most_bytes: int) -> None:
+    if size > most_bytes:
+        raise Bad(
+            "too large", f"{size / 1e6:,.1f} MB; --max-document-mb allows {most_bytes / 1e6:,.0f}"
+        )
 
 
 def bad_document(path: Path, bad: Bad) -> DataError:
@@ -137,11 +201,14 @@ def _read_text(path: Path) -> str:
 
 
 def _read_rst(path: Path) -> str:
-    return _markdown(to_html(_read_text(path)))
+    source = _read_text(path)
+    with _whatever_it_raises("damaged RST"):
+        return _markdown(to_html(source))
 
 
 def _read_html(path: Path) -> str:
-    return _markdown(path.read_bytes())
+    with _whatever_it_raises("damaged HTML"):
+        return _markdown(path.read_bytes())
 
 
 def _markdown(html: bytes) -> str:
@@ -166,20 +233,29 @@ def _markdown(html: bytes) -> str:
 def _read_pdf(path: Path) -> str:
     """The text of all pages, with lines joined that were broken to fit a column."""
     from pypdf import PdfReader
-    from pypdf.errors import PyPdfError
 
-    try:
+    with _whatever_it_raises("damaged PDF"):
         reader = PdfReader(path)
         if reader.is_encrypted and not reader.decrypt(""):
             raise Bad("encrypted PDF", "encrypted: it opens only with a password")
         pages = [page.extract_text() for page in reader.pages]
-    except Bad:
-        raise
-    except (PyPdfError, ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
-        raise Bad("damaged PDF", f"damaged PDF: {error}") from None
     if pages and not any(page.strip() for page in pages):
         raise Bad("PDF without text", "a scan: its pages are pictures; run OCR on it first")
     return "\n\n".join(_unwrapped(page) for page in pages)
+
+
+@contextmanager
+def _whatever_it_raises(reason: str) -> Iterator[None]:
+    """What a library raises at a file is the file's fault: in bad ones, they fail in any way."""
+    try:
+        yield
+    except (Bad, OSError, MemoryError, ModuleNotFoundError):
+        raise
+    except RecursionError:
+        raise Bad("too deeply nested", "it holds too many things in each other") from None
+    except Exception as error:
+        said = printable(" ".join(str(error).split())[:200])
+        raise Bad(reason, said or type(error).__name__) from None
 
 
 def _unwrapped(page: str) -> str:
@@ -198,17 +274,16 @@ def _unwrapped(page: str) -> str:
 def _read_docx(path: Path) -> str:
     """Paragraphs and tables in their order, headings and lists as Markdown."""
     import docx
-    from docx.opc.exceptions import PackageNotFoundError
     from docx.table import Table
 
-    try:
+    with _whatever_it_raises("damaged DOCX"):
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > MOST_UNPACKED_BYTES:
                 raise Bad("too large", f"unpacks to more than {MOST_UNPACKED_BYTES:,} bytes")
-        blocks = list(docx.Document(str(path)).iter_inner_content())
-    except (zipfile.BadZipFile, PackageNotFoundError, KeyError, ValueError) as error:
-        raise Bad("damaged DOCX", f"not a DOCX, or a damaged or encrypted one: {error}") from None
-    parts = [_table(block) if isinstance(block, Table) else _paragraph(block) for block in blocks]
+        blocks = docx.Document(str(path)).iter_inner_content()
+        parts = [
+            _table(block) if isinstance(block, Table) else _paragraph(block) for block in blocks
+        ]
     return "\n\n".join(filter(None, parts))
 
 
@@ -249,7 +324,7 @@ ROWS = (".json", ".jsonl")
 
 
 def _read_rows(path: Path, name: str, text_field: str) -> Iterator[Document]:
-    seen: set[str] = set()
+    seen: Counter[str] = Counter()
     hint = "--text-field names the field of the text; see the README for the forms without one."
     kind, rows = read_rows(path, hint=hint)
     for number, row in rows:
@@ -282,6 +357,8 @@ def _api_row(api: Api, name: str, number: int) -> Document:
     """The fields of an API's documentation, one a line, without questions that come with it."""
     fields = api.model_dump(exclude={"Questions", "questions", "user_name"})
     text = "\n".join(f"{key}: {_plain(value)}" for key, value in fields.items())
+    if len(text) > MOST_OF_AN_API:
+        raise ValueError(f"longer than {MOST_OF_AN_API:,} characters, and never cut")
     return Document(id=f"{name}#{number}", title=api.api_name, text=text, form="api")
 
 
@@ -293,13 +370,15 @@ def _plain(value: object) -> str:
     return str(value).strip()
 
 
-def _paragraphs(row: Paragraphs, name: str, seen: set[str]) -> Iterator[Document]:
+def _paragraphs(row: Paragraphs, name: str, seen: Counter[str]) -> Iterator[Document]:
     """One document a paragraph; a title that comes back gets a numbered id."""
     for title, sentences in row.context:
         text = "".join(sentences).strip()
         if not text:
             continue
-        ids = (f"{name}#{title}" + (f"~{n}" if n > 1 else "") for n in itertools.count(1))
-        unused = next(id for id in ids if id not in seen)
-        seen.add(unused)
+        unused = f"{name}#{title}"
+        while seen[unused]:
+            seen[f"{name}#{title}"] += 1
+            unused = f"{name}#{title}~{seen[f'{name}#{title}']}"
+        seen[unused] = 1
         yield Document(id=unused, title=title, text=text)

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from hashlib import blake2b
 
 _NOT_WORDS = re.compile(r"[\W_]+")
 
@@ -11,6 +12,15 @@ _LOOKALIKES = str.maketrans({
     "‐": "-", "‑": "-", "‒": "-", "–": "-", "—": "-", "―": "-", "−": "-",
     "\u00ad": "", "\u200b": "", "\u2060": "", "\ufeff": "",
 })  # fmt: skip
+
+_MARKS = {
+    "holds one of RAFT's own marks": re.compile(
+        r"##(?:begin|end)_quote##|</?DOCUMENT>|<\s{0,9}/?\s{0,9}(?i:answer)\s{0,9}>"
+    ),
+    "holds a token of a chat template": re.compile(
+        r"<\|[^|<>\n]{1,40}\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<(?:bos|eos|/?s)>"
+    ),
+}
 
 # Scripts that put no spaces between words: Thai and Lao, Burmese, Khmer, and from Chinese radicals
 # on (kana, ideographs; Hangul does use spaces).
@@ -27,6 +37,23 @@ def without_spaces(char: str) -> bool:
 def normalized(text: str) -> str:
     """Letters and digits of a text in one case, words one space apart: what makes texts equal."""
     return _NOT_WORDS.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+
+
+def forging(text: str) -> str:
+    """Why a text would end a quote, an answer, a document or a turn too early; "" if it would not.
+
+    Marks count, too, that are written with characters that tokenizers drop or take for plain ones.
+    """
+    if not text.isascii():
+        plain = unicodedata.normalize("NFKC", text)
+        text = "".join(char for char in plain if unicodedata.category(char) != "Cf")
+    return next((reason for reason, marks in _MARKS.items() if marks.search(text)), "")
+
+
+def digest(text: str) -> str:
+    """The same for texts whose words are the same, whatever their case and white space."""
+    words = " ".join(text.split()).casefold().encode("utf-8", "replace")
+    return blake2b(words, digest_size=16).hexdigest()
 
 
 def folded(text: str) -> tuple[str, list[int]]:
