@@ -6,6 +6,7 @@ that a document names.
 """
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ SETTINGS = {
     "_disable_config": True,
     "file_insertion_enabled": False,
     "raw_enabled": False,
+    "line_length_limit": sys.maxsize,  # time and memory are limited elsewhere
     "report_level": 5,  # what docutils has to say about a document is not part of it
     "halt_level": 5,
     "initial_header_level": 2,
