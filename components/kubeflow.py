@@ -164,6 +164,8 @@ class Step(_Part):
     def _main(self) -> _Artifact:
         """The artifact that the stage writes; pages and figures lie in others, in any order."""
         artifacts = [artifact for _, artifact in self._artifacts()]
+        if not artifacts:
+            raise ConfigError("--executor-input: names no artifact that the step writes")
         written = (found for found in artifacts if str(found.path) == self._output)
         return next(written, artifacts[0])
 

@@ -192,9 +192,9 @@ def unseal(folder: Path) -> None:
     if (folder / MANIFEST).exists():
         # Nothing of the artifact before may end up in the next: a stale adapter would be loaded.
         for path in before:
-            if path.is_file():
+            with suppress(OSError):  # a name that no file of ours has
                 path.unlink()
-        (folder / MANIFEST).unlink()
+        (folder / MANIFEST).unlink(missing_ok=True)
 
 
 def seal(folder: Path, without: str = "") -> None:
@@ -294,8 +294,11 @@ def _unfinished(place: Path | str) -> DataError:
 
 def _fault(path: Path, entry: ManifestFile) -> str:
     """What is wrong with a file that a manifest lists; "" if nothing."""
-    if not path.is_file():
-        return "is listed in manifest.json but missing"
+    try:
+        if not path.is_file():
+            return "is listed in manifest.json but missing"
+    except OSError as error:
+        return f"is listed in manifest.json but cannot be read ({error.strerror})"
     if path.stat().st_size != entry.size:
         return f"has {path.stat().st_size} bytes, manifest.json says {entry.size}"
     if checksum(path) != entry.crc32c:
@@ -865,7 +868,10 @@ def _locate(uri: str) -> tuple["Bucket", str]:
             'docker, pass --user "$(id -u):$(id -g)" for a mounted file of your own.',
         ) from None
     _widen(client)
-    return client.bucket(name), prefix.strip("/")
+    try:
+        return client.bucket(name), prefix.strip("/")
+    except ValueError as error:
+        raise StorageError(f"{uri}: {error}", hint="Write gs://BUCKET/PREFIX.") from None
 
 
 def _widen(client: Any) -> None:

@@ -154,21 +154,8 @@ def read(folders: tuple[str, ...]) -> Found:
             texts |= dict(find(folder, _is_read))
         except StorageError as error:
             notes.append(f"{error} {error.hint}".strip())
-    held: dict[str, dict[str, str]] = defaultdict(dict)
-    for path, text in texts.items():
-        folder, _, name = path.rpartition("/")
-        held[folder][name] = text
-    # A checkpoint is sealed too, and is no result.
-    sealed = {
-        folder for folder, names in held.items() if MANIFEST in names and CHECKPOINT not in names
-    }
-    for folder in sorted(sealed):
-        wrong = faults(held[folder], _is_read)
-        notes += [f"{folder}/{name} {fault}." for name, fault in wrong.items()]
-        if MANIFEST in wrong:
-            sealed.remove(folder)
-        for name in wrong:
-            texts.pop(f"{folder}/{name}", None)
+    texts, sealed, wrong = _whole(texts)
+    notes += wrong
     records: dict[str, BaseModel] = {}
     accounts: list[tuple[int, str, LedgerEntry]] = []
     for path, text in sorted(texts.items(), key=lambda item: _place(item[0])):
@@ -198,6 +185,28 @@ def read(folders: tuple[str, ...]) -> Found:
     last = {path.rpartition("/")[0]: entry for _, path, entry in accounts}
     failures = [entry for entry in last.values() if entry.failed]
     return Found(records, [entry for _, _, entry in accounts], failures, notes)
+
+
+def _whole(texts: dict[str, str]) -> tuple[dict[str, str], set[str], list[str]]:
+    """The texts that are what their manifests say, the sealed folders, and what is wrong."""
+    held: dict[str, dict[str, str]] = defaultdict(dict)
+    for path, text in texts.items():
+        folder, _, name = path.rpartition("/")
+        held[folder][name] = text
+    # A checkpoint is sealed too, and is no result.
+    sealed = {
+        folder for folder, names in held.items() if MANIFEST in names and CHECKPOINT not in names
+    }
+    wrong = {
+        f"{folder}/{name}": fault
+        for folder in sorted(sealed)
+        for name, fault in faults(held[folder], _is_read).items()
+    }
+    return (
+        {path: text for path, text in texts.items() if path not in wrong},
+        {folder for folder in sealed if f"{folder}/{MANIFEST}" not in wrong},
+        [f"{path} {fault}." for path, fault in wrong.items()],
+    )
 
 
 def _is_read(name: str) -> bool:

@@ -207,6 +207,7 @@ def test_shards_that_were_merged_are_told_by_their_accounts(tmp_path: Path) -> N
 def test_a_record_of_another_version_is_named(tmp_path: Path) -> None:
     folder = artifact(tmp_path / "a", "generate", report=GENERATED)
     (folder / "report.json").write_text('{"rows": 1}')
+    seal(folder)
     text, _ = sum_up(tmp_path)
     assert "report.json is no GenerationReport that this version can read." in text
 

@@ -62,7 +62,11 @@ def check(cot_answer: str, question: str, oracle: str, similarity: float) -> Che
     before, (reasoning, quotes) = reasoning, verify_quotes(reasoning, oracle, similarity)
     if quotes["aligned"] and _quotes(answer, before) and not _quotes(answer, reasoning):
         raise Unusable("answer not in the mended quote")
-    return Checked(f"{reasoning}\n{ANSWER_MARKER} {answer}", answer, quotes)
+    row = f"{reasoning}\n{ANSWER_MARKER} {answer}"
+    # Taking one marker out of a text may leave another: <ANS<ANSWER>:WER>:
+    if row.count(ANSWER_MARKER) > 1 or _QUOTE_MARK.search(answer) or find_answer(row)[0] != answer:
+        raise Unusable("a marker in the reasoning or the answer")
+    return Checked(row, answer, quotes)
 
 
 def split_answer(cot_answer: str) -> tuple[str, str]:
@@ -96,6 +100,7 @@ def verify_quotes(reasoning: str, oracle: str, similarity: float) -> tuple[str, 
     """
     quotes: Counter[str] = Counter()
     parts: list[str] = []
+    found: list[str] = []
     end, begun = 0, -1
     for mark in _QUOTE_MARK.finditer(reasoning):
         if (mark.group() == QUOTE_BEGIN) == (begun >= 0):
@@ -106,13 +111,18 @@ def verify_quotes(reasoning: str, oracle: str, similarity: float) -> tuple[str, 
         else:
             text, how = find_quote(reasoning[begun : mark.start()], oracle, similarity)
             quotes[how] += 1
+            found.append(text)
             parts += [text, QUOTE_END]
             end, begun = mark.end(), -1
     if begun >= 0:
         raise Unusable("quote marks do not pair")
     if not quotes:
         raise Unusable("no quote")
-    return "".join([*parts, reasoning[end:]]), quotes
+    mended = "".join([*parts, reasoning[end:]])
+    marks = [QUOTE_BEGIN, QUOTE_END] * len(found)
+    if _QUOTE.findall(mended) != found or _QUOTE_MARK.findall(mended) != marks:
+        raise Unusable("a quote mark in the oracle")
+    return mended, quotes
 
 
 def find_quote(quote: str, oracle: str, similarity: float) -> tuple[str, str]:
@@ -137,7 +147,9 @@ def find_quote(quote: str, oracle: str, similarity: float) -> tuple[str, str]:
     if similarity < 1 and len(wanted) >= LEAST_CHARACTERS_TO_ALIGN:
         aligned = _align(wanted, text, similarity)
         if aligned is not None:
-            return oracle[origin[aligned[0]] : origin[aligned[1] - 1] + 1].strip(), "aligned"
+            # Folding takes some letters apart, and words may end there alone.
+            first, last = widen(oracle, origin[aligned[0]], origin[aligned[1] - 1] + 1)
+            return oracle[first:last].strip(), "aligned"
     raise Unusable("quote not in the oracle")
 
 

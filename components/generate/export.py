@@ -142,7 +142,8 @@ def read_rows(path: Path) -> Iterator[RaftRow]:
 
 
 def _files(source: Path) -> list[Path]:
-    verify(source, "--dataset")
+    if source.exists():
+        verify(source, "--dataset")
     if source.is_dir():
         ours = [source / f"{split}.jsonl" for split in ("train", "validation")]
         if all(path.is_file() for path in ours):

@@ -5,12 +5,14 @@ import re
 from typing import Any
 
 from components.generate.text import without_spaces
+from components.records import ANSWER_MARKER, QUOTE_BEGIN, QUOTE_END
 
 _LIST_MARK = re.compile(r"^\s*(?:[-*•]|\(?\d{1,3}[.):])\s+")
 _FENCE = re.compile(r"```\w*\n(.*?)```", re.DOTALL)
 QUESTION_MARKS = "?？؟;՞⁇⸮፧꘏"
 """Of Latin, Chinese and Japanese, Arabic, Greek, Armenian, …, Ethiopic and Vai script."""
 
+MARKS = (QUOTE_BEGIN, QUOTE_END, ANSWER_MARKER)
 LEAST_WORDS = 3
 MOST_CHARACTERS = 1000
 LEAST_CHARACTERS = 4  # in scripts that do not put spaces between words
@@ -37,7 +39,9 @@ def parse_questions(reply: str, wanted: int, kind: str = "general") -> list[str]
         if structured is not None
         else [_bare(line) for line in reply.splitlines() if _asks(line, kind)]
     )
-    return list(dict.fromkeys(text for text in found if _long_enough(text)))[:wanted]
+    # A row's markers are for its answer: in a question they would be taken for the answer's.
+    fit = (text for text in found if _long_enough(text) and not any(map(text.__contains__, MARKS)))
+    return list(dict.fromkeys(fit))[:wanted]
 
 
 def is_contentless(question: str) -> bool:

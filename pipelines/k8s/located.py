@@ -106,6 +106,9 @@ def parse(stream: TextIO) -> list[Document]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         nodes = list(yaml.compose_all(stream, loader))
+        documents = [Document(node) for node in nodes]
+        for document in documents:
+            _ = document.value
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
@@ -113,10 +116,13 @@ def parse(stream: TextIO) -> list[Document]:
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split())
         raise ConfigError(f"{shown(stream.name)}: not YAML: {problem}") from None
+    except (ValueError, TypeError, IndexError, OverflowError, RecursionError) as error:
+        # Such as a date in a 13th month: YAML, but no value.
+        raise ConfigError(f"{shown(stream.name)}: a value cannot be read ({error})") from None
     repeated = [complaint for node in nodes for complaint in _repeated_keys(node, set())]
     if repeated:
         raise ConfigError("\n".join(repeated), hint="Keep one of the two lines.")
-    return [Document(node) for node in nodes]
+    return documents
 
 
 def _repeated_keys(node: yaml.Node, seen: set[int]) -> Iterator[str]:

@@ -17,6 +17,7 @@ from components.eval.arms import PARTIAL
 from components.eval.config import EvalConfig
 from components.eval.eval import run
 from components.eval.generations import Batch, Generation, Generations, key_of
+from components.storage import checked_line
 from tests.conftest import REPOSITORY
 from tests.eval.conftest import make_question
 from tests.gcs import BUCKET, emulator
@@ -50,7 +51,8 @@ def test_whole_batches_are_kept_and_a_torn_line_is_cut_off(tmp_path: Path, tail:
     assert again.found["a"].text == "says\u2028a\n"
     assert again.seconds == {"m": 3.0} and again.weight_bytes == {"m": 7}
     again.add(batch("d"))
-    assert path.read_bytes() == whole + batch("d").model_dump_json().encode() + b"\n"
+    added = checked_line(batch("d").model_dump_json().encode())
+    assert path.read_bytes() == whole + tail[: tail.rfind(b"\n") + 1] + added
     again.close()
     assert path.exists(), "it is deleted when what is made of it is on the disk"
 

@@ -177,6 +177,7 @@ def answers(generation: str) -> None:
 @target(st.tuples(TEXT, TEXT, TEXT, SIMILARITY))
 def checked_answers(given: tuple[str, str, str, float]) -> None:
     """A kept answer ends in one marker, and all its quotes stand in the oracle, word for word."""
+    from components.eval import quotes as evaluated
     from components.generate.answers import Unusable, check
 
     reply, question, oracle, similarity = given
@@ -193,7 +194,8 @@ def checked_answers(given: tuple[str, str, str, float]) -> None:
         assert find_answer(found.cot_answer) == (found.answer, True)
         reasoning = found.cot_answer.rpartition(ANSWER_MARKER)[0]
         quotes = re.findall(f"{QUOTE_BEGIN}(.*?){QUOTE_END}", reasoning, re.DOTALL)
-        assert len(quotes) == found.quotes.total() == reasoning.count(QUOTE_BEGIN)
+        assert len(quotes) == found.quotes.total()
+        assert quotes == evaluated.split(reasoning)[1::2]
         assert all(quote in oracle and quote.strip() for quote in quotes)
         assert len(found.cot_answer) <= len(text) + len(quotes) * len(oracle) + 20
         again = check(found.cot_answer, question, oracle, similarity)
