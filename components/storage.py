@@ -16,8 +16,10 @@ up, bytes on the way down.
 """
 
 import base64
+import errno
 import fcntl
 import hashlib
+import io
 import mmap
 import os
 import shutil
@@ -26,15 +28,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from components.config import INPUT, OUTPUT, Settings
-from components.errors import AccessError, DataError, StorageError
+from components.errors import AccessError, DataError, RaftError, StorageError
 from components.progress import task
 from components.records import Record, read_json
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
     from google.cloud.storage import Blob, Bucket
 
 MANIFEST = "manifest.json"
@@ -46,11 +50,14 @@ PARTS = ".parts"  # where parts lie until they are one object
 PART = 32 * 2**20  # bytes; a larger file goes up in parts, so that what arrived is not sent again
 PARTS_OF_A_FILE = 32  # as many as Cloud Storage makes one object of
 SECONDS_OF_RETRIES = 600.0
-ATTEMPTS_AT_A_SNAPSHOT = 3
+SECONDS_OF_SILENCE = 60.0  # of a connection, before its request is sent again
+ATTEMPTS = 3  # at a copy that is whole, and at a set of files that fit together
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 _GRANT = "Grant roles/storage.objectUser on the bucket to this account."
 
 C = TypeVar("C", bound=Settings)
+T = TypeVar("T")
 
 
 class ManifestFile(Record):
@@ -79,27 +86,57 @@ def atomic_write(path: Path) -> Iterator[IO[str]]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = tempfile.NamedTemporaryFile(  # noqa: SIM115 (closed by the block below)
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        )
+        number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
         raise _cannot_write(path, error) from None
     try:
-        with partial:
-            yield partial
-        _make_readable(Path(partial.name))
-        Path(partial.name).replace(path)
+        with io.TextIOWrapper(io.BufferedWriter(_Named(number, "w", path)), "utf-8") as file:
+            yield file
+        _make_readable(Path(name))
+        Path(name).replace(path)
     except BaseException:
-        Path(partial.name).unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)
         raise
 
 
+def temporary_file(prefix: str) -> io.BufferedRandom:
+    """A file for reading and writing that is gone when it is closed.
+
+    Raises:
+        StorageError: now or at a write, temporary files cannot be written, or their disk is full.
+    """
+    folder = Path(tempfile.gettempdir())
+    try:
+        number, name = tempfile.mkstemp(dir=folder, prefix=prefix)
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+    Path(name).unlink()
+    return io.BufferedRandom(_Named(number, "r+", folder))
+
+
+class _Named(io.FileIO):
+    """An open file whose errors in writing name a place: a system's own name none."""
+
+    def __init__(self, number: int, mode: str, place: Path) -> None:
+        super().__init__(number, mode)
+        self.place = place
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise _cannot_write(self.place, error) from None
+
+
 def _cannot_write(path: Path, error: OSError) -> StorageError:
-    return StorageError(
-        f"{path}: cannot write here ({error.strerror})",
-        hint="Give --output a folder that this user may write, on a disk with room; in docker, "
-        'pass --user "$(id -u):$(id -g)" for a mounted folder of your own.',
-    )
+    if error.errno in FULL:
+        hint = "Make room there, or give another place: --output, or for temporary files TMPDIR."
+    else:
+        hint = (
+            "Give --output (for temporary files TMPDIR) a folder that this user may write; in "
+            'docker, pass --user "$(id -u):$(id -g)" for a mounted folder of your own.'
+        )
+    return StorageError(f"{path}: cannot write here ({error.strerror})", hint=hint)
 
 
 def _make_readable(path: Path) -> None:
@@ -147,8 +184,11 @@ def unseal(folder: Path) -> None:
                 f"--output {folder}: the folder holds something else",
                 hint="Give a new or empty folder: everything in it becomes part of the artifact.",
             )
-        for leftover in folder.glob(".*"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        try:
+            for leftover in folder.glob(".*"):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        except OSError as error:
+            raise _cannot_write(folder, error) from None
     write_json(folder / PARTIAL_MANIFEST, Manifest(files=[]))
     if (folder / MANIFEST).exists():
         # Nothing of the artifact before may end up in the next: a stale adapter would be loaded.
@@ -245,7 +285,7 @@ def folders(location: str) -> set[str]:
     if location.startswith(SCHEME):
         bucket, prefix = _locate(location)
         with _explained(location):
-            names = [blob.name for blob in bucket.list_blobs(prefix=_join(prefix, ""))]
+            names = [blob.name for blob in _objects(bucket, _join(prefix, ""))]
         inside = [name.removeprefix(_join(prefix, "")) for name in names]
         return {name.split("/")[0] for name in inside if "/" in name}
     _refuse_other_schemes(location)
@@ -261,7 +301,7 @@ def is_artifact(location: str) -> bool:
     if location.startswith(SCHEME):
         bucket, prefix = _locate(location)
         with _explained(location):
-            return bucket.get_blob(_join(prefix, MANIFEST)) is not None
+            return _object(bucket, _join(prefix, MANIFEST)) is not None
     _refuse_other_schemes(location)
     return (Path(location) / MANIFEST).exists()
 
@@ -281,7 +321,7 @@ def remove(location: str) -> None:
     if not prefix:
         raise StorageError(f"{location}: a whole bucket is not removed")
     with _explained(location):
-        blobs = list(bucket.list_blobs(prefix=_join(prefix, "")))
+        blobs = _objects(bucket, _join(prefix, ""))
         for blob in sorted(blobs, key=lambda blob: not blob.name.endswith(f"/{MANIFEST}")):
             _delete(blob)
 
@@ -293,14 +333,14 @@ def find(location: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, st
         StorageError: the location is missing, forbidden, or of a kind that is not understood.
     """
     if location.startswith(SCHEME):
+        from google.api_core.exceptions import NotFound
+
         bucket, prefix = _locate(location)
         with _explained(location):
-            for blob in bucket.list_blobs(prefix=f"{prefix}/" if prefix else ""):
+            for blob in _objects(bucket, _join(prefix, "")):
                 if wanted(blob.name.rpartition("/")[2]):
-                    yield (
-                        f"{SCHEME}{bucket.name}/{blob.name}",
-                        blob.download_as_bytes().decode(errors="replace"),
-                    )
+                    with suppress(NotFound):  # it vanished meanwhile
+                        yield _uri(blob), _content(blob).decode(errors="replace")
         return
     _refuse_other_schemes(location)
     if not Path(location).is_dir():
@@ -319,7 +359,9 @@ def put(text: str, location: str) -> None:
     if location.startswith(SCHEME):
         bucket, name = _locate(location)
         with _explained(location):
-            bucket.blob(name).upload_from_string(text, content_type="application/json")
+            bucket.blob(name).upload_from_string(
+                text, content_type="application/json", retry=_retry()
+            )
         return
     _refuse_other_schemes(location)
     with atomic_write(Path(location)) as file:
@@ -382,7 +424,10 @@ def _scratch(kind: str, uri: str) -> Iterator[Path]:
     A second process at the same URI gets a folder of its own.
     """
     root = Path(tempfile.gettempdir()) / f"raft-{os.getuid()}"
-    root.mkdir(mode=0o700, exist_ok=True)
+    try:
+        root.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(root, error) from None
     if root.is_symlink() or root.stat().st_uid != os.getuid():
         raise StorageError(f"{root}: belongs to somebody else", hint="Set TMPDIR to your own.")
     name = hashlib.sha256(f"{kind} {uri}".encode()).hexdigest()[:16]
@@ -412,28 +457,39 @@ def fetch(uri: str, target: Path) -> None:
     """
     bucket, prefix = _locate(uri)
     with _explained(uri):
-        if prefix and not uri.endswith("/") and (single := bucket.get_blob(prefix)) is not None:
+        if prefix and not uri.endswith("/") and (single := _object(bucket, prefix)) is not None:
             _download(single, target)
             return
-        for _ in range(ATTEMPTS_AT_A_SNAPSHOT):
+        for _ in range(ATTEMPTS):
             manifest = _remote_manifest(bucket, prefix, uri)
-            if _fetch_listed(_listing(bucket, prefix, uri, manifest), target):
+            misfit = _fetch_listed(_listing(bucket, prefix, uri, manifest), target)
+            if not misfit:
                 break
         else:
-            raise StorageError(f"{uri}: somebody keeps changing it", hint="Try again later.")
+            raise _changed(f"{uri.rstrip('/')}/{misfit}", known=manifest is not None)
     if manifest is not None:
         write_json(target / MANIFEST, manifest)
 
 
+def _changed(uri: str, *, known: bool) -> RaftError:
+    if known:
+        return DataError(
+            "is not the file that manifest.json lists: it is damaged, or was replaced",
+            path=uri,
+            hint="Run the stage that made this artifact again.",
+        )
+    return StorageError(f"{uri}: somebody keeps changing it", hint="Try again later.")
+
+
 def _remote_manifest(bucket: "Bucket", prefix: str, uri: str) -> Manifest | None:
     """The manifest of an artifact; None for a prefix that people filled by hand."""
-    blob = bucket.get_blob(_join(prefix, MANIFEST))
+    blob = _object(bucket, _join(prefix, MANIFEST))
     if blob is not None:
         try:
-            return Manifest.model_validate_json(blob.download_as_bytes())
+            return Manifest.model_validate_json(_content(blob))
         except ValueError as error:
             raise DataError(f"manifest.json is damaged ({error})", path=uri) from None
-    if bucket.get_blob(_join(prefix, PARTIAL_MANIFEST)) is not None:
+    if _object(bucket, _join(prefix, PARTIAL_MANIFEST)) is not None:
         raise _unfinished(uri)
     return None
 
@@ -444,7 +500,7 @@ def _listing(
     """What to copy: path in the artifact, object, and what it should be."""
     found = {
         blob.name.removeprefix(_join(prefix, "")): blob
-        for blob in bucket.list_blobs(prefix=_join(prefix, ""))
+        for blob in _objects(bucket, _join(prefix, ""))
         if not blob.name.endswith("/")
     }
     if manifest is None:
@@ -462,8 +518,12 @@ def _listing(
     return {entry.path: (found[entry.path], entry) for entry in manifest.files}
 
 
-def _fetch_listed(listing: dict[str, tuple["Blob", ManifestFile]], target: Path) -> bool:
-    """Copy what is missing; False if an object was replaced meanwhile."""
+def _fetch_listed(listing: dict[str, tuple["Blob", ManifestFile]], target: Path) -> str:
+    """Copy what is missing.
+
+    Returns:
+        A file that is gone, or is not what it should be: it was replaced meanwhile; "" if none.
+    """
     from google.api_core.exceptions import NotFound
 
     wanted = {_inside(target, name): both for name, both in listing.items()}
@@ -481,8 +541,9 @@ def _fetch_listed(listing: dict[str, tuple["Blob", ManifestFile]], target: Path)
             ],
         )
     except NotFound:
-        return False
-    return not any(_fault(path, entry) for path, (_, entry) in missing.items())
+        return next((entry.path for path, (_, entry) in missing.items() if not path.exists()), "?")
+    misfits = (entry.path for path, (_, entry) in missing.items() if _fault(path, entry))
+    return next(misfits, "")
 
 
 def _half(path: Path, blob: "Blob") -> Path:
@@ -496,8 +557,25 @@ def _download(blob: "Blob", path: Path) -> None:
     Raises:
         StorageError: it cannot be written here, or arrived damaged.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     half = _half(path, blob)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _intact(blob, partial(_append, blob, half))
+        half.replace(path)
+    except OSError as error:
+        if error.errno is None:  # the client's own errors derive from OSError too
+            raise
+        raise _cannot_write(path, error) from None
+
+
+def _append(blob: "Blob", half: Path) -> None:
+    """Copy what is missing of an object.
+
+    Raises:
+        DataCorruption: it arrived damaged; what there was of it is removed.
+    """
+    from google.cloud.storage.exceptions import DataCorruption
+
     try:
         with half.open("ab") as file:
             done = file.tell()
@@ -510,13 +588,32 @@ def _download(blob: "Blob", path: Path) -> None:
                     retry=_retry(),
                 )
         if done and checksum(half) != blob.crc32c:
-            half.unlink()
-            raise StorageError(f"{path}: arrived damaged", hint="Run the same command again.")
-    except OSError as error:
-        if error.errno is None:  # the client's own errors derive from OSError too
-            raise
-        raise _cannot_write(path, error) from None
-    half.replace(path)
+            raise DataCorruption(None)
+    except DataCorruption:
+        half.unlink()
+        raise
+
+
+def _content(blob: "Blob") -> bytes:
+    """All of a small object.
+
+    Raises:
+        StorageError: it keeps arriving damaged.
+    """
+    content: bytes = _intact(blob, partial(blob.download_as_bytes, retry=_retry()))
+    return content
+
+
+def _intact(blob: "Blob", copy: Callable[[], T]) -> T:
+    """Copy, and once more when the copy is damaged."""
+    from google.cloud.storage.exceptions import DataCorruption
+
+    for _ in range(ATTEMPTS):
+        with suppress(DataCorruption):
+            return copy()
+    raise StorageError(
+        f"{_uri(blob)}: arrived damaged {ATTEMPTS} times", hint="Run the same command again."
+    )
 
 
 # ---- publishing --------------------------------------------------------------------------------
@@ -531,12 +628,14 @@ def publish(folder: Path, uri: str, *, quiet: bool = False) -> None:
     Raises:
         StorageError: not allowed, no such bucket, or somebody else writes there too.
     """
+    from google.api_core.exceptions import NotFound
+
     bucket, prefix = _locate(uri)
     manifest = read_json(folder / MANIFEST, Manifest)
     with _explained(uri):
         there = {
             blob.name.removeprefix(_join(prefix, "")): blob
-            for blob in bucket.list_blobs(prefix=_join(prefix, ""))
+            for blob in _objects(bucket, _join(prefix, ""))
         }
         changed = [entry for entry in manifest.files if not _is_there(there, entry)]
         listing = _entry(folder, MANIFEST)
@@ -552,7 +651,8 @@ def publish(folder: Path, uri: str, *, quiet: bool = False) -> None:
         if PARTIAL_MANIFEST not in there:
             put(listing, PARTIAL_MANIFEST)
         if (old := there.pop(MANIFEST, None)) is not None:
-            old.delete(if_generation_match=old.generation, retry=_retry())
+            with suppress(NotFound):  # a try whose answer was lost has done it
+                old.delete(if_generation_match=old.generation, retry=_retry())
         jobs = [
             (entry.size, partial(put, entry, entry.path))
             for entry in changed
@@ -625,7 +725,7 @@ def _compose(parts: list["Blob"], blob: "Blob", before: "Blob | None", entry: Ma
         for part in parts:
             _delete(part)
         raise StorageError(
-            f"{SCHEME}{blob.bucket.name}/{blob.name}: its parts do not make the file",
+            f"{_uri(blob)}: its parts do not make the file",
             hint="Run the same command again.",
         )
 
@@ -645,7 +745,7 @@ def _no_longer_listed(there: dict[str, "Blob"], manifest: Manifest) -> list[str]
     if MANIFEST not in there:
         return []
     try:
-        before = Manifest.model_validate_json(there[MANIFEST].download_as_bytes())
+        before = Manifest.model_validate_json(_content(there[MANIFEST]))
     except ValueError:
         return []
     listed = {entry.path for entry in manifest.files}
@@ -676,14 +776,14 @@ def _met_by_another(blob: "Blob", entry: ManifestFile) -> Iterator[None]:
         yield
     except PreconditionFailed:
         # Either somebody else wrote it, or a retry met its own first try.
-        blob.reload()
+        blob.reload(retry=_retry())
         if blob.crc32c != entry.crc32c:
             raise _somebody_else(blob) from None
 
 
 def _somebody_else(blob: "Blob") -> StorageError:
     return StorageError(
-        f"{SCHEME}{blob.bucket.name}/{blob.name}: somebody else is writing here",
+        f"{_uri(blob)}: somebody else is writing here",
         hint="Give every run an --output of its own.",
     )
 
@@ -771,17 +871,38 @@ def _locate(uri: str) -> tuple["Bucket", str]:
 
 
 def _widen(client: Any) -> None:
-    """As many connections as transfers: the client keeps ten, and drops the others each time."""
+    """As many connections as transfers: the client keeps ten, and drops the others each time.
+
+    None is silent for longer than `SECONDS_OF_SILENCE`.
+    """
+    from requests import PreparedRequest, Response
     from requests.adapters import HTTPAdapter
 
+    class Adapter(HTTPAdapter):
+        def send(self, request: PreparedRequest, **options: Any) -> Response:
+            options["timeout"] = min(options.get("timeout") or 60.0, SECONDS_OF_SILENCE)
+            return super().send(request, **options)
+
     for scheme in ("https://", "http://"):
-        client._http.mount(scheme, HTTPAdapter(pool_maxsize=TRANSFERS))
+        client._http.mount(scheme, Adapter(pool_maxsize=TRANSFERS))
 
 
 def _retry() -> Any:
     from google.cloud.storage.retry import DEFAULT_RETRY
 
     return DEFAULT_RETRY.with_timeout(SECONDS_OF_RETRIES)
+
+
+def _objects(bucket: "Bucket", prefix: str) -> list["Blob"]:
+    return list(bucket.list_blobs(prefix=prefix, retry=_retry()))
+
+
+def _object(bucket: "Bucket", name: str) -> "Blob | None":
+    return bucket.get_blob(name, retry=_retry())
+
+
+def _uri(blob: "Blob") -> str:
+    return f"{SCHEME}{blob.bucket.name}/{blob.name}"
 
 
 def _join(prefix: str, name: str) -> str:
@@ -799,11 +920,18 @@ def _explained(uri: str) -> Iterator[None]:
         Unauthorized,
     )
     from google.auth.exceptions import GoogleAuthError, TransportError
+    from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
     from requests.exceptions import RequestException
+    from urllib3.exceptions import HTTPError
 
     try:
         yield
-    except NotFound:
+    except NotFound as error:
+        if "/o/" in str(error):
+            raise StorageError(
+                f"{uri}: an object vanished while it was used ({error.message})",
+                hint="Does somebody else write or clean up there? Run the same command again.",
+            ) from None
         raise StorageError(
             f"{uri}: no such bucket",
             hint="Check the name, or make it: gcloud storage buckets create",
@@ -815,7 +943,16 @@ def _explained(uri: str) -> Iterator[None]:
             f"{uri}: somebody else is writing here",
             hint="Give every run an --output of its own.",
         ) from None
-    except (GoogleAPIError, RequestException, TransportError) as error:
+    except (
+        GoogleAPIError,
+        RequestException,
+        TransportError,
+        InvalidResponse,
+        DataCorruption,
+        HTTPError,
+        HTTPException,
+        ConnectionError,
+    ) as error:
         raise StorageError(
             f"{uri}: Cloud Storage cannot be reached or keeps failing ({error})",
             hint="What was copied is kept; run the same command again.",

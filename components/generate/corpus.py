@@ -5,7 +5,6 @@ millions of chunks need no more memory than thousands.
 """
 
 import mmap
-import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from components.generate.documents import Bad, bad_document, find_documents, rea
 from components.generate.leaks import LeakGuard
 from components.progress import say, task
 from components.records import ANSWER_MARKER, QUOTE_BEGIN, QUOTE_END, Chunk
+from components.storage import temporary_file
 
 MARKS = (QUOTE_BEGIN, QUOTE_END, ANSWER_MARKER, "<DOCUMENT>", "</DOCUMENT>")
 """A chunk that holds one of these would end a quote, an answer or a document too early."""
@@ -31,7 +31,7 @@ class Corpus:
     """Chunks by number. `owners` holds the number of each one's document."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="raft-corpus-")  # noqa: SIM115 (lives as we do)
+        self._file = temporary_file("raft-corpus-")
         self._map: mmap.mmap | None = None
         self._ends = array("Q", [0])
         self.owners = array("I")
