@@ -333,13 +333,13 @@ def find(location: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, st
         StorageError: the location is missing, forbidden, or of a kind that is not understood.
     """
     if location.startswith(SCHEME):
-        from google.api_core.exceptions import NotFound
+        from google.api_core.exceptions import NotFound, PreconditionFailed
 
         bucket, prefix = _locate(location)
         with _explained(location):
             for blob in _objects(bucket, _join(prefix, "")):
                 if wanted(blob.name.rpartition("/")[2]):
-                    with suppress(NotFound):  # it vanished meanwhile
+                    with suppress(NotFound, PreconditionFailed):  # it vanished meanwhile
                         yield _uri(blob), _content(blob).decode(errors="replace")
         return
     _refuse_other_schemes(location)
@@ -455,18 +455,29 @@ def fetch(uri: str, target: Path) -> None:
         StorageError: nothing there, or not allowed, or it keeps changing.
         DataError: the artifact is unfinished.
     """
+    from google.api_core.exceptions import NotFound, PreconditionFailed
+
     bucket, prefix = _locate(uri)
     with _explained(uri):
         if prefix and not uri.endswith("/") and (single := _object(bucket, prefix)) is not None:
             _download(single, target)
             return
         for _ in range(ATTEMPTS):
-            manifest = _remote_manifest(bucket, prefix, uri)
-            misfit = _fetch_listed(_listing(bucket, prefix, uri, manifest), target)
+            # One listing is one moment; asked for one by one, a manifest that is replaced could
+            # seem to be missing, and half an artifact a folder that people filled.
+            there = {
+                blob.name.removeprefix(_join(prefix, "")): blob
+                for blob in _objects(bucket, _join(prefix, ""))
+                if not blob.name.endswith("/")
+            }
+            misfit = MANIFEST
+            with suppress(NotFound, PreconditionFailed):  # replaced, or gone, since
+                manifest = _remote_manifest(there, uri)
+                misfit = _fetch_listed(_listing(there, uri, manifest), target)
             if not misfit:
                 break
         else:
-            raise _changed(f"{uri.rstrip('/')}/{misfit}", known=manifest is not None)
+            raise _changed(f"{uri.rstrip('/')}/{misfit}", known=MANIFEST in there)
     if manifest is not None:
         write_json(target / MANIFEST, manifest)
 
@@ -481,28 +492,22 @@ def _changed(uri: str, *, known: bool) -> RaftError:
     return StorageError(f"{uri}: somebody keeps changing it", hint="Try again later.")
 
 
-def _remote_manifest(bucket: "Bucket", prefix: str, uri: str) -> Manifest | None:
+def _remote_manifest(there: dict[str, "Blob"], uri: str) -> Manifest | None:
     """The manifest of an artifact; None for a prefix that people filled by hand."""
-    blob = _object(bucket, _join(prefix, MANIFEST))
-    if blob is not None:
+    if MANIFEST in there:
         try:
-            return Manifest.model_validate_json(_content(blob))
+            return Manifest.model_validate_json(_content(there[MANIFEST]))
         except ValueError as error:
             raise DataError(f"manifest.json is damaged ({error})", path=uri) from None
-    if _object(bucket, _join(prefix, PARTIAL_MANIFEST)) is not None:
+    if PARTIAL_MANIFEST in there:
         raise _unfinished(uri)
     return None
 
 
 def _listing(
-    bucket: "Bucket", prefix: str, uri: str, manifest: Manifest | None
+    found: dict[str, "Blob"], uri: str, manifest: Manifest | None
 ) -> dict[str, tuple["Blob", ManifestFile]]:
     """What to copy: path in the artifact, object, and what it should be."""
-    found = {
-        blob.name.removeprefix(_join(prefix, "")): blob
-        for blob in _objects(bucket, _join(prefix, ""))
-        if not blob.name.endswith("/")
-    }
     if manifest is None:
         if not found:
             raise StorageError(f"{uri}: nothing there", hint="Check the bucket and the prefix.")
@@ -524,7 +529,7 @@ def _fetch_listed(listing: dict[str, tuple["Blob", ManifestFile]], target: Path)
     Returns:
         A file that is gone, or is not what it should be: it was replaced meanwhile; "" if none.
     """
-    from google.api_core.exceptions import NotFound
+    from google.api_core.exceptions import NotFound, PreconditionFailed
 
     wanted = {_inside(target, name): both for name, both in listing.items()}
     halves = {_half(path, blob) for path, (blob, _) in wanted.items()}
@@ -540,7 +545,7 @@ def _fetch_listed(listing: dict[str, tuple["Blob", ManifestFile]], target: Path)
                 for path, (blob, entry) in missing.items()
             ],
         )
-    except NotFound:
+    except (NotFound, PreconditionFailed):
         return next((entry.path for path, (_, entry) in missing.items() if not path.exists()), "?")
     misfits = (entry.path for path, (_, entry) in missing.items() if _fault(path, entry))
     return next(misfits, "")
@@ -595,12 +600,15 @@ def _append(blob: "Blob", half: Path) -> None:
 
 
 def _content(blob: "Blob") -> bytes:
-    """All of a small object.
+    """All of a small object, of exactly the generation that was listed.
 
     Raises:
         StorageError: it keeps arriving damaged.
     """
-    content: bytes = _intact(blob, partial(blob.download_as_bytes, retry=_retry()))
+    content: bytes = _intact(
+        blob,
+        partial(blob.download_as_bytes, if_generation_match=blob.generation, retry=_retry()),
+    )
     return content
 
 
@@ -628,8 +636,6 @@ def publish(folder: Path, uri: str, *, quiet: bool = False) -> None:
     Raises:
         StorageError: not allowed, no such bucket, or somebody else writes there too.
     """
-    from google.api_core.exceptions import NotFound
-
     bucket, prefix = _locate(uri)
     manifest = read_json(folder / MANIFEST, Manifest)
     with _explained(uri):
@@ -645,14 +651,14 @@ def publish(folder: Path, uri: str, *, quiet: bool = False) -> None:
 
         large = {entry.path: _parts(entry) for entry in changed if entry.size > PART}
 
-        def put(entry: ManifestFile, name: str) -> None:
-            _upload(folder / entry.path, bucket.blob(_join(prefix, name)), there.get(name), entry)
+        def put(entry: ManifestFile, name: str) -> "Blob":
+            blob = bucket.blob(_join(prefix, name))
+            _upload(folder / entry.path, blob, there.get(name), entry)
+            return blob
 
-        if PARTIAL_MANIFEST not in there:
-            put(listing, PARTIAL_MANIFEST)
+        mark = put(listing, PARTIAL_MANIFEST)  # over that of a writer who was stopped
         if (old := there.pop(MANIFEST, None)) is not None:
-            with suppress(NotFound):  # a try whose answer was lost has done it
-                old.delete(if_generation_match=old.generation, retry=_retry())
+            _delete_exactly(old)
         jobs = [
             (entry.size, partial(put, entry, entry.path))
             for entry in changed
@@ -675,8 +681,9 @@ def publish(folder: Path, uri: str, *, quiet: bool = False) -> None:
                 _compose(sources, whole, there.get(entry.path), entry)
         put(listing, MANIFEST)
         parts_there = {name for name in there if name.startswith(f"{PARTS}/")}
-        for name in (*stale, *parts_there.union(*large.values()), PARTIAL_MANIFEST):
+        for name in (*stale, *parts_there.union(*large.values())):
             _delete(bucket.blob(_join(prefix, name)))
+        _delete_exactly(mark)  # which tells of a writer who was not stopped, and put another there
 
 
 class _Part(NamedTuple):
@@ -770,13 +777,16 @@ def _generation(before: "Blob | None") -> int:
 @contextmanager
 def _met_by_another(blob: "Blob", entry: ManifestFile) -> Iterator[None]:
     """Mind who wrote, when the object is not what this write was to replace."""
-    from google.api_core.exceptions import PreconditionFailed
+    from google.api_core.exceptions import NotFound, PreconditionFailed
 
     try:
         yield
     except PreconditionFailed:
         # Either somebody else wrote it, or a retry met its own first try.
-        blob.reload(retry=_retry())
+        try:
+            blob.reload(retry=_retry())
+        except NotFound:
+            raise _somebody_else(blob) from None
         if blob.crc32c != entry.crc32c:
             raise _somebody_else(blob) from None
 
@@ -793,6 +803,21 @@ def _delete(blob: "Blob") -> None:
 
     with suppress(NotFound):
         blob.delete(retry=_retry())
+
+
+def _delete_exactly(blob: "Blob") -> None:
+    """Delete the generation that is known, unless it is gone: a try whose answer was lost did it.
+
+    Raises:
+        StorageError: somebody else has replaced it.
+    """
+    from google.api_core.exceptions import NotFound, PreconditionFailed
+
+    try:
+        blob.delete(if_generation_match=blob.generation, retry=_retry())
+    except (NotFound, PreconditionFailed):
+        if _object(blob.bucket, blob.name) is not None:
+            raise _somebody_else(blob) from None
 
 
 # ---- asking ------------------------------------------------------------------------------------
