@@ -16,8 +16,10 @@ up, bytes on the way down.
 """
 
 import base64
+import errno
 import fcntl
 import hashlib
+import io
 import mmap
 import os
 import shutil
@@ -27,17 +29,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
 from components.config import INPUT, OUTPUT, Settings
-from components.errors import AccessError, DataError, StorageError
+from components.errors import AccessError, DataError, RaftError, StorageError
 from components.progress import task
 from components.records import Record, explain, read_json
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
     from google.cloud.storage import Blob, Bucket
 
 MANIFEST = "manifest.json"
@@ -50,7 +54,9 @@ PARTS = ".parts"  # where parts lie until they are one object
 PART = 32 * 2**20  # bytes; a larger file goes up in parts, so that what arrived is not sent again
 PARTS_OF_A_FILE = 32  # as many as Cloud Storage makes one object of
 SECONDS_OF_RETRIES = 600.0
-ATTEMPTS_AT_A_SNAPSHOT = 3
+SECONDS_OF_SILENCE = 60.0  # of a connection, before its request is sent again
+ATTEMPTS = 3  # at a copy that is whole, and at a set of files that fit together
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FOLDERS_ABOVE = 2  # in which the manifest of an artifact may lie that a file or folder is part of
 
 _AGAIN = (
@@ -60,6 +66,7 @@ _AGAIN = (
 _GRANT = "Grant roles/storage.objectUser on the bucket to this account."
 
 C = TypeVar("C", bound=Settings)
+T = TypeVar("T")
 
 
 class ManifestFile(Record):
@@ -88,27 +95,57 @@ def atomic_write(path: Path) -> Iterator[IO[str]]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = tempfile.NamedTemporaryFile(  # noqa: SIM115 (closed by the block below)
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        )
+        number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
         raise _cannot_write(path, error) from None
     try:
-        with partial:
-            yield partial
-        _make_readable(Path(partial.name))
-        Path(partial.name).replace(path)
+        with io.TextIOWrapper(io.BufferedWriter(_Named(number, "w", path)), "utf-8") as file:
+            yield file
+        _make_readable(Path(name))
+        Path(name).replace(path)
     except BaseException:
-        Path(partial.name).unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)
         raise
 
 
+def temporary_file(prefix: str) -> io.BufferedRandom:
+    """A file for reading and writing that is gone when it is closed.
+
+    Raises:
+        StorageError: now or at a write, temporary files cannot be written, or their disk is full.
+    """
+    folder = Path(tempfile.gettempdir())
+    try:
+        number, name = tempfile.mkstemp(dir=folder, prefix=prefix)
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+    Path(name).unlink()
+    return io.BufferedRandom(_Named(number, "r+", folder))
+
+
+class _Named(io.FileIO):
+    """An open file whose errors in writing name a place: a system's own name none."""
+
+    def __init__(self, number: int, mode: str, place: Path) -> None:
+        super().__init__(number, mode)
+        self.place = place
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise _cannot_write(self.place, error) from None
+
+
 def _cannot_write(path: Path, error: OSError) -> StorageError:
-    return StorageError(
-        f"{path}: cannot write here ({error.strerror})",
-        hint="Give --output a folder that this user may write, on a disk with room; in docker, "
-        'pass --user "$(id -u):$(id -g)" for a mounted folder of your own.',
-    )
+    if error.errno in FULL:
+        hint = "Make room there, or give another place: --output, or for temporary files TMPDIR."
+    else:
+        hint = (
+            "Give --output (for temporary files TMPDIR) a folder that this user may write; in "
+            'docker, pass --user "$(id -u):$(id -g)" for a mounted folder of your own.'
+        )
+    return StorageError(f"{path}: cannot write here ({error.strerror})", hint=hint)
 
 
 def _make_readable(path: Path) -> None:
@@ -186,8 +223,11 @@ def unseal(folder: Path) -> None:
                 f"--output {folder}: the folder holds something else",
                 hint="Give a new or empty folder: everything in it becomes part of the artifact.",
             )
-        for leftover in folder.glob(".*"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        try:
+            for leftover in folder.glob(".*"):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        except OSError as error:
+            raise _cannot_write(folder, error) from None
     write_json(folder / PARTIAL_MANIFEST, Manifest(files=[]))
     if (folder / MANIFEST).exists():
         # Nothing of the artifact before may end up in the next: a stale adapter would be loaded.
@@ -330,7 +370,7 @@ def folders(location: str) -> set[str]:
     if location.startswith(SCHEME):
         bucket, prefix = _locate(location)
         with _explained(location):
-            names = [blob.name for blob in bucket.list_blobs(prefix=_join(prefix, ""))]
+            names = [blob.name for blob in _objects(bucket, _join(prefix, ""))]
         inside = [name.removeprefix(_join(prefix, "")) for name in names]
         return {name.split("/")[0] for name in inside if "/" in name}
     _refuse_other_schemes(location)
@@ -346,7 +386,7 @@ def is_artifact(location: str) -> bool:
     if location.startswith(SCHEME):
         bucket, prefix = _locate(location)
         with _explained(location):
-            return bucket.get_blob(_join(prefix, MANIFEST)) is not None
+            return _object(bucket, _join(prefix, MANIFEST)) is not None
     _refuse_other_schemes(location)
     return (Path(location) / MANIFEST).exists()
 
@@ -366,7 +406,7 @@ def remove(location: str) -> None:
     if not prefix:
         raise StorageError(f"{location}: a whole bucket is not removed")
     with _explained(location):
-        blobs = list(bucket.list_blobs(prefix=_join(prefix, "")))
+        blobs = _objects(bucket, _join(prefix, ""))
         for blob in sorted(blobs, key=lambda blob: not blob.name.endswith(f"/{MANIFEST}")):
             _delete(blob)
 
@@ -378,14 +418,14 @@ def find(location: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, st
         StorageError: the location is missing, forbidden, or of a kind that is not understood.
     """
     if location.startswith(SCHEME):
+        from google.api_core.exceptions import NotFound, PreconditionFailed
+
         bucket, prefix = _locate(location)
         with _explained(location):
-            for blob in bucket.list_blobs(prefix=f"{prefix}/" if prefix else ""):
+            for blob in _objects(bucket, _join(prefix, "")):
                 if wanted(blob.name.rpartition("/")[2]):
-                    yield (
-                        f"{SCHEME}{bucket.name}/{blob.name}",
-                        blob.download_as_bytes().decode(errors="replace"),
-                    )
+                    with suppress(NotFound, PreconditionFailed):  # it vanished meanwhile
+                        yield _uri(blob), _content(blob).decode(errors="replace")
         return
     _refuse_other_schemes(location)
     if not Path(location).is_dir():
@@ -404,7 +444,9 @@ def put(text: str, location: str) -> None:
     if location.startswith(SCHEME):
         bucket, name = _locate(location)
         with _explained(location):
-            bucket.blob(name).upload_from_string(text, content_type="application/json")
+            bucket.blob(name).upload_from_string(
+                text, content_type="application/json", retry=_retry()
+            )
         return
     _refuse_other_schemes(location)
     with atomic_write(Path(location)) as file:
@@ -467,7 +509,10 @@ def _scratch(kind: str, uri: str) -> Iterator[Path]:
     A second process at the same URI gets a folder of its own.
     """
     root = Path(tempfile.gettempdir()) / f"raft-{os.getuid()}"
-    root.mkdir(mode=0o700, exist_ok=True)
+    try:
+        root.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(root, error) from None
     if root.is_symlink() or root.stat().st_uid != os.getuid():
         raise StorageError(f"{root}: belongs to somebody else", hint="Set TMPDIR to your own.")
     name = hashlib.sha256(f"{kind} {uri}".encode()).hexdigest()[:16]
@@ -495,53 +540,61 @@ def fetch(uri: str, target: Path) -> None:
         StorageError: nothing there, or not allowed, or it keeps changing.
         DataError: the artifact is unfinished.
     """
+    from google.api_core.exceptions import NotFound, PreconditionFailed
+
     bucket, prefix = _locate(uri)
     with _explained(uri):
-        if prefix and not uri.endswith("/") and (single := bucket.get_blob(prefix)) is not None:
+        if prefix and not uri.endswith("/") and (single := _object(bucket, prefix)) is not None:
             _download(single, target)
             return
-        for _ in range(ATTEMPTS_AT_A_SNAPSHOT):
-            manifest = _remote_manifest(bucket, prefix, uri)
-            listing = _listing(bucket, prefix, uri, manifest)
-            others = [name for name, (blob, entry) in listing.items() if not _same(blob, entry)]
-            if not others and _fetch_listed(listing, target):
+        for _ in range(ATTEMPTS):
+            # One listing is one moment; asked for one by one, a manifest that is replaced could
+            # seem to be missing, and half an artifact a folder that people filled.
+            there = {
+                blob.name.removeprefix(_join(prefix, "")): blob
+                for blob in _objects(bucket, _join(prefix, ""))
+                if not blob.name.endswith("/")
+            }
+            misfit = MANIFEST
+            with suppress(NotFound, PreconditionFailed):  # replaced, or gone, since
+                manifest = _remote_manifest(there, uri)
+                misfit = _fetch_listed(_listing(there, uri, manifest), target)
+            if not misfit:
                 break
         else:
-            if others:  # nobody is at work: the manifest is the one that was there before
-                raise DataError(
-                    "is damaged: its size or crc32c differs from manifest.json",
-                    path=f"{uri.rstrip('/')}/{others[0]}",
-                    hint=_AGAIN,
-                )
-            raise StorageError(f"{uri}: somebody keeps changing it", hint="Try again later.")
+            raise _changed(f"{uri.rstrip('/')}/{misfit}", known=MANIFEST in there)
     if manifest is not None:
         write_json(target / MANIFEST, manifest)
 
 
-def _remote_manifest(bucket: "Bucket", prefix: str, uri: str) -> Manifest | None:
+def _changed(uri: str, *, known: bool) -> RaftError:
+    if known:
+        return DataError(
+            "is not the file that manifest.json lists: it is damaged, or was replaced",
+            path=uri,
+            hint=_AGAIN,
+        )
+    return StorageError(f"{uri}: somebody keeps changing it", hint="Try again later.")
+
+
+def _remote_manifest(there: dict[str, "Blob"], uri: str) -> Manifest | None:
     """The manifest of an artifact; None for a prefix that people filled by hand."""
-    blob = bucket.get_blob(_join(prefix, MANIFEST))
-    if blob is not None:
+    if MANIFEST in there:
         try:
-            return Manifest.model_validate_json(blob.download_as_bytes())
+            return Manifest.model_validate_json(_content(there[MANIFEST]))
         except ValidationError as error:
             raise DataError(
                 f"manifest.json is damaged ({explain(error)})", path=uri, hint=_AGAIN
             ) from None
-    if bucket.get_blob(_join(prefix, PARTIAL_MANIFEST)) is not None:
+    if PARTIAL_MANIFEST in there:
         raise _unfinished(uri)
     return None
 
 
 def _listing(
-    bucket: "Bucket", prefix: str, uri: str, manifest: Manifest | None
+    found: dict[str, "Blob"], uri: str, manifest: Manifest | None
 ) -> dict[str, tuple["Blob", ManifestFile]]:
     """What to copy: path in the artifact, object, and what it should be."""
-    found = {
-        blob.name.removeprefix(_join(prefix, "")): blob
-        for blob in bucket.list_blobs(prefix=_join(prefix, ""))
-        if not blob.name.endswith("/")
-    }
     if manifest is None:
         if not found:
             raise StorageError(f"{uri}: nothing there", hint="Check the bucket and the prefix.")
@@ -559,9 +612,13 @@ def _listing(
     return {entry.path: (found[entry.path], entry) for entry in manifest.files}
 
 
-def _fetch_listed(listing: dict[str, tuple["Blob", ManifestFile]], target: Path) -> bool:
-    """Copy what is missing; False if an object was replaced meanwhile."""
-    from google.api_core.exceptions import NotFound
+def _fetch_listed(listing: dict[str, tuple["Blob", ManifestFile]], target: Path) -> str:
+    """Copy what is missing.
+
+    Returns:
+        A file that is gone, or is not what it should be: it was replaced meanwhile; "" if none.
+    """
+    from google.api_core.exceptions import NotFound, PreconditionFailed
 
     wanted = {_inside(target, name): both for name, both in listing.items()}
     halves = {_half(path, blob) for path, (blob, _) in wanted.items()}
@@ -577,9 +634,10 @@ def _fetch_listed(listing: dict[str, tuple["Blob", ManifestFile]], target: Path)
                 for path, (blob, entry) in missing.items()
             ],
         )
-    except NotFound:
-        return False
-    return not any(_fault(path, entry) for path, (_, entry) in missing.items())
+    except (NotFound, PreconditionFailed):
+        return next((entry.path for path, (_, entry) in missing.items() if not path.exists()), "?")
+    misfits = (entry.path for path, (_, entry) in missing.items() if _fault(path, entry))
+    return next(misfits, "")
 
 
 def _half(path: Path, blob: "Blob") -> Path:
@@ -593,8 +651,25 @@ def _download(blob: "Blob", path: Path) -> None:
     Raises:
         StorageError: it cannot be written here, or arrived damaged.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     half = _half(path, blob)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _intact(blob, partial(_append, blob, half))
+        half.replace(path)
+    except OSError as error:
+        if error.errno is None:  # the client's own errors derive from OSError too
+            raise
+        raise _cannot_write(path, error) from None
+
+
+def _append(blob: "Blob", half: Path) -> None:
+    """Copy what is missing of an object.
+
+    Raises:
+        DataCorruption: it arrived damaged; what there was of it is removed.
+    """
+    from google.cloud.storage.exceptions import DataCorruption
+
     try:
         with half.open("ab") as file:
             done = file.tell()
@@ -607,13 +682,35 @@ def _download(blob: "Blob", path: Path) -> None:
                     retry=_retry(),
                 )
         if done and checksum(half) != blob.crc32c:
-            half.unlink()
-            raise StorageError(f"{path}: arrived damaged", hint="Run the same command again.")
-    except OSError as error:
-        if error.errno is None:  # the client's own errors derive from OSError too
-            raise
-        raise _cannot_write(path, error) from None
-    half.replace(path)
+            raise DataCorruption(None)
+    except DataCorruption:
+        half.unlink()
+        raise
+
+
+def _content(blob: "Blob") -> bytes:
+    """All of a small object, of exactly the generation that was listed.
+
+    Raises:
+        StorageError: it keeps arriving damaged.
+    """
+    content: bytes = _intact(
+        blob,
+        partial(blob.download_as_bytes, if_generation_match=blob.generation, retry=_retry()),
+    )
+    return content
+
+
+def _intact(blob: "Blob", copy: Callable[[], T]) -> T:
+    """Copy, and once more when the copy is damaged."""
+    from google.cloud.storage.exceptions import DataCorruption
+
+    for _ in range(ATTEMPTS):
+        with suppress(DataCorruption):
+            return copy()
+    raise StorageError(
+        f"{_uri(blob)}: arrived damaged {ATTEMPTS} times", hint="Run the same command again."
+    )
 
 
 # ---- publishing --------------------------------------------------------------------------------
@@ -633,7 +730,7 @@ def publish(folder: Path, uri: str, *, quiet: bool = False) -> None:
     with _explained(uri):
         there = {
             blob.name.removeprefix(_join(prefix, "")): blob
-            for blob in bucket.list_blobs(prefix=_join(prefix, ""))
+            for blob in _objects(bucket, _join(prefix, ""))
         }
         changed = [entry for entry in manifest.files if not _is_there(there, entry)]
         listing = _entry(folder, MANIFEST)
@@ -643,13 +740,14 @@ def publish(folder: Path, uri: str, *, quiet: bool = False) -> None:
 
         large = {entry.path: _parts(entry) for entry in changed if entry.size > PART}
 
-        def put(entry: ManifestFile, name: str) -> None:
-            _upload(folder / entry.path, bucket.blob(_join(prefix, name)), there.get(name), entry)
+        def put(entry: ManifestFile, name: str) -> "Blob":
+            blob = bucket.blob(_join(prefix, name))
+            _upload(folder / entry.path, blob, there.get(name), entry)
+            return blob
 
-        if PARTIAL_MANIFEST not in there:
-            put(listing, PARTIAL_MANIFEST)
+        mark = put(listing, PARTIAL_MANIFEST)  # over that of a writer who was stopped
         if (old := there.pop(MANIFEST, None)) is not None:
-            old.delete(if_generation_match=old.generation, retry=_retry())
+            _delete_exactly(old)
         jobs = [
             (entry.size, partial(put, entry, entry.path))
             for entry in changed
@@ -672,8 +770,9 @@ def publish(folder: Path, uri: str, *, quiet: bool = False) -> None:
                 _compose(sources, whole, there.get(entry.path), entry)
         put(listing, MANIFEST)
         parts_there = {name for name in there if name.startswith(f"{PARTS}/")}
-        for name in (*stale, *parts_there.union(*large.values()), PARTIAL_MANIFEST):
+        for name in (*stale, *parts_there.union(*large.values())):
             _delete(bucket.blob(_join(prefix, name)))
+        _delete_exactly(mark)  # which tells of a writer who was not stopped, and put another there
 
 
 class _Part(NamedTuple):
@@ -722,7 +821,7 @@ def _compose(parts: list["Blob"], blob: "Blob", before: "Blob | None", entry: Ma
         for part in parts:
             _delete(part)
         raise StorageError(
-            f"{SCHEME}{blob.bucket.name}/{blob.name}: its parts do not make the file",
+            f"{_uri(blob)}: its parts do not make the file",
             hint="Run the same command again.",
         )
 
@@ -746,7 +845,7 @@ def _no_longer_listed(there: dict[str, "Blob"], manifest: Manifest) -> list[str]
     if MANIFEST not in there:
         return []
     try:
-        before = Manifest.model_validate_json(there[MANIFEST].download_as_bytes())
+        before = Manifest.model_validate_json(_content(there[MANIFEST]))
     except ValueError:
         return []
     listed = {entry.path for entry in manifest.files}
@@ -771,20 +870,23 @@ def _generation(before: "Blob | None") -> int:
 @contextmanager
 def _met_by_another(blob: "Blob", entry: ManifestFile) -> Iterator[None]:
     """Mind who wrote, when the object is not what this write was to replace."""
-    from google.api_core.exceptions import PreconditionFailed
+    from google.api_core.exceptions import NotFound, PreconditionFailed
 
     try:
         yield
     except PreconditionFailed:
         # Either somebody else wrote it, or a retry met its own first try.
-        blob.reload()
+        try:
+            blob.reload(retry=_retry())
+        except NotFound:
+            raise _somebody_else(blob) from None
         if blob.crc32c != entry.crc32c:
             raise _somebody_else(blob) from None
 
 
 def _somebody_else(blob: "Blob") -> StorageError:
     return StorageError(
-        f"{SCHEME}{blob.bucket.name}/{blob.name}: somebody else is writing here",
+        f"{_uri(blob)}: somebody else is writing here",
         hint="Give every run an --output of its own.",
     )
 
@@ -794,6 +896,21 @@ def _delete(blob: "Blob") -> None:
 
     with suppress(NotFound):
         blob.delete(retry=_retry())
+
+
+def _delete_exactly(blob: "Blob") -> None:
+    """Delete the generation that is known, unless it is gone: a try whose answer was lost did it.
+
+    Raises:
+        StorageError: somebody else has replaced it.
+    """
+    from google.api_core.exceptions import NotFound, PreconditionFailed
+
+    try:
+        blob.delete(if_generation_match=blob.generation, retry=_retry())
+    except (NotFound, PreconditionFailed):
+        if _object(blob.bucket, blob.name) is not None:
+            raise _somebody_else(blob) from None
 
 
 # ---- asking ------------------------------------------------------------------------------------
@@ -875,17 +992,38 @@ def _locate(uri: str) -> tuple["Bucket", str]:
 
 
 def _widen(client: Any) -> None:
-    """As many connections as transfers: the client keeps ten, and drops the others each time."""
+    """As many connections as transfers: the client keeps ten, and drops the others each time.
+
+    None is silent for longer than `SECONDS_OF_SILENCE`.
+    """
+    from requests import PreparedRequest, Response
     from requests.adapters import HTTPAdapter
 
+    class Adapter(HTTPAdapter):
+        def send(self, request: PreparedRequest, **options: Any) -> Response:
+            options["timeout"] = min(options.get("timeout") or 60.0, SECONDS_OF_SILENCE)
+            return super().send(request, **options)
+
     for scheme in ("https://", "http://"):
-        client._http.mount(scheme, HTTPAdapter(pool_maxsize=TRANSFERS))
+        client._http.mount(scheme, Adapter(pool_maxsize=TRANSFERS))
 
 
 def _retry() -> Any:
     from google.cloud.storage.retry import DEFAULT_RETRY
 
     return DEFAULT_RETRY.with_timeout(SECONDS_OF_RETRIES)
+
+
+def _objects(bucket: "Bucket", prefix: str) -> list["Blob"]:
+    return list(bucket.list_blobs(prefix=prefix, retry=_retry()))
+
+
+def _object(bucket: "Bucket", name: str) -> "Blob | None":
+    return bucket.get_blob(name, retry=_retry())
+
+
+def _uri(blob: "Blob") -> str:
+    return f"{SCHEME}{blob.bucket.name}/{blob.name}"
 
 
 def _join(prefix: str, name: str) -> str:
@@ -903,11 +1041,18 @@ def _explained(uri: str) -> Iterator[None]:
         Unauthorized,
     )
     from google.auth.exceptions import GoogleAuthError, TransportError
+    from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
     from requests.exceptions import RequestException
+    from urllib3.exceptions import HTTPError
 
     try:
         yield
-    except NotFound:
+    except NotFound as error:
+        if "/o/" in str(error):
+            raise StorageError(
+                f"{uri}: an object vanished while it was used ({error.message})",
+                hint="Does somebody else write or clean up there? Run the same command again.",
+            ) from None
         raise StorageError(
             f"{uri}: no such bucket",
             hint="Check the name, or make it: gcloud storage buckets create",
@@ -919,7 +1064,16 @@ def _explained(uri: str) -> Iterator[None]:
             f"{uri}: somebody else is writing here",
             hint="Give every run an --output of its own.",
         ) from None
-    except (GoogleAPIError, RequestException, TransportError) as error:
+    except (
+        GoogleAPIError,
+        RequestException,
+        TransportError,
+        InvalidResponse,
+        DataCorruption,
+        HTTPError,
+        HTTPException,
+        ConnectionError,
+    ) as error:
         raise StorageError(
             f"{uri}: Cloud Storage cannot be reached or keeps failing ({error})",
             hint="What was copied is kept; run the same command again.",

@@ -672,10 +672,18 @@ def _explain(error: Exception) -> int:
     elif isinstance(error, PermissionError):
         problem, code = str(error), USER_ERROR
         hint = 'Give this user access to it; in docker, pass --user "$(id -u):$(id -g)".'
-    elif any(full in str(error) for full in ("No space left on device", "Disk quota exceeded")):
+    elif any(
+        full in str(error)
+        for full in ("No space left on device", "Disk quota exceeded", "File too large")
+    ):
         # Libraries write too, and each has an error of its own.
         problem, code = str(error), USER_ERROR
         hint = "Make room where --output and temporary files (TMPDIR, in a container /tmp) lie."
+    elif any(
+        bad in str(error) for bad in ("Read-only file system", "No usable temporary directory")
+    ):
+        problem, code = str(error), USER_ERROR
+        hint = "Mount a folder that can be written there; temporary files lie where TMPDIR says."
     else:
         problem = f"{type(error).__name__}: {error}"
         hint, code = "This is a fault of raft; --debug shows the traceback.", OUR_ERROR

@@ -4,10 +4,12 @@ The emulator ignores generation preconditions; here they are checked before it s
 Faults can be put in front of it, and every request is counted.
 """
 
+import io
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import ThreadingHTTPServer
@@ -18,7 +20,13 @@ from gcp_storage_emulator.handlers import buckets
 from gcp_storage_emulator.server import RequestHandler
 from gcp_storage_emulator.storage import Storage
 
+from tests.generate.teacher_server import reset
+
 BUCKET = "bucket"
+
+RESET, LOST, SHORT, FLIPPED, SILENT = BREAKS = "reset", "lost", "short", "flipped", "silent"
+"""Reset before anything was done; done, but the answer is lost; half of the answer, then a reset;
+one bit of an object's bytes is another; nothing is said for a while, then a reset."""
 
 
 class _PreconditionFailed(Exception):
@@ -64,7 +72,9 @@ class Emulator:
         uploads: object names, one entry for every upload that was accepted.
         downloads: object names, one entry for every download.
         ranges: the Range of every download that named one, such as "bytes=100-".
-        fault: given method and path, the HTTP status to answer with instead (0 = none).
+        fault: given method and path, the HTTP status to answer with instead (0 = none), or how the
+            connection breaks: see `BREAKS`.
+        silence: seconds of a connection that is silent.
     """
 
     url: str
@@ -72,7 +82,8 @@ class Emulator:
     uploads: list[str] = field(default_factory=list)
     downloads: list[str] = field(default_factory=list)
     ranges: list[str] = field(default_factory=list)
-    fault: Callable[[str, str], int] = lambda method, path: 0
+    fault: Callable[[str, str], int | str] = lambda method, path: 0
+    silence: float = 60.0
 
     def names(self, prefix: str = "") -> set[str]:
         """The objects in the bucket."""
@@ -99,10 +110,39 @@ class _Handler(RequestHandler):
         self._guarded("DELETE", super().do_DELETE)
 
     def _guarded(self, method: str, handle: Callable[[], None]) -> None:
-        if status := self.emulator.fault(method, self.path):
+        fault = self.emulator.fault(method, self.path)
+        if fault in (RESET, SILENT) or (isinstance(fault, int) and fault):
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            self._refuse(status)
+            if isinstance(fault, int):
+                self._refuse(fault)
+            else:
+                time.sleep(self.emulator.silence if fault == SILENT else 0)
+                reset(self.connection)
             return
+        client, self.wfile = self.wfile, io.BytesIO()
+        try:
+            self._handled(handle)
+        finally:
+            answer, self.wfile = self.wfile.getvalue(), client
+        self._send(answer, str(fault))
+
+    def _send(self, answer: bytes, fault: str) -> None:
+        """Send what the emulator answered, as far as a fault lets it through."""
+        end = answer.find(b"\r\n\r\n") + 4
+        place = end + (len(answer) - end) // 2
+        if fault == LOST:
+            answer = b""
+        elif fault == SHORT:
+            answer = answer[:place]
+        elif fault == FLIPPED and "alt=media" in self.path and place > end:
+            answer = answer[:place] + bytes([answer[place] ^ 1]) + answer[place + 1 :]
+        with suppress(OSError):  # the client was killed; what it asked for is done all the same
+            self.wfile.write(answer)
+            if fault in (LOST, SHORT):
+                self.wfile.flush()
+                reset(self.connection)
+
+    def _handled(self, handle: Callable[[], None]) -> None:
         url = urllib.parse.urlparse(self.path)
         query = urllib.parse.parse_qs(url.query)
         with self.lock:
@@ -118,8 +158,6 @@ class _Handler(RequestHandler):
             except _PreconditionFailed:
                 self._refuse(412)
                 return
-            except ConnectionError:
-                pass  # the client was killed; what it asked for is done all the same
             finally:
                 self.storage.expected = None
             for name, item in self.storage.objects.get(BUCKET, {}).items():

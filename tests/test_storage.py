@@ -304,10 +304,8 @@ def test_a_download_goes_on_where_it_stopped(gcs: Emulator, large: Path, tmp_pat
 
     (copy / "000.bin").unlink()
     half.write_bytes(b"y" * 1000)
-    with pytest.raises(StorageError, match="arrived damaged"):
-        fetch("gs://bucket/a", copy)
     fetch("gs://bucket/a", copy)
-    assert same(large, copy)
+    assert same(large, copy), "half of something else is thrown away"
 
 
 def test_passing_faults_are_retried(gcs: Emulator, tmp_path: Path) -> None:

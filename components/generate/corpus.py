@@ -6,7 +6,6 @@ millions of chunks need no more memory than thousands.
 
 import mmap
 import re
-import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from components.generate.leaks import LeakGuard
 from components.generate.text import digest, forging
 from components.progress import say, task
 from components.records import Chunk
+from components.storage import temporary_file
 
 HEADINGS = re.compile(r"(\s*#{1,6} .*(\n|$))+")
 
@@ -32,7 +32,7 @@ class Corpus:
     """Chunks by number. `owners` holds the number of each one's document."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="raft-corpus-")  # noqa: SIM115 (lives as we do)
+        self._file = temporary_file("raft-corpus-")
         self._map: mmap.mmap | None = None
         self._ends = array("Q", [0])
         self.owners = array("I")

@@ -13,9 +13,11 @@ Several processes may share a folder: each writes a piece of its own. On `gs://`
 published while the run goes on, every few seconds; what a pod that is killed loses is the last one.
 """
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
 from array import array
@@ -101,8 +103,9 @@ class Responses:
         self._held = ExitStack()
         try:
             if self.remote:
-                scratch = tempfile.TemporaryDirectory(prefix="raft-responses-")
-                self._folder = Path(self._held.enter_context(scratch))
+                self._folder = Path(tempfile.mkdtemp(prefix="raft-responses-"))
+                self._scratch = self._held.enter_context(ExitStack())
+                self._scratch.callback(shutil.rmtree, self._folder, ignore_errors=True)
                 # One at a time: pieces are small, and their order does not matter.
                 self._pool = self._held.enter_context(ThreadPoolExecutor(1))
                 with (self._folder / f"fetched{SUFFIX}").open("wb") as fetched:
@@ -132,6 +135,11 @@ class Responses:
                 self._publish()
                 for upload in self._uploads:
                     upload.result()
+            except StorageError as failed:
+                if self.remote:  # what could not be published is not thrown away
+                    self._scratch.pop_all()
+                    failed.hint += f" What was paid is kept: add --responses {self._folder}"
+                raise
             finally:
                 for file in self._files:
                     file.close()
@@ -145,8 +153,11 @@ class Responses:
         if number is None:
             return None
         file = self._files[self._file_of[number]]
-        line = os.pread(file.fileno(), self._length[number], self._start[number])
-        return _parse(line).reply
+        try:
+            line = os.pread(file.fileno(), self._length[number], self._start[number])
+            return _parse(line).reply
+        except (OSError, ValueError):  # damaged since it was indexed: it is asked for again
+            return None
 
     def put(self, request: Request, reply: Reply) -> None:
         """Keep a reply, at once: a process killed after this call has it.
@@ -162,7 +173,8 @@ class Responses:
                 self._files.append(self._piece)
                 self._published_at = time.monotonic()
             start = self._piece.tell()
-            self._piece.write(line)
+            if self._piece.write(line) < len(line):  # a disk takes what it has room for
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise self._cannot_write(error) from None
         self._remember(request.key(), self._files.index(self._piece), start, len(line))
@@ -178,7 +190,10 @@ class Responses:
         """
         if self._piece is None:
             return
-        os.fsync(self._piece.fileno())
+        try:
+            os.fsync(self._piece.fileno())
+        except OSError as error:
+            raise self._cannot_write(error) from None
         self._published_at = time.monotonic()
         if not self.remote:
             return

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from components.errors import TeacherError
+from components.errors import RaftError, TeacherError
 from components.generate.responses import Reply
 from components.generate.teachers import Draft
 from components.progress import say
@@ -166,7 +166,7 @@ class Circuit:
             self._note(refused, tolerated)
             raise
         except TeacherError as error:
-            self._fail(error)
+            self.stop(error)
             raise
         self.failures = self.probes = self.refusals = 0
         self.worked = True
@@ -189,7 +189,7 @@ class Circuit:
         try:
             await self.ask_small()
         except (Busy, Refused):
-            self._stop(str(busy), busy.hint)
+            self._give_up(str(busy), busy.hint)
         self.failures = self.probes = 0
         refused = _given_up(busy)
         self._note(refused, frozenset())
@@ -199,14 +199,14 @@ class Circuit:
         if refused.by_filter or refused.status in tolerated:
             return
         if refused.for_all:
-            self._stop(
+            self._give_up(
                 str(refused),
                 f"Check --teacher-endpoint (it usually ends in /v1), --teacher-model {self.model} "
                 "and OPENAI_API_KEY.",
             )
         self.refusals += 1
         if self.refusals >= REFUSALS_TO_STOP:
-            self._stop(
+            self._give_up(
                 f"{refused}, {self.refusals} times in a row",
                 "What was paid is kept: mend the settings and run again.",
             )
@@ -214,15 +214,16 @@ class Circuit:
             say(f"  a chunk is left out: {refused}")
             self.told += 1
 
-    def _stop(self, problem: str, hint: str) -> None:
+    def _give_up(self, problem: str, hint: str) -> None:
         error = TeacherError(
             f"--teacher-endpoint {self.endpoint}, --teacher-model {self.model}: {problem}",
             hint=hint,
         )
-        self._fail(error)
+        self.stop(error)
         raise error
 
-    def _fail(self, error: TeacherError) -> None:
+    def stop(self, error: RaftError) -> None:
+        """Let nothing more be sent: every call ends in this error."""
         if not self.stopped.done():
             self.stopped.set_exception(error)
             self.stopped.exception()  # seen: nobody may be waiting for it

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
-from components.errors import ConfigError, MissingDependencyError, TeacherError
+from components.errors import ConfigError, MissingDependencyError, StorageError, TeacherError
 from components.generate.config import GenerateConfig
 from components.generate.interview import CUT_OFF, REFUSED, Prompts, interview
 from components.generate.responses import Reply, Request, Responses, opened
@@ -256,7 +256,11 @@ class _Endpoint:
         reply = await self.circuit.call(
             lambda: self._counted(request), NO_SUCH_SCHEMA if undecided else frozenset()
         )
-        self.responses.put(request, reply)
+        try:
+            self.responses.put(request, reply)
+        except StorageError as error:
+            self.circuit.stop(error)  # no further call is paid that cannot be kept
+            raise
         if request.purpose == "answer":
             self.ledger.count_cached(reply.tokens_cached, of=reply.tokens_in)
         return reply
