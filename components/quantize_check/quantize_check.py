@@ -63,7 +63,7 @@ def run(config: QuantizeCheckConfig) -> QuantizationReport:
         if config.head == "4bit":
             check_head_is_untied(config.base_model)
         rows = list(_conversations(config, tokenizer))
-        unseal(output)
+        unseal(output, "quantize-check")
         # Beside the output, whose disk has room for a model.
         with tempfile.TemporaryDirectory(prefix=".merged-", dir=output) as scratch:
             merged = output / EXPORT if config.export == "merged" else Path(scratch)
