@@ -7,17 +7,28 @@ it. Values may arrive as text (Kubeflow hands every parameter over as text: `tru
 """
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from components.errors import ConfigError
 
 INPUT = "input"
 OUTPUT = "output"
+KEPT = "kept"
 
 
 def beside(output: str, name: str) -> str:
@@ -26,11 +37,38 @@ def beside(output: str, name: str) -> str:
     return f"{place}-{name}"
 
 
-InputLocation = Annotated[str, INPUT]
-"""A local path or a `gs://` URI that exists before the stage starts ("" = not given)."""
+def _as_location(value: str) -> str:
+    """Refuse what is neither a local path nor a name that Cloud Storage can have."""
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", value)
+    if scheme is None:
+        return value
+    if scheme[1] != "gs":
+        raise ValueError(f"{scheme[0]} is not read here (allowed: a local path, gs://BUCKET/PATH)")
+    bucket, _, path = value[len(scheme[0]) :].partition("/")
+    if not bucket:
+        raise ValueError("no bucket named; write gs://BUCKET/PATH")
+    if not re.fullmatch(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?", bucket):
+        raise ValueError(
+            f"no bucket is called {bucket!r} (allowed: small letters, digits, and - _ . between)"
+        )
+    if not path.isprintable():
+        raise ValueError("a path on gs:// with a line end, or another character that is not seen")
+    if any(part in ("", ".", "..") for part in path.removesuffix("/").split("/") if path):
+        raise ValueError("a path on gs:// has no empty part, no . and no ..")
+    return value
 
-OutputLocation = Annotated[str, OUTPUT]
-"""A local path or a `gs://` URI that the stage writes."""
+
+Location = Annotated[str, AfterValidator(_as_location)]
+"""A local path or a `gs://` URI ("" = not given)."""
+
+InputLocation = Annotated[Location, INPUT]
+"""One that exists before the stage starts."""
+
+OutputLocation = Annotated[Location, OUTPUT]
+"""One that the stage writes, and that holds nothing else."""
+
+KeptLocation = Annotated[Location, KEPT]
+"""One that keeps what an interrupted run has done."""
 
 
 def _split_text(value: object) -> object:
@@ -52,7 +90,7 @@ def _parse_objects(value: object) -> object:
         raise ValueError(f"not JSON: {error.msg} at character {error.pos}") from None
 
 
-InputLocations = Annotated[tuple[str, ...], BeforeValidator(_split_text), INPUT]
+InputLocations = Annotated[tuple[Location, ...], BeforeValidator(_split_text), INPUT]
 """Several of them, given as `a,b` or `["a","b"]`."""
 
 TextList = Annotated[tuple[str, ...], BeforeValidator(_split_text)]
@@ -88,10 +126,36 @@ class Settings(BaseModel):
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
     )
     stage: ClassVar[str]
+    output_in_input: ClassVar[bool] = False
+    """Whether the output may lie in a folder that is read."""
 
     output: OutputLocation = option(
         help="Folder (local or gs://) that receives the artifact.", group="Output"
     )
+
+    @model_validator(mode="after")
+    def _outputs_lie_apart(self) -> Self:
+        """What is read must not be written: a stage clears its output before it begins."""
+        places: dict[str, list[tuple[str, str]]] = {INPUT: [], OUTPUT: [], KEPT: []}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            for kind in places.keys() & set(map(str, field.metadata)):
+                given = value if isinstance(value, tuple) else (value,)
+                places[kind] += [(name, str(location)) for location in given if location]
+        for name, source in places[INPUT]:
+            # A model of the hub lies nowhere. (Path.exists would raise at a name that is too long.)
+            if not source.startswith("gs://") and not os.path.exists(source):  # noqa: PTH110
+                continue
+            for other, target in places[OUTPUT] + places[KEPT]:
+                cleared = (other, target) in places[OUTPUT]
+                if (cleared and _holds(target, source)) or (
+                    not self.output_in_input and _holds(source, target)
+                ):
+                    raise ValueError(
+                        f"{flag(other)} {target} and {flag(name)} {source} lie in each other; "
+                        f"give {flag(other)} a folder of its own"
+                    )
+        return self
 
     @classmethod
     def parse(cls, values: Mapping[str, object]) -> Self:
@@ -143,6 +207,14 @@ class StageConfig(Settings):
         help="JSON price table that replaces the built-in, dated one in the ledger.",
         group="Output",
     )
+
+
+def _holds(folder: str, location: str) -> bool:
+    """Whether a location is a folder or lies in it."""
+    if folder.startswith("gs://") or location.startswith("gs://"):
+        return (location.rstrip("/") + "/").startswith(folder.rstrip("/") + "/")
+    outer, inner = Path(folder).resolve(), Path(location).resolve()
+    return outer in (inner, *inner.parents)
 
 
 def flag(name: str) -> str:

@@ -20,6 +20,7 @@ import errno
 import fcntl
 import hashlib
 import io
+import json
 import mmap
 import os
 import shutil
@@ -199,11 +200,15 @@ def _checksum(blocks: Iterable[bytes]) -> str:
 # ---- artifacts ---------------------------------------------------------------------------------
 
 
-def unseal(folder: Path) -> None:
+def unseal(folder: Path, stage: str = "") -> None:
     """Mark an artifact as unfinished: it is about to be made or changed.
 
     What the artifact before consisted of is removed, and what a killed attempt left behind under
     hidden names.
+
+    Args:
+        folder: the artifact.
+        stage: whose artifact it will be; one of another stage is not removed for it.
 
     Raises:
         StorageError: the folder cannot be written, or holds something else than an artifact.
@@ -223,6 +228,11 @@ def unseal(folder: Path) -> None:
                 f"--output {folder}: the folder holds something else",
                 hint="Give a new or empty folder: everything in it becomes part of the artifact.",
             )
+        if stage and (other := _made_by(folder)) not in ("", stage):
+            raise StorageError(
+                f"--output {folder}: holds what raft {other} wrote",
+                hint="Give a folder of its own, or remove this one first.",
+            )
         try:
             for leftover in folder.glob(".*"):
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
@@ -235,6 +245,15 @@ def unseal(folder: Path) -> None:
             with suppress(OSError):  # a name that no file of ours has
                 path.unlink()
         (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def _made_by(folder: Path) -> str:
+    """The stage whose account lies in a folder; "" where none can be read."""
+    try:
+        account = json.loads((folder / LEDGER).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return ""
+    return str(account.get("stage", "")) if isinstance(account, dict) else ""
 
 
 def seal(folder: Path, without: str = "") -> None:

@@ -54,6 +54,7 @@ class SummaryConfig(Settings):
     """The folders of a run in, one page out."""
 
     stage: ClassVar[str] = "summary"
+    output_in_input: ClassVar[bool] = True
 
     folders: TextList = option(
         (),
@@ -96,7 +97,7 @@ def run(config: SummaryConfig) -> RunLedger:
             hint="Give folders that stages have written, separated by commas: "
             "--folders run/dataset,run/adapter",
         )
-    unseal(output)
+    unseal(output, "summary")
     account = total(found.accounts)
     write_json(output / LEDGER, account)
     trials = comparison.trials(found.records)

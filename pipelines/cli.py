@@ -8,6 +8,7 @@ text (`--flag true`), because that is how Kubeflow hands parameters over.
 import importlib
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -70,7 +71,18 @@ USER_ERROR, OUR_ERROR = 2, 1
 DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 
 
-class StageCommand(click.Command):
+class Command(click.Command):
+    """A command that takes no flag twice: the one given last would win without a word."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = self.make_parser(ctx).parse_args(args=list(args))[2]
+        for parameter, count in Counter(given).items():
+            if count > 1 and isinstance(parameter, click.Option) and not parameter.multiple:
+                raise click.UsageError(f"{parameter.opts[0]} is given {count} times", ctx)
+        return super().parse_args(ctx, args)
+
+
+class StageCommand(Command):
     """A command whose flags are the fields of a config class, loaded on first use."""
 
     def __init__(self, name: str, summary: str, example: str, load: Callable[[], type[Settings]]):
@@ -222,6 +234,7 @@ def raft() -> None:
     """
 
 
+raft.command_class = Command
 for _name, (_package, _class_name, _summary) in STAGES.items():
     raft.add_command(
         StageCommand(
@@ -268,7 +281,7 @@ PLANNED = (
 """The settings of train on which a plan depends."""
 
 
-class PlanCommand(click.Command):
+class PlanCommand(Command):
     """A command that also takes the flags of train on which a plan depends."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:

@@ -6,7 +6,15 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from components.config import InputLocation, NumberList, StageConfig, TextList, beside, option
+from components.config import (
+    InputLocation,
+    KeptLocation,
+    NumberList,
+    StageConfig,
+    TextList,
+    beside,
+    option,
+)
 from components.errors import DataError
 from components.records import Oracle
 
@@ -104,7 +112,7 @@ class EvalConfig(StageConfig):
         group="Comparison",
     )
 
-    partial: str = option(
+    partial: KeptLocation = option(
         "",
         help="Folder or gs:// prefix that receives finished generations while it runs, so that "
         "another machine can go on from them; by default OUTPUT-partial beside a gs:// --output.",

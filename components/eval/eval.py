@@ -59,7 +59,7 @@ def run(config: EvalConfig) -> Evaluation:
     names = ", ".join(arm.name for arm in config.variants())
     progress.headline("eval", f"{len(questions)} questions to {names}{ways}")
     with Ledger("eval", output, config.prices) as ledger:
-        unseal(output)
+        unseal(output, "eval")
         for name in (TRAINING, ROBUSTNESS):  # of an earlier run
             (output / name).unlink(missing_ok=True)
         runs = ask_arms(config, shown)

@@ -21,6 +21,9 @@ def generate(
     card: dsl.Output[dsl.Markdown],
     text_field: str = GenerateConfig.default("text_field"),
     on_bad_document: str = GenerateConfig.default("on_bad_document"),
+    max_document_mb: int = GenerateConfig.default("max_document_mb"),
+    document_timeout: float = GenerateConfig.default("document_timeout"),
+    document_memory_mb: int = GenerateConfig.default("document_memory_mb"),
     eval_questions: str = GenerateConfig.default("eval_questions"),
     chunk_tokens: int = GenerateConfig.default("chunk_tokens"),
     chunk_overlap: int = GenerateConfig.default("chunk_overlap"),
@@ -55,6 +58,9 @@ def generate(
         card: The dataset card, to read on the run's page.
         text_field: Field of JSON rows that holds a document's text.
         on_bad_document: stop, or skip: leave out and count documents that cannot be read.
+        max_document_mb: Megabytes of a document, and of its text.
+        document_timeout: Seconds to read and cut one document.
+        document_memory_mb: Megabytes of memory to read and cut one document in.
         eval_questions: gs:// URI of the questions that will test the model; no row gives them away.
         chunk_tokens: Most tokens in a chunk, the piece of a document that a question is about.
         chunk_overlap: Tokens that a chunk repeats of the one before.
@@ -88,6 +94,9 @@ def generate(
             "--documents", documents,
             "--text-field", text_field,
             "--on-bad-document", on_bad_document,
+            "--max-document-mb", max_document_mb,
+            "--document-timeout", document_timeout,
+            "--document-memory-mb", document_memory_mb,
             "--eval-questions", eval_questions,
             "--chunk-tokens", chunk_tokens,
             "--chunk-overlap", chunk_overlap,

@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import PrivateAttr
 
-from components.config import InputLocation, StageConfig, beside, option
+from components.config import InputLocation, KeptLocation, StageConfig, beside, option
 
 
 class GenerateConfig(StageConfig):
@@ -103,7 +103,7 @@ class GenerateConfig(StageConfig):
         help="Most tokens a minute, in and out, as estimated before a request; 0 sets no limit.",
         group="Teacher",
     )
-    responses: str = option(
+    responses: KeptLocation = option(
         "",
         help="Folder or gs:// prefix that keeps every paid response, so that a run that was cut "
         "off, or one with other rows, pays for none twice. Empty: beside the output.",

@@ -97,7 +97,7 @@ class Reader:
         here = str(Path(__file__).parents[2])
         known = {name: os.environ[name] for name in KNOWN if name in os.environ}
         known["PYTHONPATH"] = os.pathsep.join(filter(None, (here, known.get("PYTHONPATH"))))
-        self._process = process = subprocess.Popen(
+        self._process = process = subprocess.Popen(  # noqa: S603 (no shell; ourselves)
             [sys.executable, "-P", "-m", __name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

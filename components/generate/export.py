@@ -70,7 +70,7 @@ def run(config: ExportConfig) -> dict[str, int]:
     headline("export", f"{source} → {output} ({config.format}, {config.type})")
     files = _files(source)
     columns = _FORMATS[config.format]
-    unseal(output)
+    unseal(output, "export")
     counts = {}
     for path in files:
         rows = (columns(row, config) for row in read_rows(path))

@@ -41,7 +41,6 @@ def run(config: GenerateConfig) -> GenerationReport:
     """
     output = Path(config.output)
     headline("generate", f"{config.documents} → {output}")
-    _keep_apart(Path(config.documents), output)
     with Ledger("generate", output, config.prices) as ledger:
         teacher = make_teacher(config)
         guard = LeakGuard(Path(config.eval_questions)) if config.eval_questions else None
@@ -61,7 +60,7 @@ def run(config: GenerateConfig) -> GenerationReport:
         )
         if not held_out:
             say("  no validation rows: too few chunks, or --validation-fraction 0")
-        unseal(output)
+        unseal(output, "generate")
         dropped: Counter[str] = Counter()
         quotes: Counter[str] = Counter()
         with (
@@ -121,20 +120,6 @@ def run(config: GenerateConfig) -> GenerationReport:
         share = ledger.tokens_cached / ledger.tokens_cacheable
         say(f"  the teacher's prefix cache had {share:.1%} of the prompt tokens of answer calls")
     return report
-
-
-def _keep_apart(documents: Path, output: Path) -> None:
-    """Refuse to read what is being written.
-
-    Raises:
-        ConfigError: one of the two lies in the other.
-    """
-    source, target = documents.resolve(), output.resolve()
-    if source == target or source in target.parents or target in source.parents:
-        raise ConfigError(
-            f"--output {output} and --documents {documents} lie in each other",
-            hint="Give --output a folder beside the documents.",
-        )
 
 
 # ---- which chunks ------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def run(config: MergeConfig) -> GenerationReport:
     output = Path(config.output)
     headline("merge", f"{len(config.shards)} shards → {output}")
     shards = _ordered([Path(folder) for folder in config.shards])
-    unseal(output)
+    unseal(output, "merge")
     dropped: Counter[str] = Counter()
     quotes: Counter[str] = Counter()
     for report in shards.values():

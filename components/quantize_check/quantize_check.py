@@ -65,7 +65,7 @@ def run(config: QuantizeCheckConfig) -> QuantizationReport:
         if config.head == "4bit":
             check_head_is_untied(config.base_model)
         rows = list(_conversations(config, tokenizer))
-        unseal(output)
+        unseal(output, "quantize-check")
         shutil.rmtree(output / EXPORT, ignore_errors=True)  # of an attempt that was stopped
         # Beside the output, whose disk has room for a model.
         with tempfile.TemporaryDirectory(prefix=MERGED, dir=output) as scratch:

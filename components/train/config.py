@@ -7,7 +7,15 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
-from components.config import InputLocation, ObjectList, StageConfig, TextList, beside, option
+from components.config import (
+    InputLocation,
+    KeptLocation,
+    ObjectList,
+    StageConfig,
+    TextList,
+    beside,
+    option,
+)
 
 SWEPT = (
     "rank",
@@ -149,7 +157,7 @@ class TrainConfig(StageConfig):
         "auto", help="Weights' type; auto is bfloat16 on a GPU that has it.", group="Hardware"
     )
 
-    checkpoints: str = option(
+    checkpoints: KeptLocation = option(
         "",
         help="Folder (local or gs://) of checkpoints, from which a stopped run goes on; by default "
         "checkpoints/ in a local --output, and OUTPUT-checkpoints beside one on gs://.",

@@ -18,7 +18,8 @@ PUBLISHED_COLUMNS = [
 
 
 def run(documents: Path, output: Path, **settings: Any) -> list[RaftRow]:
-    generate.run(GenerateConfig(documents=str(documents), output=str(output), **settings))
+    values = {"documents": str(documents), "output": str(output), **settings}
+    generate.run(GenerateConfig.parse(values))
     return list(rows(output))
 
 

@@ -57,7 +57,7 @@ _DEFINITION = re.compile(
 )
 _NAME_OR_NUMBER = re.compile(r"(?<=[\w,;:] )(?:[A-Z][\w'-]+(?: [A-Z][\w'-]+)*|\d[\d,]*\d|\d)\b")
 _VERB = re.compile(r" (?:is|was|are|were|has|have|had|which|who|that) ")
-_BRACKETED = re.compile(r"\s*\([^()]*\)")
+_BRACKETED = re.compile(r"(?<!\s)\s*\([^()]*\)")
 
 
 @dataclass(frozen=True)
