@@ -69,7 +69,7 @@ def test_what_is_no_set_of_shards_is_refused(documents: Path, tmp_path: Path) ->
         merged(tmp_path / "out", one, two, one)
     with pytest.raises(DataError, match="shard 3/3 belongs to another run than shard 1/3"):
         merged(tmp_path / "out", one, two, other)
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="no such file or folder"):
         merged(tmp_path / "out", tmp_path / "nowhere")
 
 
