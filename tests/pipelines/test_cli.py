@@ -89,7 +89,7 @@ def errors(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int,
         ),
         (["generate", "--documents", "no/such", "--output", "x"], ["no/such: no such file"]),
         (["train", "--dataset", "no/such", "--base-model", "m", "--output", "x"],
-         ["no/such: no such folder", "Check --dataset"]),
+         ["no/such: no such file or folder", "Check --dataset"]),
     ],
 )  # fmt: skip
 def test_a_users_mistake_is_explained_and_exits_2(
