@@ -15,6 +15,7 @@ from pathlib import Path
 from components.errors import DataError
 from components.generate.chunking import make_chunker
 from components.generate.config import GenerateConfig
+from components.generate.digests import Digests
 from components.generate.documents import Bad, bad_document, find_documents, read_document
 from components.generate.leaks import LeakGuard
 from components.progress import say, task
@@ -140,12 +141,8 @@ class _Distinct:
     """Tells texts whose words came before, whatever their case and white space."""
 
     def __init__(self) -> None:
-        self._seen: set[bytes] = set()
+        self._seen = Digests()
 
     def again(self, text: str) -> bool:
         words = " ".join(text.split()).casefold().encode("utf-8", "replace")
-        digest = blake2b(words, digest_size=16).digest()
-        if digest in self._seen:
-            return True
-        self._seen.add(digest)
-        return False
+        return not self._seen.add(blake2b(words, digest_size=8).digest())
