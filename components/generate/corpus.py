@@ -15,6 +15,7 @@ from pathlib import Path
 from components.errors import DataError, printable
 from components.generate.config import GenerateConfig
 from components.generate.confined import Reader
+from components.generate.digests import Digests
 from components.generate.documents import Bad, bad_document, find_documents
 from components.generate.leaks import LeakGuard
 from components.generate.text import digest, forging
@@ -142,11 +143,7 @@ class _Distinct:
     """Tells digests that came before."""
 
     def __init__(self) -> None:
-        self._seen: set[bytes] = set()
+        self._seen = Digests()
 
     def again(self, digest: str) -> bool:
-        known = bytes.fromhex(digest)
-        if known in self._seen:
-            return True
-        self._seen.add(known)
-        return False
+        return not self._seen.add(bytes.fromhex(digest))

@@ -8,6 +8,7 @@ from string import Template
 from types import TracebackType
 from typing import IO, Self
 
+from components.generate.digests import Digests
 from components.generate.text import normalized
 from components.records import GenerationReport, RaftRow
 from components.storage import atomic_write, write_json
@@ -32,7 +33,7 @@ class Dataset:
         self.folder = folder
         self.rows: Counter[str] = Counter()
         self.without_oracle = 0
-        self._asked: set[bytes] = set()
+        self._asked = Digests()
         self._files: dict[str, IO[str]] = {}
 
     def __enter__(self) -> Self:
@@ -57,10 +58,8 @@ class Dataset:
         Questions are equal when they differ in case and punctuation alone.
         """
         words = normalized(row.question).encode()
-        digest = blake2b(words, digest_size=16).digest()
-        if digest in self._asked:
+        if not self._asked.add(blake2b(words, digest_size=8).digest()):
             return False
-        self._asked.add(digest)
         row = row.model_copy(update={"id": f"seed_task_{self.rows.total()}"})
         self._files[split].write(row.model_dump_json() + "\n")
         self.rows[split] += 1

@@ -32,6 +32,7 @@ from uuid import uuid4
 
 from components.errors import StorageError
 from components.generate.config import GenerateConfig
+from components.generate.digests import Digests
 from components.progress import say
 from components.records import Record
 from components.storage import SCHEME, checked_line, find, put, read_checked_line
@@ -89,8 +90,8 @@ class Responses:
         self.location = location
         self.remote = location.startswith(SCHEME)
         self.torn = 0
-        # Where each response lies: 16 bytes of its key, to an index in the three arrays.
-        self._index: dict[bytes, int] = {}
+        # Where each response lies: the place of its key, in the three arrays.
+        self._index = Digests()
         self._files: list[BinaryIO] = []
         self._file_of, self._start, self._length = array("I"), array("Q"), array("I")
         self._piece: BinaryIO | None = None
@@ -149,13 +150,15 @@ class Responses:
 
     def get(self, request: Request) -> Reply | None:
         """The reply to a request that was paid for before."""
-        number = self._index.get(_short(request.key()))
-        if number is None:
+        key = request.key()
+        number = self._index.place(bytes.fromhex(key))
+        if number < 0:
             return None
         file = self._files[self._file_of[number]]
         try:
             line = os.pread(file.fileno(), self._length[number], self._start[number])
-            return _parse(line).reply
+            found = _parse(line)
+            return found.reply if found.key == key else None
         except (OSError, ValueError):  # damaged since it was indexed: it is asked for again
             return None
 
@@ -220,7 +223,7 @@ class Responses:
             start += len(line)
 
     def _remember(self, key: str, file: int, start: int, length: int) -> None:
-        if self._index.setdefault(_short(key), len(self._start)) == len(self._start):
+        if self._index.add(bytes.fromhex(key)):
             self._file_of.append(file)
             self._start.append(start)
             self._length.append(length)
@@ -241,10 +244,6 @@ def opened(config: GenerateConfig) -> Iterator[Responses]:
         if responses.torn:
             say(f"  {responses.torn} responses there are torn, and will be asked for again")
         yield responses
-
-
-def _short(key: str) -> bytes:
-    return bytes.fromhex(key)[:16]
 
 
 def _parse(line: bytes) -> _Line:

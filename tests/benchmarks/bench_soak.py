@@ -4,13 +4,13 @@
 answers 429 and 500, cuts connections in mid-answer, sends half of an answer, an empty one or a
 page; refuses some chunks for good and answers some without a quote. The endpoint is a process of
 its own and counts what it did. Memory is the resident set of the process that generates, each
-figure the mean over a quarter of the time; the rate is that of calls.
+figure the mean over a quarter of the calls; the rate is that of calls, in wall time and, because
+others may use the machine, in CPU time of that process.
 
 Run it: python tests/benchmarks/bench_soak.py [ROWS]
 """
 
 import asyncio
-import itertools
 import json
 import os
 import random
@@ -20,10 +20,11 @@ import sys
 import tempfile
 import time
 import urllib.request
+from bisect import bisect
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -62,7 +63,8 @@ class Soak:
         rows, dropped: of report.json.
         requests, failed: calls in the ledger, answered and failed by kind.
         served: what the endpoint did, by kind; "good" are the calls it answered.
-        memory, rate: bytes and calls a second in each quarter of the time.
+        memory: bytes, in each quarter of the calls.
+        rate, cpu_rate: calls a second in each quarter, of wall time and of CPU time.
         seconds: the whole run.
     """
 
@@ -73,6 +75,7 @@ class Soak:
     served: dict[str, int]
     memory: list[float]
     rate: list[float]
+    cpu_rate: list[float]
     seconds: float
 
 
@@ -135,10 +138,27 @@ def resident(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def by_quarter(values: list[float]) -> list[float]:
-    """The mean of each quarter of the samples."""
-    size = len(values) // 4
-    return [statistics.fmean(values[number * size : (number + 1) * size]) for number in range(4)]
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Sample(NamedTuple):
+    """A look at the run: seconds, CPU seconds, calls until now, bytes held."""
+
+    wall: float
+    cpu: float
+    calls: int
+    memory: int
+
+
+def by_quarter(samples: list[Sample]) -> list[list[Sample]]:
+    """The samples of each quarter of the calls; quarters share the sample between them."""
+    last = samples[-1].calls
+    bounds = [0, *(bisect(samples, last * n / 4, key=lambda s: s.calls) for n in (1, 2, 3))]
+    ends = [*bounds[1:], len(samples)]
+    return [samples[max(0, start - 1) : end] for start, end in zip(bounds, ends, strict=True)]
 
 
 def soak(rows: int, folder: Path) -> Soak:
@@ -170,10 +190,10 @@ def soak(rows: int, folder: Path) -> Soak:
             ],
             stderr=log, cwd=ROOT,
         )  # fmt: skip
-        samples: list[tuple[float, int, int]] = []
+        samples: list[Sample] = []
         while run.poll() is None:
-            if calls := served().total():
-                samples.append((time.monotonic(), calls, resident(run.pid)))
+            if (calls := served().total()) and (memory := resident(run.pid)):
+                samples.append(Sample(time.monotonic(), cpu_seconds(run.pid), calls, memory))
             time.sleep(SECONDS_BETWEEN_SAMPLES)
     seconds = time.monotonic() - started
     counted = served()
@@ -183,20 +203,22 @@ def soak(rows: int, folder: Path) -> Soak:
         raise SystemExit((folder / "log").read_text(encoding="utf-8"))
     report = json.loads((folder / "dataset" / "report.json").read_text(encoding="utf-8"))
     ledger = json.loads((folder / "dataset" / "ledger.json").read_text(encoding="utf-8"))
-    rates = [
-        (calls - calls_before) / (now - before)
-        for (before, calls_before, _), (now, calls, _) in itertools.pairwise(samples)
-    ]
+    quarters = by_quarter(samples)
     return Soak(
         rows=sum(report["rows"].values()),
         dropped=report["dropped"],
         requests=ledger["requests"],
         failed=ledger["requests_failed"],
         served=dict(counted),
-        memory=by_quarter([float(bytes_) for _, _, bytes_ in samples if bytes_]),
-        rate=by_quarter(rates),
+        memory=[statistics.fmean(sample.memory for sample in quarter) for quarter in quarters],
+        rate=[_calls(quarter) / (quarter[-1].wall - quarter[0].wall) for quarter in quarters],
+        cpu_rate=[_calls(quarter) / (quarter[-1].cpu - quarter[0].cpu) for quarter in quarters],
         seconds=seconds,
     )
+
+
+def _calls(quarter: list[Sample]) -> int:
+    return quarter[-1].calls - quarter[0].calls
 
 
 def main() -> None:
@@ -213,9 +235,11 @@ def main() -> None:
     print(f"  the endpoint: {found.served}")
     print("  memory by quarter:", *(f"{value / 1e6:.0f} MB" for value in found.memory))
     print("  rate by quarter:", *(f"{value:.0f} calls/s" for value in found.rate))
+    print("  of CPU time:", *(f"{value:.0f} calls/s" for value in found.cpu_rate))
     print(
         f"last quarter over the second: memory {found.memory[3] / found.memory[1]:.3f}, "
-        f"rate {found.rate[3] / found.rate[1]:.3f}"
+        f"rate {found.rate[3] / found.rate[1]:.3f}, "
+        f"of CPU time {found.cpu_rate[3] / found.cpu_rate[1]:.3f}"
     )
     counted = Counter(found.served) - Counter(found.failed)
     if found.rows + dropped != asked or counted != {"good": found.requests}:

@@ -330,9 +330,7 @@ def test_no_access_is_the_users_to_mend(
     with pytest.raises(SystemExit) as leaves:
         main(COMMANDS[command])
     said = capsys.readouterr().err
-    assert leaves.value.code == 2 and f"gs://bucket/in: {complaint}" in said.replace(
-        "\n", " "
-    )
+    assert leaves.value.code == 2 and f"gs://bucket/in: {complaint}" in said.replace("\n", " ")
     assert "Traceback" not in said and "--debug" not in said and gcs.uploads == []
 
 
