@@ -20,11 +20,13 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
 
 from components.errors import ConfigError
+from components.redaction import has_password
 
 INPUT = "input"
 OUTPUT = "output"
@@ -132,6 +134,14 @@ class Settings(BaseModel):
     output: OutputLocation = option(
         help="Folder (local or gs://) that receives the artifact.", group="Output"
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _without_password(cls, value: object) -> object:
+        """Settings are kept in pod specs, pipelines and logs; keys come from the environment."""
+        if isinstance(value, str) and has_password(value):
+            raise ValueError("holds a user name or password, which a setting must not")
+        return value
 
     @model_validator(mode="after")
     def _outputs_lie_apart(self) -> Self:

@@ -40,6 +40,7 @@ from components.config import INPUT, OUTPUT, Settings
 from components.errors import AccessError, DataError, RaftError, StorageError
 from components.progress import task
 from components.records import Record, explain, read_json
+from components.redaction import redact
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -101,7 +102,7 @@ def atomic_write(path: Path) -> Iterator[IO[str]]:
         raise _cannot_write(path, error) from None
     try:
         with io.TextIOWrapper(io.BufferedWriter(_Named(number, "w", path)), "utf-8") as file:
-            yield file
+            yield _Redacted(file)  # type: ignore[misc]
         _make_readable(Path(name))
         Path(name).replace(path)
     except BaseException:
@@ -136,6 +137,17 @@ class _Named(io.FileIO):
             return super().write(data)
         except OSError as error:
             raise _cannot_write(self.place, error) from None
+
+
+class _Redacted(io.TextIOBase):
+    """A text file that takes no secrets: what servers and exceptions say ends up in reports."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self.file = file
+
+    def write(self, text: str) -> int:
+        self.file.write(redact(text))
+        return len(text)
 
 
 def _cannot_write(path: Path, error: OSError) -> StorageError:
@@ -289,7 +301,7 @@ def verify(location: Path, flag: str) -> None:
         DataError: it is missing, unfinished or damaged, or its manifest is.
     """
     if not location.exists():
-        raise DataError("no such file or folder", path=location, hint=f"Check {flag}.")
+        raise DataError("no such folder", path=location, hint=f"Check {flag}.")
     folder, listed = _manifest_of(location)
     for entry in listed:
         path = _inside(folder, entry.path)
@@ -464,7 +476,7 @@ def put(text: str, location: str) -> None:
         bucket, name = _locate(location)
         with _explained(location):
             bucket.blob(name).upload_from_string(
-                text, content_type="application/json", retry=_retry()
+                redact(text), content_type="application/json", retry=_retry()
             )
         return
     _refuse_other_schemes(location)

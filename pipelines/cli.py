@@ -8,6 +8,7 @@ text (`--flag true`), because that is how Kubeflow hands parameters over.
 import importlib
 import signal
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -19,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from components.config import Settings, allowed_values, flag
 from components.errors import RaftError, shown
+from components.redaction import guarded
 
 STAGES = {
     "generate": ("components.generate", "GenerateConfig", "Write RAFT rows from documents."),
@@ -658,6 +660,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if arguments is None else arguments
     # Left to itself, SIGTERM kills Python without running a single `finally`.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with guarded():
+        _run(arguments)
+
+
+def _run(arguments: list[str]) -> NoReturn:
     try:
         raft.main(args=arguments, prog_name="raft", standalone_mode=False)
     except click.exceptions.Exit as leave:
@@ -670,7 +677,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.exit(130)
     except Exception as error:
         if "--debug" in arguments:
-            raise
+            traceback.print_exc()  # here, where secrets are taken out of it
         sys.exit(_explain(error))
     sys.exit(0)
 

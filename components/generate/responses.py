@@ -27,14 +27,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, Self
+from typing import Annotated, Any, BinaryIO, Literal, Self
 from uuid import uuid4
+
+from pydantic import AfterValidator
 
 from components.errors import StorageError
 from components.generate.config import GenerateConfig
 from components.generate.digests import Digests
 from components.progress import say
 from components.records import Record
+from components.redaction import redact
 from components.storage import SCHEME, checked_line, find, put, read_checked_line
 
 SUFFIX = ".responses.jsonl"
@@ -65,9 +68,12 @@ class Request:
 
 
 class Reply(Record):
-    """What came back. `tokens_cached` of `tokens_in` were served by the server's prefix cache."""
+    """What came back, without the key should the server repeat it.
 
-    text: str
+    `tokens_cached` of `tokens_in` were served by the server's prefix cache.
+    """
+
+    text: Annotated[str, AfterValidator(redact)]
     finish_reason: str = ""
     tokens_in: int = 0
     tokens_out: int = 0

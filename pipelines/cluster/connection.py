@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import ClusterError, NotPermitted
+from components.redaction import keep_secret
 
 SECONDS_FOR_AN_ANSWER = 30
 
@@ -108,6 +109,9 @@ def connect(context: str = "") -> Cluster:
             hint="gcloud container clusters get-credentials CLUSTER --location LOCATION writes "
             f"one; looked for {path} (KUBECONFIG).",
         ) from None
+    for value in (*settings.api_key.values(), settings.password):
+        if value:
+            keep_secret(str(value).removeprefix("Bearer "))
     settings.retries = 1
     api = client.ApiClient(settings)
     return Cluster(

@@ -26,6 +26,7 @@ import yaml
 from components.config import allowed_values
 from components.errors import ClusterError, ConfigError, NotPermitted, RunError
 from components.progress import Task, headline, say, task
+from components.redaction import keep_secret
 
 SECONDS_BETWEEN_LOOKS = 5.0
 SECONDS_WITHOUT_ANSWER = 300.0
@@ -392,6 +393,8 @@ def connect(host: str = "", ca_certificate: str = "", context: str = "") -> Any:
             ssl_ca_cert=ca_certificate or None,
             kube_context=context or None,
         )
+        for value in (client._existing_config.api_key or {}).values():
+            keep_secret(str(value).removeprefix("Bearer "))
         client.get_kfp_healthz()
     return client
 

@@ -1,0 +1,153 @@
+"""Take secrets out of what is shown and written: the one place that knows what they are.
+
+A secret is the value of an environment variable whose name says so (`OPENAI_API_KEY`, `HF_TOKEN`,
+`RAFT_KFP_COOKIES`), what stands in a file that such a variable names (`OPENAI_API_KEY_FILE`,
+`GOOGLE_APPLICATION_CREDENTIALS`), what code that read one elsewhere has told to `keep_secret`, and
+user and password in any URL. Servers repeat keys in their errors, and libraries put them in
+exceptions, so `guarded` cleans all that a command prints, its tracebacks too, and storage what it
+writes. What another process prints to the same terminal is not seen here.
+"""
+
+import base64
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, TextIO
+from urllib.parse import quote, unquote, urlsplit
+
+SHOWN = "***"
+LEAST = 8
+"""Characters; shorter values, such as `none` for a server without keys, stand in many texts."""
+
+LARGEST_FILE = 100_000
+
+_SAYS_SO = re.compile(
+    r"(KEY|TOKEN|PASSWORD|PASSWD|SECRET|COOKIES?|CREDENTIALS?)(?P<file>_FILE)?$", re.IGNORECASE
+)
+_NAMES_A_FILE = "GOOGLE_APPLICATION_CREDENTIALS"
+_SECRET_FIELDS = ("private_key", "private_key_id", "refresh_token", "client_secret", "access_token")
+_IN_URL = re.compile(r"(?<=://)[^\s/@\"'<>]+@")
+
+_kept: set[str] = set()
+
+
+def keep_secret(value: str) -> None:
+    """Never show this value, such as a token of a kubeconfig."""
+    _kept.add(value)
+    _pattern.cache_clear()
+
+
+def redact(text: str) -> str:
+    """A text without secrets, however they are spelled: plain, in JSON, URLs or base64."""
+    pattern = _pattern()
+    if pattern is not None:
+        text = pattern.sub(SHOWN, text)
+    return _IN_URL.sub(f"{SHOWN}@", text) if "://" in text else text
+
+
+def has_password(text: str) -> bool:
+    """Whether a text holds a URL with a user or a password."""
+    return "://" in text and _IN_URL.search(text) is not None
+
+
+@cache
+def _pattern() -> re.Pattern[str] | None:
+    """Finds all secrets; made once, as an environment does not change under a command."""
+    secrets = _kept | _in_environment(os.environ)
+    forms = {form for secret in secrets if len(secret) >= LEAST for form in _forms(secret)}
+    if not forms:
+        return None
+    longest_first = sorted(forms, key=lambda form: (-len(form), form))
+    return re.compile("|".join(map(re.escape, longest_first)))
+
+
+def _in_environment(variables: Mapping[str, str]) -> set[str]:
+    found: set[str] = set()
+    for name, value in variables.items():
+        says_so = _SAYS_SO.search(name)
+        if name == _NAMES_A_FILE or (says_so and says_so["file"]):
+            found |= _in_file(Path(value))
+        elif says_so:
+            found.add(value.strip())
+        if "://" in value and "@" in value:
+            found |= _in_url(value)
+    return found
+
+
+def _in_file(path: Path) -> set[str]:
+    """A file that holds a secret and no more, or the secret fields of a JSON object."""
+    try:
+        if not path.is_file() or path.stat().st_size > LARGEST_FILE:
+            return set()
+        text = path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return set()
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {text, *text.splitlines()}
+    if not isinstance(value, dict):
+        return {text}
+    fields = {str(value[name]) for name in _SECRET_FIELDS if value.get(name)}
+    # A private key has many lines, and any of them may be quoted alone.
+    return fields | {line for field in fields for line in field.splitlines() if "--" not in line}
+
+
+def _in_url(text: str) -> set[str]:
+    """Password, and user with password, of a URL such as a proxy's."""
+    try:
+        url = urlsplit(text)
+        user, password = url.username or "", url.password or ""
+    except ValueError:
+        return set()
+    both = {password, f"{user}:{password}"} if password else {user}
+    return both | {unquote(part) for part in both}
+
+
+def _forms(secret: str) -> Iterator[str]:
+    yield secret
+    yield json.dumps(secret)[1:-1]
+    yield repr(secret)[1:-1]
+    yield quote(secret, safe="")
+    yield quote(secret)
+    data = secret.encode("utf-8", "surrogateescape")
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        yield encode(data).decode()
+        yield encode(data).decode().rstrip("=")
+
+
+class _Clean:
+    """A stream that shows no secret; all else is the stream's own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(redact(text))
+        return len(text)
+
+    def writelines(self, lines: list[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "buffer":  # a way around
+            raise AttributeError(name)
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Take secrets out of all that a block prints."""
+    _pattern.cache_clear()
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Clean(sys.stdout), _Clean(sys.stderr)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before

@@ -1,0 +1,350 @@
+"""Secrets stay where they were given: no log, traceback or artifact holds one, in any spelling.
+
+Every command runs with all kinds of credentials at once, and talks to a server that repeats to
+each client what it was sent. Then all that was printed or written is searched.
+"""
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import yaml
+
+from components import redaction
+from pipelines.cli import main
+from pipelines.cluster import submit
+from tests.conftest import REPOSITORY
+from tests.faults.conftest import Tally
+from tests.generate.teacher_server import Answer, asks_for_answer, good, teacher_server
+from tests.pipelines.kfp_server import KfpServer, serving
+from tests.pipelines.kubernetes_server import kubeconfig
+
+SECRETS = {
+    "OPENAI_API_KEY": "sk-teacher/4f+9a=7cQ",
+    "HF_TOKEN": "hf_hubtoken81c2ea",
+    "RAFT_KFP_TOKEN": "kfp-bearer-51d0",
+    "RAFT_KFP_COOKIES": "authservice_session=kfp-cookie-77ab",
+    "proxy": "proxy-p%40ss-90fe",
+    "url": "endpoint-passw0rd",
+    "kubeconfig": "kube-bearer-23ba",
+    "google": "MIIEgoogleprivatekeyline0123456789",
+}
+
+Leave = Callable[..., tuple[int, str]]
+
+
+def spellings(secret: str) -> set[bytes]:
+    """A secret as a log may spell it."""
+    data = secret.encode()
+    found = {data, quote(secret, safe="").encode(), json.dumps(secret)[1:-1].encode()}
+    return found | {
+        base64.b64encode(data).rstrip(b"="),
+        base64.urlsafe_b64encode(data).rstrip(b"="),
+    }
+
+
+def leaks(text: bytes) -> list[str]:
+    return [
+        name for name, secret in SECRETS.items() if any(map(text.__contains__, spellings(secret)))
+    ]
+
+
+def search(folder: Path) -> tuple[int, list[str]]:
+    """How many files there are, and which hold a secret; those that gave it aside."""
+    files = [path for path in folder.rglob("*") if path.is_file() and "given" not in path.parts]
+    return len(files), [f"{path}: {found}" for path in files if (found := leaks(path.read_bytes()))]
+
+
+class Echo(BaseHTTPRequestHandler):
+    """Refuses everybody, and repeats what it was sent, as careless servers do."""
+
+    protocol_version = "HTTP/1.1"
+
+    def _refuse(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+        sent = f"{self.requestline} {dict(self.headers)} {body[:200]}"
+        bearer = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        said = {"error": {"message": f"Incorrect API key provided: {bearer}", "code": "401"},
+                "message": f"no such account: {sent}", "detail": sent}  # fmt: skip
+        data = json.dumps(said).encode()
+        self.send_response(401, "Unauthorized")
+        self.send_header("X-Error-Message", f"Invalid token {bearer}")
+        self.send_header("Set-Cookie", f"session={bearer}")
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = do_CONNECT = _refuse  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def echo_server() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def echo() -> Iterator[str]:
+    with echo_server() as url:
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """All credentials, where each is looked for."""
+    folder = tmp_path / "given"
+    folder.mkdir()
+    for name in ("OPENAI_API_KEY", "HF_TOKEN", "RAFT_KFP_TOKEN", "RAFT_KFP_COOKIES"):
+        monkeypatch.setenv(name, SECRETS[name])
+    account = folder / "google.json"
+    account.write_text(json.dumps({
+        "type": "service_account", "client_email": "a@b.iam", "project_id": "p",
+        "token_uri": "http://127.0.0.1:9", "private_key_id": SECRETS["google"],
+        "private_key": f"-----BEGIN PRIVATE KEY-----\n{SECRETS['google']}\n-----END PRIVATE KEY-----",
+    }))  # fmt: skip
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(account))
+    config = yaml.safe_load(kubeconfig("http://127.0.0.1:9", folder / "kubeconfig").read_text())
+    config["users"][0]["user"] = {"token": SECRETS["kubeconfig"]}
+    (folder / "kubeconfig").write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("KUBECONFIG", str(folder / "kubeconfig"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    for name in ("HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, f"http://someone:{SECRETS['proxy']}@127.0.0.1:9")
+    monkeypatch.setattr(submit, "SECONDS_BETWEEN_LOOKS", 0.01)
+    return folder
+
+
+@pytest.fixture
+def leave(capfd: pytest.CaptureFixture[str]) -> Leave:
+    """Exit code and everything printed by a command."""
+
+    def run(*arguments: object) -> tuple[int, str]:
+        from components.progress import console
+
+        console.cache_clear()
+        with pytest.raises(SystemExit) as left:
+            main([*map(str, arguments)])
+        out, err = capfd.readouterr()
+        return int(left.value.code or 0), out + err
+
+    return run
+
+
+def teacher_flags(endpoint: str, documents: Path, output: Path) -> list[object]:
+    return ["generate", "--documents", documents, "--output", output, "--teacher", "openai",
+            "--teacher-endpoint", endpoint, "--teacher-model", "m", "--distractors", 1]  # fmt: skip
+
+
+@pytest.mark.fault("Secrets", "a teacher that repeats the key in its answers", "found nowhere")
+@pytest.mark.parametrize("as_file", [False, True])
+def test_a_reply_that_repeats_the_key(
+    texts: Path,
+    tmp_path: Path,
+    given: Path,
+    leave: Leave,
+    monkeypatch: pytest.MonkeyPatch,
+    as_file: bool,
+) -> None:
+    key = SECRETS["OPENAI_API_KEY"]
+    if as_file:
+        (given / "key").write_text(key + "\n")
+        monkeypatch.delenv("OPENAI_API_KEY")
+        monkeypatch.setenv("OPENAI_API_KEY_FILE", str(given / "key"))
+
+    def repeats(body: dict[str, Any]) -> Answer:
+        answer = good(body)
+        if asks_for_answer(body):
+            answer.text = f"With {key}, {base64.b64encode(key.encode()).decode()}: {answer.text}"
+        return answer
+
+    with teacher_server(repeats) as server:
+        code, said = leave(*teacher_flags(server.endpoint, texts, tmp_path / "dataset"))
+    assert code == 0, said
+    assert not leaks(said.encode())
+    count, found = search(tmp_path)
+    assert count >= 6 and not found
+    assert redaction.SHOWN in (tmp_path / "dataset" / "train.jsonl").read_text()
+
+
+@pytest.mark.fault("Secrets", "servers that repeat what they were sent in a 401", "found nowhere")
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_refusal_that_repeats_the_key(
+    texts: Path, tmp_path: Path, given: Path, echo: str, leave: Leave, tally: Tally,
+    monkeypatch: pytest.MonkeyPatch, debug: bool,
+) -> None:  # fmt: skip
+    config = yaml.safe_load((given / "kubeconfig").read_text())
+    config["clusters"][0]["cluster"]["server"] = echo
+    (given / "kubeconfig").write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("HF_ENDPOINT", echo)
+    (tmp_path / "rows.jsonl").write_text(ROW)
+    parameters = ["--set", "documents=gs://b/d", "--set", "questions=gs://b/q.json"]
+    commands: list[list[object]] = [
+        teacher_flags(f"{echo}/v1", texts, tmp_path / "dataset"),
+        ["submit", *parameters, "--host", echo],
+        ["submit", *parameters],
+        ["watch", "some-run", "--host", echo],
+        ["terminate", "some-run", "--host", echo],
+        ["job", "train"],
+        ["preflight", "--host", echo],
+        ["export", "--dataset", tmp_path / "rows.jsonl", "--output", tmp_path / "out",
+         "--push-to-hub", "me/rows"],
+    ]  # fmt: skip
+    for command in commands:
+        code, said = leave(*command, *(["--debug"] if debug else []))
+        assert not leaks(said.encode()), (command, said)
+        if command[0] != "preflight":  # which says what it cannot tell, and goes on
+            assert code in (1, 2), (command, said)
+            assert ("Traceback" in said) == debug, said
+        tally.tried(1)
+    assert not search(tmp_path)[1]
+
+
+ROW = json.dumps({
+    "id": "seed_task_0", "type": "general", "question": "Where was Ada born?",
+    "context": {"title": [["Ada"]], "sentences": [["Ada was born in Kelden."]]},
+    "oracle_context": "Ada was born in Kelden.", "cot_answer": "<ANSWER>: Kelden",
+    "instruction": "<DOCUMENT>Ada was born in Kelden.</DOCUMENT>\nWhere was Ada born?",
+})  # fmt: skip
+
+
+@pytest.mark.fault(
+    "Secrets", "passwords in URLs: of a proxy, an endpoint, a server", "found nowhere"
+)
+def test_passwords_in_urls(texts: Path, tmp_path: Path, leave: Leave, tally: Tally) -> None:
+    password = SECRETS["url"]
+    for command, allowed in (
+        (teacher_flags("http://teacher.invalid/v1", texts, tmp_path / "a"), ["cannot be reached"]),
+        (teacher_flags(f"http://me:{password}@h/v1", texts, tmp_path / "b"), ["--teacher-endpoint"]),
+        (["submit", "--set", f"teacher_endpoint=http://me:{password}@h/v1", "--set", "documents=gs://b/d",
+          "--set", "questions=gs://b/q"], ["teacher_endpoint", "user name or password"]),
+        (["submit", "--host", f"http://me:{password}@127.0.0.1:9", "--set", "documents=gs://b/d",
+          "--set", "questions=gs://b/q"], ["127.0.0.1:9"]),
+        (["generate", "--documents", f"https://me:{password}@h/x", "--output", tmp_path / "c"],
+         ["--documents"]),
+    ):  # fmt: skip
+        code, said = leave(*command)
+        assert code == 2, said
+        assert not leaks(said.encode()), said
+        for words in allowed:
+            assert words in said
+        tally.tried(1)
+    assert not search(tmp_path)[1]
+
+
+@pytest.mark.fault("Secrets", "a Google key that cannot be used", "found nowhere")
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_google_key(tmp_path: Path, given: Path, leave: Leave, debug: bool) -> None:
+    for text in (None, "{", SECRETS["google"], json.dumps([SECRETS["google"]])):
+        if text is not None:
+            (given / "google.json").write_text(text)
+        code, said = leave(
+            "merge",
+            "--shards",
+            "gs://bucket/a",
+            "--output",
+            tmp_path / "out",
+            *(["--debug"] * debug),
+        )
+        assert code in (1, 2)
+        assert not leaks(said.encode()), said
+        assert ("Traceback" in said) == debug, said
+    assert not search(tmp_path)[1]
+
+
+@pytest.mark.fault("Secrets", "all stages, a pipeline compiled and submitted", "found nowhere")
+def test_runs_that_succeed(
+    world_dataset: Path,
+    world_adapter: Path,
+    demo_model: Path,
+    tmp_path: Path,
+    leave: Leave,
+    tally: Tally,
+) -> None:
+    model = ["--base-model", demo_model, "--adapter", world_adapter]
+    with serving(KfpServer()) as kfp:
+        commands: list[list[object]] = [
+            ["export", "--dataset", world_dataset, "--output", tmp_path / "export", "--type", "parquet"],
+            ["quantize-check", "--dataset", world_dataset, *model, "--output", tmp_path / "quantization",
+             "--max-rows", 1, "--export", "4bit"],
+            ["eval", "--questions", world_dataset, *model, "--output", tmp_path / "evaluation",
+             "--max-questions", 1, "--arms", "base,raft", "--max-new-tokens", 4, "--resamples", 100],
+            ["summary", "--folders", tmp_path, "--output", tmp_path / "summary"],
+            ["compile", "--output", tmp_path / "raft.yaml"],
+            ["check", tmp_path / "raft.yaml"],
+            ["plan", "--base-model", demo_model, "--profile", "l4"],
+            ["submit", "--set", "documents=gs://b/d", "--set", "questions=gs://b/q.json", "--host", kfp.url],
+        ]  # fmt: skip
+        for command in commands:
+            code, said = leave(*command)
+            assert code == 0, said
+            assert not leaks(said.encode()), said
+            tally.tried(1)
+        (run,) = kfp.runs.values()
+        assert not leaks(json.dumps(run.request).encode())
+    count, found = search(tmp_path)
+    assert count >= 20 and not found
+
+
+@pytest.mark.fault("Secrets", "a training that is stopped: its checkpoints", "found nowhere")
+def test_checkpoints(world_dataset: Path, demo_model: Path, tmp_path: Path) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    command = [
+        sys.executable, "-m", "pipelines", "train", "--dataset", str(world_dataset), "--base-model",
+        str(demo_model), "--output", str(tmp_path / "adapter"), "--checkpoints", str(checkpoints),
+        "--checkpoint-steps", "1", "--epochs", "1000", "--rank", "2",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    deadline = time.monotonic() + 240
+    while not list(checkpoints.rglob("manifest.json")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.2)
+    os.kill(process.pid, signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert not leaks(said.encode())
+    count, found = search(tmp_path)
+    assert count >= 10 and not found
+
+
+def test_the_search_finds_what_it_looks_for() -> None:
+    for secret in SECRETS.values():
+        for form in spellings(secret):
+            assert leaks(b"x" + form + b"y")
+
+
+def test_what_is_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    with redaction.guarded():
+        for text in ("none", "gs://bucket/a@b", "a@b.example", "http://host:80/v1", "x://y z@"):
+            assert redaction.redact(text) in (text, "gs://***@b")
+
+
+@pytest.mark.parametrize("stage", ["generate", "train", "quantize-check", "eval"])
+def test_no_build_asks_for_a_secret(stage: str) -> None:
+    lines = (REPOSITORY / "images" / stage / "Dockerfile").read_text().splitlines()
+    declared = [line.split()[1] for line in lines if line.split()[:1] in (["ARG"], ["ENV"])]
+    assert declared and not [name for name in declared if redaction._SAYS_SO.search(name)]
+    copied = [line for line in lines if line.startswith(("COPY", "ADD"))]
+    assert copied and not [line for line in copied if line.split()[1:2] in (["."], ["./"])]
