@@ -415,7 +415,21 @@ def _check_files(folder: Path, state: tuple[tuple[str, int], ...]) -> None:
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         if (folder / name).is_file():
             _read_object(folder / name, "--base-model")
-    for path in sorted(folder.glob("*.safetensors")):
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        try:
+            template.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise ModelError(
+                f"--base-model {template}: not text ({error})", hint=_FETCH_AGAIN
+            ) from None
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise ModelError(
+            f"--base-model {folder}: no weights in it (*.safetensors)",
+            hint="Weights in other forms can hold programs, and are not loaded. " + _FETCH_AGAIN,
+        )
+    for path in weights:
         _check_weights(path, "--base-model")
     index = folder / "model.safetensors.index.json"
     if index.is_file():

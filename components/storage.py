@@ -322,7 +322,7 @@ def _manifest_of(location: Path) -> tuple[Path, list[ManifestFile]]:
             try:
                 return folder, read_json(folder / MANIFEST, Manifest).files
             except DataError as error:
-                if folder == location:
+                if folder == location or b"crc32c" in (folder / MANIFEST).read_bytes():
                     error.hint = _AGAIN
                     raise
                 continue  # something else of this name

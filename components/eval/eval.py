@@ -46,6 +46,7 @@ def run(config: EvalConfig) -> Evaluation:
             check_adapter(variant.adapter)
     quantization = _read_quantization(config.quantization)
     training = _read_training(Path(config.adapter))
+    accounts = _read_accounts(config)
     if Path(config.questions).exists():
         verify(Path(config.questions), "--questions")
     questions = choose_questions(
@@ -77,7 +78,7 @@ def run(config: EvalConfig) -> Evaluation:
             others = [sample for arm in runs for layout in arm.others for sample in layout]
             _write_samples(output / ROBUSTNESS, others)
         figure.draw(evaluation, output / CHART)
-        accounts = [*_read_accounts(config), ledger.entry()]
+        accounts.append(ledger.entry())
         with atomic_write(output / REPORT) as file:
             file.write(report.render(evaluation, samples, quantization, accounts))
         with atomic_write(output / MARKDOWN) as file:

@@ -20,6 +20,7 @@ from typing import Any
 
 from components.errors import RaftError
 from components.records import Record, TrainingRecord, read_json
+from components.redaction import guarded
 from components.train.checkpoints import FINISHED, RUN, Checkpoints, Run
 from components.train.config import TrainConfig
 
@@ -180,4 +181,5 @@ def work(scratch: Path) -> None:
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]))
+    with guarded():
+        work(Path(sys.argv[1]))

@@ -42,6 +42,8 @@ SECRETS = {
     "google": "MIIEgoogleprivatekeyline0123456789",
 }
 
+RUN = ["--set", "documents=gs://bucket/documents", "--set", "questions=gs://bucket/q.json"]
+
 Leave = Callable[..., tuple[int, str]]
 
 
@@ -121,7 +123,7 @@ def given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     account.write_text(json.dumps({
         "type": "service_account", "client_email": "a@b.iam", "project_id": "p",
         "token_uri": "http://127.0.0.1:9", "private_key_id": SECRETS["google"],
-        "private_key": f"-----BEGIN PRIVATE KEY-----\n{SECRETS['google']}\n-----END PRIVATE KEY-----",
+        "private_key": f"-----BEGIN PRIVATE KEY-----\n{SECRETS['google']}\n-----END",
     }))  # fmt: skip
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(account))
     config = yaml.safe_load(kubeconfig("http://127.0.0.1:9", folder / "kubeconfig").read_text())
@@ -198,11 +200,10 @@ def test_a_refusal_that_repeats_the_key(
     (given / "kubeconfig").write_text(yaml.safe_dump(config))
     monkeypatch.setenv("HF_ENDPOINT", echo)
     (tmp_path / "rows.jsonl").write_text(ROW)
-    parameters = ["--set", "documents=gs://b/d", "--set", "questions=gs://b/q.json"]
     commands: list[list[object]] = [
         teacher_flags(f"{echo}/v1", texts, tmp_path / "dataset"),
-        ["submit", *parameters, "--host", echo],
-        ["submit", *parameters],
+        ["submit", *RUN, "--host", echo],
+        ["submit", *RUN],
         ["watch", "some-run", "--host", echo],
         ["terminate", "some-run", "--host", echo],
         ["job", "train"],
@@ -233,21 +234,18 @@ ROW = json.dumps({
 )
 def test_passwords_in_urls(texts: Path, tmp_path: Path, leave: Leave, tally: Tally) -> None:
     password = SECRETS["url"]
+    inside = f"http://me:{password}@127.0.0.1:9"
     for command, allowed in (
-        (teacher_flags("http://teacher.invalid/v1", texts, tmp_path / "a"), ["cannot be reached"]),
-        (teacher_flags(f"http://me:{password}@h/v1", texts, tmp_path / "b"), ["--teacher-endpoint"]),
-        (["submit", "--set", f"teacher_endpoint=http://me:{password}@h/v1", "--set", "documents=gs://b/d",
-          "--set", "questions=gs://b/q"], ["teacher_endpoint", "user name or password"]),
-        (["submit", "--host", f"http://me:{password}@127.0.0.1:9", "--set", "documents=gs://b/d",
-          "--set", "questions=gs://b/q"], ["127.0.0.1:9"]),
-        (["generate", "--documents", f"https://me:{password}@h/x", "--output", tmp_path / "c"],
-         ["--documents"]),
+        (teacher_flags("http://teacher.invalid/v1", texts, tmp_path / "a"), "cannot be reached"),
+        (teacher_flags(f"{inside}/v1", texts, tmp_path / "b"), "--teacher-endpoint"),
+        (["submit", *RUN, "--set", f"teacher_endpoint={inside}/v1"], "user name or password"),
+        (["submit", *RUN, "--host", inside], "127.0.0.1:9"),
+        (["generate", "--documents", f"{inside}/x", "--output", tmp_path / "c"], "--documents"),
     ):  # fmt: skip
         code, said = leave(*command)
         assert code == 2, said
         assert not leaks(said.encode()), said
-        for words in allowed:
-            assert words in said
+        assert allowed in said
         tally.tried(1)
     assert not search(tmp_path)[1]
 
@@ -284,16 +282,18 @@ def test_runs_that_succeed(
     model = ["--base-model", demo_model, "--adapter", world_adapter]
     with serving(KfpServer()) as kfp:
         commands: list[list[object]] = [
-            ["export", "--dataset", world_dataset, "--output", tmp_path / "export", "--type", "parquet"],
-            ["quantize-check", "--dataset", world_dataset, *model, "--output", tmp_path / "quantization",
-             "--max-rows", 1, "--export", "4bit"],
+            ["export", "--dataset", world_dataset, "--output", tmp_path / "export",
+             "--type", "parquet"],
+            ["quantize-check", "--dataset", world_dataset, *model, "--max-rows", 1,
+             "--export", "4bit", "--output", tmp_path / "quantization"],
             ["eval", "--questions", world_dataset, *model, "--output", tmp_path / "evaluation",
-             "--max-questions", 1, "--arms", "base,raft", "--max-new-tokens", 4, "--resamples", 100],
+             "--max-questions", 1, "--arms", "base,raft", "--max-new-tokens", 4,
+             "--resamples", 100],
             ["summary", "--folders", tmp_path, "--output", tmp_path / "summary"],
             ["compile", "--output", tmp_path / "raft.yaml"],
             ["check", tmp_path / "raft.yaml"],
             ["plan", "--base-model", demo_model, "--profile", "l4"],
-            ["submit", "--set", "documents=gs://b/d", "--set", "questions=gs://b/q.json", "--host", kfp.url],
+            ["submit", *RUN, "--host", kfp.url],
         ]  # fmt: skip
         for command in commands:
             code, said = leave(*command)
