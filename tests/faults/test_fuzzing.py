@@ -1,0 +1,47 @@
+"""The parsers under random input: what was once found, and fresh tries.
+
+An hour of coverage-guided search found what lies in fuzz/corpus; how to look for more is in
+fuzz/__main__.py.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from tests.faults.conftest import Tally
+from tests.faults.fuzz.targets import TARGETS
+
+CORPUS = Path(__file__).with_name("fuzz") / "corpus"
+KEPT = sorted(CORPUS.glob("*/*.json"))
+
+
+@pytest.mark.fault("Fuzzing", "inputs that once broke a parser", "its properties hold")
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_what_was_found(path: Path) -> None:
+    TARGETS[path.parent.name].check(json.loads(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.fault("Fuzzing", "fresh inputs to every parser", "its properties hold")
+@pytest.mark.parametrize("name", TARGETS)
+def test_fresh_inputs(name: str, tally: Tally) -> None:
+    @settings(
+        max_examples=int(os.environ.get("FAULT_TRIES", 120)),
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(TARGETS[name].inputs)
+    def check(value: Any) -> None:
+        tally.tried(1)
+        TARGETS[name].check(value)
+
+    check()
+
+
+def test_every_finding_has_its_target() -> None:
+    assert KEPT and {path.parent.name for path in KEPT} <= TARGETS.keys()
+    assert sum(path.stat().st_size for path in KEPT) < 200_000
