@@ -81,7 +81,7 @@ def _asks(line: str, kind: str) -> bool:
 
 def _bare(line: str) -> str:
     """A line without list marks, bold and quotes around it."""
-    return " ".join(_LIST_MARK.sub("", line.strip()).strip().strip('"*“”').split())
+    return _LIST_MARK.sub("", " ".join(line.split())).strip(' "*“”')
 
 
 def _long_enough(text: str) -> bool:
