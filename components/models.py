@@ -8,12 +8,11 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import MissingDependencyError, ModelError
-from components.storage import MANIFEST, checksum
+from components.storage import MANIFEST, checksum, scratch
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +20,9 @@ if TYPE_CHECKING:
 
 NOT_THE_MODEL = (MANIFEST, "ledger.json", "training.json")
 """JSON files of an adapter's folder that tell of a run; they differ where the weights do not."""
+
+MERGED = "raft-merged"
+"""A folder of ours for a moment: weights without a tokenizer."""
 
 
 def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
@@ -111,9 +113,10 @@ def load_4bit(
         check_head_is_untied(source)
     if adapter is None:
         return _load(source, dtype, quantization_config=nf4)
-    with tempfile.TemporaryDirectory(prefix="raft-merged-") as folder:
-        save_merged(source, adapter, dtype, Path(folder))
-        return _load(folder, dtype, quantization_config=nf4)
+    with scratch("merged", f"{source} {adapter}") as folder:
+        merged = folder / MERGED
+        save_merged(source, adapter, dtype, merged)
+        return _load(str(merged), dtype, quantization_config=nf4)
 
 
 def save_merged(source: str, adapter: str, dtype: "torch.dtype", folder: Path) -> None:
@@ -308,9 +311,7 @@ def _check_folder(source: str) -> None:
                 f"--base-model {source}: no config.json in this folder",
                 hint="Point at the folder that holds config.json, tokenizer.json and safetensors.",
             )
-        if not (folder / "tokenizer_config.json").is_file() and not folder.name.startswith(
-            "raft-merged-"
-        ):
+        if not (folder / "tokenizer_config.json").is_file() and folder.name != MERGED:
             raise ModelError(
                 f"--base-model {source}: no tokenizer_config.json in this folder",
                 hint="Save the tokenizer beside the weights: tokenizer.save_pretrained(folder).",
