@@ -9,13 +9,12 @@ import json
 import logging
 import os
 import re
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import DataError, MissingDependencyError, ModelError
-from components.storage import MANIFEST, checksum, verify
+from components.storage import MANIFEST, checksum, scratch, verify
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +27,8 @@ _FETCH_AGAIN = "Fetch the folder again, or make it again with what made it."
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 NOT_THE_MODEL = (MANIFEST, "ledger.json", "training.json")
 """JSON files of an adapter's folder that tell of a run; they differ where the weights do not."""
+
+"""A folder of ours for a moment: weights without a tokenizer."""
 
 
 def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
@@ -167,9 +168,10 @@ def load_4bit(
         check_head_is_untied(source)
     if adapter is None:
         return _load(source, dtype, quantization_config=nf4)
-    with tempfile.TemporaryDirectory(prefix=MERGED) as folder:
-        save_merged(source, adapter, dtype, Path(folder))
-        return _load(folder, dtype, quantization_config=nf4)
+    with scratch("merged", f"{source} {adapter}") as folder:
+        merged = folder / f"{MERGED}model"
+        save_merged(source, adapter, dtype, merged)
+        return _load(str(merged), dtype, quantization_config=nf4)
 
 
 def save_merged(source: str, adapter: str, dtype: "torch.dtype", folder: Path) -> None:

@@ -212,15 +212,16 @@ def _checksum(blocks: Iterable[bytes]) -> str:
 # ---- artifacts ---------------------------------------------------------------------------------
 
 
-def unseal(folder: Path, stage: str = "") -> None:
+def unseal(folder: Path, stage: str = "", keep: str = "") -> None:
     """Mark an artifact as unfinished: it is about to be made or changed.
 
-    What the artifact before consisted of is removed, and what a killed attempt left behind under
-    hidden names.
+    What the artifact before consisted of is removed, and what a killed attempt has left behind: if
+    that had other settings, its files would become part of this artifact.
 
     Args:
         folder: the artifact.
         stage: whose artifact it will be; one of another stage is not removed for it.
+        keep: a folder or file in it from which the stage goes on.
 
     Raises:
         StorageError: the folder cannot be written, or holds something else than an artifact.
@@ -245,9 +246,11 @@ def unseal(folder: Path, stage: str = "") -> None:
                 f"--output {folder}: holds what raft {other} wrote",
                 hint="Give a folder of its own, or remove this one first.",
             )
+        unfinished = not (folder / MANIFEST).exists()
         try:
-            for leftover in folder.glob(".*"):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            for leftover in folder.glob("*" if unfinished else ".*"):
+                if leftover.name not in (keep, PARTIAL_MANIFEST):
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         except OSError as error:
             raise _cannot_write(folder, error) from None
     write_json(folder / PARTIAL_MANIFEST, Manifest(files=[]))
@@ -273,12 +276,12 @@ def seal(folder: Path, without: str = "") -> None:
 
     Args:
         folder: the artifact.
-        without: a folder in it that is no part of the artifact.
+        without: a folder or file in it that is no part of the artifact.
     """
     files = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if without and name.startswith(f"{without}/"):
+        if without and f"{name}/".startswith(f"{without}/"):
             continue
         if path.is_file() and name not in (MANIFEST, PARTIAL_MANIFEST):
             _make_readable(path)
@@ -517,7 +520,7 @@ def localized(config: C) -> Iterator[C]:
                     remote[kind][name, place] = location
     with ExitStack() as held:
         local = {
-            key: held.enter_context(_scratch(kind, uri))
+            key: held.enter_context(scratch(kind, uri))
             / (uri.rstrip("/").rsplit("/", 1)[-1] or "bucket")
             for kind, uris in remote.items()
             for key, uri in uris.items()
@@ -534,10 +537,11 @@ def localized(config: C) -> Iterator[C]:
 
 
 @contextmanager
-def _scratch(kind: str, uri: str) -> Iterator[Path]:
-    """A private folder for a URI, the same one at every try; removed when the body succeeds.
+def scratch(kind: str, key: str) -> Iterator[Path]:
+    """A private folder for a key, the same one at every try; removed when the body succeeds.
 
-    A second process at the same URI gets a folder of its own.
+    So what a killed process has left in it is used, or at least found, by the next. A second
+    process at the same key gets a folder of its own.
     """
     root = Path(tempfile.gettempdir()) / f"raft-{os.getuid()}"
     try:
@@ -546,7 +550,7 @@ def _scratch(kind: str, uri: str) -> Iterator[Path]:
         raise _cannot_write(root, error) from None
     if root.is_symlink() or root.stat().st_uid != os.getuid():
         raise StorageError(f"{root}: belongs to somebody else", hint="Set TMPDIR to your own.")
-    name = hashlib.sha256(f"{kind} {uri}".encode()).hexdigest()[:16]
+    name = hashlib.sha256(f"{kind} {key}".encode()).hexdigest()[:16]
     with (root / f"{name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -979,7 +983,8 @@ def _in_parallel(title: str, jobs: Sequence[tuple[int, Callable[[], None]]]) -> 
         return
     megabytes = sum(size for size, _ in jobs) / 1e6
     shown = task(f"{title} {megabytes:.1f} MB", len(jobs), "files") if title else nullcontext()
-    with shown as progress, ThreadPoolExecutor(TRANSFERS) as pool:
+    pool = ThreadPoolExecutor(TRANSFERS)
+    with shown as progress:
         # Large files first: one that starts last would be waited for alone.
         futures = [pool.submit(run) for _, run in sorted(jobs, key=lambda job: -job[0])]
         try:
@@ -987,9 +992,11 @@ def _in_parallel(title: str, jobs: Sequence[tuple[int, Callable[[], None]]]) -> 
                 future.result()
                 if progress is not None:
                     progress.advance()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException as error:
+            # Who sends SIGTERM waits for seconds, and one transfer may take minutes.
+            pool.shutdown(wait=isinstance(error, Exception), cancel_futures=True)
             raise
+    pool.shutdown()
 
 
 def _locate(uri: str) -> tuple["Bucket", str]:

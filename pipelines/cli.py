@@ -5,7 +5,9 @@ is imported only when it is asked to run, so `--help` answers at once. Every fla
 text (`--flag true`), because that is how Kubeflow hands parameters over.
 """
 
+import atexit
 import importlib
+import os
 import signal
 import sys
 import traceback
@@ -659,7 +661,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Entry point: run a command and exit with 0, 2 (the user can fix it) or 1 (ours)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     # Left to itself, SIGTERM kills Python without running a single `finally`.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, _terminate)
+    # Once Python is cleaning up, the work is done, and its code stands.
+    atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
     with guarded():
         _run(arguments)
 
@@ -667,6 +671,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def _run(arguments: list[str]) -> NoReturn:
     try:
         raft.main(args=arguments, prog_name="raft", standalone_mode=False)
+    except _Terminated as stopped:
+        click.echo("stopped by SIGTERM; give the same command again", err=True)
+        sys.stdout.flush()
+        # Not by way of the interpreter, which would wait for every thread: an upload, a download.
+        os._exit(int(stopped.code or 0))
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except click.ClickException as error:
@@ -680,6 +689,15 @@ def _run(arguments: list[str]) -> NoReturn:
             traceback.print_exc()  # here, where secrets are taken out of it
         sys.exit(_explain(error))
     sys.exit(0)
+
+
+class _Terminated(SystemExit):
+    """SIGTERM has come; the code is that of a process that it has ended."""
+
+
+def _terminate(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is being put away is not cut short
+    raise _Terminated(128 + signal.SIGTERM)
 
 
 def _explain(error: Exception) -> int:

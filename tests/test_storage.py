@@ -26,7 +26,6 @@ from components.storage import (
     ManifestFile,
     _inside,
     _locate,
-    _scratch,
     atomic_write,
     checksum,
     fetch,
@@ -34,6 +33,7 @@ from components.storage import (
     localized,
     publish,
     put,
+    scratch,
     seal,
     unseal,
     verify,
@@ -463,9 +463,9 @@ def test_the_summary_of_a_run_in_a_bucket_counts_an_attempt_that_failed(
 
 
 def test_two_processes_at_one_uri_do_not_share_a_folder(tmp_path: Path) -> None:
-    with _scratch("input", "gs://bucket/model") as first:
+    with scratch("input", "gs://bucket/model") as first:
         (first / "weights").write_text("x", encoding="utf-8")
-        with _scratch("input", "gs://bucket/model") as second:
+        with scratch("input", "gs://bucket/model") as second:
             assert second != first
         assert (first / "weights").exists() and not second.exists()
     assert not first.exists()

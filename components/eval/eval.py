@@ -60,7 +60,7 @@ def run(config: EvalConfig) -> Evaluation:
     names = ", ".join(arm.name for arm in config.variants())
     progress.headline("eval", f"{len(questions)} questions to {names}{ways}")
     with Ledger("eval", output, config.prices) as ledger:
-        unseal(output, "eval")
+        unseal(output, "eval", keep=PARTIAL)
         for name in (TRAINING, ROBUSTNESS):  # of an earlier run
             (output / name).unlink(missing_ok=True)
         runs = ask_arms(config, shown)
@@ -83,9 +83,9 @@ def run(config: EvalConfig) -> Evaluation:
             file.write(report.render(evaluation, samples, quantization, accounts))
         with atomic_write(output / MARKDOWN) as file:
             file.write(report.render_markdown(evaluation, quantization, accounts))
-    # Only now: what comes after the last generation can fail too, and costs little to repeat.
+    # In this order: until the artifact is whole, a repetition must find every generation.
+    seal(output, without=PARTIAL)
     (output / PARTIAL).unlink()
-    seal(output)
     for sentence in (*evaluation.warnings, findings.verdict(evaluation)):
         progress.say(f"  {sentence}")
     return evaluation

@@ -6,12 +6,12 @@ task, run by the stock `lm_eval`, gives the same scores.
 
 import json
 import logging
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from components import storage
 from components.eval.questions import AskedQuestion
 
 TASKS = Path(__file__).parent / "tasks"
@@ -30,8 +30,8 @@ def load_task(name: str, questions: Sequence[AskedQuestion]) -> Iterator[Any]:
     """A task of ours over our questions instead of the hub's."""
     from lm_eval.tasks import TaskManager
 
-    with tempfile.TemporaryDirectory(prefix="raft-eval-") as scratch, _quiet():
-        rows = Path(scratch) / "questions.jsonl"
+    with storage.scratch("questions", name) as folder, _quiet():
+        rows = folder / "questions.jsonl"
         rows.write_text(
             "".join(question.model_dump_json() + "\n" for question in questions), encoding="utf-8"
         )

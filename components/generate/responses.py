@@ -10,15 +10,14 @@ The folder holds pieces that are only ever appended to, one for each run that wr
 
 A line that was torn fails its checksum and is passed over, so only its own request is asked again.
 Several processes may share a folder: each writes a piece of its own. On `gs://` pieces are
-published while the run goes on, every few seconds; what a pod that is killed loses is the last one.
+published while the run goes on, every few seconds; what a pod that is killed loses is the last one,
+and on the same machine not even that.
 """
 
 import errno
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 import time
 from array import array
 from collections.abc import Iterator
@@ -38,9 +37,10 @@ from components.generate.digests import Digests
 from components.progress import say
 from components.records import Record
 from components.redaction import redact
-from components.storage import SCHEME, checked_line, find, put, read_checked_line
+from components.storage import SCHEME, checked_line, find, put, read_checked_line, scratch
 
 SUFFIX = ".responses.jsonl"
+FETCHED = f"fetched{SUFFIX}"
 PIECE_SECONDS = 10.0
 PIECE_BYTES = 8_000_000
 
@@ -110,19 +110,22 @@ class Responses:
         self._held = ExitStack()
         try:
             if self.remote:
-                self._folder = Path(tempfile.mkdtemp(prefix="raft-responses-"))
-                self._scratch = self._held.enter_context(ExitStack())
-                self._scratch.callback(shutil.rmtree, self._folder, ignore_errors=True)
+                self._folder = self._held.enter_context(scratch("responses", self.location))
                 # One at a time: pieces are small, and their order does not matter.
                 self._pool = self._held.enter_context(ThreadPoolExecutor(1))
-                with (self._folder / f"fetched{SUFFIX}").open("wb") as fetched:
+                with (self._folder / FETCHED).open("wb") as fetched:
                     for _, text in find(self.location, lambda name: name.endswith(SUFFIX)):
                         fetched.write(text.encode() + b"\n" * (not text.endswith("\n")))
             else:
                 self._folder = Path(self.location)
                 self._folder.mkdir(parents=True, exist_ok=True)
-            for path in sorted(self._folder.glob(f"*{SUFFIX}")):
-                self._read(path)
+            pieces = sorted(self._folder.glob(f"*{SUFFIX}"), key=lambda path: path.name != FETCHED)
+            for path in pieces:
+                new = self._read(path)
+                if self.remote and new and path.name != FETCHED:
+                    # A run that was killed on this machine has kept them, and not published them.
+                    target = f"{self.location.rstrip('/')}/{uuid4().hex}{SUFFIX}"
+                    put(b"".join(new).decode(), target)
         except OSError as error:
             self._held.close()
             raise self._cannot_write(error) from None
@@ -143,9 +146,10 @@ class Responses:
                 for upload in self._uploads:
                     upload.result()
             except StorageError as failed:
-                if self.remote:  # what could not be published is not thrown away
-                    self._scratch.pop_all()
-                    failed.hint += f" What was paid is kept: add --responses {self._folder}"
+                if self.remote:
+                    failed.hint += (
+                        f" What was paid is kept in {self._folder}: give the same command again."
+                    )
                 raise
             finally:
                 for file in self._files:
@@ -217,22 +221,28 @@ class Responses:
             self._uploads.append(self._pool.submit(put, text, target))
             self._parts, self._published = self._parts + 1, end
 
-    def _read(self, path: Path) -> None:
+    def _read(self, path: Path) -> list[bytes]:
+        """Index a piece; the lines with replies that were not known."""
         file = path.open("rb")
         self._files.append(file)
         start = 0
+        new = []
         for line in file:
             try:
-                self._remember(_parse(line).key, len(self._files) - 1, start, len(line))
+                if self._remember(_parse(line).key, len(self._files) - 1, start, len(line)):
+                    new.append(line)
             except ValueError:
                 self.torn += 1
             start += len(line)
+        return new
 
-    def _remember(self, key: str, file: int, start: int, length: int) -> None:
-        if self._index.add(bytes.fromhex(key)):
-            self._file_of.append(file)
-            self._start.append(start)
-            self._length.append(length)
+    def _remember(self, key: str, file: int, start: int, length: int) -> bool:
+        if not self._index.add(bytes.fromhex(key)):
+            return False
+        self._file_of.append(file)
+        self._start.append(start)
+        self._length.append(length)
+        return True
 
     def _cannot_write(self, error: OSError) -> StorageError:
         return StorageError(

@@ -8,7 +8,6 @@ of 128k, the log probabilities of all rows would take gigabytes.
 
 import math
 import re
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -66,7 +65,6 @@ def run(config: QuantizeCheckConfig) -> QuantizationReport:
             check_head_is_untied(config.base_model)
         rows = list(_conversations(config, tokenizer))
         unseal(output, "quantize-check")
-        shutil.rmtree(output / EXPORT, ignore_errors=True)  # of an attempt that was stopped
         # Beside the output, whose disk has room for a model.
         with tempfile.TemporaryDirectory(prefix=MERGED, dir=output) as scratch:
             merged = Path(scratch) / f"{MERGED}model"

@@ -62,7 +62,7 @@ def run(config: TrainConfig) -> TrainingRecord:
                 path=Path(config.dataset) / "validation.jsonl",
                 hint="Generate with --validation-fraction above 0, or give one setting.",
             )
-        unseal(output, "train")
+        unseal(output, "train", keep=CHECKPOINTS)
         record = _best(config, tokenizer, examples, ledger)
         write_json(output / RECORD, record)
         with storage.atomic_write(output / "report.html") as file:

@@ -440,6 +440,9 @@ def _listening_for_sigterm() -> Iterator[threading.Event]:
         yield stop
     finally:
         signal.signal(signal.SIGTERM, before)
+    if stop.is_set():
+        say("  SIGTERM: stopped when this setting was trained; the same command goes on there")
+        sys.exit(STOPPED)
 
 
 def _resume(trainer: "SFTTrainer", folder: Path) -> None:
