@@ -7,12 +7,13 @@ text (`--flag true`), because that is how Kubeflow hands parameters over.
 
 import atexit
 import importlib
+import itertools
 import os
 import signal
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
@@ -71,6 +72,10 @@ KEPT = ("responses", "checkpoints", "partial")
 beside the step's output, because Kubeflow uploads nothing of an attempt that fails."""
 
 USER_ERROR, OUR_ERROR = 2, 1
+
+# Libraries write too: each has an error of its own, and few say where.
+NO_ROOM = ("No space left on device", "Disk quota exceeded", "File too large")
+NO_PLACE = ("Read-only file system", "No usable temporary directory")
 
 DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 
@@ -687,7 +692,7 @@ def _run(arguments: list[str]) -> NoReturn:
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()  # here, where secrets are taken out of it
-        sys.exit(_explain(error))
+        sys.exit(_explain(error, arguments))
     sys.exit(0)
 
 
@@ -700,7 +705,7 @@ def _terminate(*_: object) -> None:
     raise _Terminated(128 + signal.SIGTERM)
 
 
-def _explain(error: Exception) -> int:
+def _explain(error: Exception, arguments: Sequence[str]) -> int:
     """Print an error without its traceback; returns the exit code."""
     if isinstance(error, RaftError):
         problem, hint, code = str(error), error.hint, error.exit_code
@@ -710,17 +715,11 @@ def _explain(error: Exception) -> int:
     elif isinstance(error, PermissionError):
         problem, code = str(error), USER_ERROR
         hint = 'Give this user access to it; in docker, pass --user "$(id -u):$(id -g)".'
-    elif any(
-        full in str(error)
-        for full in ("No space left on device", "Disk quota exceeded", "File too large")
-    ):
-        # Libraries write too, and each has an error of its own.
-        problem, code = str(error), USER_ERROR
+    elif any(word in str(error) for word in NO_ROOM):
+        problem, code = f"{_output(arguments)}{error}", USER_ERROR
         hint = "Make room where --output and temporary files (TMPDIR, in a container /tmp) lie."
-    elif any(
-        bad in str(error) for bad in ("Read-only file system", "No usable temporary directory")
-    ):
-        problem, code = str(error), USER_ERROR
+    elif any(word in str(error) for word in NO_PLACE):
+        problem, code = f"{_output(arguments)}{error}", USER_ERROR
         hint = "Mount a folder that can be written there; temporary files lie where TMPDIR says."
     else:
         problem = f"{type(error).__name__}: {error}"
@@ -729,3 +728,11 @@ def _explain(error: Exception) -> int:
     if hint:
         click.echo(f"  {hint}", err=True)
     return code
+
+
+def _output(arguments: Sequence[str]) -> str:
+    """Where a command was to write, for an error that names no place."""
+    for name, value in itertools.pairwise(arguments):
+        if name == flag("output"):
+            return f"{name} {value}: "
+    return ""

@@ -424,7 +424,9 @@ def raft(*arguments: object, **environment: str) -> subprocess.CompletedProcess[
     )  # fmt: skip
 
 
-def generate(documents: object, output: object, *more: object, **environment: str) -> object:
+def generate(
+    documents: object, output: object, *more: object, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run `raft generate`; what it left with."""
     most = () if "--max-chunks" in more else ("--max-chunks", 0)
     return raft(
@@ -433,9 +435,8 @@ def generate(documents: object, output: object, *more: object, **environment: st
     )  # fmt: skip
 
 
-def _refused(done: object, *named: object) -> None:
+def _refused(done: subprocess.CompletedProcess[str], *named: object) -> None:
     """The user is told, with a path, and without a traceback."""
-    assert isinstance(done, subprocess.CompletedProcess)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr and "fault of raft" not in done.stderr
     error = done.stderr[done.stderr.index("error:") :].replace("\n", " ")
@@ -457,8 +458,30 @@ def test_a_full_disk_under_the_output(disk: Path, many: Path, tally: Tally) -> N
         )
         _as_root("mount", "-o", "remount,size=64m", str(disk))
         done = generate(many, disk / "dataset")
-        assert isinstance(done, subprocess.CompletedProcess) and done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stderr
         storage.verify(disk / "dataset", "--dataset")
+
+
+@pytest.mark.fault(
+    KIND,
+    "the disk of --output is full where a library writes (Parquet)",
+    "leaves with 2, names --output; nothing finished is there",
+)
+def test_a_full_disk_under_a_library(disk: Path, many: Path, tmp_path: Path) -> None:
+    made = generate(many, tmp_path / "dataset")
+    assert made.returncode == 0, made.stderr
+    line = (
+        "export",
+        "--dataset",
+        tmp_path / "dataset",
+        "--type",
+        "parquet",
+        "--output",
+        disk / "x",
+    )
+    _refused(raft(*line), f"--output {disk / 'x'}", "No space left", "room")
+    with pytest.raises(DataError, match="not finished"):
+        storage.verify(disk / "x", "--dataset")
 
 
 @pytest.mark.fault(
@@ -478,7 +501,7 @@ def test_a_full_disk_under_temporary_files(
         _refused(generate(documents, output, TMPDIR=str(disk)), disk, "No space left", "TMPDIR")
         _as_root("mount", "-o", "remount,size=64m", str(disk))
         done = generate(documents, output, TMPDIR=str(disk))
-        assert isinstance(done, subprocess.CompletedProcess) and done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.fault(
@@ -501,9 +524,7 @@ def test_a_full_disk_under_the_responses(
             assert paid > 100
             _as_root("mount", "-o", "remount,size=64m", str(disk))
             done = generate(*line)
-            assert isinstance(done, subprocess.CompletedProcess) and done.returncode == 0, (
-                done.stderr
-            )
+            assert done.returncode == 0, done.stderr
             assert len(server.seen) <= 1200 + 16, "only what was under way is paid again"
             tally.note(f"{paid} calls paid before, {len(server.seen) - 1200} twice")
 
