@@ -261,7 +261,7 @@ def demo(output: str, seed: int, docker: bool, debug: bool) -> None:
 
 PLANNED = (
     "rank", "target_modules", "method", "epochs", "batch_size", "gradient_accumulation",
-    "max_tokens", "load_in_4bit", "gradient_checkpointing", "dtype",
+    "max_tokens", "load_in_4bit", "gradient_checkpointing", "dtype", "processes", "sharding",
 )  # fmt: skip
 """The settings of train on which a plan depends."""
 

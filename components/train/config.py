@@ -131,6 +131,12 @@ class TrainConfig(StageConfig):
         "GPU.",
         group="Hardware",
     )
+    sharding: Literal["auto", "none", "full"] = option(
+        "auto",
+        help="Whether processes share one copy of the model (full, FSDP2) or each has its own "
+        "(none); auto shares it where `raft plan` says that a whole one does not fit a GPU.",
+        group="Hardware",
+    )
     batching: Literal["auto", "packed", "grouped"] = option(
         "auto",
         help="packed: the rows of a batch one after another, without padding; grouped: rows of "
@@ -183,6 +189,10 @@ class TrainConfig(StageConfig):
     def _methods_that_agree(self) -> Self:
         if self.method == "full" and self.load_in_4bit:
             raise ValueError("--method full cannot train 4-bit weights (--load-in-4bit false)")
+        if self.sharding == "full" and self.load_in_4bit:
+            raise ValueError("--sharding full cannot split 4-bit weights (--load-in-4bit false)")
+        if self.sharding == "full" and self.processes == 1:
+            raise ValueError("--sharding full needs more than one process (--processes 2)")
         return self
 
     @model_validator(mode="before")
