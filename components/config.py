@@ -11,7 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from components.errors import ConfigError
@@ -143,6 +150,19 @@ class StageConfig(Settings):
         help="JSON price table that replaces the built-in, dated one in the ledger.",
         group="Output",
     )
+
+    kept: ClassVar[str] = ""
+    """The setting that says where a stage keeps what an interrupted attempt has done, if any."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kept_beside_the_output(cls, values: Any) -> Any:
+        """Derived here, because a stage is handed a local folder for a gs:// output."""
+        if cls.kept and isinstance(values, dict) and not values.get(cls.kept):
+            output = str(values.get("output", ""))
+            if output.startswith("gs://"):
+                return values | {cls.kept: beside(output, cls.kept)}
+        return values
 
 
 def flag(name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
-from components.config import InputLocation, ObjectList, StageConfig, TextList, beside, option
+from components.config import InputLocation, ObjectList, StageConfig, TextList, option
 
 SWEPT = (
     "rank",
@@ -39,6 +39,7 @@ class TrainConfig(StageConfig):
     """A dataset and a base model in, a LoRA adapter out."""
 
     stage: ClassVar[str] = "train"
+    kept: ClassVar[str] = "checkpoints"
 
     dataset: InputLocation = option(
         help="Folder with train.jsonl and validation.jsonl, as generate writes it.", group="Inputs"
@@ -194,16 +195,6 @@ class TrainConfig(StageConfig):
         if self.sharding == "full" and self.processes == 1:
             raise ValueError("--sharding full needs more than one process (--processes 2)")
         return self
-
-    @model_validator(mode="before")
-    @classmethod
-    def _checkpoints_beside_the_output(cls, values: Any) -> Any:
-        """Derived here, because a stage is handed a local folder for a gs:// output."""
-        if isinstance(values, dict) and not values.get("checkpoints"):
-            output = str(values.get("output", ""))
-            if output.startswith("gs://"):
-                return values | {"checkpoints": beside(output, "checkpoints")}
-        return values
 
     @field_validator("sweep")
     @classmethod

@@ -305,6 +305,15 @@ def _model(config: TrainConfig, source: str, split: bool) -> Any:
         # Small updates would be rounded away in 16 bits; the computation is in 16 all the same.
         dtype = torch.float32
     model = load_model(source, dtype, in_4bit=config.load_in_4bit, **options)
+    rows = model.config.get_text_config().vocab_size
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    if split and config.method == "full" and tied and rows % int(os.environ["WORLD_SIZE"]):
+        # torch's FSDP2 pads uneven shares, once for each of the two, which then drift apart.
+        raise ConfigError(
+            f"--sharding full: the model's head is its embeddings, whose {rows} rows the "
+            "processes cannot share evenly",
+            hint="Give another number of --processes, --sharding none, or --method lora.",
+        )
     for module in model.modules():
         # On some CPUs bitsandbytes rearranges 4-bit weights at the first validation, for a kernel
         # through which no gradient flows: training would go on without learning, and say nothing.

@@ -108,7 +108,7 @@ def test_a_share_is_a_share_of_the_weights_and_an_adapter_is_whole() -> None:
     shape, config = Shape.read(LLAMA_3_8B, "-"), TrainConfig.parse(given)
     whole, half = (memory(shape, config, 1000, gpus) for gpus in (1, 2))
     gathered = half.weights - whole.weights // 2
-    assert 0 < gathered < 0.12 * whole.weights, "what a layer needs for the moment"
+    assert 0 < gathered < 0.2 * whole.weights, "what is computed with is whole for the moment"
     assert (half.adapter, half.optimizer) == (whole.adapter, whole.optimizer)
     full = TrainConfig.parse(given | {"method": "full"})
     assert memory(shape, full, 1000, 4).optimizer == memory(shape, full, 1000).optimizer // 4
@@ -143,8 +143,8 @@ def test_the_command(raft: Raft, tmp_path: Path) -> None:
     assert "167,772,160 of 8,030,261,248 parameters" in done.stdout
     assert "weights        14.96 GiB  exact" in done.stdout
     assert "\n  fits" in done.stdout and "assumption" in done.stdout
-    pair = raft("plan", "--base-model", tmp_path, "--profile", "l4", "--processes", "2",
-                "--load-in-4bit", "false")  # fmt: skip
+    given = ("--processes", 2, "--load-in-4bit", "false", "--batch-size", 8)
+    pair = raft("plan", "--base-model", tmp_path, "--profile", "l4", *given)
     assert "on each of 2 NVIDIA L4\n  split over them (FSDP)" in pair.stdout
     wrong = raft("plan", "--base-model", tmp_path, "--profile", "l4", "--rank", "0")
     assert wrong.returncode == 2 and "--rank" in wrong.stderr

@@ -95,6 +95,7 @@ def test_a_split_model_is_trained_whole_and_goes_on_with_the_same_bytes(
     world_dataset: Path, demo_model: Path, tmp_path: Path
 ) -> None:
     """Every weight and moment lies on one process or the other; a checkpoint holds them whole."""
+    demo_model = even(demo_model, tmp_path / "model")
     settings = {"method": "full", "learning_rate": 1e-3, "epochs": 1, "checkpoint_steps": 1}
     alone = tmp_path / "alone"
     train.run(config(world_dataset, demo_model, alone, batch_size=6, **settings))
@@ -117,6 +118,27 @@ def test_a_split_model_is_trained_whole_and_goes_on_with_the_same_bytes(
     # Adam divides by the square root of the second moment: a rounding in a tiny gradient shows.
     assert all((mine[name] - other[name]).abs().mean() < 1e-5 for name in mine)
     assert "distributed_config" not in (split / "config.json").read_text(encoding="utf-8")
+
+
+def even(model: Path, target: Path) -> Path:
+    """The model with an even number of tokens, which two processes can share."""
+    import transformers
+
+    shutil.copytree(model, target)
+    grown = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    torch.manual_seed(0)
+    grown.resize_token_embeddings(1772, mean_resizing=False)
+    grown.save_pretrained(target)
+    return target
+
+
+def test_a_head_that_cannot_be_shared_evenly_is_refused(
+    world_dataset: Path, demo_model: Path, tmp_path: Path
+) -> None:
+    settings = {"method": "full", "processes": 2, "sharding": "full"}
+    with pytest.raises(RaftError, match="whose 1771 rows the processes cannot share") as wrong:
+        train.run(config(world_dataset, demo_model, tmp_path / "out", **settings))
+    assert wrong.value.exit_code == 2
 
 
 def test_a_sweep_of_split_models_answers_in_all_processes(
