@@ -218,6 +218,19 @@ class StageConfig(Settings):
         group="Output",
     )
 
+    kept: ClassVar[str] = ""
+    """The setting that says where a stage keeps what an interrupted attempt has done, if any."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kept_beside_the_output(cls, values: Any) -> Any:
+        """Derived here, because a stage is handed a local folder for a gs:// output."""
+        if cls.kept and isinstance(values, dict) and not values.get(cls.kept):
+            output = str(values.get("output", ""))
+            if output.startswith("gs://"):
+                return values | {cls.kept: beside(output, cls.kept)}
+        return values
+
 
 def _holds(folder: str, location: str) -> bool:
     """Whether a location is a folder or lies in it."""

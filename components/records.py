@@ -186,7 +186,8 @@ class TrainingRecord(Record):
     left_out: ids of the rows that were too long. answer_f1: as in `SweepTrial`; null outside a
     sweep. mfu: model FLOPs utilisation, the share of the
     GPU's peak that went into the model; null where the peak is not known. batching: how rows
-    shared a batch. warnings: what went wrong, in words.
+    shared a batch. sharing: whether processes shared one copy of the model; "" for one process.
+    warnings: what went wrong, in words.
     seconds: of training, with validation, over all attempts of a run that was stopped between.
     """
 
@@ -204,6 +205,7 @@ class TrainingRecord(Record):
     seconds: float = 0.0
     mfu: float | None = None
     batching: str = ""
+    sharing: str = ""
     warnings: list[str] = Field(default_factory=list)
     peak_memory_bytes: int
     curve: list[LossPoint]

@@ -440,9 +440,11 @@ def remove(location: str) -> None:
     if not prefix:
         raise StorageError(f"{location}: a whole bucket is not removed")
     with _explained(location):
-        blobs = _objects(bucket, _join(prefix, ""))
-        for blob in sorted(blobs, key=lambda blob: not blob.name.endswith(f"/{MANIFEST}")):
-            _delete(blob)
+        blobs = list(_objects(bucket, _join(prefix, "")))
+        manifests = [blob for blob in blobs if blob.name.endswith(f"/{MANIFEST}")]
+        rest = [blob for blob in blobs if not blob.name.endswith(f"/{MANIFEST}")]
+        for some in (manifests, rest):
+            _in_parallel("", [(0, partial(_delete, blob)) for blob in some])
 
 
 def find(location: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
@@ -798,15 +800,22 @@ def publish(folder: Path, uri: str, *, quiet: bool = False) -> None:
             if name not in there
         ]
         _in_parallel("" if quiet else "publishing", jobs)
-        for entry in changed:
-            if parts := large.get(entry.path):
-                sources = [bucket.blob(_join(prefix, name)) for name in parts]
-                whole = bucket.blob(_join(prefix, entry.path))
-                _compose(sources, whole, there.get(entry.path), entry)
+
+        def compose(entry: ManifestFile) -> None:
+            sources = [bucket.blob(_join(prefix, name)) for name in large[entry.path]]
+            whole = bucket.blob(_join(prefix, entry.path))
+            _compose(sources, whole, there.get(entry.path), entry)
+
+        _in_parallel(
+            "", [(entry.size, partial(compose, entry)) for entry in changed if entry.path in large]
+        )
         put(listing, MANIFEST)
         parts_there = {name for name in there if name.startswith(f"{PARTS}/")}
-        for name in (*stale, *parts_there.union(*large.values())):
-            _delete(bucket.blob(_join(prefix, name)))
+        # Dozens for a large file, and each takes as long as an answer does.
+        gone = [
+            bucket.blob(_join(prefix, name)) for name in parts_there.union(*large.values(), stale)
+        ]
+        _in_parallel("", [(0, partial(_delete, blob)) for blob in gone])
         _delete_exactly(mark)  # which tells of a writer who was not stopped, and put another there
 
 

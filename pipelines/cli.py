@@ -67,10 +67,6 @@ EXAMPLES = {
 READ_BY_STEP = {"summary": "folders", "merge": "shards"}
 """The setting of a reader that a step of Kubeflow fills with the artifacts it is given."""
 
-KEPT = ("responses", "checkpoints", "partial")
-"""Settings that say where a stage keeps what an interrupted attempt has done; in Kubeflow that is
-beside the step's output, because Kubeflow uploads nothing of an attempt that fails."""
-
 USER_ERROR, OUR_ERROR = 2, 1
 
 # Libraries write too: each has an error of its own, and few say where.
@@ -170,9 +166,10 @@ def run_step(kind: type[Settings], given: dict[str, object], executor_input: str
     if kind.stage in READ_BY_STEP:
         given[READ_BY_STEP[kind.stage]] = tuple(step.folders_to_read(kind.stage))
     with step.accounted(kind.stage) if kind.stage in STAGES else nullcontext():
-        for name in KEPT:
-            if name in kind.model_fields and not given.get(name):
-                given[name] = step.beside(name)
+        kept = getattr(kind, "kept", "")
+        if kept and not given.get(kept):
+            # Kubeflow uploads nothing of an attempt that fails.
+            given[kept] = step.beside(kept)
         config = kind.parse(given)
         found = run_stage(config, as_step=True)
     step.announce(found, Path(config.output))
@@ -285,7 +282,7 @@ def demo(output: str, seed: int, docker: bool, debug: bool) -> None:
 
 PLANNED = (
     "rank", "target_modules", "method", "epochs", "batch_size", "gradient_accumulation",
-    "max_tokens", "load_in_4bit", "gradient_checkpointing", "dtype",
+    "max_tokens", "load_in_4bit", "gradient_checkpointing", "dtype", "processes", "sharding",
 )  # fmt: skip
 """The settings of train on which a plan depends."""
 

@@ -5,6 +5,7 @@ Faults can be put in front of it, and every request is counted.
 """
 
 import io
+import json
 import threading
 import time
 import urllib.parse
@@ -16,7 +17,7 @@ from http.server import ThreadingHTTPServer
 from typing import Any
 
 from gcp_storage_emulator.exceptions import NotFound
-from gcp_storage_emulator.handlers import buckets
+from gcp_storage_emulator.handlers import buckets, objects
 from gcp_storage_emulator.server import RequestHandler
 from gcp_storage_emulator.storage import Storage
 
@@ -147,14 +148,14 @@ class _Handler(RequestHandler):
         query = urllib.parse.parse_qs(url.query)
         with self.lock:
             before = self.emulator.names()
-            objects = self.storage.objects[BUCKET] if before else {}
-            generations = {name: objects[name]["generation"] for name in before}
+            there = self.storage.objects[BUCKET] if before else {}
+            generations = {name: there[name]["generation"] for name in before}
             self.storage.expected = query.get("ifGenerationMatch", [None])[0]
             path = urllib.parse.unquote(url.path)
             composes = path.endswith("/compose")
             self.storage.composed = path.split("/o/")[1][: -len("/compose")] if composes else None
             try:
-                handle()
+                self._compose() if composes else handle()
             except _PreconditionFailed:
                 self._refuse(412)
                 return
@@ -167,6 +168,29 @@ class _Handler(RequestHandler):
                 self.emulator.ranges.append(self.headers["Range"])
             if query.get("alt") == ["media"]:
                 self.emulator.downloads.append(urllib.parse.unquote(url.path.split("/o/")[1]))
+
+    def _compose(self) -> None:
+        """Join parts as a bucket does, whose composed objects have no MD5; the emulator's own way
+        copies what it has with every part, which takes most of a large upload's time."""
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        whole, sources = self.storage.composed or "", asked["sourceObjects"]
+        try:
+            content = b"".join(self.storage.get_file(BUCKET, each["name"]) for each in sources)
+        except NotFound:
+            self._refuse(404)
+            return
+        kind = self.storage.get_file_obj(BUCKET, sources[0]["name"])["contentType"]
+        made = objects._make_object_resource(
+            self.emulator.url, BUCKET, whole, kind, len(content), asked["destination"]
+        )
+        made |= {"crc32c": objects._crc32c(content), "componentCount": len(sources)}
+        self.storage.create_file(BUCKET, whole, content, made)
+        answer = json.dumps(made).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
 
     def _refuse(self, status: int) -> None:
         self.send_response(status)

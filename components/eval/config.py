@@ -2,9 +2,9 @@
 
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast, get_args
+from typing import Annotated, ClassVar, Literal, NamedTuple, cast, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from components.config import (
     InputLocation,
@@ -12,7 +12,6 @@ from components.config import (
     NumberList,
     StageConfig,
     TextList,
-    beside,
     option,
 )
 from components.errors import DataError
@@ -43,6 +42,7 @@ class EvalConfig(StageConfig):
     """Questions and a tuned model in, scores of every arm and a report out."""
 
     stage: ClassVar[str] = "eval"
+    kept: ClassVar[str] = "partial"
 
     questions: InputLocation = option(
         help="Questions with their paragraphs: a JSON file in HotpotQA form, rows of generate "
@@ -118,16 +118,6 @@ class EvalConfig(StageConfig):
         "another machine can go on from them; by default OUTPUT-partial beside a gs:// --output.",
         group="Output",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _partial_beside_the_output(cls, values: Any) -> Any:
-        # Here, because a stage sees a local folder in place of a gs:// output.
-        if isinstance(values, dict) and not values.get("partial"):
-            output = str(values.get("output", ""))
-            if output.startswith("gs://"):
-                return values | {"partial": beside(output, "partial")}
-        return values
 
     @field_validator("arms")
     @classmethod

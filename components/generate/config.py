@@ -1,8 +1,6 @@
 """Settings of the generate stage."""
 
-from typing import Any, ClassVar, Literal
-
-from pydantic import PrivateAttr
+from typing import ClassVar, Literal
 
 from components.config import InputLocation, KeptLocation, StageConfig, beside, option
 
@@ -11,6 +9,7 @@ class GenerateConfig(StageConfig):
     """Documents in, RAFT rows out."""
 
     stage: ClassVar[str] = "generate"
+    kept: ClassVar[str] = "responses"
 
     documents: InputLocation = option(
         help="Folder or file: .txt, .md, .rst, .html, .pdf, .docx; .json and .jsonl with texts, "
@@ -157,13 +156,7 @@ class GenerateConfig(StageConfig):
         group="Rows",
     )
 
-    _responses_beside: str = PrivateAttr("")
-
-    def model_post_init(self, context: Any, /) -> None:
-        """Remember where the output lies, before storage puts a local folder in its place."""
-        self._responses_beside = beside(self.output, "responses")
-
     @property
     def responses_location(self) -> str:
         """Where paid responses are kept."""
-        return self.responses or self._responses_beside
+        return self.responses or beside(self.output, self.kept)

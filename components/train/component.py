@@ -39,6 +39,7 @@ def train(
     stop_on_divergence: bool = TrainConfig.default("stop_on_divergence"),
     max_too_long: float = TrainConfig.default("max_too_long"),
     processes: int = TrainConfig.default("processes"),
+    sharding: str = TrainConfig.default("sharding"),
     batching: str = TrainConfig.default("batching"),
     load_in_4bit: bool = TrainConfig.default("load_in_4bit"),
     gradient_checkpointing: bool = TrainConfig.default("gradient_checkpointing"),
@@ -74,6 +75,8 @@ def train(
         stop_on_divergence: Stop when the loss is no number, or still above its start.
         max_too_long: Largest share of rows, 0 to 1, that may be left out for their length.
         processes: Processes that share the rows of a step; 0 is one for each GPU.
+        sharding: none, full to share one copy of the model among the processes (FSDP2), or auto:
+            full where a whole one does not fit a GPU.
         batching: packed, grouped by length, or auto: packed where flash attention is installed.
         load_in_4bit: Keep the base model in 4 bits under the adapter (QLoRA).
         gradient_checkpointing: Compute activations twice to save GPU memory.
@@ -106,6 +109,7 @@ def train(
             "--stop-on-divergence", stop_on_divergence,
             "--max-too-long", max_too_long,
             "--processes", processes,
+            "--sharding", sharding,
             "--batching", batching,
             "--load-in-4bit", load_in_4bit,
             "--gradient-checkpointing", gradient_checkpointing,

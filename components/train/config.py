@@ -13,7 +13,6 @@ from components.config import (
     ObjectList,
     StageConfig,
     TextList,
-    beside,
     option,
 )
 
@@ -47,6 +46,7 @@ class TrainConfig(StageConfig):
     """A dataset and a base model in, a LoRA adapter out."""
 
     stage: ClassVar[str] = "train"
+    kept: ClassVar[str] = "checkpoints"
 
     dataset: InputLocation = option(
         help="Folder with train.jsonl and validation.jsonl, as generate writes it.", group="Inputs"
@@ -139,6 +139,12 @@ class TrainConfig(StageConfig):
         "GPU.",
         group="Hardware",
     )
+    sharding: Literal["auto", "none", "full"] = option(
+        "auto",
+        help="Whether processes share one copy of the model (full, FSDP2) or each has its own "
+        "(none); auto shares it where `raft plan` says that a whole one does not fit a GPU.",
+        group="Hardware",
+    )
     batching: Literal["auto", "packed", "grouped"] = option(
         "auto",
         help="packed: the rows of a batch one after another, without padding; grouped: rows of "
@@ -191,17 +197,11 @@ class TrainConfig(StageConfig):
     def _methods_that_agree(self) -> Self:
         if self.method == "full" and self.load_in_4bit:
             raise ValueError("--method full cannot train 4-bit weights (--load-in-4bit false)")
+        if self.sharding == "full" and self.load_in_4bit:
+            raise ValueError("--sharding full cannot split 4-bit weights (--load-in-4bit false)")
+        if self.sharding == "full" and self.processes == 1:
+            raise ValueError("--sharding full needs more than one process (--processes 2)")
         return self
-
-    @model_validator(mode="before")
-    @classmethod
-    def _checkpoints_beside_the_output(cls, values: Any) -> Any:
-        """Derived here, because a stage is handed a local folder for a gs:// output."""
-        if isinstance(values, dict) and not values.get("checkpoints"):
-            output = str(values.get("output", ""))
-            if output.startswith("gs://"):
-                return values | {"checkpoints": beside(output, "checkpoints")}
-        return values
 
     @field_validator("sweep")
     @classmethod

@@ -83,6 +83,7 @@ def _figures(record: TrainingRecord) -> Table:
         ("model FLOPs utilisation", "not known" if record.mfu is None else f"{record.mfu:.1%}"),
         ("peak memory", f"{record.peak_memory_bytes / 2**30:.1f} GiB"),
         ("batching", record.batching),
+        *([("processes", record.sharing)] if record.sharing else []),
         (
             "parameters trained",
             f"{record.trainable_parameters:,} of {record.total_parameters:,}",

@@ -8,6 +8,7 @@ from its newest checkpoint when the same command is given again.
 
 import math
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def run(config: TrainConfig) -> TrainingRecord:
         with storage.atomic_write(output / "report.html") as file:
             file.write(write_page(record))
     seal(output, without=CHECKPOINTS)
-    for checkpoints in _places(config):
+    for checkpoints in _all_places(config):
         if not checkpoints.remote:
             checkpoints.discard()
     # What is also in a bucket stays there until the adapter has arrived as well; Kubeflow would
@@ -101,7 +102,7 @@ def _explain_too_long(config: TrainConfig, too_long: list[str], rows: int) -> No
 
 def published(config: TrainConfig) -> None:
     """The adapter has arrived where it belongs: its checkpoints can go."""
-    for checkpoints in _places(config):
+    for checkpoints in _all_places(config):
         if checkpoints.remote:
             checkpoints.discard()
 
@@ -113,7 +114,7 @@ def _best(
     output = Path(config.output)
     places = _places(config)
     if config.fresh:
-        for checkpoints in places:
+        for checkpoints in _all_places(config):
             checkpoints.discard()
     inputs = _inputs(config)
     records, changed = [], []
@@ -180,8 +181,17 @@ def _worse(config: TrainConfig, record: TrainingRecord) -> tuple[float, ...]:
 # ---- what a checkpoint belongs to ---------------------------------------------------------------
 
 
-def _places(config: TrainConfig) -> list[Checkpoints]:
-    """Where the checkpoints of each setting lie."""
+def _all_places(config: TrainConfig) -> list[Checkpoints]:
+    """Where the checkpoints of each setting lie, and those of a longer sweep that was stopped."""
+    first, *_ = places = _places(config)
+    roots = (str(first.folder.parent), first.remote.rpartition("/")[0])
+    there = {name for root in roots if root for name in storage.folders(root)}
+    others = {int(name) for name in there if name.isdecimal()} - set(range(len(places) + 1))
+    return places + _places(config, sorted(others))
+
+
+def _places(config: TrainConfig, numbers: Iterable[int] | None = None) -> list[Checkpoints]:
+    """Where the checkpoints of each setting lie, or of the settings with these numbers."""
     local, remote = Path(config.output) / CHECKPOINTS, config.checkpoints
     if not remote.startswith(storage.SCHEME):
         given = Path(remote or local).resolve()
@@ -195,7 +205,7 @@ def _places(config: TrainConfig) -> list[Checkpoints]:
         Checkpoints(
             local / str(number), f"{remote}/{number}" if remote else "", config.checkpoints_kept
         )
-        for number in range(1, len(config.trials()) + 1)
+        for number in (range(1, len(config.trials()) + 1) if numbers is None else numbers)
     ]
 
 

@@ -21,17 +21,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.answers import find_answer
-from components.errors import ConfigError, OutOfMemory, StorageError
+from components.errors import ConfigError, ModelError, OutOfMemory, StorageError
 from components.ledger import peak_memory
 from components.metrics import score
 from components.models import choose_dtype, load_model
 from components.progress import Task, say, task
 from components.records import LossPoint, TrainingRecord
 from components.storage import write_json
+from components.train import optimizer
 from components.train.batching import length_grouped
-from components.train.chat import Examples
-from components.train.checkpoints import Checkpoints, Run
+from components.train.chat import Examples, count_tokens
+from components.train.checkpoints import FINISHED, Checkpoints, Run
 from components.train.config import TrainConfig, profiles
+from components.train.memory import GIB, is_split, memory, read_shape
 from components.train.report import above_start, warnings
 
 if TYPE_CHECKING:
@@ -60,10 +62,19 @@ def fit(
         SystemExit: SIGTERM came; what was trained is in a checkpoint.
     """
     first = os.environ.get("RANK", "0") == "0"  # of several processes, one speaks
+    split, said = _splitting(config, tokenizer, examples)
     if first:
         say(f"  {_batching_in_words(config)}")
+        if said:
+            say(f"  {said}")
+    # A model whose every weight is trained is read from the checkpoint, share by share.
+    source = str(found[0]) if found and split and config.method == "full" else config.base_model
     with _explained(config), ExitStack() as held:
-        trainer = build(config, tokenizer, examples.train, examples.validation, checkpoints.folder)
+        trainer = build(
+            config, tokenizer, examples.train, examples.validation, checkpoints.folder,
+            split=split, source=source,
+        )  # fmt: skip
+        counts = _parameters(trainer.model)  # now: tied weights that are split are two for a while
         stop = held.enter_context(_listening_for_sigterm())
         flow = _flow(trainer, config, checkpoints, found, stop)
         trainer.add_callback(flow)
@@ -77,8 +88,8 @@ def fit(
                 say(f"  going on after step {run.step}, from {folder.name}")
             _resume(trainer, folder)
         flow.complete()
-        record = _record(config, examples, trainer, flow.seconds)
-        if answers and first:
+        record = _record(config, examples, trainer, flow.seconds, counts, said)
+        if answers:  # of all processes: they hear SIGTERM together, and may share a model
             scored = _answer_f1(config, trainer, tokenizer, examples.validation[:answers], flow)
             record = record.model_copy(update={"answer_f1": scored})
 
@@ -90,6 +101,8 @@ def fit(
 
         if first:
             checkpoints.finish(write, trainer.state.global_step, flow.seconds)
+        elif split:
+            trainer.save_model(str(checkpoints.folder / FINISHED))  # gives its shares
         trainer.accelerator.wait_for_everyone()
     for text in record.warnings if first else ():
         say(f"  {text}")
@@ -167,9 +180,19 @@ def free() -> None:
 
 
 def build(
-    config: TrainConfig, tokenizer: Any, train: list[Any], validation: list[Any], folder: Path
+    config: TrainConfig,
+    tokenizer: Any,
+    train: list[Any],
+    validation: list[Any],
+    folder: Path,
+    *,
+    split: bool = False,
+    source: str = "",
 ) -> "SFTTrainer":
     """The trainer of one setting; its checkpoints go to `folder`.
+
+    With `split`, all processes share one copy of the model. `source` takes the place of the base
+    model.
 
     Raises:
         ConfigError: the model has no such layers.
@@ -183,7 +206,7 @@ def build(
     set_seed(config.seed)  # the adapter is initialised before the trainer seeds itself
     try:
         trainer = _trainer_class()(
-            model=_model(config),
+            model=_model(config, source or config.base_model, split),
             args=_sft_config(config, folder),
             train_dataset=datasets.Dataset.from_list(train),
             eval_dataset=datasets.Dataset.from_list(validation) if validation else None,
@@ -229,11 +252,51 @@ def _flash_attention(config: TrainConfig) -> str | None:
     return "flash_attention_2" if is_flash_attn_2_available() else None
 
 
-def _model(config: TrainConfig) -> Any:
+def _splitting(config: TrainConfig, tokenizer: Any, examples: Examples) -> tuple[bool, str]:
+    """Whether the processes share one copy of the model, and why, in words; "" for one process.
+
+    Raises:
+        ConfigError: it is to be shared, and there is one process.
+    """
+    import torch
+
+    number = int(os.environ.get("WORLD_SIZE", "1"))
+    if number == 1:
+        if config.sharding == "full":
+            raise ConfigError(
+                "--sharding full: there is one process, which has nobody to share with",
+                hint="Leave it out, or give --processes 2 or more.",
+            )
+        return False, ""
+    shared, whole = f"one copy of the model on {number} processes", "a whole model on each process"
+    if config.sharding != "auto" or not torch.cuda.is_available():
+        return (True, f"{shared} (FSDP)") if config.sharding == "full" else (False, whole)
+    try:
+        shape = read_shape(config.base_model)
+    except ModelError as error:
+        return False, f"{whole}; whether it fits is not known ({error})"
+    longest = max(examples.train, key=lambda row: len(str(row)))
+    tokens = count_tokens(tokenizer, longest)
+    available = int(torch.cuda.get_device_properties(0).total_memory)
+    needed = memory(shape, config, tokens).total
+    estimate = f"{needed / GIB:.1f} GiB by estimate, of {available / GIB:.1f}"
+    if not is_split(config, shape, tokens, available, number):
+        return False, f"{whole} ({estimate})"
+    share = memory(shape, config, tokens, number).total
+    return True, f"{shared} (FSDP): a whole one takes {estimate}, a share {share / GIB:.1f}"
+
+
+def _model(config: TrainConfig, source: str, split: bool) -> Any:
     import torch
 
     options: dict[str, Any] = {}
-    if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+    if split:
+        from transformers.distributed import DistributedConfig
+
+        # FSDP2 (arXiv 2304.11277): each process reads its share of every layer, and no more.
+        shares = DistributedConfig(fsdp_size=int(os.environ["WORLD_SIZE"]))
+        options |= {"distributed_config": shares, "device_map": None}
+    elif torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
         options["device_map"] = {"": int(os.environ["LOCAL_RANK"])}
     if packs(config) and (flash := _flash_attention(config)):
         options["attn_implementation"] = flash
@@ -241,7 +304,16 @@ def _model(config: TrainConfig) -> Any:
     if config.method == "full" and config.dtype == "auto":
         # Small updates would be rounded away in 16 bits; the computation is in 16 all the same.
         dtype = torch.float32
-    model = load_model(config.base_model, dtype, in_4bit=config.load_in_4bit, **options)
+    model = load_model(source, dtype, in_4bit=config.load_in_4bit, **options)
+    rows = model.config.get_text_config().vocab_size
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    if split and config.method == "full" and tied and rows % int(os.environ["WORLD_SIZE"]):
+        # torch's FSDP2 pads uneven shares, once for each of the two, which then drift apart.
+        raise ConfigError(
+            f"--sharding full: the model's head is its embeddings, whose {rows} rows the "
+            "processes cannot share evenly",
+            hint="Give another number of --processes, --sharding none, or --method lora.",
+        )
     for module in model.modules():
         # On some CPUs bitsandbytes rearranges 4-bit weights at the first validation, for a kernel
         # through which no gradient flows: training would go on without learning, and say nothing.
@@ -252,8 +324,10 @@ def _model(config: TrainConfig) -> Any:
 
 def _trainer_class() -> type["SFTTrainer"]:
     import torch
+    from peft import PeftModel
     from torch.utils.data import Sampler
     from transformers import Trainer
+    from transformers.distributed.utils import is_dtensor
     from trl import SFTTrainer
 
     class LengthGrouped(Sampler):
@@ -295,7 +369,9 @@ def _trainer_class() -> type["SFTTrainer"]:
             On a GPU TRL does that with a kernel of its own; elsewhere it computes the logits of
             every position, which at a large vocabulary is most of the memory.
             """
-            if self.accelerator.device.type == "cuda" or self.aux_loss_enabled or return_outputs:
+            split = self.is_distributed_loading_by_transformers
+            theirs = self.accelerator.device.type == "cuda" and not split
+            if theirs or self.aux_loss_enabled or return_outputs:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             inputs = dict(inputs)
             labels = inputs.pop("labels")
@@ -331,6 +407,34 @@ def _trainer_class() -> type["SFTTrainer"]:
                 logs["peak_memory_gib"] = round(peak_memory() / 2**30, 3)
                 self.logged = now, tokens
             super().log(logs, *args, **named)
+
+        def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+            if not self.shares_base:
+                super().save_model(output_dir, _internal_call)
+            elif self.args.should_save:
+                # The adapter is whole on each process; PEFT would gather the base model as well.
+                state = self.model.state_dict()
+                own = {name: value for name, value in state.items() if not is_dtensor(value)}
+                self._save(output_dir, state_dict=own)
+
+        @property
+        def shares_base(self) -> bool:
+            """Whether processes share the base model, under an adapter of which each has all."""
+            split = bool(self.is_distributed_loading_by_transformers)
+            return split and isinstance(self.model, PeftModel)
+
+        def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+            write = self.args.should_save
+            optimizer.save(self.optimizer, self.lr_scheduler, Path(output_dir), write=write)
+
+        def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+            if checkpoint is not None:
+                optimizer.load(self.optimizer, self.lr_scheduler, Path(checkpoint))
+
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            # A model that is split and trained whole has been read from there already.
+            if self.shares_base or not self.is_distributed_loading_by_transformers:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
 
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
             Trainer._save_checkpoint(self, model, trial)  # without TRL's model card
@@ -623,12 +727,16 @@ def _reporting(bar: ExitStack) -> "TrainerCallback":
 
 
 def _record(
-    config: TrainConfig, examples: Examples, trainer: "SFTTrainer", seconds: float
+    config: TrainConfig,
+    examples: Examples,
+    trainer: "SFTTrainer",
+    seconds: float,
+    counts: tuple[int, int],
+    sharing: str,
 ) -> TrainingRecord:
     tokens = int(trainer.state.num_input_tokens_seen)
     curve = read_curve(trainer.state.log_history)
     validated = [point.loss for point in curve if point.split == "validation"]
-    trainable, total = _parameters(trainer.model)
     return TrainingRecord(
         base_model=config.base_model,
         rows_train=len(examples.train),
@@ -637,13 +745,14 @@ def _record(
         left_out=examples.too_long,
         steps=trainer.state.global_step,
         epochs=config.epochs,
-        trainable_parameters=trainable,
-        total_parameters=total,
+        trainable_parameters=counts[0],
+        total_parameters=counts[1],
         tokens=tokens,
         tokens_per_second=round(tokens / max(seconds, 1e-9), 1),
         seconds=round(seconds, 3),
-        mfu=_mfu(config, trainer.model, tokens, seconds, len(examples.train)),
+        mfu=_mfu(config, trainer.model, counts, tokens, seconds, len(examples.train)),
         batching=_batching_in_words(config),
+        sharing=sharing,
         warnings=warnings(curve),
         peak_memory_bytes=peak_memory(),
         curve=curve,
@@ -683,7 +792,9 @@ def read_curve(history: list[dict[str, Any]]) -> list[LossPoint]:
     return curve
 
 
-def _mfu(config: TrainConfig, model: Any, tokens: int, seconds: float, rows: int) -> float | None:
+def _mfu(
+    config: TrainConfig, model: Any, counts: tuple[int, int], tokens: int, seconds: float, rows: int
+) -> float | None:
     """Model FLOPs utilisation; None where the device's peak is not known.
 
     FLOPs a token as in PaLM (arXiv 2204.02311, appendix B): 6 for every trained parameter and 4
@@ -700,13 +811,13 @@ def _mfu(config: TrainConfig, model: Any, tokens: int, seconds: float, rows: int
     if not peaks or not rows:
         return None
     shape = model.config.get_text_config()
-    trainable, total = _parameters(model)
+    trainable, total = counts
     outside = 1 if shape.tie_word_embeddings else 2
     inner = total - outside * shape.vocab_size * shape.hidden_size
     length = tokens / (rows * config.epochs)
     a_token: float = 6 * trainable + 4 * max(inner - trainable, 0)
     a_token += 12 * shape.num_hidden_layers * shape.hidden_size * length
-    peak = float(peaks[0]) * 1e12 * torch.cuda.device_count()
+    peak = float(peaks[0]) * 1e12 * int(os.environ.get("WORLD_SIZE", "1"))
     return round(float(a_token * tokens / max(seconds, 1e-9) / peak), 4)
 
 

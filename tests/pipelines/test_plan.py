@@ -12,9 +12,14 @@ from components.errors import ConfigError, ModelError
 from components.ledger import Prices
 from components.records import read_json
 from components.train.config import TrainConfig, profiles
-from pipelines.plan import Plan, Shape, plan, read_shape
+from components.train.memory import GIB, Shape, is_split, memory, read_shape
+from pipelines.plan import Plan, plan
 from tests.conftest import REPOSITORY, Raft
 
+LLAMA_3_70B = {
+    "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "vocab_size": 128256,
+    "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
+}  # fmt: skip
 LLAMA_3_8B = {
     "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "vocab_size": 128256,
     "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
@@ -49,7 +54,7 @@ def test_bytes_are_those_of_real_modules(shape: dict[str, Any], settings: dict[s
     with torch.device("meta"):
         dtype = torch.float32 if settings.get("method") else torch.bfloat16
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        assert found.weights == sum(w.numel() * w.element_size() for w in model.parameters())
+        assert found.held.weights == sum(w.numel() * w.element_size() for w in model.parameters())
         if not settings.get("method"):
             targets = settings.get("target_modules", "all-linear")
             lora = LoraConfig(
@@ -66,9 +71,9 @@ def test_bytes_are_those_of_real_modules(shape: dict[str, Any], settings: dict[s
     moments = [t for state in optimizer.state.values() for t in state.values() if t.dim()]
     assert found.trainable == sum(weight.numel() for weight in trained)
     bytes_of = lambda tensors: sum(t.numel() * t.element_size() for t in tensors)  # noqa: E731
-    assert found.gradients == bytes_of(weight.grad for weight in trained)
-    assert found.optimizer == bytes_of(moments)
-    assert found.adapter == (0 if settings.get("method") else bytes_of(trained))
+    assert found.held.gradients == bytes_of(weight.grad for weight in trained)
+    assert found.held.optimizer == bytes_of(moments)
+    assert found.held.adapter == (0 if settings.get("method") else bytes_of(trained))
 
 
 def test_4_bit_bytes_are_those_of_bitsandbytes(demo_model: Path) -> None:
@@ -76,7 +81,7 @@ def test_4_bit_bytes_are_those_of_bitsandbytes(demo_model: Path) -> None:
 
     shape = json.loads((demo_model / "config.json").read_text(encoding="utf-8"))
     measured = weight_bytes(load_model(str(demo_model), torch.float32, in_4bit=True))
-    found = planned(shape, load_in_4bit=True, dtype="float32").weights
+    found = planned(shape, load_in_4bit=True, dtype="float32").held.weights
     assert found == pytest.approx(measured, rel=0.02)
 
 
@@ -87,10 +92,35 @@ def test_profiles_fit_llama_3_8b() -> None:
     assert not planned(LLAMA_3_8B, method="full").fits
 
 
+def test_gpus_share_a_model_where_a_whole_one_does_not_fit() -> None:
+    assert not planned(LLAMA_3_70B, profile="h100").fits
+    shared = planned(LLAMA_3_70B, profile="h100", processes=8)
+    assert shared.split and shared.fits
+    assert not planned(LLAMA_3_8B, profile="h100", processes=8).split, "a whole one fits"
+    assert planned(LLAMA_3_8B, profile="h100", processes=8, sharding="full").split
+    assert not planned(LLAMA_3_70B, profile="h100", processes=8, sharding="none").fits
+    full = {"profile": "a100-80gb", "method": "full", "batch_size": 1}
+    assert not planned(LLAMA_3_8B, **full).fits and planned(LLAMA_3_8B, **full, processes=4).fits
+
+
+def test_a_share_is_a_share_of_the_weights_and_an_adapter_is_whole() -> None:
+    given = {"dataset": "-", "output": "-", "base_model": "-"}
+    shape, config = Shape.read(LLAMA_3_8B, "-"), TrainConfig.parse(given)
+    whole, half = (memory(shape, config, 1000, gpus) for gpus in (1, 2))
+    gathered = half.weights - whole.weights // 2
+    assert 0 < gathered < 0.2 * whole.weights, "what is computed with is whole for the moment"
+    assert (half.adapter, half.optimizer) == (whole.adapter, whole.optimizer)
+    full = TrainConfig.parse(given | {"method": "full"})
+    assert memory(shape, full, 1000, 4).optimizer == memory(shape, full, 1000).optimizer // 4
+    assert not is_split(TrainConfig.parse(given | {"load_in_4bit": True}), shape, 10, GIB, 2)
+
+
 def test_time_and_cost_follow_the_work() -> None:
     once, twice = planned(LLAMA_3_8B, epochs=1), planned(LLAMA_3_8B, epochs=2)
     assert twice.seconds == pytest.approx(2 * once.seconds) and twice.steps == 2 * once.steps
     assert once.steps == math.ceil(100 / 2 / 8)
+    pair = planned(LLAMA_3_8B, epochs=1, processes=2)
+    assert pair.steps == math.ceil(100 / 2 / 2 / 8) and pair.cost == pytest.approx(once.cost)
     assert once.cost is not None and twice.cost == pytest.approx(2 * once.cost)
 
 
@@ -113,5 +143,8 @@ def test_the_command(raft: Raft, tmp_path: Path) -> None:
     assert "167,772,160 of 8,030,261,248 parameters" in done.stdout
     assert "weights        14.96 GiB  exact" in done.stdout
     assert "\n  fits" in done.stdout and "assumption" in done.stdout
+    given = ("--processes", 2, "--load-in-4bit", "false", "--batch-size", 8)
+    pair = raft("plan", "--base-model", tmp_path, "--profile", "l4", *given)
+    assert "on each of 2 NVIDIA L4\n  split over them (FSDP)" in pair.stdout
     wrong = raft("plan", "--base-model", tmp_path, "--profile", "l4", "--rank", "0")
     assert wrong.returncode == 2 and "--rank" in wrong.stderr

@@ -238,6 +238,23 @@ def test_a_finished_setting_of_a_sweep_is_not_trained_again(
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
 
 
+def test_a_shorter_sweep_leaves_nothing_of_the_longer_one(
+    world_dataset: Path,
+    demo_model: Path,
+    tmp_path: Path,
+    at_call: Callable[..., None],
+) -> None:
+    sweep = [{"rank": 2}, {"rank": 4}, {"rank": 8}]
+    mine = tmp_path / "mine"
+    short = {"epochs": 0.5, "checkpoints": str(mine)}
+    at_call("training_step", 2 * 4 + 4, terminate)  # in the third setting
+    with pytest.raises(SystemExit):
+        train.run(config(world_dataset, demo_model, tmp_path / "out", sweep=sweep, **short))
+    assert {path.name for path in mine.iterdir()} == {"1", "2", "3"}
+    train.run(config(world_dataset, demo_model, tmp_path / "out", sweep=sweep[:2], **short))
+    assert not mine.exists()
+
+
 # ---- what is refused, without a model ------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """Two processes on a CPU train as one does with the doubled batch, and stop and go on as one."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from components.errors import RaftError
+from components.errors import ConfigError, RaftError
 from components.records import TrainingRecord, read_json
+from components.storage import MANIFEST
 from components.train import train
 from components.train.config import TrainConfig
 from tests.conftest import REPOSITORY
@@ -42,35 +46,119 @@ def same_curve(found: TrainingRecord, wanted: TrainingRecord) -> None:
     assert found.tokens == wanted.tokens
 
 
+def same_weights(found: Path, wanted: Path) -> None:
+    """Adapters that were trained in another number of processes: equal but for rounding."""
+    mine, other = (load_file(folder / "adapter_model.safetensors") for folder in (found, wanted))
+    assert mine.keys() == other.keys()
+    for name, weight in mine.items():
+        assert torch.allclose(weight, other[name], atol=2e-5), name
+
+
+@pytest.mark.parametrize("sharding", ["none", "full"])
 def test_two_processes_lose_as_one_with_twice_the_batch(
-    world_dataset: Path,
-    demo_model: Path,
-    one: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    sharding: str, world_dataset: Path, demo_model: Path, one: Path, tmp_path: Path
 ) -> None:
-    """Stopped by SIGTERM in between, too: the second attempt goes on."""
+    """Each with a whole model, or with its share of one; stopped by SIGTERM in between, too."""
     output = tmp_path / "two"
-    settings = config(world_dataset, demo_model, output, batch_size=3, processes=2)
+    settings = config(
+        world_dataset, demo_model, output, batch_size=3, processes=2, sharding=sharding
+    )
+    process, log = start(settings, tmp_path)
+    while process.poll() is None and not list(output.glob("checkpoints/1/checkpoint-2")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    code, said = process.wait(), log.read_text(encoding="utf-8")
+    assert code == 143, said
+    assert said.count("SIGTERM: stopped after step") == 1
+    assert ("one copy of the model on 2 processes (FSDP)" in said) is (sharding == "full")
+    process, log = start(settings, tmp_path)
+    assert process.wait() == 0 and "going on after step" in log.read_text(encoding="utf-8")
+    record = read_json(output / "training.json", TrainingRecord)
+    same_curve(record, read_json(one / "training.json", TrainingRecord))
+    assert record.total_parameters == 719_104 + 26_112
+    same_weights(output, one)
+
+
+def start(settings: TrainConfig, folder: Path) -> tuple["subprocess.Popen[bytes]", Path]:
     flags = [
-        f"--{name.replace('_', '-')}={value}"
+        f"--{name.replace('_', '-')}={json.dumps(value) if isinstance(value, list) else value}"
         for name, value in settings.model_dump(mode="json").items()
         if value not in ("", [], ["all-linear"])
     ]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines", "train", *flags], stderr=log, cwd=REPOSITORY
-        )
-        while process.poll() is None and not list(output.glob("checkpoints/1/checkpoint-2")):
-            time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
-        code = process.wait()
-    said = (tmp_path / "log").read_text(encoding="utf-8")
-    assert code == 143, said
-    assert said.count("SIGTERM: stopped after step") == 1
-    record = train.run(settings)
-    assert "going on after step" in capsys.readouterr().err or True
-    same_curve(record, read_json(one / "training.json", TrainingRecord))
+    log = folder / "log"
+    with log.open("w") as file:
+        command = [sys.executable, "-m", "pipelines", "train", *flags]
+        return subprocess.Popen(command, stderr=file, cwd=REPOSITORY), log
+
+
+def test_a_split_model_is_trained_whole_and_goes_on_with_the_same_bytes(
+    world_dataset: Path, demo_model: Path, tmp_path: Path
+) -> None:
+    """Every weight and moment lies on one process or the other; a checkpoint holds them whole."""
+    demo_model = even(demo_model, tmp_path / "model")
+    settings = {"method": "full", "learning_rate": 1e-3, "epochs": 1, "checkpoint_steps": 1}
+    alone = tmp_path / "alone"
+    train.run(config(world_dataset, demo_model, alone, batch_size=6, **settings))
+    settings |= {"batch_size": 3, "processes": 2, "sharding": "full"}
+    split = tmp_path / "split"
+    train.run(config(world_dataset, demo_model, split, **settings))
+    again = config(world_dataset, demo_model, tmp_path / "again", **settings)
+    process, _ = start(again, tmp_path)
+    first = tmp_path / "again" / "checkpoints" / "1" / "checkpoint-1"
+    while process.poll() is None and not (first / MANIFEST).exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
+    train.run(again)
+    same_curve(*(read_json(f / "training.json", TrainingRecord) for f in (split, alone)))
+    weights = "model.safetensors"
+    assert (tmp_path / "again" / weights).read_bytes() == (split / weights).read_bytes()
+    mine, other = load_file(split / weights), load_file(alone / weights)
+    assert mine.keys() == other.keys()
+    # Adam divides by the square root of the second moment: a rounding in a tiny gradient shows.
+    assert all((mine[name] - other[name]).abs().mean() < 1e-5 for name in mine)
+    assert "distributed_config" not in (split / "config.json").read_text(encoding="utf-8")
+
+
+def even(model: Path, target: Path) -> Path:
+    """The model with an even number of tokens, which two processes can share."""
+    import transformers
+
+    shutil.copytree(model, target)
+    grown = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    torch.manual_seed(0)
+    grown.resize_token_embeddings(1772, mean_resizing=False)
+    grown.save_pretrained(target)
+    return target
+
+
+def test_a_head_that_cannot_be_shared_evenly_is_refused(
+    world_dataset: Path, demo_model: Path, tmp_path: Path
+) -> None:
+    settings = {"method": "full", "processes": 2, "sharding": "full"}
+    with pytest.raises(RaftError, match="whose 1771 rows the processes cannot share") as wrong:
+        train.run(config(world_dataset, demo_model, tmp_path / "out", **settings))
+    assert wrong.value.exit_code == 2
+
+
+def test_a_sweep_of_split_models_answers_in_all_processes(
+    world_dataset: Path, demo_model: Path, tmp_path: Path
+) -> None:
+    settings = {"batch_size": 9, "epochs": 1, "processes": 2, "sharding": "full"}
+    sweep = [{"rank": 2}, {"rank": 4}]
+    record = train.run(config(world_dataset, demo_model, tmp_path / "out", sweep=sweep, **settings))
+    assert [trial.answer_f1 is not None for trial in record.sweep] == [True, True]
+
+
+def test_one_process_has_nobody_to_share_with(
+    world_dataset: Path, demo_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="needs more than one process"):
+        config(world_dataset, demo_model, tmp_path, sharding="full", processes=1)
+    with pytest.raises(ConfigError, match="cannot split 4-bit weights"):
+        config(world_dataset, demo_model, tmp_path, sharding="full", load_in_4bit=True)
+    with pytest.raises(ConfigError, match="there is one process"):
+        train.run(config(world_dataset, demo_model, tmp_path / "out", sharding="full"))
 
 
 def test_what_a_worker_finds_wrong_is_said_by_the_stage(
