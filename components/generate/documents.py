@@ -120,9 +120,15 @@ def read_document(
     try:
         size = _size(path, root)
         if suffix in ROWS:
+            empty = True
             for document in _read_rows(path, name, text_field):
+                empty = False
                 _check_length(len(document.text.encode()), most_bytes)
+                if _BINARY in document.text:
+                    raise Bad("binary", f"not text: {document.id} holds NUL bytes")
                 yield document
+            if empty:
+                raise Bad("empty", "it gives no document")
             return
         if suffix not in READERS:
             kind = printable(path.suffix)[:100] or "files without a suffix"
@@ -216,7 +222,7 @@ def _read_html(path: Path) -> str:
         for element in body.find_all(_NOT_CONTENT):
             element.decompose()
         text: str = converter.convert_soup(body)
-    return re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
+    return "\n".join(line.rstrip(" \t") for line in text.split("\n"))
 
 
 def _read_pdf(path: Path) -> str:
