@@ -8,11 +8,18 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
 
 from components.errors import MissingDependencyError, ModelError
+from components.records import explain
 from components.storage import MANIFEST, checksum
 
 if TYPE_CHECKING:
@@ -21,6 +28,22 @@ if TYPE_CHECKING:
 
 NOT_THE_MODEL = (MANIFEST, "ledger.json", "training.json")
 """JSON files of an adapter's folder that tell of a run; they differ where the weights do not."""
+
+
+SECONDS_OF_A_TEMPLATE = 10.0
+MOST_RANK = 4096
+
+
+class _AdapterConfig(BaseModel):
+    """What of an adapter's settings could harm: sizes, patterns (which may take for ever), code."""
+
+    peft_type: Literal["LORA"]
+    r: int = Field(ge=1, le=MOST_RANK)
+    target_modules: list[str] | Literal["all-linear"]
+    rank_pattern: dict[str, Annotated[int, Field(ge=1, le=MOST_RANK)]] = Field(default_factory=dict)
+    modules_to_save: list[str] | None = None
+    layer_replication: None = None
+    auto_mapping: None = None
 
 
 def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
@@ -46,6 +69,7 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
             f"--base-model {source}: the tokenizer has no chat template",
             hint="Use the chat (instruct) variant, or put chat_template.jinja in the folder.",
         )
+    _check_template(source, tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -289,6 +313,40 @@ def _load(source: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel
     return model
 
 
+def _check_template(source: str, tokenizer: Any) -> None:
+    """Try the chat template, which is a program of the model's makers, on two words."""
+    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "There."}]
+    try:
+        with _no_longer_than(SECONDS_OF_A_TEMPLATE):
+            text = tokenizer.apply_chat_template(turns, tokenize=False)
+        if any(turn["content"] not in text for turn in turns):
+            raise ValueError("it leaves out what is said")
+    except Exception as error:  # what a program may raise: anything
+        raise ModelError(
+            f"--base-model {source}: its chat template cannot be used ({_first_line(error)})",
+            hint="Look at chat_template.jinja in the folder, or take the model from its makers.",
+        ) from None
+
+
+@contextmanager
+def _no_longer_than(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in a body of Python code that takes longer (in the main thread only)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"it takes more than {seconds:g} seconds")
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, handler)
+
+
 def _quiet() -> None:
     """Keep the libraries' own bars and hints out of the log; their errors still come through."""
     from transformers.utils import logging as transformers_logging
@@ -336,10 +394,11 @@ def check_adapter(adapter: str) -> None:
                 hint="Give the folder that `raft train --output` wrote.",
             )
     try:
-        json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
+        _AdapterConfig.model_validate_json((folder / "adapter_config.json").read_bytes())
+    except ValidationError as error:
         raise ModelError(
-            f"--adapter {adapter}: adapter_config.json is not JSON ({error})"
+            f"--adapter {adapter}: adapter_config.json: {explain(error)}",
+            hint="Give the folder that `raft train --output` wrote.",
         ) from None
 
 

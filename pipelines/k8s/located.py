@@ -141,7 +141,7 @@ def _check_depth(events: Iterable[yaml.Event], name: str) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > MOST_DEPTH:
-            line = event.start_mark.line + 1
+            line = event.start_mark.line + 1 if event.start_mark else 0
             raise ConfigError(f"{shown(name)}:{line}: nested more than {MOST_DEPTH} deep")
 
 
