@@ -7,8 +7,8 @@ it. Values may arrive as text (Kubeflow hands every parameter over as text: `tru
 """
 
 import json
-import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
@@ -144,8 +144,11 @@ class Settings(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _outputs_lie_apart(self) -> Self:
-        """What is read must not be written: a stage clears its output before it begins."""
+    def _locations_are_sound(self) -> Self:
+        """What is read must not be written: a stage clears its output before it begins.
+
+        And nothing is read that may never end, such as a pipe or a device.
+        """
         places: dict[str, list[tuple[str, str]]] = {INPUT: [], OUTPUT: [], KEPT: []}
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
@@ -153,9 +156,12 @@ class Settings(BaseModel):
                 given = value if isinstance(value, tuple) else (value,)
                 places[kind] += [(name, str(location)) for location in given if location]
         for name, source in places[INPUT]:
-            # A model of the hub lies nowhere. (Path.exists would raise at a name that is too long.)
-            if not source.startswith("gs://") and not os.path.exists(source):  # noqa: PTH110
-                continue
+            if not source.startswith("gs://"):
+                mode = _mode(source)
+                if mode is None:  # a model of the hub lies nowhere
+                    continue
+                if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                    raise ValueError(f"{flag(name)} {source}: neither a file nor a folder")
             for other, target in places[OUTPUT] + places[KEPT]:
                 cleared = (other, target) in places[OUTPUT]
                 if (cleared and _holds(target, source)) or (
@@ -230,6 +236,14 @@ class StageConfig(Settings):
             if output.startswith("gs://"):
                 return values | {cls.kept: beside(output, cls.kept)}
         return values
+
+
+def _mode(path: str) -> int | None:
+    """What lies at a path, as `stat` says it; None if nothing does."""
+    try:
+        return Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return None
 
 
 def _holds(folder: str, location: str) -> bool:

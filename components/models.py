@@ -9,11 +9,18 @@ import json
 import logging
 import os
 import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
 
 from components.errors import DataError, MissingDependencyError, ModelError
+from components.records import explain
 from components.storage import MANIFEST, checksum, scratch, verify
 
 if TYPE_CHECKING:
@@ -28,7 +35,21 @@ _LAYER = re.compile(r"\.layers\.(\d+)\.")
 NOT_THE_MODEL = (MANIFEST, "ledger.json", "training.json")
 """JSON files of an adapter's folder that tell of a run; they differ where the weights do not."""
 
-"""A folder of ours for a moment: weights without a tokenizer."""
+
+SECONDS_OF_A_TEMPLATE = 10.0
+MOST_RANK = 4096
+
+
+class _AdapterConfig(BaseModel):
+    """What of an adapter's settings could harm: sizes, patterns (which may take for ever), code."""
+
+    peft_type: Literal["LORA"]
+    r: int = Field(ge=1, le=MOST_RANK)
+    target_modules: list[str] | Literal["all-linear"]
+    rank_pattern: dict[str, Annotated[int, Field(ge=1, le=MOST_RANK)]] = Field(default_factory=dict)
+    modules_to_save: list[str] | None = None
+    layer_replication: None = None
+    auto_mapping: None = None
 
 
 def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
@@ -54,7 +75,7 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
             f"--base-model {source}: the tokenizer has no chat template",
             hint="Use the chat (instruct) variant, or put chat_template.jinja in the folder.",
         )
-    _try_template(source, tokenizer)
+    _check_template(source, tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
@@ -63,28 +84,6 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
             hint="tokenizer_config.json needs an eos_token.",
         )
     return tokenizer
-
-
-def _try_template(source: str, tokenizer: Any) -> None:
-    """Have the chat template write something: one that drops what is said teaches nothing.
-
-    Raises:
-        ModelError: it fails, or the text is not in what it writes.
-    """
-    said = "Where was Ada Voss born?"
-    try:
-        written = tokenizer.apply_chat_template(
-            [{"role": "user", "content": said}], tokenize=False, add_generation_prompt=True
-        )
-    except Exception as error:  # a template is a program
-        written, fault = "", _first_line(error)
-    else:
-        fault = "what is said does not appear in what it writes"
-    if said not in written:
-        raise ModelError(
-            f"--base-model {source}: its chat template cannot be used ({fault})",
-            hint="Fetch chat_template.jinja and tokenizer_config.json again.",
-        )
 
 
 def load_config(source: str) -> Any:
@@ -364,6 +363,40 @@ def _check_complete(source: str, config: Any, found: Any) -> None:
         )
 
 
+def _check_template(source: str, tokenizer: Any) -> None:
+    """Try the chat template, which is a program of the model's makers, on two words."""
+    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "There."}]
+    try:
+        with _no_longer_than(SECONDS_OF_A_TEMPLATE):
+            text = tokenizer.apply_chat_template(turns, tokenize=False)
+        if any(turn["content"] not in text for turn in turns):
+            raise ValueError("it leaves out what is said")
+    except Exception as error:  # what a program may raise: anything
+        raise ModelError(
+            f"--base-model {source}: its chat template cannot be used ({_first_line(error)})",
+            hint="Look at chat_template.jinja in the folder, or take the model from its makers.",
+        ) from None
+
+
+@contextmanager
+def _no_longer_than(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in a body of Python code that takes longer (in the main thread only)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"it takes more than {seconds:g} seconds")
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, handler)
+
+
 def _quiet() -> None:
     """Keep the libraries' own bars and hints out of the log; their errors still come through."""
     from transformers.utils import logging as transformers_logging
@@ -491,7 +524,13 @@ def check_adapter(adapter: str) -> None:
                 f"--adapter {adapter}: no {name} in it",
                 hint="Give the folder that `raft train --output` wrote.",
             )
-    _read_object(folder / "adapter_config.json", "--adapter")
+    try:
+        _AdapterConfig.model_validate_json((folder / "adapter_config.json").read_bytes())
+    except ValidationError as error:
+        raise ModelError(
+            f"--adapter {adapter}: adapter_config.json: {explain(error)}",
+            hint="Give the folder that `raft train --output` wrote.",
+        ) from None
     _check_weights(folder / "adapter_model.safetensors", "--adapter")
 
 

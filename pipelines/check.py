@@ -4,7 +4,6 @@ What the API server and the Kubeflow backend would refuse is refused here, befor
 uploaded. objects.py and manifests.py know the manifests, specification.py the compiled pipeline.
 """
 
-import io
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,19 +13,11 @@ import click
 from components.errors import ConfigError
 from pipelines import manifests
 from pipelines.k8s import kustomize, objects
-from pipelines.k8s.located import Document, parse, read, shown
+from pipelines.k8s.located import Document, Text, parse, read, shown
 from pipelines.specification import specification
 
 TEACHER = manifests.BASE / "teacher"
 COMPILED = [Path(__file__).parent / f"{name}.yaml" for name in ("raft", "study")]
-
-
-class Text(io.StringIO):
-    """Text that complaints can call by a name, as they call a file."""
-
-    def __init__(self, text: str, name: str) -> None:
-        super().__init__(text)
-        self.name = name
 
 
 def run(paths: Sequence[str] = ()) -> None:
@@ -64,10 +55,10 @@ def complaints(source: str) -> list[str]:
         ConfigError: it cannot be read or compiled.
     """
     if source == "-":
-        return _contents(parse(sys.stdin))
+        return _contents(parse(sys.stdin), source)
     if Path(source).is_dir():
         return _folder(Path(source))
-    return _contents(read(Path(source)))
+    return _contents(read(Path(source)), source)
 
 
 def _folder(path: Path) -> list[str]:
@@ -79,7 +70,9 @@ def _folder(path: Path) -> list[str]:
     return found
 
 
-def _contents(documents: list[Document]) -> list[str]:
+def _contents(documents: list[Document], source: str) -> list[str]:
+    if not documents:
+        return [f"{shown(source)}: holds nothing"]
     if any(map(specification.is_pipeline, documents)):
         return specification.complaints(documents)
     return _objects(documents)

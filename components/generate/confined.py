@@ -2,36 +2,38 @@
 
 A document may be a bomb: small, and gigabytes when unpacked, or hours of work for a library. The
 process sets its own limits: an allocation beyond them fails in it, and an alarm kills it. So who
-asks it only reads what it says, and where it falls silent for good, knows which document it was
-at, and starts another. It knows no keys, and what it says is JSON.
+listens only reads what it says, and where it falls silent, knows at which file, and starts another
+behind it. It knows no keys, and what it says is JSON, a line each:
 
-    {"document": "c0ffee…", "chunks": [{…}, …]}      for each document of a file, then
-    {}                                               or {"bad": …}, {"malformed": …}
+    {"file": "docs/a.txt"}                           before a file is opened
+    {"document": "c0ffee…", "chunks": [{…}, …]}      for each document of it, then
+    {}                                               or {"bad": {…}}, or {"malformed": {…}}
 """
 
-import json
+import itertools
 import logging
 import os
 import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, NamedTuple
 
 from pydantic import Field
 
 from components.errors import ConfigError, DataError
-from components.generate.chunking import make_chunker
+from components.generate.chunking import Chunker, make_chunker
 from components.generate.config import GenerateConfig
-from components.generate.documents import Bad, read_document
+from components.generate.documents import Bad, find_documents, read_document
 from components.generate.text import digest
 from components.records import Chunk, Record
 
 MEGABYTE = 1_000_000
 NO_MEMORY = 77  # exit code
+NAMES = "latin-1"  # which knows every byte: names of files need not be UTF-8
 KNOWN = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME")
 """What the process gets of the environment: where its libraries are, and no secret."""
 
@@ -45,8 +47,9 @@ class Fault(Record):
 
 
 class Message(Record):
-    """What the process says: about one document, or about the end of its file."""
+    """What the process says; see the module."""
 
+    file: str = ""
     document: str = ""
     chunks: list[Chunk] = Field(default_factory=list)
     bad: Fault | None = None
@@ -55,117 +58,105 @@ class Message(Record):
     missing: str = ""
 
 
-class Reader:
-    """Reads files with the process; use as a context manager.
+class Cut(NamedTuple):
+    """A document: the digest of its words, and its chunks."""
+
+    words: str
+    chunks: list[Chunk]
+
+
+def read_all(
+    config: GenerateConfig,
+) -> Generator[tuple[Path, Cut | Bad | DataError | None]]:
+    """The documents of all files in their order, and of each file why not, or None at its end.
 
     Raises:
-        ConfigError: no such tokenizer, or too little memory to begin with.
+        ConfigError: no such tokenizer.
+        ModuleNotFoundError: a library is not installed.
     """
-
-    def __init__(self, config: GenerateConfig, root: Path) -> None:
-        self.config = config
-        self.root = root
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        self._start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop()
-
-    def read(self, path: Path) -> Iterator[tuple[str, list[Chunk]]]:
-        """For each document of a file, the digest of its words, and its chunks.
-
-        Raises:
-            Bad: the file cannot be used, or takes too much memory or time.
-            DataError: a row of a JSON file is malformed; names the file, and the line or row.
-        """
-        process = self._process or self._start()
-        _tell(process.stdin, json.dumps(str(path)))
-        while message := self._hear():
-            if message.bad is not None:
-                raise Bad(message.bad.problem, message.bad.detail, message.bad.line)
-            if fault := message.malformed:
-                raise DataError(fault.problem, path=path, line=fault.line, hint=fault.detail)
-            if not message.document:
-                return
-            yield message.document, message.chunks
-        raise self._end()
-
-    def _start(self) -> "subprocess.Popen[bytes]":
-        here = str(Path(__file__).parents[2])
-        known = {name: os.environ[name] for name in KNOWN if name in os.environ}
-        known["PYTHONPATH"] = os.pathsep.join(filter(None, (here, known.get("PYTHONPATH"))))
-        self._process = process = subprocess.Popen(  # noqa: S603 (no shell; ourselves)
-            [sys.executable, "-P", "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=known,
-            start_new_session=True,  # Ctrl-C is for us
-        )
-        _tell(process.stdin, self.config.model_dump_json())
-        _tell(process.stdin, json.dumps(str(self.root)))
-        message = self._hear()
-        if message is None:
-            raise self._end()
-        if fault := message.setting:
-            raise ConfigError(fault.problem, hint=fault.detail)
-        return process
-
-    def _hear(self) -> Message | None:
-        """The next message; None if the process has ended."""
-        assert self._process is not None and self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line.endswith(b"\n"):
-            return None
-        message = Message.model_validate_json(line)
-        if message.missing:
-            raise ModuleNotFoundError(f"No module named {message.missing!r}", name=message.missing)
-        return message
-
-    def _end(self) -> Bad:
-        """Why the process has ended."""
-        code = self._stop()
-        if code == -signal.SIGALRM:
-            seconds = f"{self.config.document_timeout:g} seconds"
-            return Bad("takes too long", f"not read in {seconds} (--document-timeout)")
-        if code in (NO_MEMORY, -signal.SIGKILL):
-            megabytes = f"{self.config.document_memory_mb:,} MB"
-            return Bad(
-                "needs too much memory", f"more than {megabytes} to read (--document-memory-mb)"
-            )
-        return Bad("crashes what reads it", f"the reader ended with {code}")
-
-    def _stop(self) -> int:
-        process, self._process = self._process, None
-        if process is None:
-            return 0
-        for pipe in (process.stdin, process.stdout):
-            with suppress(BrokenPipeError):
-                if pipe is not None:
-                    pipe.close()
-        return process.wait()
+    done = 0
+    while True:
+        with _process(config, done) as process:
+            assert process.stdout is not None
+            path = None
+            for line in process.stdout:
+                if not line.endswith(b"\n"):  # killed in the middle of it
+                    break
+                message = Message.model_validate_json(line)
+                if fault := message.setting:
+                    raise ConfigError(fault.problem, hint=fault.detail)
+                if message.missing:
+                    raise ModuleNotFoundError(
+                        f"No module named {message.missing!r}", name=message.missing
+                    )
+                if message.file:
+                    path = Path(os.fsdecode(message.file.encode(NAMES)))
+                    continue
+                assert path is not None
+                if message.document:
+                    yield path, Cut(message.document, message.chunks)
+                    continue
+                done += 1
+                if fault := message.bad:
+                    yield path, Bad(fault.problem, fault.detail, fault.line)
+                elif fault := message.malformed:
+                    yield (
+                        path,
+                        DataError(fault.problem, path=path, line=fault.line, hint=fault.detail),
+                    )
+                else:
+                    yield path, None
+            code = process.wait()
+        if code == 0:
+            return
+        if path is None:
+            raise RuntimeError(f"the process that reads documents ended with {code}")
+        done += 1
+        yield path, _why(code, config)
 
 
-def _tell(pipe: IO[bytes] | None, line: str) -> None:
-    assert pipe is not None
-    with suppress(BrokenPipeError):  # it has ended: what it says will show why
-        pipe.write(line.encode() + b"\n")
-        pipe.flush()
+@contextmanager
+def _process(config: GenerateConfig, done: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """The process, which begins behind so many files; killed where nobody listens any more."""
+    here = str(Path(__file__).parents[2])
+    known = {name: os.environ[name] for name in KNOWN if name in os.environ}
+    known["PYTHONPATH"] = os.pathsep.join(filter(None, (here, known.get("PYTHONPATH"))))
+    with subprocess.Popen(  # noqa: S603 (no shell; ourselves)
+        [sys.executable, "-P", "-m", __name__, str(done)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=known,
+        start_new_session=True,  # Ctrl-C is for us
+    ) as process:
+        assert process.stdin is not None
+        try:
+            with suppress(BrokenPipeError), process.stdin as pipe:
+                pipe.write(config.model_dump_json().encode())
+            yield process
+        finally:
+            process.kill()
+
+
+def _why(code: int, config: GenerateConfig) -> Bad:
+    """Why the process ended in the middle of a file."""
+    if code == -signal.SIGALRM:
+        seconds = f"{config.document_timeout:g} seconds"
+        return Bad("takes too long", f"not read in {seconds} (--document-timeout)")
+    if code in (NO_MEMORY, -signal.SIGKILL):
+        megabytes = f"{config.document_memory_mb:,} MB"
+        return Bad("needs too much memory", f"{megabytes} are not enough (--document-memory-mb)")
+    return Bad("crashes what reads it", f"the reader ended with {code}")
 
 
 # ---- in the process ----------------------------------------------------------------------------
 
 
 def main() -> None:
-    """Read files whose paths come in by lines: after the settings, and the folder they are in."""
+    """Read the documents that the settings on standard input name, behind the first so many."""
+    config = GenerateConfig.model_validate_json(sys.stdin.buffer.read())
     # What libraries print is no message.
     said = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    lines = sys.stdin.buffer
-    config = GenerateConfig.model_validate_json(lines.readline())
-    root = Path(json.loads(lines.readline()))
     most = config.document_memory_mb * MEGABYTE
     with suppress(ValueError, OSError):  # where a limit is unknown (macOS) or lower already
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
@@ -177,42 +168,47 @@ def main() -> None:
     except ModuleNotFoundError as error:
         _say(said, Message(missing=error.name or str(error)))
         return
-    _say(said, Message())
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     logging.disable(logging.CRITICAL)
-
-    def alarm(seconds: float) -> None:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-
-    for line in lines:
-        path = Path(json.loads(line))
-        last = Message()
-        alarm(config.document_timeout)
+    source = Path(config.documents)
+    root = source if source.is_dir() else source.parent
+    for path in itertools.islice(find_documents(source), int(sys.argv[1]), None):
+        _say(said, Message(file=os.fsencode(path).decode(NAMES)))
+        said.flush()
         try:
-            for document in read_document(
-                path, root, config.text_field, most_bytes=config.max_document_mb * MEGABYTE
-            ):
-                message = Message(document=digest(document.text), chunks=cut(document))
-                alarm(0)  # a pipe that is full is no fault of the document
-                _say(said, message)
-                alarm(config.document_timeout)
-        except Bad as bad:
-            last = Message(bad=Fault(problem=str(bad), detail=bad.detail, line=bad.line))
-        except DataError as error:
-            last = Message(
-                malformed=Fault(problem=error.problem, detail=error.hint, line=error.line)
-            )
-        except ModuleNotFoundError as error:
-            last = Message(missing=error.name or str(error))
+            _read(path, root, config, cut, said)
         except MemoryError:
             os._exit(NO_MEMORY)
-        alarm(0)
-        _say(said, last)
+    said.flush()
+
+
+def _read(path: Path, root: Path, config: GenerateConfig, cut: Chunker, said: IO[bytes]) -> None:
+    most = config.max_document_mb * MEGABYTE
+    last = Message()
+    _alarm(config.document_timeout)
+    try:
+        for document in read_document(path, root, config.text_field, most_bytes=most):
+            message = Message(document=digest(document.text), chunks=cut(document))
+            _alarm(0)  # a pipe that is full is no fault of the document
+            _say(said, message)
+            _alarm(config.document_timeout)
+    except Bad as bad:
+        last = Message(bad=Fault(problem=str(bad), detail=bad.detail, line=bad.line))
+    except DataError as error:
+        last = Message(malformed=Fault(problem=error.problem, detail=error.hint, line=error.line))
+    except ModuleNotFoundError as error:
+        last = Message(missing=error.name or str(error))
+    _alarm(0)
+    _say(said, last)
+
+
+def _alarm(seconds: float) -> None:
+    """Let the process be killed in so many seconds; 0 is never."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _say(pipe: IO[bytes], message: Message) -> None:
     pipe.write(message.model_dump_json(exclude_defaults=True).encode() + b"\n")
-    pipe.flush()
 
 
 if __name__ == "__main__":

@@ -9,12 +9,13 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from components.errors import DataError, printable
 from components.generate.config import GenerateConfig
-from components.generate.confined import Reader
+from components.generate.confined import read_all
 from components.generate.digests import Digests
 from components.generate.documents import Bad, bad_document, find_documents
 from components.generate.leaks import LeakGuard
@@ -88,30 +89,28 @@ def read_corpus(config: GenerateConfig, guard: LeakGuard | None) -> Reading:
         DataError: a document is bad, and bad documents are to stop the run.
         ConfigError: no such tokenizer.
     """
-    source = Path(config.documents)
-    root = source if source.is_dir() else source.parent
-    files = sum(1 for _ in find_documents(source))
+    files = sum(1 for _ in find_documents(Path(config.documents)))
     reading = Reading()
     texts, pieces = _Distinct(), _Distinct()
-    with task("reading documents", files, "files") as progress, Reader(config, root) as reader:
-        for path in find_documents(source):
-            try:
-                for words, chunks in reader.read(path):
-                    if texts.again(words):
-                        reading.documents_duplicate += 1
-                        continue
-                    for chunk in chunks:
-                        if pieces.again(digest(chunk.text)):
-                            reading.chunks_duplicate += 1
-                        elif reason := _unfit(chunk, guard):
-                            reading.chunks_left_out[reason] += 1
-                        else:
-                            reading.corpus.add(chunk, reading.documents)
-                    reading.documents += 1
-            except Bad as bad:
-                _note(reading, config, path, str(bad), bad_document(path, bad))
-            except DataError as error:
-                _note(reading, config, path, "malformed rows", error)
+    with task("reading documents", files, "files") as progress, closing(read_all(config)) as found:
+        for path, cut in found:
+            if isinstance(cut, Bad):
+                _note(reading, config, path, str(cut), bad_document(path, cut))
+            elif isinstance(cut, DataError):
+                _note(reading, config, path, "malformed rows", cut)
+            elif cut is not None:
+                if texts.again(cut.words):
+                    reading.documents_duplicate += 1
+                    continue
+                for chunk in cut.chunks:
+                    if pieces.again(digest(chunk.text)):
+                        reading.chunks_duplicate += 1
+                    elif reason := _unfit(chunk, guard):
+                        reading.chunks_left_out[reason] += 1
+                    else:
+                        reading.corpus.add(chunk, reading.documents)
+                reading.documents += 1
+                continue
             progress.advance(chunks=len(reading.corpus))
     if (more := reading.documents_bad.total() - NAMED) > 0:
         say(f"  left out: {more:,} more")
@@ -122,7 +121,7 @@ def _note(
     reading: Reading, config: GenerateConfig, path: Path, reason: str, error: DataError
 ) -> None:
     if config.on_bad_document == "stop":
-        raise error from None
+        raise error
     reading.documents_bad[reason] += 1
     if len(reading.bad_documents) < NAMED:
         source = Path(config.documents)

@@ -121,9 +121,15 @@ def read_document(
     try:
         size = _size(path, root)
         if suffix in ROWS:
+            empty = True
             for document in _read_rows(path, name, text_field):
+                empty = False
                 _check_length(len(document.text.encode()), most_bytes)
+                if _BINARY in document.text:
+                    raise Bad("binary", f"not text: {document.id} holds NUL bytes")
                 yield document
+            if empty:
+                raise Bad("empty", "it gives no document")
             return
         if suffix not in READERS:
             kind = printable(path.suffix)[:100] or "files without a suffix"
@@ -227,7 +233,7 @@ def _markdown(html: bytes) -> str:
         escape_asterisks=False, escape_underscores=False, escape_misc=False,
     )  # fmt: skip
     text: str = converter.convert_soup(body)
-    return re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
+    return "\n".join(line.rstrip(" \t") for line in text.split("\n"))
 
 
 def _read_pdf(path: Path) -> str:

@@ -5,8 +5,10 @@ that kustomize.py takes from a patch thus still point into the patch.
 """
 
 import difflib
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import UnionType
@@ -17,7 +19,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
-from components.errors import ConfigError
+from components.errors import ConfigError, printable
+
+MOST_DEPTH = 100
+KINDS = ("map", "seq", "str", "int", "float", "bool", "null", "timestamp")
+"""What YAML's values are, by their tags."""
 
 Location = tuple[int | str, ...]
 """Keys and indices that lead from the top of a document to a value."""
@@ -101,45 +107,91 @@ def read(path: Path) -> list[Document]:
         raise ConfigError(f"{shown(path)}: not UTF-8 at byte {error.start}") from None
 
 
+class Text(io.StringIO):
+    """Text that complaints can call by a name, as they call a file."""
+
+    def __init__(self, text: str, name: str) -> None:
+        super().__init__(text)
+        self.name = name
+
+
 def parse(stream: TextIO) -> list[Document]:
     """Read the documents of an open file or of standard input."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        nodes = list(yaml.compose_all(stream, loader))
-        documents = [Document(node) for node in nodes]
+    text, name = stream.read(), stream.name
+    with _explained(name):
+        _check_depth(yaml.parse(Text(text, name), loader), name)
+        nodes = list(yaml.compose_all(Text(text, name), loader))
+    complaints = [complaint for node in nodes for complaint in _faults(node, set())]
+    if complaints:
+        raise ConfigError("\n".join(complaints))
+    documents = [Document(node) for node in nodes]
+    with _explained(name):
         for document in documents:
             _ = document.value
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{shown(stream.name)}{line}: not YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
-        raise ConfigError(f"{shown(stream.name)}: not YAML: {problem}") from None
-    except (ValueError, TypeError, IndexError, OverflowError, RecursionError) as error:
-        # Such as a date in a 13th month: YAML, but no value.
-        raise ConfigError(f"{shown(stream.name)}: a value cannot be read ({error})") from None
-    repeated = [complaint for node in nodes for complaint in _repeated_keys(node, set())]
-    if repeated:
-        raise ConfigError("\n".join(repeated), hint="Keep one of the two lines.")
     return documents
 
 
-def _repeated_keys(node: yaml.Node, seen: set[int]) -> Iterator[str]:
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """What the library says about a file, as our error."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{shown(name)}{line}: not YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise ConfigError(f"{shown(name)}: not YAML: {problem}") from None
+    except (ValueError, TypeError, IndexError, OverflowError, RecursionError) as error:
+        # Such as a date in a 13th month: YAML, but no value.
+        raise ConfigError(f"{shown(name)}: a value cannot be read ({error})") from None
+
+
+def _check_depth(events: Iterable[yaml.Event], name: str) -> None:
+    """Refuse what is nested too deeply before it is composed, which recurses (in C, to a crash)."""
+    depth = 0
+    for event in events:
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MOST_DEPTH:
+            line = event.start_mark.line + 1 if event.start_mark else 0
+            raise ConfigError(f"{shown(name)}:{line}: nested more than {MOST_DEPTH} deep")
+
+
+def _faults(node: yaml.Node, seen: set[int]) -> Iterator[str]:
+    """What no Kubernetes object can hold: keys written twice, keys that are no text, other tags."""
     if id(node) in seen:  # an alias may point back at what holds it
         return
     seen.add(id(node))
-    if isinstance(node, yaml.SequenceNode):
+    if node.tag.removeprefix("tag:yaml.org,2002:") not in KINDS:
+        yield f"{place(node)}: a value of the kind {node.tag} (allowed: {', '.join(KINDS)})"
+    elif isinstance(node, yaml.SequenceNode):
         for entry in node.value:
-            yield from _repeated_keys(entry, seen)
+            yield from _faults(entry, seen)
     elif isinstance(node, yaml.MappingNode):
         first: dict[str, yaml.Node] = {}
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                yield f"{place(key)}: a key that is not a text"
+                continue
             if key.value in first:
                 line = first[key.value].start_mark.line + 1
-                yield f"{place(key)}: {key.value} is written twice, first in line {line}"
+                yield (
+                    f"{place(key)}: {key.value} is written twice, first in line {line}; keep one"
+                )
             first.setdefault(str(key.value), key)
-            yield from _repeated_keys(value, seen)
+            yield from _faults(key, seen)
+            yield from _faults(value, seen)
+    else:
+        try:
+            yaml.SafeLoader("").construct_object(node)
+        except (ValueError, OverflowError, AttributeError, LookupError, yaml.YAMLError) as error:
+            problem = getattr(error, "problem", None) or error
+            yield f"{place(node)}: {printable(str(node.value)[:100])}: {problem}"
 
 
 def validate(document: Document, model: type[M]) -> M:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.check import Text
 from pipelines.cli import main
 from pipelines.k8s import kustomize
+from pipelines.k8s.located import Text
 from pipelines.manifests import OVERLAYS
 from tests.conftest import REPOSITORY, Raft
 from tests.pipelines.conftest import parse_pipeline, tasks_of
