@@ -206,7 +206,7 @@ def emulator() -> Iterator[Emulator]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, running, threading.Lock()))
     running.url = f"http://127.0.0.1:{server.server_port}"
     buckets.create_bucket(BUCKET, storage)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield running

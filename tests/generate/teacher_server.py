@@ -151,7 +151,7 @@ class TeacherServer:
         self.endpoint = f"http://127.0.0.1:{self._http.server_port}/v1"
 
     def start(self) -> None:
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
         self._http.shutdown()
