@@ -458,13 +458,7 @@ def _check_files(folder: Path, state: tuple[tuple[str, int], ...]) -> None:
             raise ModelError(
                 f"--base-model {template}: not text ({error})", hint=_FETCH_AGAIN
             ) from None
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise ModelError(
-            f"--base-model {folder}: no weights in it (*.safetensors)",
-            hint="Weights in other forms can hold programs, and are not loaded. " + _FETCH_AGAIN,
-        )
-    for path in weights:
+    for path in sorted(folder.glob("*.safetensors")):
         _check_weights(path, "--base-model")
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -507,7 +501,8 @@ def _check_weights(path: Path, flag: str) -> None:
             pass
     except (OSError, SafetensorError) as error:
         raise ModelError(
-            f"{flag} {path}: is cut off or damaged ({_first_line(error)})", hint=_FETCH_AGAIN
+            f"{flag} {path}: cannot be loaded, it is cut off or damaged ({_first_line(error)})",
+            hint=_FETCH_AGAIN,
         ) from None
 
 
@@ -545,7 +540,7 @@ def _check_adapter_complete(adapter: str, model: Any) -> None:
 
     with safe_open(Path(adapter) / "adapter_model.safetensors", framework="np") as file:
         there = set(file.keys())
-    missing = sorted(set(get_peft_model_state_dict(model)) - there)
+    missing = sorted(set(get_peft_model_state_dict(model, save_embedding_layers=False)) - there)
     if missing:
         raise ModelError(
             f"--adapter {adapter}: weights are missing: {', '.join(missing[:3])}",

@@ -304,7 +304,7 @@ def verify(location: Path, flag: str) -> None:
         DataError: it is missing, unfinished or damaged, or its manifest is.
     """
     if not location.exists():
-        raise DataError("no such folder", path=location, hint=f"Check {flag}.")
+        raise DataError("no such file or folder", path=location, hint=f"Check {flag}.")
     folder, listed = _manifest_of(location)
     for entry in listed:
         path = _inside(folder, entry.path)

@@ -12,7 +12,7 @@ from tests.readme_tables import tables
 STAGES = ("generate", "train", "quantize_check", "eval")
 SHARED = {
     "answers", "config", "describe", "errors", "ledger", "metrics", "models", "progress",
-    "records", "rows", "storage",
+    "records", "redaction", "rows", "storage",
 }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ def test_what_was_found(path: Path) -> None:
 @pytest.mark.parametrize("name", TARGETS)
 def test_fresh_inputs(name: str, tally: Tally) -> None:
     @settings(
-        max_examples=int(os.environ.get("FAULT_TRIES", "100")),
+        max_examples=int(os.environ.get("FAULT_TRIES", "60")),
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),

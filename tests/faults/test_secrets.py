@@ -23,6 +23,7 @@ import pytest
 import yaml
 
 from components import redaction
+from components.generate.teachers import circuit
 from pipelines.cli import main
 from pipelines.cluster import submit
 from tests.conftest import REPOSITORY
@@ -232,7 +233,11 @@ ROW = json.dumps({
 @pytest.mark.fault(
     "Secrets", "passwords in URLs: of a proxy, an endpoint, a server", "found nowhere"
 )
-def test_passwords_in_urls(texts: Path, tmp_path: Path, leave: Leave, tally: Tally) -> None:
+def test_passwords_in_urls(
+    texts: Path, tmp_path: Path, leave: Leave, tally: Tally, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(circuit, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(circuit, "LONGEST_PAUSE", 0.001)
     password = SECRETS["url"]
     inside = f"http://me:{password}@127.0.0.1:9"
     for command, allowed in (
