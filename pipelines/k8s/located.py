@@ -103,8 +103,6 @@ def read(path: Path) -> list[Document]:
             return parse(stream)
     except OSError as error:
         raise ConfigError(f"{shown(path)}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{shown(path)}: not UTF-8 at byte {error.start}") from None
 
 
 class Text(io.StringIO):
@@ -118,8 +116,9 @@ class Text(io.StringIO):
 def parse(stream: TextIO) -> list[Document]:
     """Read the documents of an open file or of standard input."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    text, name = stream.read(), stream.name
+    name = stream.name
     with _explained(name):
+        text = stream.read()
         _check_depth(yaml.parse(Text(text, name), loader), name)
         nodes = list(yaml.compose_all(Text(text, name), loader))
     complaints = [complaint for node in nodes for complaint in _faults(node, set())]
@@ -139,6 +138,8 @@ def _explained(name: str) -> Iterator[None]:
         yield
     except ConfigError:
         raise
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{shown(name)}: not UTF-8 at byte {error.start}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
