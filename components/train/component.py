@@ -37,6 +37,7 @@ def train(
     gradient_accumulation: int = TrainConfig.default("gradient_accumulation"),
     max_tokens: int = TrainConfig.default("max_tokens"),
     stop_on_divergence: bool = TrainConfig.default("stop_on_divergence"),
+    stop_on_overfitting: bool = TrainConfig.default("stop_on_overfitting"),
     max_too_long: float = TrainConfig.default("max_too_long"),
     processes: int = TrainConfig.default("processes"),
     sharding: str = TrainConfig.default("sharding"),
@@ -73,6 +74,7 @@ def train(
         gradient_accumulation: Passes per optimizer step.
         max_tokens: Longest row in tokens; longer rows are left out and counted, never cut.
         stop_on_divergence: Stop when the loss is no number, or still above its start.
+        stop_on_overfitting: Stop after a pass whose validation loss lies 2 % above the least.
         max_too_long: Largest share of rows, 0 to 1, that may be left out for their length.
         processes: Processes that share the rows of a step; 0 is one for each GPU.
         sharding: none, full to share one copy of the model among the processes (FSDP2), or auto:
@@ -107,6 +109,7 @@ def train(
             "--gradient-accumulation", gradient_accumulation,
             "--max-tokens", max_tokens,
             "--stop-on-divergence", stop_on_divergence,
+            "--stop-on-overfitting", stop_on_overfitting,
             "--max-too-long", max_too_long,
             "--processes", processes,
             "--sharding", sharding,

@@ -30,7 +30,9 @@ SWEPT = (
 )
 """The settings that a sweep may vary."""
 
-SHAPES_WEIGHTS = {*SWEPT, "method", "load_in_4bit", "max_tokens", "dtype", "seed"}
+SHAPES_WEIGHTS = {
+    *SWEPT, "method", "load_in_4bit", "max_tokens", "dtype", "seed", "stop_on_overfitting",
+}  # fmt: skip
 """The settings on which the trained weights depend; a checkpoint is resumed under the same only."""
 
 
@@ -115,6 +117,12 @@ class TrainConfig(StageConfig):
         True,
         help="Stop when the loss is no number, or after a third of the steps still above its "
         "start; otherwise it is only said.",
+        group="Optimizer",
+    )
+    stop_on_overfitting: bool = option(
+        False,
+        help="Stop after a pass whose validation loss lies 2 % above the least before; otherwise "
+        "it is only said.",
         group="Optimizer",
     )
     max_too_long: float = option(

@@ -37,13 +37,18 @@ def warnings(curve: Sequence[LossPoint]) -> list[str]:
     if validation:
         best = min(validation, key=lambda point: point.loss)
         last = validation[-1]
-        if last.loss > 1.02 * best.loss:
+        if overfits([point.loss for point in validation]):
             said.append(
                 f"Overfitting: the validation loss was least at step {best.step} "
                 f"({best.loss:.4f}) and ended at {last.loss:.4f}. Lower --epochs, --rank or "
                 "--learning-rate, or generate more rows."
             )
     return said
+
+
+def overfits(validation: Sequence[float]) -> bool:
+    """Whether the last validation loss lies 2 % above the least."""
+    return len(validation) > 1 and validation[-1] > 1.02 * min(validation)
 
 
 def above_start(losses: Sequence[float]) -> bool:

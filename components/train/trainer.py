@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from components.train.chat import Examples, count_tokens
 from components.train.checkpoints import FINISHED, Checkpoints, Run
 from components.train.config import TrainConfig, profiles
 from components.train.memory import GIB, is_split, memory, read_shape
-from components.train.report import above_start, warnings
+from components.train.report import above_start, overfits, warnings
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -86,7 +86,7 @@ def fit(
             folder, run = found
             if first:
                 say(f"  going on after step {run.step}, from {folder.name}")
-            _resume(trainer, folder)
+            _resume(config, trainer, folder)
         flow.complete()
         record = _record(config, examples, trainer, flow.seconds, counts, said)
         if answers:  # of all processes: they hear SIGTERM together, and may share a model
@@ -163,6 +163,8 @@ def _less_memory(config: TrainConfig) -> str:
         steps.append("--method lora")
     elif not config.load_in_4bit:
         steps.append("--load-in-4bit true")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not config.load_in_4bit:
+        steps.append("--sharding full")
     steps.append("a lower --max-tokens or --rank")
     return (
         f"In this order: {'; '.join(steps)}. Add --fresh true: checkpoints of other settings are "
@@ -549,16 +551,27 @@ def _listening_for_sigterm() -> Iterator[threading.Event]:
         sys.exit(STOPPED)
 
 
-def _resume(trainer: "SFTTrainer", folder: Path) -> None:
-    """Train on from a checkpoint; one of the last step only needs to be loaded."""
+def _resume(config: TrainConfig, trainer: "SFTTrainer", folder: Path) -> None:
+    """Train on from a checkpoint; one of the end only needs to be loaded."""
     from transformers import TrainerState
 
     state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
-    if state.global_step < state.max_steps:
-        trainer.train(resume_from_checkpoint=str(folder))
+    if not _is_over(config, state):
+        with suppress(_Over):
+            trainer.train(resume_from_checkpoint=str(folder))
     else:
         trainer._load_from_checkpoint(str(folder))
         trainer.state = state
+
+
+class _Over(Exception):
+    """The validation that a stop had cut off said that the step before was the last."""
+
+
+def _is_over(config: TrainConfig, state: Any) -> bool:
+    """Whether a training has come to its end: its last step, or overfitting where that ends it."""
+    losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+    return state.global_step >= state.max_steps or (config.stop_on_overfitting and overfits(losses))
 
 
 def _flow(
@@ -601,6 +614,8 @@ def _flow(
             self.steps_per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
             if state.global_step % self.steps_per_epoch == 0:
                 self.validate_if_missing()
+                if _is_over(config, state):
+                    raise _Over
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.last_step = _random_state(), state.num_input_tokens_seen
@@ -612,6 +627,12 @@ def _flow(
                 control.should_evaluate = last or state.global_step % self.steps_per_epoch == 0
             every = config.checkpoint_steps
             control.should_save = every > 0 and not last and state.global_step % every == 0
+
+        def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step < state.max_steps and _is_over(config, state):
+                control.should_training_stop = True
+                if trainer.is_world_process_zero():
+                    say(f"  overfitting: stopped after step {state.global_step}")
 
         def on_log(
             self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any

@@ -61,6 +61,12 @@ def distributions(path: Path) -> dict[str, list[tuple[int, int]]]:
             (chance.randint(30, 900), chance.randint(20, 100)) for _ in range(ROWS)
         ],
         "short, some long": [(80, 20) if row % 8 else (1400, 100) for row in range(ROWS)],
+        "heavy tail": [
+            (min(round(chance.lognormvariate(4.5, 1.2)), 3000) + 20, 30) for _ in range(ROWS)
+        ],
+        "two lengths": [(100, 20) if row % 2 else (900, 80) for row in range(ROWS)],
+        "all very short": [(chance.randint(10, 40), chance.randint(3, 10)) for _ in range(ROWS)],
+        "one very long": [(60, 15)] * (ROWS - 1) + [(3900, 150)],
     }
     if path.exists():
         found = {"HotpotQA": chance.sample(hotpotqa_lengths(path), ROWS)} | found

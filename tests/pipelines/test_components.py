@@ -124,8 +124,9 @@ def test_every_parameter_reaches_the_stage(pipeline: dict) -> None:
         "warmup_ratio": 0.1, "batch_size": 2, "gradient_accumulation": 8, "max_tokens": 512,
         "gradient_checkpointing": False, "dtype": "float32", "seed": 7,
         "checkpoint_steps": 5, "checkpoints_kept": 1, "rslora": True, "method": "full",
-        "max_too_long": 0.5, "stop_on_divergence": False, "batching": "grouped",
-        "load_in_4bit": False, "processes": 2, "sweep_by": "f1",
+        "max_too_long": 0.5, "stop_on_divergence": False,
+            "stop_on_overfitting": True, "batching": "grouped",
+        "load_in_4bit": False, "processes": 2, "sharding": "full", "sweep_by": "f1",
         "sweep": [{"rank": 16, "target_modules": ["q_proj"]}, {"learning_rate": 1e-05}],
     }  # fmt: skip
     config = parse("train", render(container["args"], changed))

@@ -238,6 +238,21 @@ def test_a_finished_setting_of_a_sweep_is_not_trained_again(
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
 
 
+def test_overfitting_ends_a_training_also_one_that_was_stopped_just_then(
+    world_dataset: Path, demo_model: Path, tmp_path: Path, at_call: Callable[..., None]
+) -> None:
+    over = {"learning_rate": 0.05, "epochs": 9, "stop_on_overfitting": True}
+    whole = train.run(config(world_dataset, demo_model, tmp_path / "whole", **over))
+    assert whole.steps < 27 and "Overfitting" in " ".join(whole.warnings)
+    settings = config(world_dataset, demo_model, tmp_path / "out", **over)
+    at_call("prediction_step", whole.steps // 3, terminate)  # in the validation that ends it
+    with pytest.raises(SystemExit):
+        train.run(settings)
+    record = train.run(settings)
+    assert record.curve == whole.curve
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+
+
 def test_a_shorter_sweep_leaves_nothing_of_the_longer_one(
     world_dataset: Path,
     demo_model: Path,

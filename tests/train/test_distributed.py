@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,10 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 from components.errors import ConfigError, RaftError
+from components.models import load_tokenizer
 from components.records import TrainingRecord, read_json
 from components.storage import MANIFEST
 from components.train import train
+from components.train.chat import read_examples
 from components.train.config import TrainConfig
+from components.train.trainer import _splitting
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.timeout(300)
@@ -51,7 +55,8 @@ def same_weights(found: Path, wanted: Path) -> None:
     mine, other = (load_file(folder / "adapter_model.safetensors") for folder in (found, wanted))
     assert mine.keys() == other.keys()
     for name, weight in mine.items():
-        assert torch.allclose(weight, other[name], atol=2e-5), name
+        # Adam makes a step of a tiny gradient, too, so a rounding there shows in single numbers.
+        assert (weight - other[name]).abs().mean() < 2e-6, name
 
 
 @pytest.mark.parametrize("sharding", ["none", "full"])
@@ -145,6 +150,7 @@ def test_a_sweep_of_split_models_answers_in_all_processes(
     world_dataset: Path, demo_model: Path, tmp_path: Path
 ) -> None:
     settings = {"batch_size": 9, "epochs": 1, "processes": 2, "sharding": "full"}
+    settings |= {"gradient_checkpointing": True}
     sweep = [{"rank": 2}, {"rank": 4}]
     record = train.run(config(world_dataset, demo_model, tmp_path / "out", sweep=sweep, **settings))
     assert [trial.answer_f1 is not None for trial in record.sweep] == [True, True]
@@ -159,6 +165,33 @@ def test_one_process_has_nobody_to_share_with(
         config(world_dataset, demo_model, tmp_path, sharding="full", load_in_4bit=True)
     with pytest.raises(ConfigError, match="there is one process"):
         train.run(config(world_dataset, demo_model, tmp_path / "out", sharding="full"))
+
+
+@pytest.mark.parametrize(("gib", "shared"), [(40.0, False), (0.5, True)])
+def test_auto_shares_where_a_whole_model_does_not_fit(
+    gib: float,
+    shared: bool,
+    world_dataset: Path,
+    demo_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = config(world_dataset, demo_model, tmp_path / "out")
+    tokenizer = load_tokenizer(str(demo_model))
+    gpu = SimpleNamespace(total_memory=gib * 2**30)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    found, said = _splitting(settings, tokenizer, read_examples(settings, tokenizer))
+    assert found is shared and f"of {gib:.1f}" in said
+    assert said.startswith("one copy of the model" if shared else "a whole model")
+    another = shutil.copytree(demo_model, tmp_path / "another")
+    text = (another / "config.json").read_text(encoding="utf-8")
+    text = text.replace('"model_type": "llama"', '"model_type": "gemma"')
+    (another / "config.json").write_text(text, encoding="utf-8")
+    unknown = config(world_dataset, another, tmp_path / "out")
+    found, said = _splitting(unknown, tokenizer, read_examples(settings, tokenizer))
+    assert not found and "whether it fits is not known" in said
 
 
 def test_what_a_worker_finds_wrong_is_said_by_the_stage(
