@@ -317,7 +317,7 @@ class Chain:
             assert re.search("not finished|nothing there|listed in|No such file", str(error)), error
             return False
         if not (copy / MANIFEST).exists():
-            assert not any(copy.iterdir())
+            assert all(path.name.startswith(".") for path in copy.iterdir())
             return False
         for kept in ("checkpoints", "generations.partial.jsonl", PARTIAL_MANIFEST):
             remove(copy / kept)
