@@ -235,8 +235,11 @@ def unseal(folder: Path, stage: str = "", keep: str = "") -> None:
         except DataError as error:
             error.hint = "Remove the folder, or give another --output."
             raise
-    if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / MANIFEST).exists() and not (folder / PARTIAL_MANIFEST).exists():
+    if folder.is_dir():
+        # A first attempt that was killed here may have left half of the partial manifest.
+        others = [p for p in folder.iterdir() if not p.name.startswith(f".{PARTIAL_MANIFEST}.")]
+        ours = (folder / MANIFEST).exists() or (folder / PARTIAL_MANIFEST).exists()
+        if others and not ours:
             raise StorageError(
                 f"--output {folder}: the folder holds something else",
                 hint="Give a new or empty folder: everything in it becomes part of the artifact.",

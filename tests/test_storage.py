@@ -140,6 +140,25 @@ def test_leftovers_of_a_killed_attempt_are_not_sealed(tmp_path: Path) -> None:
     assert not (folder / ".half").exists()
 
 
+def test_what_an_attempt_with_other_settings_left_is_not_sealed(tmp_path: Path) -> None:
+    unseal(tmp_path / "a")
+    for name in ("model/of-before", "rows.parquet", "checkpoints/1"):
+        (tmp_path / "a" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "a" / name).write_text("x", encoding="utf-8")
+    unseal(tmp_path / "a", keep="checkpoints")
+    seal(tmp_path / "a", without="checkpoints")
+    assert '"files": []' in (tmp_path / "a" / MANIFEST).read_text(encoding="utf-8")
+    assert (tmp_path / "a" / "checkpoints" / "1").exists()
+
+
+def test_killed_at_its_very_first_write_the_folder_is_still_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / f".{storage.PARTIAL_MANIFEST}.x7f3").write_text("{", encoding="utf-8")
+    unseal(folder)
+    assert [path.name for path in folder.iterdir()] == [storage.PARTIAL_MANIFEST]
+
+
 # ---- gs:// -------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,7 +29,10 @@ JOB, ERROR = "job.json", "error.json"
 
 
 class Job(Record):
-    """What the workers are told: one setting, its checkpoints, and the one to go on from, or ""."""
+    """What the workers are told: one setting, its checkpoints, and the one to go on from, or "".
+
+    stage: the process that waits for them.
+    """
 
     config: dict[str, Any]
     found: str
@@ -37,6 +41,7 @@ class Job(Record):
     remote: str
     kept: int
     identity: dict[str, str]
+    stage: int
 
 
 class Failure(Record):
@@ -78,11 +83,12 @@ def fit(
             remote=checkpoints.remote,
             kept=checkpoints.kept,
             identity=checkpoints.identity,
+            stage=os.getpid(),
         )
         (Path(scratch) / JOB).write_text(job.model_dump_json(), encoding="utf-8")
         port = _free_port()
         workers = [_start(scratch, rank, number, port) for rank in range(number)]
-        with _passing_on_sigterm(workers):
+        with _passing_on_sigterm(workers) as heard:
             code = _wait(workers)
         if (Path(scratch) / ERROR).exists():
             failure = read_json(Path(scratch) / ERROR, Failure)
@@ -90,8 +96,8 @@ def fit(
             error.exit_code = failure.exit_code
             raise error
         code = code if code >= 0 else 128 - code
-        if code == 128 + signal.SIGTERM:
-            sys.exit(code)
+        if heard.is_set() or code == 128 + signal.SIGTERM:
+            sys.exit(128 + signal.SIGTERM)  # also when they were done before it could reach them
         if code:
             raise RaftError(
                 f"a worker ended with exit code {code}",
@@ -122,15 +128,18 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _passing_on_sigterm(workers: "list[subprocess.Popen[bytes]]") -> Iterator[None]:
+def _passing_on_sigterm(workers: "list[subprocess.Popen[bytes]]") -> Iterator[threading.Event]:
+    heard = threading.Event()
+
     def pass_on(*_: object) -> None:
+        heard.set()
         for worker in workers:
             with suppress(ProcessLookupError):
                 worker.terminate()
 
     before = signal.signal(signal.SIGTERM, pass_on)
     try:
-        yield
+        yield heard
     finally:
         signal.signal(signal.SIGTERM, before)
         for worker in workers:
@@ -157,13 +166,14 @@ def _wait(workers: "list[subprocess.Popen[bytes]]") -> int:
 
 def work(scratch: Path) -> None:
     """What a worker does: read the job, and train its share."""
+    job = read_json(scratch / JOB, Job)
+    _end_with(job.stage)
     import torch
 
     from components.models import load_tokenizer
     from components.train.chat import read_examples
     from components.train.trainer import fit as train_alone
 
-    job = read_json(scratch / JOB, Job)
     config = TrainConfig.parse(job.config)
     tokenizer = load_tokenizer(config.base_model)
     checkpoints = Checkpoints(Path(job.folder), job.remote, job.kept, job.identity)
@@ -178,6 +188,21 @@ def work(scratch: Path) -> None:
         sys.exit(error.exit_code)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _end_with(stage: int) -> None:
+    """End this process when the stage has ended.
+
+    A stage that is killed cannot end its workers, and they would go on writing checkpoints beside
+    those of the next attempt.
+    """
+
+    def watch() -> None:
+        while os.getppid() == stage:
+            time.sleep(0.5)
+        os._exit(128 + signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":

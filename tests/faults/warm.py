@@ -8,6 +8,7 @@ It can kill itself with SIGKILL at its n-th change of a file under a folder, and
 one method in a file that outlives it.
 """
 
+import atexit
 import gc
 import importlib
 import json
@@ -172,7 +173,14 @@ def become(order: Order) -> None:
         mind_changes(order)
     from pipelines.cli import main
 
-    main(order.arguments)
+    try:
+        main(order.arguments)
+    except SystemExit as end:
+        # As Python ends, but without clearing away what is loaded: that would copy the mother's
+        # memory into the fork, which is then killed for memory that the command never took.
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        os._exit(int(end.code or 0))
 
 
 def count_calls(method: str, path: str) -> None:

@@ -1,4 +1,7 @@
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +12,8 @@ from components.errors import StorageError
 from components.generate import generate, responses
 from components.generate.config import GenerateConfig
 from components.generate.responses import Reply, Request, Responses
+from tests.conftest import REPOSITORY
 from tests.gcs import Emulator
-from tests.generate.killing import FILES, kill_and_finish
 from tests.generate.teacher_server import TeacherServer, teacher_server
 
 REQUEST = Request(prompt="Where is Kelden?", model="m", max_tokens=10, seed=0)
@@ -99,6 +102,30 @@ def test_pieces_are_published_while_a_run_goes_on(
         assert len(kept) == 4
 
 
+KILLED = """
+import os, signal, sys
+from components.generate.responses import Reply, Request, Responses
+with Responses(sys.argv[1]) as kept:
+    for number in range(3):
+        kept.put(Request(prompt="p", model="m", max_tokens=9, seed=number), Reply(text="x"))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_kill_left_unpublished_on_this_machine_is_not_paid_again(
+    gcs: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    location = "gs://bucket/run/dataset-responses"
+    line = [sys.executable, "-c", KILLED, location]
+    assert subprocess.run(line, cwd=REPOSITORY).returncode == -signal.SIGKILL
+    assert not gcs.names("run/")
+    for _ in range(2):  # published by the first, and not again by the second
+        with Responses(location) as kept:
+            assert len(kept) == 3
+        assert len(gcs.names("run/dataset-responses/")) == 1
+
+
 def settings(texts: Path, output: Path, server: TeacherServer, **more: Any) -> GenerateConfig:
     return GenerateConfig(
         documents=str(texts), output=str(output), teacher="openai",
@@ -135,16 +162,3 @@ def test_responses_lie_beside_the_output_unless_told(texts: Path, tmp_path: Path
     config = GenerateConfig(documents="d", output="gs://bucket/run/dataset/")
     local = config.model_copy(update={"output": "/tmp/x/dataset"})
     assert local.responses_location == "gs://bucket/run/dataset-responses"
-
-
-def test_killed_and_finished_gives_the_same_bytes(texts: Path, tmp_path: Path) -> None:
-    width = 4
-    for number in range(30):
-        (texts / f"more{number}.txt").write_text(f"More{number} was founded in {1900 + number}.")
-    with teacher_server(seconds=0.05) as server:
-        generate.run(settings(texts, tmp_path / "whole", server, teacher_concurrency=width))
-        whole = [(tmp_path / "whole" / name).read_bytes() for name in FILES]
-        kills = 4
-        made, repeated = kill_and_finish(texts, tmp_path / "killed", server, width, kills, seed=1)
-    assert made == whole
-    assert repeated <= kills * width, "more than were under way"

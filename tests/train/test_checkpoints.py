@@ -152,7 +152,7 @@ def test_a_kill_loses_no_more_than_the_interval(
 def test_sigkill_at_a_random_moment(
     world_dataset: Path, demo_model: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    """A process of its own, killed for real; tests/benchmarks/bench_interruptions.py does more."""
+    """A process of its own, killed for real; tests/faults/test_kills.py does more."""
     output = tmp_path / "out"
     flags = []
     for name, value in config(world_dataset, demo_model, output).model_dump(mode="json").items():
