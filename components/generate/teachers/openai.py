@@ -352,7 +352,7 @@ async def _next(
 
 
 def _fault_of(endpoint: str) -> str:
-    """Why a URL cannot be an endpoint; "" if it can. A password in it is not repeated."""
+    """Why a URL cannot be an endpoint; "" if it can."""
     if not endpoint.startswith(("http://", "https://")):
         return f"--teacher-endpoint {endpoint!r}: begins neither with http:// nor https://"
     try:
@@ -361,8 +361,6 @@ def _fault_of(endpoint: str) -> str:
         _ = url.port  # raises if it is none
     except ValueError as error:
         return f"--teacher-endpoint {endpoint!r}: is no URL ({error})"
-    if url.username is not None or url.password is not None:
-        return f"--teacher-endpoint: holds a user name or password; the key goes in {KEY_VARIABLE}"
     if not host:
         return f"--teacher-endpoint {endpoint!r}: names no host"
     if url.query or url.fragment:
