@@ -85,7 +85,9 @@ def test_bombs_are_named_and_counted(texts: Path, tmp_path: Path, tally: Tally) 
     assert done.code == 0, done.said
     report = read_json(tmp_path / "out" / "report.json", GenerationReport)
     found = dict(entry.split(": ", 1) for entry in report.bad_documents)
-    assert found == {name: reason for name, (_, reason) in BOMBS.items()}
+    assert found.keys() == BOMBS.keys()
+    for name, (_, reason) in BOMBS.items():
+        assert found[name] in reason.split(" or "), name
     assert report.documents_bad == Counter(found.values())
     assert report.documents == 10
     for name in BOMBS:
@@ -109,7 +111,7 @@ def test_a_bomb_stops_the_run(texts: Path, tmp_path: Path, name: str) -> None:
     done = generate(texts, tmp_path / "out", *SMALL)
     assert done.code == 2
     assert f"error: {texts / name}" in done.said
-    assert reason in done.said or reason == "malformed rows"
+    assert reason == "malformed rows" or any(one in done.said for one in reason.split(" or "))
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
 
 
