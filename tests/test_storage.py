@@ -96,7 +96,7 @@ def test_a_manifest_cannot_point_outside(tmp_path: Path) -> None:
 
 def test_a_folder_made_by_hand_needs_no_manifest(tmp_path: Path) -> None:
     verify(tmp_path, "--dataset")
-    with pytest.raises(DataError, match=r"no such folder"):
+    with pytest.raises(DataError, match=r"no such file or folder"):
         verify(tmp_path / "nowhere", "--dataset")
 
 
