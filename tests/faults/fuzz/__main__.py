@@ -2,7 +2,7 @@
 
 Every finding is written to corpus/TARGET/ as the JSON of the input, once for each place that it
 fails at, and fuzzing goes on. Without arguments the targets are listed. Needs atheris, which has
-wheels for Linux.
+wheels for Linux: pip install -c constraints.txt --group fuzz
 """
 
 import hashlib
