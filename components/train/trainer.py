@@ -329,7 +329,7 @@ def _trainer_class() -> type["SFTTrainer"]:
     from peft import PeftModel
     from torch.utils.data import Sampler
     from transformers import Trainer
-    from transformers.distributed.utils import is_dtensor
+    from transformers.distributed.utils import gather_full_state_dict, is_dtensor
     from trl import SFTTrainer
 
     class LengthGrouped(Sampler):
@@ -411,8 +411,17 @@ def _trainer_class() -> type["SFTTrainer"]:
             super().log(logs, *args, **named)
 
         def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-            if not self.shares_base:
+            if not self.is_distributed_loading_by_transformers:
                 super().save_model(output_dir, _internal_call)
+            elif not self.shares_base:
+                # All give their shares. A head that is the embeddings would be written twice.
+                state = gather_full_state_dict(self.model)
+                for name in self.model.all_tied_weights_keys:
+                    state.pop(name, None)
+                shares = self.model.config.__dict__.pop("distributed_config")
+                if self.args.should_save:
+                    self._save(output_dir, state_dict=state)
+                self.model.config.distributed_config = shares
             elif self.args.should_save:
                 # The adapter is whole on each process; PEFT would gather the base model as well.
                 state = self.model.state_dict()
