@@ -24,20 +24,23 @@ from components.storage import (
     MANIFEST,
     PARTIAL_MANIFEST,
     ManifestFile,
-    _inside,
-    _locate,
     atomic_write,
+    bucket,
     checksum,
     fetch,
+    fetching,
     find,
     localized,
     publish,
+    publishing,
     put,
     scratch,
     seal,
     unseal,
     verify,
 )
+from components.storage.artifacts import path_inside
+from components.storage.bucket import locate
 from components.summary import SummaryConfig
 from tests.conftest import REPOSITORY
 from tests.gcs import BUCKET, Emulator
@@ -269,8 +272,8 @@ def test_killed_at_twenty_moments_it_is_never_half_there(gcs: Emulator, tmp_path
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An artifact with one file of ten parts, the last of them short."""
-    monkeypatch.setattr(storage, "PART", 2**16)
-    monkeypatch.setattr(storage, "TRANSFERS", 2)
+    monkeypatch.setattr(publishing, "PART", 2**16)
+    monkeypatch.setattr(bucket, "TRANSFERS", 2)
     return fill(tmp_path / "large", 1, 9 * 2**16 + 5)
 
 
@@ -301,8 +304,8 @@ def test_parts_that_do_not_make_the_file_are_thrown_away(
     gcs: Emulator, large: Path, tmp_path: Path
 ) -> None:
     entry = ManifestFile(path="000.bin", size=9 * 2**16 + 5, crc32c=checksum(large / "000.bin"))
-    name, part = next(iter(storage._parts(entry).items()))
-    _locate("gs://bucket")[0].blob(f"a/{name}").upload_from_string(b"x" * part.size)
+    name, part = next(iter(publishing._parts(entry).items()))
+    locate("gs://bucket")[0].blob(f"a/{name}").upload_from_string(b"x" * part.size)
     with pytest.raises(StorageError, match="do not make the file"):
         publish(large, "gs://bucket/a")
     publish(large, "gs://bucket/a")
@@ -315,7 +318,7 @@ def test_a_download_goes_on_where_it_stopped(gcs: Emulator, large: Path, tmp_pat
     copy = tmp_path / "copy"
     copy.mkdir()
     whole = (large / "000.bin").read_bytes()
-    half = storage._half(copy / "000.bin", _locate("gs://bucket")[0].get_blob("a/000.bin"))
+    half = fetching._half(copy / "000.bin", locate("gs://bucket")[0].get_blob("a/000.bin"))
     half.write_bytes(whole[:1000])
     fetch("gs://bucket/a", copy)
     assert gcs.ranges == ["bytes=1000-"]
@@ -436,15 +439,15 @@ def test_the_credentials_of_a_person_name_no_project(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(login))
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
-    bucket, prefix = _locate("gs://bucket/a/b")
+    bucket, prefix = locate("gs://bucket/a/b")
     assert (bucket.name, prefix) == ("bucket", "a/b")
 
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "a\0b", ""])
 def test_a_name_cannot_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match="outside the artifact"):
-        _inside(tmp_path, name)
-    assert _inside(tmp_path, "a/b..c/.d") == tmp_path / "a" / "b..c" / ".d"
+        path_inside(tmp_path, name)
+    assert path_inside(tmp_path, "a/b..c/.d") == tmp_path / "a" / "b..c" / ".d"
 
 
 def test_single_files_are_found_and_put_in_a_bucket_as_in_a_folder(

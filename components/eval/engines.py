@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, Protocol
 
 from components.errors import ConfigError, MissingDependencyError, ModelError
 from components.eval.config import Arm, EvalConfig
+from components.model_files import check_adapter
 from components.models import (
-    check_adapter,
     choose_dtype,
     load_4bit,
     load_config,

@@ -17,7 +17,8 @@ from components.eval.config import EvalConfig
 from components.eval.engines import choose_engine, group_arms
 from components.eval.questions import AskedQuestion, choose_questions, show
 from components.ledger import Ledger, LedgerEntry
-from components.models import check_adapter, choose_dtype
+from components.model_files import check_adapter
+from components.models import choose_dtype
 from components.records import (
     Evaluation,
     QuantizationReport,

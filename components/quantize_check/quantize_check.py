@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from components.errors import DataError, ModelError, OutOfMemory
 from components.ledger import Ledger, peak_memory, stopwatch
+from components.model_files import MERGED
 from components.models import (
-    MERGED,
     check_head_is_untied,
     load_4bit,
     load_model,

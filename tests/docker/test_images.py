@@ -19,7 +19,8 @@ from components.generate import generate
 from components.generate.config import GenerateConfig
 from components.ledger import RunLedger
 from components.records import Evaluation, read_json
-from components.storage import MANIFEST, _locate, fetch, publish, verify
+from components.storage import MANIFEST, fetch, publish, verify
+from components.storage.bucket import locate
 from pipelines import local
 from pipelines.cli import STAGES
 from pipelines.demo.world import articles, write_documents, write_questions
@@ -174,7 +175,7 @@ def test_generate_and_eval_read_and_write_a_bucket(
     images: str, alone: Path, bucket: Emulator, tmp_path: Path
 ) -> None:
     options = (*LOCKED_DOWN, "--network=host", f"--env=STORAGE_EMULATOR_HOST={bucket.url}")
-    there, _ = _locate(SCHEME)
+    there, _ = locate(SCHEME)
     for path in (alone / "questions.json", *alone.glob("docs/*"), *alone.glob("model/*")):
         there.blob(str(path.relative_to(alone))).upload_from_filename(str(path))
     publish(alone / "adapter", f"{SCHEME}/adapter")

@@ -15,7 +15,9 @@ import pytest
 
 from components import storage
 from components.eval.generations import Generations
+from components.records import read_json
 from components.storage import MANIFEST, Manifest, ManifestFile, seal, verify
+from components.storage.bucket import locate
 from components.train.checkpoints import Checkpoints
 from pipelines.cli import main
 from tests.faults.conftest import Tally
@@ -149,7 +151,7 @@ def test_a_sealed_artifact(
     # A manifest beside a file may be anybody's, unless it still looks like one of ours.
     of_a_file = {(MANIFEST, "a flipped bit"), (MANIFEST, "truncated")}
     of_a_file |= {("train.parquet", how) for how in DAMAGES}
-    files = [entry.path for entry in storage.read_json(made[kind] / MANIFEST, Manifest).files]
+    files = [entry.path for entry in read_json(made[kind] / MANIFEST, Manifest).files]
     for name in [*files, MANIFEST]:
         for how in DAMAGES:
             broken, out = tmp_path / "broken", tmp_path / "out"
@@ -510,7 +512,7 @@ def test_on_gcs(
 ) -> None:
     uri = f"gs://{BUCKET}/run/dataset"
     storage.publish(made["dataset"], uri)
-    bucket, prefix = storage._locate(uri)
+    bucket, prefix = locate(uri)
     for name in ("train.jsonl", "report.json", MANIFEST):
         good = (made["dataset"] / name).read_bytes()
         blob = bucket.blob(f"{prefix}/{name}")

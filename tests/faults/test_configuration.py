@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from components.errors import ModelError
-from components.models import SECONDS_OF_A_TEMPLATE, check_adapter, load_model, load_tokenizer
+from components.model_files import SECONDS_OF_A_TEMPLATE, check_adapter
+from components.models import load_model, load_tokenizer
 from components.storage import checksum
 from tests.conftest import Raft
 from tests.faults.conftest import Tally
@@ -468,7 +469,7 @@ def test_chat_templates(
     model: Path, tmp_path: Path, tally: Tally, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("components.models.SECONDS_OF_A_TEMPLATE", SECONDS_OF_A_TEMPLATE / 10)
+    monkeypatch.setattr("components.model_files.SECONDS_OF_A_TEMPLATE", SECONDS_OF_A_TEMPLATE / 10)
     for template, complaint in TEMPLATES.items():
         (model / "chat_template.jinja").write_text(template, encoding="utf-8")
         with pytest.raises(ModelError, match=complaint) as refusal:

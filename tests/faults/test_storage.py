@@ -23,7 +23,7 @@ from components import storage
 from components.errors import AccessError, DataError, RaftError, StorageError
 from components.generate.config import GenerateConfig
 from components.generate.export import ExportConfig
-from components.storage import fetch, publish, seal
+from components.storage import bucket, fetch, publish, seal
 from pipelines.cli import main, run_stage
 from tests.conftest import REPOSITORY
 from tests.faults.conftest import Tally
@@ -168,7 +168,7 @@ def test_storage_that_fails_for_good_never_shows_half(
     tally: Tally,
     fault: int | str,
 ) -> None:
-    monkeypatch.setattr(storage, "SECONDS_OF_RETRIES", 0.05)
+    monkeypatch.setattr(bucket, "SECONDS_OF_RETRIES", 0.05)
     old, new = artifact(tmp_path / "old", "old"), artifact(tmp_path / "new", "newer")
     for number in range(40):
         gcs.fault = lambda method, path: 0
@@ -206,7 +206,7 @@ def test_storage_that_fails_for_good_never_shows_half(
 def test_a_silent_connection_is_left(
     gcs: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tally: Tally
 ) -> None:
-    monkeypatch.setattr(storage, "SECONDS_OF_SILENCE", 0.2)
+    monkeypatch.setattr(bucket, "SECONDS_OF_SILENCE", 0.2)
     folder = artifact(tmp_path / "artifact", "x")
     for number in tally.tries(8):
         gcs.fault = nth(number, SILENT)
@@ -260,7 +260,7 @@ def test_damage_at_rest_is_named(gcs: Emulator, tmp_path: Path) -> None:
 def test_an_object_that_vanishes(gcs: Emulator, tmp_path: Path, made_by_hand: bool) -> None:
     publish(artifact(tmp_path / "artifact", "x"), "gs://bucket/a")
     if made_by_hand:
-        storage._delete(storage._locate("gs://bucket")[0].blob("a/manifest.json"))
+        bucket.delete_object(bucket.locate("gs://bucket")[0].blob("a/manifest.json"))
 
     def vanish(method: str, path: str) -> int:
         if "alt=media" in path and "/a/b?" in path and "a/b" in gcs.names():

@@ -838,16 +838,16 @@ def artifact_manifests(file: str) -> None:
 @target(st.one_of(TEXT, st.text(alphabet="gs:/ab.-_%#?[]\n\0", max_size=24).map("gs://".__add__)))
 def uris(location: str) -> None:
     """A location is understood or refused; none is another one's."""
-    from components import storage
+    from components.storage.bucket import SCHEME, locate, refuse_other_schemes
 
     os.environ["STORAGE_EMULATOR_HOST"] = "http://127.0.0.1:9"
-    if not location.startswith(storage.SCHEME):
+    if not location.startswith(SCHEME):
         with suppress(StorageError):
-            storage._refuse_other_schemes(location)
+            refuse_other_schemes(location)
             assert "://" not in location
         return
     try:
-        bucket, prefix = storage._locate(location)
+        bucket, prefix = locate(location)
     except StorageError as error:
         assert location in str(error)
         return

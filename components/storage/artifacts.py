@@ -1,0 +1,224 @@
+"""Artifacts: folders with a manifest that is written last, by which a reader knows them whole."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+from pydantic import ValidationError
+
+from components.errors import DataError, StorageError
+from components.records import Record, read_json
+from components.storage.files import cannot_write, checksum, checksum_of, make_readable, write_json
+
+MANIFEST = "manifest.json"
+PARTIAL_MANIFEST = "manifest.partial.json"
+LEDGER = "ledger.json"
+FOLDERS_ABOVE = 2  # in which the manifest of an artifact may lie that a file or folder is part of
+AGAIN = (
+    "Run the stage that made this artifact again; or, if it was changed on purpose, remove its "
+    "manifest.json and ledger.json."
+)
+
+
+class ManifestFile(Record):
+    """One file of an artifact: path within it, bytes, and base64 crc32c as GCS spells it."""
+
+    path: str
+    size: int
+    crc32c: str
+
+
+class Manifest(Record):
+    """The listing that makes an artifact whole."""
+
+    files: list[ManifestFile]
+
+
+def unseal(folder: Path, stage: str = "", keep: str = "") -> None:
+    """Mark an artifact as unfinished: it is about to be made or changed.
+
+    What the artifact before consisted of is removed, and what a killed attempt has left behind: if
+    that had other settings, its files would become part of this artifact.
+
+    Args:
+        folder: the artifact.
+        stage: whose artifact it will be; one of another stage is not removed for it.
+        keep: a folder or file in it from which the stage goes on.
+
+    Raises:
+        StorageError: the folder cannot be written, or holds something else than an artifact.
+        DataError: the manifest of the artifact before is damaged, so nobody knows what it had.
+    """
+    before = []
+    if (folder / MANIFEST).exists():
+        try:
+            listed = read_json(folder / MANIFEST, Manifest).files
+            before = [path_inside(folder, entry.path) for entry in listed]
+        except DataError as error:
+            error.hint = "Remove the folder, or give another --output."
+            raise
+    if folder.is_dir():
+        # A first attempt that was killed here may have left half of the partial manifest.
+        others = [p for p in folder.iterdir() if not p.name.startswith(f".{PARTIAL_MANIFEST}.")]
+        ours = (folder / MANIFEST).exists() or (folder / PARTIAL_MANIFEST).exists()
+        if others and not ours:
+            raise StorageError(
+                f"--output {folder}: the folder holds something else",
+                hint="Give a new or empty folder: everything in it becomes part of the artifact.",
+            )
+        if stage and (other := _made_by(folder)) not in ("", stage):
+            raise StorageError(
+                f"--output {folder}: holds what raft {other} wrote",
+                hint="Give a folder of its own, or remove this one first.",
+            )
+        unfinished = not (folder / MANIFEST).exists()
+        try:
+            for leftover in folder.glob("*" if unfinished else ".*"):
+                if leftover.name not in (keep, PARTIAL_MANIFEST):
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        except OSError as error:
+            raise cannot_write(folder, error) from None
+    write_json(folder / PARTIAL_MANIFEST, Manifest(files=[]))
+    if (folder / MANIFEST).exists():
+        # Nothing of the artifact before may end up in the next: a stale adapter would be loaded.
+        for path in before:
+            with suppress(OSError):  # a name that no file of ours has
+                path.unlink()
+        (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def _made_by(folder: Path) -> str:
+    """The stage whose account lies in a folder; "" where none can be read."""
+    try:
+        account = json.loads((folder / LEDGER).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return ""
+    return str(account.get("stage", "")) if isinstance(account, dict) else ""
+
+
+def seal(folder: Path, without: str = "") -> None:
+    """Write the manifest of a finished artifact; the last thing a stage does.
+
+    Args:
+        folder: the artifact.
+        without: a folder or file in it that is no part of the artifact.
+    """
+    files = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if without and f"{name}/".startswith(f"{without}/"):
+            continue
+        if path.is_file() and name not in (MANIFEST, PARTIAL_MANIFEST):
+            make_readable(path)
+            files.append(ManifestFile(path=name, size=path.stat().st_size, crc32c=checksum(path)))
+    write_json(folder / MANIFEST, Manifest(files=files))
+    (folder / PARTIAL_MANIFEST).unlink(missing_ok=True)
+
+
+def verify(location: Path, flag: str) -> None:
+    """Check what lies at a path against the manifest of the artifact that it is, or is part of.
+
+    A folder that people made by hand has no manifest, and is taken as it is. Checksums take as
+    long as reading the files does.
+
+    Args:
+        location: an artifact, or a folder or file of one.
+        flag: the flag that named it, for the message.
+
+    Raises:
+        DataError: it is missing, unfinished or damaged, or its manifest is.
+    """
+    if not location.exists():
+        raise DataError("no such file or folder", path=location, hint=f"Check {flag}.")
+    folder, listed = _manifest_of(location)
+    for entry in listed:
+        path = path_inside(folder, entry.path)
+        if location not in (path, *path.parents):
+            continue
+        if fault := fault_of(path, entry):
+            raise DataError(fault, path=path, hint=AGAIN)
+
+
+def _manifest_of(location: Path) -> tuple[Path, list[ManifestFile]]:
+    """The artifact that a file or folder is part of, and the files that make it whole.
+
+    Raises:
+        DataError: the artifact is unfinished, or its manifest is missing or damaged.
+    """
+    for folder in (location, *location.parents[:FOLDERS_ABOVE]):
+        if (folder / MANIFEST).is_file():
+            try:
+                return folder, read_json(folder / MANIFEST, Manifest).files
+            except DataError as error:
+                if folder == location or b"crc32c" in (folder / MANIFEST).read_bytes():
+                    error.hint = AGAIN
+                    raise
+                continue  # something else of this name
+        if (folder / PARTIAL_MANIFEST).exists():
+            raise not_finished(folder)
+        # Every stage leaves a ledger, and then the manifest; a run's folder may hold one, too.
+        if folder == location and (folder / LEDGER).exists():
+            raise DataError("its manifest.json is missing", path=folder, hint=AGAIN)
+    return location, []
+
+
+def faults(texts: Mapping[str, str], wanted: Callable[[str], bool]) -> dict[str, str]:
+    """What is wrong with an artifact of which `find` gave the wanted texts, by name.
+
+    Args:
+        texts: by name, `manifest.json` among them.
+        wanted: as `find` was given it.
+    """
+    try:
+        listed = Manifest.model_validate_json(texts[MANIFEST]).files
+    except ValidationError:
+        return {MANIFEST: "is damaged"}
+    found = {}
+    for entry in listed:
+        if entry.path not in texts:
+            if wanted(entry.path):
+                found[entry.path] = f"is listed in {MANIFEST} but missing"
+        elif checksum_of([texts[entry.path].encode()]) != entry.crc32c:
+            found[entry.path] = f"is damaged: its crc32c differs from {MANIFEST}"
+    return found
+
+
+def not_finished(place: Path | str) -> DataError:
+    return DataError(
+        "this artifact is not finished: the stage that makes it is still running, or was stopped",
+        path=place,
+        hint="Wait for it, or run that stage again.",
+    )
+
+
+def fault_of(path: Path, entry: ManifestFile) -> str:
+    """What is wrong with a file that a manifest lists; "" if nothing."""
+    try:
+        if not path.is_file():
+            return "is listed in manifest.json but missing"
+    except OSError as error:
+        return f"is listed in manifest.json but cannot be read ({error.strerror})"
+    if path.stat().st_size != entry.size:
+        return f"has {path.stat().st_size} bytes, manifest.json says {entry.size}"
+    if checksum(path) != entry.crc32c:
+        return "is damaged: its crc32c differs from manifest.json"
+    return ""
+
+
+def path_inside(folder: Path, name: str) -> Path:
+    """The path of `name` in a folder; names come from buckets and manifests, so they may lie.
+
+    Raises:
+        DataError: the name leads out of the folder.
+    """
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts or "\0" in name or not relative.parts:
+        raise DataError(f"names a file {name!r}, outside the artifact", path=folder)
+    return folder / relative
+
+
+def entry_of(folder: Path, name: str) -> ManifestFile:
+    path = folder / name
+    return ManifestFile(path=name, size=path.stat().st_size, crc32c=checksum(path))
