@@ -2,6 +2,13 @@
 
 import random
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from components.models import choose_dtype
+from components.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    pass
 
 
 def length_grouped(lengths: Sequence[int], batch_size: int, shuffle: random.Random) -> list[int]:
@@ -36,3 +43,33 @@ def length_grouped(lengths: Sequence[int], batch_size: int, shuffle: random.Rand
         longest = max(range(len(batches)), key=lambda at: max(lengths[row] for row in batches[at]))
         batches[0], batches[longest] = batches[longest], batches[0]
     return [row for batch in batches + rest for row in batch]
+
+
+def packs(config: TrainConfig) -> bool:
+    """Whether the rows of a batch follow each other without padding.
+
+    Only flash attention keeps such rows apart without computing what lies between them; with any
+    other, one long row costs more than short ones side by side.
+    """
+    if config.batching != "auto":
+        return config.batching == "packed"
+    return flash_attention(config) is not None
+
+
+def batching_in_words(config: TrainConfig) -> str:
+    rows = f"{config.batch_size} rows a batch"
+    if packs(config):
+        return f"{rows}, one after another without padding ({flash_attention(config) or 'sdpa'})"
+    return f"{rows}, of like length, padded side by side (no flash attention here)"
+
+
+def flash_attention(config: TrainConfig) -> str | None:
+    """The name of the flash attention that is installed, for 16-bit weights on a GPU."""
+    import torch
+    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+    if not torch.cuda.is_available() or choose_dtype(config.dtype) == torch.float32:
+        return None
+    if is_flash_attn_3_available():
+        return "flash_attention_3"
+    return "flash_attention_2" if is_flash_attn_2_available() else None

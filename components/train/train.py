@@ -24,7 +24,8 @@ from components.train.chat import Examples, read_examples
 from components.train.checkpoints import FINISHED, RUN, Checkpoints
 from components.train.config import SHAPES_WEIGHTS, TrainConfig
 from components.train.report import write_page
-from components.train.trainer import fit, free
+from components.train.shortage import free
+from components.train.trainer import fit
 
 CHECKPOINTS = "checkpoints"
 ANSWERS_IN_A_SWEEP = 100  # rows that every setting answers, to compare them by F1

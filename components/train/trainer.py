@@ -1,48 +1,41 @@
 """TRL's trainer as this stage uses it: the only module here that knows torch and its friends.
 
 What is ours: rows of like length share a batch, in an order that the seed and the pass alone
-decide, so that a resumed run sees the same batches; and a training that SIGTERM stops at the next
-safe point with a checkpoint of the last whole optimizer step.
+decide, so that a resumed run sees the same batches (see `batching`); logits where there is a label;
+and a training that stops at a safe point (see `stopping`).
 """
 
-import errno
-import gc
-import math
 import os
 import random
-import shutil
-import signal
-import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.answers import find_answer
-from components.errors import ConfigError, ModelError, OutOfMemory, StorageError
+from components.errors import ConfigError, ModelError
 from components.ledger import peak_memory
 from components.metrics import score
 from components.models import choose_dtype, load_model
-from components.progress import Task, say, task
-from components.records import LossPoint, TrainingRecord
+from components.progress import say
+from components.records import TrainingRecord
 from components.storage import write_json
 from components.train import optimizer
-from components.train.batching import length_grouped
+from components.train.batching import batching_in_words, flash_attention, length_grouped, packs
 from components.train.chat import Examples, count_tokens
 from components.train.checkpoints import FINISHED, Checkpoints, Run
-from components.train.config import TrainConfig, profiles
+from components.train.config import TrainConfig
 from components.train.memory import GIB, is_split, memory, read_shape
-from components.train.report import above_start, overfits, warnings
+from components.train.record import count_parameters, make_record, reporting, write_events
+from components.train.shortage import explained
+from components.train.stopping import listening_for_sigterm, make_flow, resume
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-    from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
 IGNORED = -100  # the label of a token that carries no loss
-STOPPED = 128 + signal.SIGTERM  # 143, the code of a process that SIGTERM has ended
 
 
 def fit(
@@ -64,31 +57,32 @@ def fit(
     first = os.environ.get("RANK", "0") == "0"  # of several processes, one speaks
     split, said = _splitting(config, tokenizer, examples)
     if first:
-        say(f"  {_batching_in_words(config)}")
+        say(f"  {batching_in_words(config)}")
         if said:
             say(f"  {said}")
     # A model whose every weight is trained is read from the checkpoint, share by share.
     source = str(found[0]) if found and split and config.method == "full" else config.base_model
-    with _explained(config), ExitStack() as held:
+    with explained(config), ExitStack() as held:
         trainer = build(
             config, tokenizer, examples.train, examples.validation, checkpoints.folder,
             split=split, source=source,
         )  # fmt: skip
-        counts = _parameters(trainer.model)  # now: tied weights that are split are two for a while
-        stop = held.enter_context(_listening_for_sigterm())
-        flow = _flow(trainer, config, checkpoints, found, stop)
+        # Now: tied weights that are split are two for a while.
+        counts = count_parameters(trainer.model)
+        stop = held.enter_context(listening_for_sigterm())
+        flow = make_flow(trainer, config, checkpoints, found, stop)
         trainer.add_callback(flow)
         if first:
-            trainer.add_callback(_reporting(held))
+            trainer.add_callback(reporting(held))
         if found is None:
             trainer.train()
         else:
             folder, run = found
             if first:
                 say(f"  going on after step {run.step}, from {folder.name}")
-            _resume(config, trainer, folder)
+            resume(config, trainer, folder)
         flow.complete()
-        record = _record(config, examples, trainer, flow.seconds, counts, said)
+        record = make_record(config, examples, trainer, flow.seconds, counts, said)
         if answers:  # of all processes: they hear SIGTERM together, and may share a model
             scored = _answer_f1(config, trainer, tokenizer, examples.validation[:answers], flow)
             record = record.model_copy(update={"answer_f1": scored})
@@ -96,7 +90,7 @@ def fit(
         def write(folder: Path) -> None:
             trainer.save_model(str(folder))
             _clean(folder)
-            _write_events(folder, trainer.state.log_history)
+            write_events(folder, trainer.state.log_history)
             write_json(folder / "training.json", record)
 
         if first:
@@ -107,78 +101,6 @@ def fit(
     for text in record.warnings if first else ():
         say(f"  {text}")
     return record
-
-
-@contextmanager
-def _explained(config: TrainConfig) -> Iterator[None]:
-    """Turn a lack of memory or of disk into errors that say what to do."""
-    import torch
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = str(error)
-        if _disk_is_full(text):
-            raise _full_disk(config, text) from None
-        no_memory = ("out of memory", "can't allocate memory", "not enough memory")
-        if isinstance(error, RuntimeError) and not any(word in text.lower() for word in no_memory):
-            raise
-        raise OutOfMemory(
-            f"out of memory with {config.batch_size} rows of up to {config.max_tokens} tokens a "
-            f"pass ({text.splitlines()[0][:200] if text else 'no more is known'})",
-            hint=_less_memory(config),
-        ) from None
-    except (OSError, SafetensorError) as error:
-        if not _disk_is_full(str(error)) and getattr(error, "errno", None) != errno.ENOSPC:
-            raise
-        raise _full_disk(config, str(error)) from None
-
-
-def _disk_is_full(text: str) -> bool:
-    return any(
-        words in text.lower()
-        for words in ("no space left on device", "disk quota", "failed writing file")
-    )
-
-
-def _full_disk(config: TrainConfig, text: str) -> StorageError:
-    return StorageError(
-        f"--output {config.output}: the disk is full ({text.splitlines()[0][:200]})",
-        hint="Make room, or lower --checkpoints-kept; the same command goes on from the newest "
-        "whole checkpoint.",
-    )
-
-
-def _less_memory(config: TrainConfig) -> str:
-    """What to lower, the cheapest first; what has been done already is left out."""
-    half = config.batch_size // 2
-    steps = []
-    if not config.gradient_checkpointing:
-        steps.append("--gradient-checkpointing true")
-    if half:
-        twice = config.gradient_accumulation * config.batch_size // half
-        steps.append(f"--batch-size {half} --gradient-accumulation {twice} (the same result)")
-    if config.method == "full":
-        steps.append("--method lora")
-    elif not config.load_in_4bit:
-        steps.append("--load-in-4bit true")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not config.load_in_4bit:
-        steps.append("--sharding full")
-    steps.append("a lower --max-tokens or --rank")
-    return (
-        f"In this order: {'; '.join(steps)}. Add --fresh true: checkpoints of other settings are "
-        "not resumed. `raft plan` says what fits a GPU."
-    )
-
-
-def free() -> None:
-    """Give the GPU memory of one setting back before the next one loads the model."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def build(
@@ -222,36 +144,6 @@ def build(
         ) from None
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def packs(config: TrainConfig) -> bool:
-    """Whether the rows of a batch follow each other without padding.
-
-    Only flash attention keeps such rows apart without computing what lies between them; with any
-    other, one long row costs more than short ones side by side.
-    """
-    if config.batching != "auto":
-        return config.batching == "packed"
-    return _flash_attention(config) is not None
-
-
-def _batching_in_words(config: TrainConfig) -> str:
-    rows = f"{config.batch_size} rows a batch"
-    if packs(config):
-        return f"{rows}, one after another without padding ({_flash_attention(config) or 'sdpa'})"
-    return f"{rows}, of like length, padded side by side (no flash attention here)"
-
-
-def _flash_attention(config: TrainConfig) -> str | None:
-    """The name of the flash attention that is installed, for 16-bit weights on a GPU."""
-    import torch
-    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
-
-    if not torch.cuda.is_available() or choose_dtype(config.dtype) == torch.float32:
-        return None
-    if is_flash_attn_3_available():
-        return "flash_attention_3"
-    return "flash_attention_2" if is_flash_attn_2_available() else None
 
 
 def _splitting(config: TrainConfig, tokenizer: Any, examples: Examples) -> tuple[bool, str]:
@@ -300,7 +192,7 @@ def _model(config: TrainConfig, source: str, split: bool) -> Any:
         options |= {"distributed_config": shares, "device_map": None}
     elif torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
         options["device_map"] = {"": int(os.environ["LOCAL_RANK"])}
-    if packs(config) and (flash := _flash_attention(config)):
+    if packs(config) and (flash := flash_attention(config)):
         options["attn_implementation"] = flash
     dtype = choose_dtype(config.dtype)
     if config.method == "full" and config.dtype == "auto":
@@ -538,333 +430,6 @@ def _answer_f1(
     finally:
         tokenizer.padding_side = side
     return sum(scores) / len(scores)
-
-
-# ---- stopping and going on ----------------------------------------------------------------------
-
-
-@contextmanager
-def _listening_for_sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets instead of ending the process at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # Python hears signals in the main thread only
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if stop.is_set():
-        say("  SIGTERM: stopped when this setting was trained; the same command goes on there")
-        sys.exit(STOPPED)
-
-
-def _resume(config: TrainConfig, trainer: "SFTTrainer", folder: Path) -> None:
-    """Train on from a checkpoint; one of the end only needs to be loaded."""
-    from transformers import TrainerState
-
-    state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
-    if not _is_over(config, state):
-        with suppress(_Over):
-            trainer.train(resume_from_checkpoint=str(folder))
-    else:
-        trainer._load_from_checkpoint(str(folder))
-        trainer.state = state
-
-
-class _Over(Exception):
-    """The validation that a stop had cut off said that the step before was the last."""
-
-
-def _is_over(config: TrainConfig, state: Any) -> bool:
-    """Whether a training has come to its end: its last step, or overfitting where that ends it."""
-    losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-    return state.global_step >= state.max_steps or (config.stop_on_overfitting and overfits(losses))
-
-
-def _flow(
-    trainer: "SFTTrainer",
-    config: TrainConfig,
-    checkpoints: Checkpoints,
-    found: tuple[Path, Run] | None,
-    stop: threading.Event,
-) -> Any:
-    """The callback that decides when to validate, to save and to stop."""
-    import torch
-    from transformers import TrainerCallback
-
-    class Flow(TrainerCallback):
-        """Validates after each pass, saves every so many steps and when SIGTERM has come.
-
-        A checkpoint always holds the state after a whole optimizer step. When SIGTERM comes
-        within one, what the step has done so far to the random numbers and the token count is
-        taken back before the state is saved.
-        """
-
-        def __init__(self) -> None:
-            self.saved = found[1].step if found else 0
-            self.before = found[1].seconds if found else 0.0
-            self.started = time.monotonic()
-            self.last_step: tuple[Any, ...] | None = None
-            self.steps_per_epoch = 1
-            self.stopping = False
-
-        @property
-        def seconds(self) -> float:
-            return self.before + time.monotonic() - self.started
-
-        def on_train_begin(
-            self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any
-        ) -> None:
-            self.started = time.monotonic()
-            trainer.logged = self.started, state.num_input_tokens_seen
-            batches = len(train_dataloader)
-            self.steps_per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
-            if state.global_step % self.steps_per_epoch == 0:
-                self.validate_if_missing()
-                if _is_over(config, state):
-                    raise _Over
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.last_step = _random_state(), state.num_input_tokens_seen
-            last = state.global_step >= state.max_steps
-            if self.asked():
-                control.should_log = control.should_save = True
-                return
-            if trainer.eval_dataset is not None:
-                control.should_evaluate = last or state.global_step % self.steps_per_epoch == 0
-            every = config.checkpoint_steps
-            control.should_save = every > 0 and not last and state.global_step % every == 0
-
-        def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step < state.max_steps and _is_over(config, state):
-                control.should_training_stop = True
-                if trainer.is_world_process_zero():
-                    say(f"  overfitting: stopped after step {state.global_step}")
-
-        def on_log(
-            self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any
-        ) -> None:
-            if "loss" in logs and config.stop_on_divergence:
-                self.stop_if_diverged(state)
-
-        def stop_if_diverged(self, state: Any) -> None:
-            losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-            late = 3 * state.global_step >= state.max_steps
-            if not math.isfinite(losses[-1]):
-                reason = f"the train loss is {losses[-1]}"
-            elif late and above_start(losses):
-                reason = f"the train loss is {losses[-1]:.3f}, and it began at {losses[0]:.3f}"
-            else:
-                return
-            raise ConfigError(
-                f"training diverged: {reason} at step {state.global_step}",
-                hint="Lower --learning-rate, or raise --warmup-ratio, and add --fresh true; "
-                "--stop-on-divergence false would have gone on.",
-            )
-
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.keep()
-
-        def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.leave_if_asked()
-
-        def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.leave_if_asked()
-
-        def keep(self) -> None:
-            step = trainer.state.global_step
-            folder = checkpoints.folder / f"checkpoint-{step}"
-            trainer.accelerator.wait_for_everyone()  # each process writes its random state
-            if trainer.is_world_process_zero():
-                _write_events(folder, trainer.state.log_history)
-                checkpoints.add(folder, step, self.seconds, wait=self.stopping)
-            self.saved = step
-            self.leave_if_asked()
-
-        def asked(self) -> bool:
-            """Whether SIGTERM has come to any of the processes; all get the same answer."""
-            if not self.stopping:
-                heard = torch.tensor(float(stop.is_set()), device=trainer.accelerator.device)
-                self.stopping = bool(trainer.accelerator.reduce(heard).item())
-            return self.stopping
-
-        def leave_if_asked(self) -> None:
-            if not self.asked():
-                return
-            if trainer.state.global_step > self.saved and self.last_step is not None:
-                random_state, trainer.state.num_input_tokens_seen = self.last_step
-                _set_random_state(random_state)
-                trainer._save_checkpoint(trainer.model, None)
-                self.keep()
-            if trainer.is_world_process_zero():
-                say(f"  SIGTERM: stopped after step {self.saved}; the same command goes on there")
-            trainer.accelerator.wait_for_everyone()  # until it is durable
-            sys.exit(STOPPED)
-
-        def complete(self) -> None:
-            """After the last step: what a stop has left out."""
-            self.validate_if_missing()
-
-        def validate_if_missing(self) -> None:
-            step = trainer.state.global_step
-            done = any(
-                "eval_loss" in entry and entry["step"] == step
-                for entry in trainer.state.log_history
-            )
-            if step and trainer.eval_dataset is not None and not done:
-                trainer.evaluate()
-
-    def _random_state() -> tuple[Any, ...]:
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        return random.getstate(), torch.get_rng_state(), cuda
-
-    def _set_random_state(state: tuple[Any, ...]) -> None:
-        random.setstate(state[0])
-        torch.set_rng_state(state[1])
-        if state[2]:
-            torch.cuda.set_rng_state_all(state[2])
-
-    return Flow()
-
-
-# ---- what is told -------------------------------------------------------------------------------
-
-
-def _reporting(bar: ExitStack) -> "TrainerCallback":
-    """A callback that shows a progress bar, opened on `bar` once the number of steps is known."""
-    from transformers import TrainerCallback
-
-    class Reporting(TrainerCallback):
-        progress: Task
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.progress = bar.enter_context(task("training", state.max_steps, "steps"))
-            self.progress.advance(state.global_step)
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.progress.advance()
-
-        def on_log(
-            self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any
-        ) -> None:
-            for name, shown in (("loss", "loss"), ("eval_loss", "validation")):
-                if name in logs and hasattr(self, "progress"):
-                    self.progress.advance(0, **{shown: float(logs[name])})
-
-    return Reporting()
-
-
-def _record(
-    config: TrainConfig,
-    examples: Examples,
-    trainer: "SFTTrainer",
-    seconds: float,
-    counts: tuple[int, int],
-    sharing: str,
-) -> TrainingRecord:
-    tokens = int(trainer.state.num_input_tokens_seen)
-    curve = read_curve(trainer.state.log_history)
-    validated = [point.loss for point in curve if point.split == "validation"]
-    return TrainingRecord(
-        base_model=config.base_model,
-        rows_train=len(examples.train),
-        rows_validation=len(examples.validation),
-        rows_too_long=len(examples.too_long),
-        left_out=examples.too_long,
-        steps=trainer.state.global_step,
-        epochs=config.epochs,
-        trainable_parameters=counts[0],
-        total_parameters=counts[1],
-        tokens=tokens,
-        tokens_per_second=round(tokens / max(seconds, 1e-9), 1),
-        seconds=round(seconds, 3),
-        mfu=_mfu(config, trainer.model, counts, tokens, seconds, len(examples.train)),
-        batching=_batching_in_words(config),
-        sharing=sharing,
-        warnings=warnings(curve),
-        peak_memory_bytes=peak_memory(),
-        curve=curve,
-        validation_loss=validated[-1] if validated else None,
-        settings=config.model_dump(mode="json"),
-    )
-
-
-def _parameters(model: Any) -> tuple[int, int]:
-    """How many parameters are trained, and of how many."""
-    if hasattr(model, "get_nb_trainable_parameters"):  # of PEFT, which counts packed 4-bit right
-        trainable, total = model.get_nb_trainable_parameters()
-        return int(trainable), int(total)
-    return model.num_parameters(only_trainable=True), model.num_parameters()
-
-
-def read_curve(history: list[dict[str, Any]]) -> list[LossPoint]:
-    """The losses by step.
-
-    Raises:
-        ConfigError: training diverged; the adapter is worth nothing.
-    """
-    curve = []
-    for entry in history:
-        for name, split in (("loss", "train"), ("eval_loss", "validation")):
-            if name in entry:
-                loss = float(entry[name])
-                if not math.isfinite(loss):
-                    raise ConfigError(
-                        f"training diverged: the {split} loss is {loss} at step {entry['step']}",
-                        hint="Lower --learning-rate, or raise --warmup-ratio.",
-                    )
-                rate = entry.get("learning_rate")
-                curve.append(
-                    LossPoint(step=entry["step"], loss=loss, split=split, learning_rate=rate)
-                )
-    return curve
-
-
-def _mfu(
-    config: TrainConfig, model: Any, counts: tuple[int, int], tokens: int, seconds: float, rows: int
-) -> float | None:
-    """Model FLOPs utilisation; None where the device's peak is not known.
-
-    FLOPs a token as in PaLM (arXiv 2204.02311, appendix B): 6 for every trained parameter and 4
-    for every frozen one, whose weights need no gradient, and 12 · layers · width · tokens of the
-    row for attention. Embedding and output head are not counted (the head is computed for a few
-    tokens only), nor is what gradient checkpointing computes twice.
-    """
-    import torch
-
-    if not torch.cuda.is_available() or choose_dtype(config.dtype) != torch.bfloat16:
-        return None
-    name = torch.cuda.get_device_name(0)
-    peaks = [entry["bfloat16_tflops"] for entry in profiles().values() if entry["gpu"] == name]
-    if not peaks or not rows:
-        return None
-    shape = model.config.get_text_config()
-    trainable, total = counts
-    outside = 1 if shape.tie_word_embeddings else 2
-    inner = total - outside * shape.vocab_size * shape.hidden_size
-    length = tokens / (rows * config.epochs)
-    a_token: float = 6 * trainable + 4 * max(inner - trainable, 0)
-    a_token += 12 * shape.num_hidden_layers * shape.hidden_size * length
-    peak = float(peaks[0]) * 1e12 * int(os.environ.get("WORLD_SIZE", "1"))
-    return round(float(a_token * tokens / max(seconds, 1e-9) / peak), 4)
-
-
-def _write_events(folder: Path, history: list[dict[str, Any]]) -> None:
-    """The whole history as TensorBoard events, in a folder `tensorboard`.
-
-    Written anew each time, so that a run which was stopped shows as one.
-    """
-    from tensorboardX import SummaryWriter
-
-    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
-        for entry in history:
-            for name, value in entry.items():
-                if name not in ("step", "epoch") and isinstance(value, int | float):
-                    group = "validation" if name.startswith("eval_") else "train"
-                    writer.add_scalar(f"{group}/{name.removeprefix('eval_')}", value, entry["step"])
 
 
 def _clean(folder: Path) -> None:

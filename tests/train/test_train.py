@@ -13,7 +13,8 @@ from components.storage import verify
 from components.train import train
 from components.train.chat import examples
 from components.train.config import TrainConfig
-from components.train.trainer import build, read_curve
+from components.train.record import read_curve
+from components.train.trainer import build
 
 
 def config(dataset: Path, model: Path, output: Path, **settings: Any) -> TrainConfig:
