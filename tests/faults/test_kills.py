@@ -295,7 +295,9 @@ class Chain:
         said = run.said()
         assert "Traceback" not in said and "Exception" not in said, said
         if kind != "SIGTERM":
-            assert run.code == -signal.SIGKILL, said
+            # Where the kernel takes a process of its own instead, the command says what happened.
+            explained = kind == "out of memory" and "error: " in said
+            assert run.code == -signal.SIGKILL or explained, (run.code, said)
             return
         if run.code == -signal.SIGTERM:  # before the command had begun to listen
             assert not said, said
@@ -343,9 +345,12 @@ class Chain:
         assert not left, f"left in TMPDIR: {left}"
         if self.command.name == "train":
             self.count_steps(run, "")
-        check = {"generate": self.check_paid, "train": self.check_steps, "eval": self.check_batches}
-        if self.command.name in check and not self.lost_with_a_machine:
-            check[self.command.name]()
+        if self.command.name == "train":
+            self.check_steps()
+        elif self.command.name == "generate" and not self.lost_with_a_machine:
+            self.check_paid()
+        elif self.command.name == "eval" and not self.lost_with_a_machine:
+            self.check_batches()
 
     def check_paid(self) -> None:
         """Calls: none is missing, and only what was under way at a kill was made twice."""
@@ -368,8 +373,10 @@ class Chain:
 
     def check_steps(self) -> None:
         """Optimizer steps: none is lost to SIGTERM, and no more than the interval to a kill."""
+        # One checkpoint is copied while the next is trained, and may go with the machine.
+        most = 2 * INTERVAL if self.lost_with_a_machine else INTERVAL
         for kind, lost in self.lost:
-            assert 0 <= lost <= (0 if kind == "SIGTERM" else INTERVAL), self.lost
+            assert 0 <= lost <= (0 if kind == "SIGTERM" else most), self.lost
 
     def check_batches(self) -> None:
         """Batches: only the one under way at a kill was generated twice."""
@@ -390,7 +397,6 @@ class Attack:
     def __init__(self, workshop: Workshop, command: Command, place: str, tally: Tally) -> None:
         self.workshop, self.command, self.place, self.tally = workshop, command, place, tally
         self.rng = random.Random(f"{command.name} {place}")
-        self.kinds: Counter[str] = Counter()
         self.lost: list[tuple[str, int]] = []
         self.chain: Chain | None = None
         self.seconds = workshop.whole(command).seconds
@@ -408,7 +414,6 @@ class Attack:
             self._close()
         else:
             pytest.fail("no kill met it alive")
-        self.kinds[kind] += 1
         if self.rng.random() < 0.5:
             self.finish()
 
@@ -476,20 +481,20 @@ class Attack:
                 limit.allow(int(share * self.workshop.whole(self.command).memory))
                 run = chain.start(group=str(limit.folder))
                 run.wait()
-                assert run.code == 0 or limit.kills() == 1, run.said()
+                assert run.code == 0 or limit.kills(), run.said()
             share *= 0.8  # what was kept in caches needed not be there
             return run
 
         self.kill("out of memory", act)
 
     def note(self) -> None:
-        """Say in the table what was done, and what training lost."""
-        kinds = ", ".join(f"{name} {count}" for name, count in sorted(self.kinds.items()))
-        said = f"{self.place}: {kinds}"
+        """Say in the table what training has lost."""
+        said = []
         for kind in sorted({kind for kind, _ in self.lost}):
             lost = [steps for found, steps in self.lost if found == kind]
-            said += f"; steps lost to {kind}: most {max(lost)}, mean {sum(lost) / len(lost):.1f}"
-        self.tally.note(said)
+            said.append(f"at most {max(lost)} to {kind} (mean {sum(lost) / len(lost):.1f})")
+        if said:
+            self.tally.note(f"training, {self.place}: steps lost {', '.join(said)}")
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -551,5 +556,4 @@ def test_out_of_memory(workshop: Workshop, stage: str, tally: Tally) -> None:
     attacks = [Attack(workshop, COMMANDS[stage], place, tally) for place in PLACES]
     for number in tally.tries(1):
         attacks[number % 2].out_of_memory()
-    for attack in attacks:
-        attack.finish()
+        attacks[number % 2].finish()  # calls to the teacher are counted from a chain's start

@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import asdict, dataclass, field
@@ -167,6 +168,7 @@ def become(order: Order) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+    tempfile.tempdir = None  # the mother's, from before TMPDIR was set
     if order.method:
         count_calls(order.method, order.calls)
     if order.under:
