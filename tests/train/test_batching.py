@@ -190,7 +190,7 @@ def test_gradients_in_4_bits_survive_a_validation(
 
 def test_full_and_4_bits_do_not_agree(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot train 4-bit weights"):
-        config(tmp_path, tmp_path, tmp_path, method="full", load_in_4bit=True)
+        config(tmp_path / "d", tmp_path / "m", tmp_path / "o", method="full", load_in_4bit=True)
 
 
 def test_profiles_fill_in_and_flags_win() -> None:
