@@ -128,8 +128,6 @@ class Settings(BaseModel):
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
     )
     stage: ClassVar[str]
-    output_in_input: ClassVar[bool] = False
-    """Whether the output may lie in a folder that is read."""
 
     output: OutputLocation = option(
         help="Folder (local or gs://) that receives the artifact.", group="Output"
@@ -155,6 +153,13 @@ class Settings(BaseModel):
             for kind in places.keys() & set(map(str, field.metadata)):
                 given = value if isinstance(value, tuple) else (value,)
                 places[kind] += [(name, str(location)) for location in given if location]
+        for name, kept in places[KEPT]:
+            for other, target in places[OUTPUT]:
+                if _holds(target, kept):
+                    raise ValueError(
+                        f"{flag(name)} {kept} lies in {flag(other)} {target}, all of which becomes "
+                        f"the artifact; leave {flag(name)} out, or give a folder elsewhere"
+                    )
         for name, source in places[INPUT]:
             if not source.startswith("gs://"):
                 mode = _mode(source)
@@ -164,9 +169,7 @@ class Settings(BaseModel):
                     raise ValueError(f"{flag(name)} {source}: neither a file nor a folder")
             for other, target in places[OUTPUT] + places[KEPT]:
                 cleared = (other, target) in places[OUTPUT]
-                if (cleared and _holds(target, source)) or (
-                    not self.output_in_input and _holds(source, target)
-                ):
+                if (cleared and _holds(target, source)) or _holds(source, target):
                     raise ValueError(
                         f"{flag(other)} {target} and {flag(name)} {source} lie in each other; "
                         f"give {flag(other)} a folder of its own"

@@ -25,6 +25,10 @@ def shown(text: str) -> str:
     return printable(text, keep="\n\\")
 
 
+NO_ROOM = ("No space left on device", "Disk quota exceeded", "File too large")
+"""What the system says about a full disk; libraries put it in errors of their own."""
+
+
 class RaftError(Exception):
     """Something went wrong that we know how to explain."""
 

@@ -3,9 +3,10 @@
 A secret is the value of an environment variable whose name says so (`OPENAI_API_KEY`, `HF_TOKEN`,
 `RAFT_KFP_COOKIES`), what stands in a file that such a variable names (`OPENAI_API_KEY_FILE`,
 `GOOGLE_APPLICATION_CREDENTIALS`), what code that read one elsewhere has told to `keep_secret`, and
-user and password in any URL. Servers repeat keys in their errors, and libraries put them in
-exceptions, so `guarded` cleans all that a command prints, its tracebacks too, and storage what it
-writes. What another process prints to the same terminal is not seen here.
+user and password in any URL that is printed. Servers repeat keys in their errors, and libraries put
+them in exceptions, so `guarded` cleans all that a command prints, its tracebacks too, and storage
+what it writes, where a URL may be a document's own words. What another process prints to the same
+terminal is not seen here.
 """
 
 import base64
@@ -43,10 +44,14 @@ def keep_secret(value: str) -> None:
 
 
 def redact(text: str) -> str:
-    """A text without secrets, however they are spelled: plain, in JSON, URLs or base64."""
+    """A text without the known secrets, however they are spelled: plain, in JSON, URLs, base64."""
     pattern = _pattern()
-    if pattern is not None:
-        text = pattern.sub(SHOWN, text)
+    return text if pattern is None else pattern.sub(SHOWN, text)
+
+
+def _printable(text: str) -> str:
+    """A text without known secrets, and without users and passwords in URLs."""
+    text = redact(text)
     return _IN_URL.sub(f"{SHOWN}@", text) if "://" in text else text
 
 
@@ -128,7 +133,7 @@ class _Clean:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(redact(text))
+        self._stream.write(_printable(text))
         return len(text)
 
     def writelines(self, lines: list[str]) -> None:

@@ -54,9 +54,8 @@ class SummaryConfig(Settings):
     """The folders of a run in, one page out."""
 
     stage: ClassVar[str] = "summary"
-    output_in_input: ClassVar[bool] = True
 
-    folders: TextList = option(
+    folders: TextList = option(  # not Locations: a step of Kubeflow may have others, and says so
         (),
         help="Folders (local or gs://) to read, at any depth, separated by commas: a run's, or "
         "single artifacts.",

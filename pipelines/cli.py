@@ -21,8 +21,8 @@ from typing import Any, NoReturn
 import click
 from pydantic.fields import FieldInfo
 
-from components.config import Settings, allowed_values, flag
-from components.errors import RaftError, shown
+from components.config import INPUT, KEPT, OUTPUT, Settings, allowed_values, flag
+from components.errors import NO_ROOM, RaftError, shown
 from components.redaction import guarded
 
 STAGES = {
@@ -68,9 +68,9 @@ READ_BY_STEP = {"summary": "folders", "merge": "shards"}
 """The setting of a reader that a step of Kubeflow fills with the artifacts it is given."""
 
 USER_ERROR, OUR_ERROR = 2, 1
+TERMINATED = 128 + signal.SIGTERM
 
 # Libraries write too: each has an error of its own, and few say where.
-NO_ROOM = ("No space left on device", "Disk quota exceeded", "File too large")
 NO_PLACE = ("Read-only file system", "No usable temporary directory")
 
 DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -204,7 +204,7 @@ def _as_text(default: object) -> str:
 
 
 def _metavar(name: str, field: FieldInfo) -> str:
-    if any(mark in ("input", "output") for mark in field.metadata):
+    if any(mark in (INPUT, OUTPUT, KEPT) for mark in field.metadata):
         return "MODEL" if name == "base_model" else "PATH"
     kinds: Mapping[object, str] = {
         int: "N",
@@ -216,6 +216,13 @@ def _metavar(name: str, field: FieldInfo) -> str:
         tuple[dict[str, Any], ...]: "JSON",
     }
     return kinds.get(field.annotation, "WORD")
+
+
+def _local_folder(_context: click.Context, _option: click.Parameter, value: str) -> str:
+    """An output of a command that writes on this machine alone."""
+    if "://" in value:
+        raise click.BadParameter(f"{value} is no folder on this machine")
+    return value
 
 
 def _config_loader(module: str, class_name: str) -> Callable[[], type[Settings]]:
@@ -254,7 +261,13 @@ for _name, (_package, _class_name, _summary) in READERS.items():
 
 
 @raft.command(short_help="Run all four stages on a tiny model and invented documents.")
-@click.option("--output", required=True, metavar="DIR", help="Folder for everything the run makes.")
+@click.option(
+    "--output",
+    required=True,
+    metavar="DIR",
+    callback=_local_folder,
+    help="Folder for everything the run makes.",
+)
 @click.option(
     "--seed",
     default=0,
@@ -352,6 +365,7 @@ def plan(
     default="comparison",
     show_default=True,
     metavar="DIR",
+    callback=_local_folder,
     help="Folder that receives comparison.html and comparison.md.",
 )
 @DEBUG
@@ -673,11 +687,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def _run(arguments: list[str]) -> NoReturn:
     try:
         raft.main(args=arguments, prog_name="raft", standalone_mode=False)
-    except _Terminated as stopped:
-        click.echo("stopped by SIGTERM; give the same command again", err=True)
+    except SystemExit as stopped:
+        if stopped.code != TERMINATED:
+            raise
+        if isinstance(stopped, _Terminated):  # train says by itself how far it has come
+            click.echo("stopped by SIGTERM; give the same command again", err=True)
         sys.stdout.flush()
         # Not by way of the interpreter, which would wait for every thread: an upload, a download.
-        os._exit(int(stopped.code or 0))
+        os._exit(TERMINATED)
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except click.ClickException as error:
@@ -699,7 +716,7 @@ class _Terminated(SystemExit):
 
 def _terminate(*_: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is being put away is not cut short
-    raise _Terminated(128 + signal.SIGTERM)
+    raise _Terminated(TERMINATED)
 
 
 def _explain(error: Exception, arguments: Sequence[str]) -> int:
@@ -729,7 +746,8 @@ def _explain(error: Exception, arguments: Sequence[str]) -> int:
 
 def _output(arguments: Sequence[str]) -> str:
     """Where a command was to write, for an error that names no place."""
-    for name, value in itertools.pairwise(arguments):
+    words = itertools.chain.from_iterable(argument.split("=", 1) for argument in arguments)
+    for name, value in itertools.pairwise(words):
         if name == flag("output"):
             return f"{name} {value}: "
     return ""

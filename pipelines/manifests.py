@@ -363,6 +363,7 @@ class Job(Part):
             name: "unset" for name, field in config.model_fields.items() if field.is_required()
         }
         found: dict[str, Any] = {}
+        given: set[str] = set()
         for index, argument in enumerate(self.container.args):
             place = self.place(*CONTAINER, "args", index)
             flag, sign, value = argument.partition("=")
@@ -373,6 +374,9 @@ class Job(Part):
                     f"{self.stage})",
                     hint=f"raft {self.stage} --help shows every flag.",
                 )
+            if name in given:
+                raise ConfigError(f"{place}: {flag} is given twice", hint="Keep one of them.")
+            given.add(name)
             if "$(" not in value:
                 try:
                     found[name] = getattr(config.parse(unset | {name: value}), name)

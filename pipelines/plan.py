@@ -127,6 +127,6 @@ def _lower(config: TrainConfig, gpus: int) -> Iterator[str]:
         yield "--method lora"
     elif not config.load_in_4bit:
         yield "--load-in-4bit true"
-    if not config.load_in_4bit:
+    if not config.load_in_4bit and config.sharding != "none":
         yield f"--processes {2 * gpus}, on as many GPUs"
     yield "a lower --rank or --max-tokens, or a larger GPU"

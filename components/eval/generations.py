@@ -17,10 +17,14 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from components import progress, storage
 from components.errors import StorageError
 from components.records import Record
+from components.redaction import redact
 
 SECONDS_BETWEEN_COPIES = 60.0
 
@@ -29,7 +33,7 @@ class Generation(Record):
     """The new text of one prompt; tokens_out counts the end-of-sequence token too."""
 
     key: str
-    text: str
+    text: Annotated[str, AfterValidator(redact)]
     tokens_in: int
     tokens_out: int
     truncated: bool

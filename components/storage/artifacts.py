@@ -1,6 +1,5 @@
 """Artifacts: folders with a manifest that is written last, by which a reader knows them whole."""
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -31,9 +30,10 @@ class ManifestFile(Record):
 
 
 class Manifest(Record):
-    """The listing that makes an artifact whole."""
+    """The listing that makes an artifact whole, and the stage that made it, where one did."""
 
     files: list[ManifestFile]
+    stage: str = ""
 
 
 def unseal(folder: Path, stage: str = "", keep: str = "") -> None:
@@ -80,7 +80,7 @@ def unseal(folder: Path, stage: str = "", keep: str = "") -> None:
                     shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         except OSError as error:
             raise cannot_write(folder, error) from None
-    write_json(folder / PARTIAL_MANIFEST, Manifest(files=[]))
+    write_json(folder / PARTIAL_MANIFEST, Manifest(files=[], stage=stage))
     if (folder / MANIFEST).exists():
         # Nothing of the artifact before may end up in the next: a stale adapter would be loaded.
         for path in before:
@@ -90,12 +90,11 @@ def unseal(folder: Path, stage: str = "", keep: str = "") -> None:
 
 
 def _made_by(folder: Path) -> str:
-    """The stage whose account lies in a folder; "" where none can be read."""
-    try:
-        account = json.loads((folder / LEDGER).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return ""
-    return str(account.get("stage", "")) if isinstance(account, dict) else ""
+    """The stage that the manifest of a folder names; "" where there is none."""
+    for name in (MANIFEST, PARTIAL_MANIFEST):
+        with suppress(DataError):
+            return read_json(folder / name, Manifest).stage
+    return ""
 
 
 def seal(folder: Path, without: str = "") -> None:
@@ -105,6 +104,7 @@ def seal(folder: Path, without: str = "") -> None:
         folder: the artifact.
         without: a folder or file in it that is no part of the artifact.
     """
+    stage = _made_by(folder)
     files = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -113,7 +113,7 @@ def seal(folder: Path, without: str = "") -> None:
         if path.is_file() and name not in (MANIFEST, PARTIAL_MANIFEST):
             make_readable(path)
             files.append(ManifestFile(path=name, size=path.stat().st_size, crc32c=checksum(path)))
-    write_json(folder / MANIFEST, Manifest(files=files))
+    write_json(folder / MANIFEST, Manifest(files=files, stage=stage))
     (folder / PARTIAL_MANIFEST).unlink(missing_ok=True)
 
 

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -207,4 +208,8 @@ def _end_with(stage: int) -> None:
 
 if __name__ == "__main__":
     with guarded():
-        work(Path(sys.argv[1]))
+        try:
+            work(Path(sys.argv[1]))
+        except Exception:
+            traceback.print_exc()  # here, where secrets are taken out of it
+            sys.exit(1)

@@ -1,13 +1,12 @@
 """A training that has too little memory or disk: errors that say what to lower."""
 
-import errno
 import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from components.errors import OutOfMemory, StorageError
+from components.errors import NO_ROOM, OutOfMemory, StorageError
 from components.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -35,16 +34,13 @@ def explained(config: TrainConfig) -> Iterator[None]:
             hint=_less_memory(config),
         ) from None
     except (OSError, SafetensorError) as error:
-        if not _disk_is_full(str(error)) and getattr(error, "errno", None) != errno.ENOSPC:
+        if not _disk_is_full(str(error)):
             raise
         raise _full_disk(config, str(error)) from None
 
 
 def _disk_is_full(text: str) -> bool:
-    return any(
-        words in text.lower()
-        for words in ("no space left on device", "disk quota", "failed writing file")
-    )
+    return any(words in text for words in (*NO_ROOM, "failed writing file"))
 
 
 def _full_disk(config: TrainConfig, text: str) -> StorageError:
@@ -66,9 +62,10 @@ def _less_memory(config: TrainConfig) -> str:
         steps.append(f"--batch-size {half} --gradient-accumulation {twice} (the same result)")
     if config.method == "full":
         steps.append("--method lora")
-    elif not config.load_in_4bit:
+    elif not config.load_in_4bit and config.sharding != "full":
         steps.append("--load-in-4bit true")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not config.load_in_4bit:
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and not config.load_in_4bit and config.sharding != "full":
         steps.append("--sharding full")
     steps.append("a lower --max-tokens or --rank")
     return (

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from components import storage
-from components.errors import ConfigError, DataError
+from components.errors import DataError
 from components.ledger import Ledger
 from components.models import fingerprint, load_tokenizer
 from components.progress import headline, say
@@ -195,12 +195,6 @@ def _places(config: TrainConfig, numbers: Iterable[int] | None = None) -> list[C
     """Where the checkpoints of each setting lie, or of the settings with these numbers."""
     local, remote = Path(config.output) / CHECKPOINTS, config.checkpoints
     if not remote.startswith(storage.SCHEME):
-        given = Path(remote or local).resolve()
-        if given != local.resolve() and Path(config.output).resolve() in (given, *given.parents):
-            raise ConfigError(
-                f"--checkpoints {remote}: lies in --output, whose files all become the adapter",
-                hint=f"Leave it out, for {CHECKPOINTS}/ there, or give a folder elsewhere.",
-            )
         local, remote = Path(remote or local), ""
     return [
         Checkpoints(

@@ -146,12 +146,25 @@ def test_outputs_on_inputs(
     ]  # fmt: skip
     for output, complaint in attacks:
         assert complaint in refused(raft, "export", "--dataset", dataset, "--output", output)
+    # What other commands wrote is as safe, and what is kept is not cleared with the artifact.
+    exported = tmp_path / "exported"
+    assert raft("export", "--dataset", dataset, "--output", exported).returncode == 0
+    before = contents(tmp_path)
+    assert "holds what raft export wrote" in refused(
+        raft, "generate", "--documents", texts, "--output", exported
+    )
+    assert "all of which becomes the artifact" in refused(
+        raft, "generate", "--documents", texts, "--output", tmp_path / "new", "--responses",
+        tmp_path / "new" / "kept",
+    )  # fmt: skip
+    for command in (["demo"], ["compare", dataset]):
+        assert "is no folder on this machine" in refused(raft, *command, "--output", "gs://b/x")
     # The stages that load models ask the same, before they load any.
     assert each_other in refused(
         raft, "train", "--dataset", dataset, "--base-model", demo_model, "--output", dataset
     )
     assert contents(tmp_path) == before
-    tally.tried(5 + 1 + len(attacks) + 1)
+    tally.tried(5 + 1 + len(attacks) + 4 + 1)
 
 
 @pytest.mark.fault(

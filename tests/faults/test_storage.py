@@ -201,7 +201,7 @@ def test_storage_that_fails_for_good_never_shows_half(
 @pytest.mark.fault(
     KIND,
     "a connection is silent for a minute, at each request of a publication and a fetch",
-    "left after --seconds of silence, and asked again",
+    "left after the seconds of silence that are allowed, and asked again",
 )
 def test_a_silent_connection_is_left(
     gcs: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tally: Tally

@@ -58,6 +58,8 @@ TOLERATION = "          operator: Equal\n          value: present\n          eff
 MOUNT = "            - name: shm\n              mountPath: /dev/shm\n"
 IMAGE = "image: raft-train:0.1.0"
 
+OUTPUT = "            - --output=$(RAFT_RUN)/adapter\n"
+
 FAULTS: dict[str, tuple[str, str, str]] = {
     # The list that offline validators missed.
     "GPU request without limit": (f"{MEMORY}{GPU}          securityContext",
@@ -84,6 +86,8 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     "negative memory": (MEMORY, MEMORY.replace("64", "-64"), "not a quantity"),
     "cpu in percent": ('cpu: "8"', "cpu: 80%", "cores such as 8"),
     "no restartPolicy": ("      restartPolicy: Never\n", "", "restartPolicy: is missing"),
+    "flag given twice": (OUTPUT, f"{OUTPUT}            - --output=gs://b/x\n",
+                         "--output is given twice"),
     "key written twice": (MEMORY, MEMORY + MEMORY, "memory is written twice, first in line"),
     "GPU unknown to GKE": (SELECTOR, SELECTOR.replace("tesla-", ""), "is no GPU of GKE (allowed: "),
     "selector that is true": (SELECTOR, f"{SELECTOR}        cloud.google.com/gke-spot: true\n",
@@ -179,7 +183,7 @@ def test_a_fault_in_a_job_is_found_in_its_line(name: str, tmp_path: Path) -> Non
 
 
 def test_so_many_faults_are_tried() -> None:
-    assert (len(FAULTS), len(SURROUNDINGS), len(MUTATIONS)) == (67, 24, 69)
+    assert (len(FAULTS), len(SURROUNDINGS), len(MUTATIONS)) == (68, 24, 69)
 
 
 MATCH = "    matchLabels:\n      app.kubernetes.io/name: raft"

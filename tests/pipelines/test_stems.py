@@ -11,6 +11,7 @@ from packaging.requirements import Requirement
 from pipelines.cli import STAGES, raft
 from tests.conftest import REPOSITORY
 from tests.pipelines.conftest import tasks_of
+from tests.test_house import imports
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 BASE = REPOSITORY / "k8s" / "base"
@@ -133,3 +134,17 @@ def test_images_that_load_a_model_have_the_same_libraries_below() -> None:
         assert below.items() <= pins(lock).items(), lock
         assert below["torch"].endswith("+cpu") == lock.stem.endswith("cpu")
     assert "torch" not in pins(REPOSITORY / "images" / "generate" / "requirements.txt")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_image_gets_every_room_that_its_code_imports(stage: str) -> None:
+    dockerfile = (REPOSITORY / "images" / stage / "Dockerfile").read_text()
+    copied = set(re.findall(r"^COPY components/(\w+)/ ", dockerfile, re.MULTILINE))
+    assert stage.replace("-", "_") in copied
+    components = REPOSITORY / "components"
+    files = [*components.glob("*.py"), *(p for c in copied for p in (components / c).rglob("*.py"))]
+    rooms = {path.name for path in components.iterdir() if (path / "__init__.py").exists()}
+    ours = {room.replace("-", "_") for room in STAGES}
+    for path in files:
+        used = {name.split(".")[1] for name in imports(path) if name.startswith("components.")}
+        assert used & rooms - ours <= copied, path
