@@ -24,6 +24,7 @@ import yaml
 
 from components import redaction
 from components.generate.teachers import circuit
+from components.storage import bucket
 from pipelines.cli import main
 from pipelines.cluster import submit
 from tests.conftest import REPOSITORY
@@ -257,7 +258,10 @@ def test_passwords_in_urls(
 
 @pytest.mark.fault("Secrets", "a Google key that cannot be used", "found nowhere")
 @pytest.mark.parametrize("debug", [False, True])
-def test_a_google_key(tmp_path: Path, given: Path, leave: Leave, debug: bool) -> None:
+def test_a_google_key(
+    tmp_path: Path, given: Path, leave: Leave, debug: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket, "SECONDS_OF_RETRIES", 0.5)  # nobody answers for a token
     for text in (None, "{", SECRETS["google"], json.dumps([SECRETS["google"]])):
         if text is not None:
             (given / "google.json").write_text(text)
