@@ -690,11 +690,8 @@ def _run(arguments: list[str]) -> NoReturn:
     except SystemExit as stopped:
         if stopped.code != TERMINATED:
             raise
-        if isinstance(stopped, _Terminated):  # train says by itself how far it has come
-            click.echo("stopped by SIGTERM; give the same command again", err=True)
-        sys.stdout.flush()
-        # Not by way of the interpreter, which would wait for every thread: an upload, a download.
-        os._exit(TERMINATED)
+        # Train says by itself how far it has come.
+        _leave("stopped by SIGTERM; give the same command again" * isinstance(stopped, _Terminated))
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except click.ClickException as error:
@@ -704,6 +701,8 @@ def _run(arguments: list[str]) -> NoReturn:
         click.echo("interrupted", err=True)
         sys.exit(130)
     except Exception as error:
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:  # which a library made this of
+            _leave("stopped by SIGTERM; give the same command again")
         if "--debug" in arguments:
             traceback.print_exc()  # here, where secrets are taken out of it
         sys.exit(_explain(error, arguments))
@@ -717,6 +716,14 @@ class _Terminated(SystemExit):
 def _terminate(*_: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is being put away is not cut short
     raise _Terminated(TERMINATED)
+
+
+def _leave(message: str) -> NoReturn:
+    """End at SIGTERM, not by way of the interpreter: it would wait for every transfer's thread."""
+    if message:
+        click.echo(message, err=True)
+    sys.stdout.flush()
+    os._exit(TERMINATED)
 
 
 def _explain(error: Exception, arguments: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -49,19 +50,29 @@ def generate(documents: Path, output: Path, *flags: str) -> Done:
     """The real command; its memory includes that of the processes that it waited for."""
     command = [sys.executable, "-m", "pipelines", "generate", "--documents", str(documents)]
     started = time.monotonic()
-    with subprocess.Popen(
-        [*command, "--output", str(output), *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        cwd=REPOSITORY,
-    ) as process:
-        assert process.stdout is not None
-        said = process.stdout.read().decode()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+    with tempfile.NamedTemporaryFile() as told:
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURED, told.name, *command, "--output", str(output), *flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=REPOSITORY,
+        )
+        kilobytes = int(told.read())
     seconds = time.monotonic() - started
+    said = done.stdout.decode()
     assert "Traceback" not in said
-    return Done(process.returncode, said, seconds, usage.ru_maxrss * 1024)
+    return Done(done.returncode, said, seconds, kilobytes * 1024)
+
+
+# A process of its own between: what a process starts has at first its peak of memory, and that of
+# the tests is large.
+MEASURED = """
+import pathlib, resource, subprocess, sys
+code = subprocess.run(sys.argv[2:]).returncode
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+pathlib.Path(sys.argv[1]).write_text(str(peak))
+sys.exit(code)
+"""
 
 
 def rows(output: Path) -> list[RaftRow]:

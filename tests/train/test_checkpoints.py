@@ -396,7 +396,7 @@ def test_a_step_of_the_pipeline_has_its_checkpoints_beside_its_artifact(
     message = tmp_path / "announced.json"
     step = {"outputs": {"artifacts": {"adapter": {"artifacts": [artifact]}}}}
     step["outputs"]["outputFile"] = str(message)
-    given = {"dataset": str(tmp_path), "base_model": "m", "output": str(tmp_path / "out")}
+    given = {"dataset": str(tmp_path / "d"), "base_model": "m", "output": str(tmp_path / "out")}
     run_step(TrainConfig, dict(given), json.dumps(step))
     assert seen == [expected]
     assert uri in message.read_text(encoding="utf-8")

@@ -158,13 +158,13 @@ def test_a_model_that_is_not_there(world_dataset: Path, tmp_path: Path) -> None:
 def test_a_gated_model_says_what_to_do(
     world_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError("You are trying to access a gated repo.\n401 Client Error.")
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", refuse)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", refuse)
     with pytest.raises(ModelError, match="gated repo") as refused:
         train.run(config(world_dataset, Path("meta-llama/Llama"), tmp_path / "out"))
     for step in ("licence on the page of meta-llama/Llama", "HF_TOKEN", "create secret generic"):
