@@ -2,27 +2,32 @@
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from components.models import choose_dtype
 from components.train.config import TrainConfig
 
-if TYPE_CHECKING:
-    pass
+PASS_TOKENS = 256
+"""What a pass costs beside its tokens, in tokens: weights are read and kernels are started again.
+
+Measured on a CPU (tests/benchmarks/bench_train.py); on a GPU not measured.
+"""
 
 
-def length_grouped(lengths: Sequence[int], batch_size: int, shuffle: random.Random) -> list[int]:
+def length_grouped(
+    lengths: Sequence[int], batch_size: int, shuffle: random.Random, *, in_passes: bool = False
+) -> list[int]:
     """An order of the rows in which batches hold rows of like length, so little is padding.
 
     Rows are shuffled and cut into pools of 8 to 50 batches; each pool is sorted by length and cut
-    into batches, and the batches are shuffled. The batch with the longest row comes first, so that
-    a lack of memory shows at once. A batch that is not full stays the last. Where one pool holds
-    all rows, lengths are blurred a little, so that the same rows do not meet in every pass.
+    into batches, and the batches are shuffled. The batch that takes the most memory comes first, so
+    that a lack of it shows at once. A batch that is not full stays the last. Where one pool holds
+    all rows, lengths are blurred a little, so that the same rows do not meet in every epoch.
 
     Args:
         lengths: tokens of each row.
         batch_size: rows in a batch.
         shuffle: the only source of chance.
+        in_passes: batches are computed in `passes`.
 
     Returns:
         Every index once.
@@ -39,10 +44,47 @@ def length_grouped(lengths: Sequence[int], batch_size: int, shuffle: random.Rand
     # Only the last pool can end in a batch that is not full.
     rest = [batches.pop()] if batches and len(batches[-1]) < batch_size else []
     shuffle.shuffle(batches)
+
+    def tokens_at_once(at: int) -> int:
+        batch = [lengths[row] for row in batches[at]]
+        together = passes(batch) if in_passes else [list(range(len(batch)))]
+        return max(len(rows) * max(batch[row] for row in rows) for rows in together)
+
     if batches:
-        longest = max(range(len(batches)), key=lambda at: max(lengths[row] for row in batches[at]))
-        batches[0], batches[longest] = batches[longest], batches[0]
+        largest = max(range(len(batches)), key=tokens_at_once)
+        batches[0], batches[largest] = batches[largest], batches[0]
     return [row for batch in batches + rest for row in batch]
+
+
+def passes(lengths: Sequence[int]) -> list[list[int]]:
+    """The rows of a batch, cut into passes such that padding and passes together cost least.
+
+    One long row among short ones would otherwise be computed as often as the batch has rows. The
+    gradients of the passes add up to the batch's.
+
+    Args:
+        lengths: tokens of each row.
+
+    Returns:
+        Every index once, in passes of falling length.
+    """
+    rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    # For the first n rows, longest first: the least cost, and where its last pass begins.
+    best = [(0, 0)]
+    for end in range(1, len(rows) + 1):
+        best.append(
+            min(
+                (best[start][0] + PASS_TOKENS + (end - start) * lengths[rows[start]], start)
+                for start in range(end)
+            )
+        )
+    found = []
+    end = len(rows)
+    while end:
+        start = best[end][1]
+        found.append(rows[start:end])
+        end = start
+    return found[::-1]
 
 
 def packs(config: TrainConfig) -> bool:

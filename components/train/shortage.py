@@ -4,13 +4,9 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from components.errors import NO_ROOM, OutOfMemory, StorageError
 from components.train.config import TrainConfig
-
-if TYPE_CHECKING:
-    pass
 
 
 @contextmanager

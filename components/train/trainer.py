@@ -1,6 +1,6 @@
 """TRL's trainer as this stage uses it: the only module here that knows torch and its friends.
 
-What is ours: rows of like length share a batch, in an order that the seed and the pass alone
+What is ours: rows of like length share a batch, in an order that the seed and the epoch alone
 decide, so that a resumed run sees the same batches (see `batching`); logits where there is a label;
 and a training that stops at a safe point (see `stopping`).
 """
@@ -22,7 +22,13 @@ from components.progress import say
 from components.records import TrainingRecord
 from components.storage import write_json
 from components.train import optimizer
-from components.train.batching import batching_in_words, flash_attention, length_grouped, packs
+from components.train.batching import (
+    batching_in_words,
+    flash_attention,
+    length_grouped,
+    packs,
+    passes,
+)
 from components.train.chat import Examples, count_tokens
 from components.train.checkpoints import FINISHED, Checkpoints, Run
 from components.train.config import TrainConfig
@@ -225,10 +231,11 @@ def _trainer_class() -> type["SFTTrainer"]:
     from trl import SFTTrainer
 
     class LengthGrouped(Sampler):
-        """Rows in batches of like length; every pass has an order of its own."""
+        """Rows in batches of like length; every epoch has an order of its own."""
 
-        def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        def __init__(self, lengths: list[int], batch_size: int, seed: int, in_passes: bool) -> None:
             self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+            self.in_passes = in_passes
             self.epoch = 0
 
         def set_epoch(self, epoch: int) -> None:
@@ -239,7 +246,9 @@ def _trainer_class() -> type["SFTTrainer"]:
 
         def __iter__(self) -> Iterator[int]:
             shuffle = random.Random(f"{self.seed} {self.epoch}")
-            return iter(length_grouped(self.lengths, self.batch_size, shuffle))
+            return iter(
+                length_grouped(self.lengths, self.batch_size, shuffle, in_passes=self.in_passes)
+            )
 
     class AnswerTrainer(SFTTrainer):
         logged = (time.monotonic(), 0)  # when the loss was last told, and the tokens until then
@@ -249,7 +258,29 @@ def _trainer_class() -> type["SFTTrainer"]:
             lengths = [len(ids) for ids in rows["input_ids"]]
             # All processes share a batch, so that none waits for the one with the longest rows.
             together = self.args.train_batch_size * self.args.world_size
-            return LengthGrouped(lengths, together, self.args.seed)
+            return LengthGrouped(lengths, together, self.args.seed, self.in_passes)
+
+        @property
+        def in_passes(self) -> bool:
+            """Whether a batch may take several passes: padded rows, and no other process waits."""
+            return not self.padding_free and self.args.world_size == 1
+
+        def training_step(
+            self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+        ) -> Any:
+            """Loss of a batch, whose gradients are added to those that are there.
+
+            Rows that padding would make much longer are computed in a pass of their own.
+            """
+            if not self.in_passes or num_items_in_batch is None:
+                return super().training_step(model, inputs, num_items_in_batch)
+            lengths = inputs["attention_mask"].sum(dim=1).tolist()
+            total: Any = 0
+            for rows in passes(lengths):
+                longest = max(lengths[row] for row in rows)
+                part = {name: values[rows, :longest] for name, values in inputs.items()}
+                total += super().training_step(model, part, num_items_in_batch)
+            return total
 
         def compute_loss(
             self,

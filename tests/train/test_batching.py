@@ -1,5 +1,6 @@
 """Which rows share a batch, that it changes no loss, and that logits are few."""
 
+import itertools
 import random
 import shutil
 from pathlib import Path
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 from components.errors import ConfigError, DataError
 from components.models import load_tokenizer
 from components.records import RaftRow, TrainingRecord, read_json, read_jsonl
-from components.train import train, trainer
-from components.train.batching import length_grouped
+from components.train import batching, train, trainer
+from components.train.batching import PASS_TOKENS, length_grouped, passes
 from components.train.chat import examples
 from components.train.config import TrainConfig, profiles
 
@@ -50,6 +51,36 @@ def test_grouping_spares_padding() -> None:
     order = length_grouped(lengths, 8, chance)
     assert padded(order) < 1.1 * sum(lengths) < 1.5 * sum(lengths) < padded(list(range(1000)))
     assert order != length_grouped(lengths, 8, chance), "another order in every pass"
+
+
+@given(st.lists(st.integers(1, 4000), min_size=1, max_size=7))
+def test_passes_cost_as_little_as_any_cuts(lengths: list[int]) -> None:
+    found = passes(lengths)
+    assert sorted(row for rows in found for row in rows) == list(range(len(lengths)))
+    falling = sorted(lengths, reverse=True)
+    assert [lengths[row] for rows in found for row in rows] == falling
+
+    def cost(parts: list[list[int]]) -> int:
+        return sum(PASS_TOKENS + len(part) * max(part) for part in parts)
+
+    def cut(at: tuple[int, ...]) -> list[list[int]]:
+        return [falling[a:b] for a, b in itertools.pairwise((0, *at, len(falling)))]
+
+    places = range(1, len(lengths))
+    every = (at for count in range(len(lengths)) for at in itertools.combinations(places, count))
+    assert cost([[lengths[row] for row in rows] for rows in found]) == min(
+        cost(cut(at)) for at in every
+    )
+
+
+def test_one_long_row_has_a_pass_of_its_own_and_like_ones_share() -> None:
+    assert passes([75, 75, 4000, 75]) == [[2], [0, 1, 3]]
+    assert passes([500] * 8) == [list(range(8))]
+    # Eight rows of 800 tokens take more memory at once than one of 4,000, and than seven of 800.
+    lengths = [4000] + [800] * 15
+    for in_passes, longest in ((False, 4000), (True, 800)):
+        order = length_grouped(lengths, 8, random.Random(0), in_passes=in_passes)
+        assert max(lengths[row] for row in order[:8]) == longest
 
 
 def row_losses(made: Any, rows: list[dict[str, Any]]) -> list[float]:
@@ -95,9 +126,9 @@ def test_packed_and_padded_rows_have_the_losses_of_rows_alone(
 ) -> None:
     tokenizer, kept, rows = tokenized
     alone: list[float] = []
-    for batching in ("grouped", "packed"):
-        settings = config(world_dataset, demo_model, tmp_path / batching, batching=batching)
-        made = trainer.build(settings, tokenizer, kept, [], tmp_path / batching)
+    for way in ("grouped", "packed"):
+        settings = config(world_dataset, demo_model, tmp_path / way, batching=way)
+        made = trainer.build(settings, tokenizer, kept, [], tmp_path / way)
         made.model.set_attn_implementation(attention)
         # An adapter that does something: fresh ones add nothing.
         torch.manual_seed(0)
@@ -108,8 +139,47 @@ def test_packed_and_padded_rows_have_the_losses_of_rows_alone(
         torch.nn.Module.train(made.model, training)
         if not alone:
             alone = [row_losses(made, [row])[0] for row in rows]
-        assert row_losses(made, rows) == pytest.approx(alone, rel=1e-4), batching
+        assert row_losses(made, rows) == pytest.approx(alone, rel=1e-4), way
     assert len({round(loss, 3) for loss in alone}) == 3
+
+
+def test_a_batch_in_passes_has_its_loss_and_gradients(
+    tokenized: Any,
+    world_dataset: Path,
+    demo_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenizer, kept, rows = tokenized
+    settings = config(world_dataset, demo_model, tmp_path / "out", dropout=0.0)
+    made = trainer.build(settings, tokenizer, kept, [], tmp_path / "out")
+    made.create_optimizer()
+    made.current_gradient_accumulation_steps = 1
+    count = torch.tensor(sum(label != -100 for row in rows for label in row["labels"][1:]))
+    widths: list[int] = []
+    counted = made.model.register_forward_pre_hook(
+        lambda _, __, named: widths.append(named["input_ids"].shape[1]), with_kwargs=True
+    )
+
+    def step() -> tuple[float, dict[str, torch.Tensor]]:
+        widths.clear()
+        made.model.zero_grad()
+        loss = made.training_step(made.model, made.data_collator(rows), count)
+        named = made.model.named_parameters()
+        found = {name: weight.grad.clone() for name, weight in named if weight.grad is not None}
+        return loss.item(), found
+
+    monkeypatch.setattr(batching, "PASS_TOKENS", 0)
+    loss, gradients = step()
+    assert widths == sorted({len(row["input_ids"]) for row in rows}, reverse=True)
+    monkeypatch.setattr(batching, "PASS_TOKENS", 10**9)
+    together, expected = step()
+    assert len(widths) == 1
+    counted.remove()
+    assert loss == pytest.approx(together, rel=1e-5)
+    assert gradients.keys() == expected.keys() and len(expected) > 20
+    assert all(torch.allclose(gradients[name], expected[name], atol=1e-6) for name in expected)
+    assert sum(gradient.abs().sum().item() for gradient in expected.values()) > 0
 
 
 def test_the_loss_is_that_of_all_logits(
