@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 
 from components.models import choose_dtype
+from components.train import varlen
 from components.train.config import TrainConfig
 
 PASS_TOKENS = 256
@@ -106,7 +107,7 @@ def batching_in_words(config: TrainConfig) -> str:
 
 
 def flash_attention(config: TrainConfig) -> str | None:
-    """The name of the flash attention that is installed, for 16-bit weights on a GPU."""
+    """What transformers calls the flash attention that is here, for 16-bit weights on a GPU."""
     import torch
     from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
@@ -114,4 +115,6 @@ def flash_attention(config: TrainConfig) -> str | None:
         return None
     if is_flash_attn_3_available():
         return "flash_attention_3"
-    return "flash_attention_2" if is_flash_attn_2_available() else None
+    if is_flash_attn_2_available():
+        return "flash_attention_2"
+    return varlen.NAME if varlen.works() else None

@@ -79,7 +79,7 @@ def train(
         processes: Processes that share the rows of a step; 0 is one for each GPU.
         sharding: none, full to share one copy of the model among the processes (FSDP2), or auto:
             full where a whole one does not fit a GPU.
-        batching: packed, grouped by length, or auto: packed where flash attention is installed.
+        batching: packed, grouped by length, or auto: packed where a GPU has flash attention.
         load_in_4bit: Keep the base model in 4 bits under the adapter (QLoRA).
         gradient_checkpointing: Compute activations twice to save GPU memory.
         dtype: Type of the weights: auto, bfloat16 or float32; auto fits the GPU.

@@ -156,7 +156,7 @@ class TrainConfig(StageConfig):
     batching: Literal["auto", "packed", "grouped"] = option(
         "auto",
         help="packed: the rows of a batch one after another, without padding; grouped: rows of "
-        "like length padded side by side; auto packs where flash attention is installed.",
+        "like length padded side by side; auto packs where a GPU has flash attention.",
         group="Hardware",
     )
     load_in_4bit: bool = option(

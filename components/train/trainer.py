@@ -21,7 +21,7 @@ from components.models import choose_dtype, load_model
 from components.progress import say
 from components.records import TrainingRecord
 from components.storage import write_json
-from components.train import optimizer
+from components.train import optimizer, varlen
 from components.train.batching import (
     batching_in_words,
     flash_attention,
@@ -199,6 +199,7 @@ def _model(config: TrainConfig, source: str, split: bool) -> Any:
     elif torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
         options["device_map"] = {"": int(os.environ["LOCAL_RANK"])}
     if packs(config) and (flash := flash_attention(config)):
+        varlen.register()
         options["attn_implementation"] = flash
     dtype = choose_dtype(config.dtype)
     if config.method == "full" and config.dtype == "auto":

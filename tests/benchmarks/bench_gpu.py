@@ -1,7 +1,7 @@
 """Training at the shape of Llama-3-8B, with random weights, on one GPU.
 
 Rank 64 on all linear layers, 100 rows of 512 tokens in batches of eight (4,096 tokens; packed where
-flash attention is installed), three epochs: the blog post's job. Tokens a second, the share of the
+the GPU has flash attention), three epochs: the blog post's job. Tokens a second, the share of the
 GPU's peak (MFU) and the peak of its memory beside what `raft plan` says, with the base model in 16
 and in 4 bits, each in a process of its own. Not measured yet: no GPU was at hand. `--shape tiny`
 shows on a CPU that the script works, and no more.

@@ -1,0 +1,49 @@
+"""A quick training's settings, and rows as the trainer sees them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components.models import load_tokenizer
+from components.records import RaftRow, read_jsonl
+from components.train import trainer
+from components.train.chat import examples
+from components.train.config import TrainConfig
+
+
+def config(dataset: Path, model: Path, output: Path, **settings: Any) -> TrainConfig:
+    quick = {"epochs": 1, "gradient_accumulation": 1, "gradient_checkpointing": False}
+    given = {"dataset": str(dataset), "base_model": str(model), "output": str(output)}
+    return TrainConfig.parse(given | quick | settings)
+
+
+def row_losses(made: Any, rows: list[dict[str, Any]]) -> list[float]:
+    """Each row's summed loss, read off the gradient of nothing: one label at a time is kept."""
+    made.model.train()
+    losses = []
+    for number in range(len(rows)):
+        kept = [
+            row if number == at else row | {"labels": [-100] * len(row["labels"])}
+            for at, row in enumerate(rows)
+        ]
+        batch = made._prepare_inputs(made.data_collator(kept))
+        count = torch.tensor(1)
+        losses.append(made.compute_loss(made.model, batch, num_items_in_batch=count).item())
+    return losses
+
+
+@pytest.fixture(scope="module")
+def tokenized(world_dataset: Path, demo_model: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Rows as the trainer sees them, of different lengths."""
+    tokenizer = load_tokenizer(str(demo_model))
+    rows = list(read_jsonl(world_dataset / "train.jsonl", RaftRow))
+    kept, _ = examples(rows, tokenizer, 4096)
+    settings = config(world_dataset, demo_model, tmp_path_factory.mktemp("t") / "out")
+    made = trainer.build(settings, tokenizer, kept, [], tmp_path_factory.mktemp("c"))
+    found = sorted(
+        ({name: row[name] for name in ("input_ids", "labels")} for row in made.train_dataset),
+        key=lambda row: len(row["input_ids"]),
+    )
+    return tokenizer, kept, [found[0], found[len(found) // 2], found[-1]]
