@@ -120,7 +120,7 @@ def _training(record: TrainingRecord) -> Description:
     rows = [
         (
             *(str(trial.settings.get(name, "default")) for name in names),
-            f"{trial.train_loss:.4f}",
+            "diverged" if trial.train_loss is None else f"{trial.train_loss:.4f}",
             "–" if trial.validation_loss is None else f"{trial.validation_loss:.4f}",
             "–" if trial.answer_f1 is None else f"{trial.answer_f1:.3f}",
             duration(trial.seconds),

@@ -45,6 +45,10 @@ class ConfigError(RaftError, ValueError):
     exit_code = 2
 
 
+class Diverged(ConfigError):
+    """The loss of a training is no number, or rose above its start: its adapter is worthless."""
+
+
 class DataError(RaftError, ValueError):
     """A document, row, question or artifact cannot be used as it is.
 

@@ -225,7 +225,9 @@ def check_adapter(adapter: str) -> None:
 
 
 def check_adapter_complete(adapter: str, model: Any) -> None:
-    """Refuse an adapter that lacks weights of its own config: the library starts them at zero.
+    """Refuse an adapter whose weights are not those of its config on this model.
+
+    The library starts at zero what is missing, and passes over what is too much.
 
     Raises:
         ModelError: names them.
@@ -235,7 +237,13 @@ def check_adapter_complete(adapter: str, model: Any) -> None:
 
     with safe_open(Path(adapter) / "adapter_model.safetensors", framework="np") as file:
         there = set(file.keys())
-    missing = sorted(set(get_peft_model_state_dict(model, save_embedding_layers=False)) - there)
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if surplus := sorted(name for name in there - expected if "lora_" in name):
+        raise ModelError(
+            f"--adapter {adapter}: --base-model has no layer for {', '.join(surplus[:3])}",
+            hint="Give the base model that the adapter was trained on (see its training.json).",
+        )
+    missing = sorted(expected - there)
     if missing:
         raise ModelError(
             f"--adapter {adapter}: weights are missing: {', '.join(missing[:3])}",

@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.errors import MissingDependencyError, ModelError
+from components.errors import DataError, MissingDependencyError, ModelError
 from components.model_files import (
     MERGED,
     check_adapter,
@@ -21,6 +21,7 @@ from components.model_files import (
     first_line,
     for_gated,
 )
+from components.records import TrainingRecord, read_json
 from components.storage import MANIFEST, checksum, scratch
 
 if TYPE_CHECKING:
@@ -265,6 +266,43 @@ def fingerprint(source: str) -> str:
         }
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()
     return f"{source}@{getattr(load_config(source), '_commit_hash', None)}"
+
+
+def context_length(source: str, tokenizer: Any) -> int:
+    """Most tokens, prompt and generation, that a model takes."""
+    config = load_config(source)
+    length: int = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    return length
+
+
+def check_base(adapter: str, source: str, base: str = "") -> None:
+    """Refuse an adapter that was trained on another base of the same shape: nothing else would.
+
+    One that does not say what it was trained on is let through, and so is a folder for a hub id.
+
+    Args:
+        adapter: its folder.
+        source: the base model.
+        base: the base model's fingerprint, where it is known already.
+
+    Raises:
+        ModelError: names both bases.
+    """
+    try:
+        trained = read_json(Path(adapter) / "training.json", TrainingRecord)
+    except DataError:  # of another tool
+        return
+    theirs, ours = trained.base_fingerprint, base or fingerprint(source)
+    if "@" in theirs and "@" in ours:
+        # Most commits of a hub model change its card alone.
+        theirs, ours = theirs.partition("@")[0], ours.partition("@")[0]
+    if not theirs or ("@" in theirs) != ("@" in ours) or theirs == ours:
+        return
+    raise ModelError(
+        f"--adapter {adapter}: was trained on {trained.base_model}, which is another model than "
+        f"--base-model {source}",
+        hint="Give the model that it was trained on, or train an adapter for this one.",
+    )
 
 
 def weight_bytes(model: Any) -> int:

@@ -168,21 +168,24 @@ class LossPoint(Record):
 class SweepTrial(Record):
     """One setting of a sweep: what it changed, and how it did; `chosen` made the adapter.
 
-    answer_f1: mean token F1 of the answers that the tuned model writes for validation rows.
+    train_loss: null for one that diverged. answer_f1: mean token F1 of the answers that the tuned
+    model writes for validation rows. curve: its losses by step.
     """
 
     settings: dict[str, Any]
-    steps: int
-    train_loss: float
-    validation_loss: float | None
+    steps: int = 0
+    train_loss: float | None = None
+    validation_loss: float | None = None
     answer_f1: float | None = None
-    seconds: float
-    chosen: bool
+    seconds: float = 0.0
+    curve: list[LossPoint] = Field(default_factory=list)
+    chosen: bool = False
 
 
 class TrainingRecord(Record):
     """How training went: `adapter/training.json`. `sweep` is empty where one setting was given.
 
+    base_fingerprint: what the base model is, whatever its folder is called.
     left_out: ids of the rows that were too long. answer_f1: as in `SweepTrial`; null outside a
     sweep. mfu: model FLOPs utilisation, the share of the
     GPU's peak that went into the model; null where the peak is not known. batching: how rows
@@ -192,6 +195,7 @@ class TrainingRecord(Record):
     """
 
     base_model: str
+    base_fingerprint: str = ""
     rows_train: int
     rows_validation: int
     rows_too_long: int

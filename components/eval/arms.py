@@ -18,7 +18,13 @@ from components.eval import engines, harness, quotes
 from components.eval.config import Arm, EvalConfig, Layout
 from components.eval.generations import Batch, Generation, Generations, key_of
 from components.eval.questions import AskedQuestion
-from components.models import choose_dtype, fingerprint, load_tokenizer
+from components.models import (
+    check_base,
+    choose_dtype,
+    context_length,
+    fingerprint,
+    load_tokenizer,
+)
 from components.records import Sample
 
 PARTIAL = "generations.partial.jsonl"
@@ -76,6 +82,9 @@ def ask_arms(
         sources = {config.base_model, *(arm.adapter for arm in variants if arm.adapter)}
         # Once for all arms: an 8B model has 16 GB to read.
         prints = {source: fingerprint(source) for source in sources}
+        for arm in variants:
+            if arm.adapter:
+                check_base(arm.adapter, config.base_model, prints[config.base_model])
         runs = {}
         for engine, arms in engines.group_arms(variants, engines.choose_engine(config.engine)):
             models = {arm: _model_of(arm, engine, config, prints) for arm in arms}
@@ -90,7 +99,7 @@ Ids = dict[str, tuple[int, ...]]
 
 
 def _encode(config: EvalConfig, asked: Sequence[Asked], tokenizer: Any) -> Ids:
-    longest = engines.context_length(config.base_model, tokenizer)
+    longest = context_length(config.base_model, tokenizer)
     ids: Ids = {}
     for item in asked:
         prompts = harness.prompts(item.task, item.questions, tokenizer)

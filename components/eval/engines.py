@@ -168,13 +168,6 @@ def end_tokens(source: str, tokenizer: Any) -> list[int]:
     return sorted({token for token in (*own, tokenizer.eos_token_id) if token is not None})
 
 
-def context_length(source: str, tokenizer: Any) -> int:
-    """Most tokens, prompt and generation, that a model takes."""
-    config = load_config(source)
-    length: int = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    return length
-
-
 # ---- transformers ------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from components.errors import DataError, ModelError, OutOfMemory
 from components.ledger import Ledger, peak_memory, stopwatch
 from components.model_files import MERGED
 from components.models import (
+    check_base,
     check_head_is_untied,
     load_4bit,
     load_model,
@@ -90,6 +91,7 @@ def _compare(
 ) -> QuantizationReport:
     import torch
 
+    check_base(config.adapter, config.base_model)
     say("  merging the adapter")
     save_merged(config.base_model, config.adapter, torch.bfloat16, merged)
     tokenizer.save_pretrained(merged)

@@ -14,21 +14,18 @@ Measured on a CPU (tests/benchmarks/bench_train.py); on a GPU not measured.
 """
 
 
-def length_grouped(
-    lengths: Sequence[int], batch_size: int, shuffle: random.Random, *, in_passes: bool = False
-) -> list[int]:
+def length_grouped(lengths: Sequence[int], batch_size: int, shuffle: random.Random) -> list[int]:
     """An order of the rows in which batches hold rows of like length, so little is padding.
 
     Rows are shuffled and cut into pools of 8 to 50 batches; each pool is sorted by length and cut
-    into batches, and the batches are shuffled. The batch that takes the most memory comes first, so
-    that a lack of it shows at once. A batch that is not full stays the last. Where one pool holds
+    into batches, and the batches are shuffled. The batch with the most tokens comes first, so that
+    a lack of memory shows at once. A batch that is not full stays the last. Where one pool holds
     all rows, lengths are blurred a little, so that the same rows do not meet in every epoch.
 
     Args:
         lengths: tokens of each row.
         batch_size: rows in a batch.
         shuffle: the only source of chance.
-        in_passes: batches are computed in `passes`.
 
     Returns:
         Every index once.
@@ -45,15 +42,9 @@ def length_grouped(
     # Only the last pool can end in a batch that is not full.
     rest = [batches.pop()] if batches and len(batches[-1]) < batch_size else []
     shuffle.shuffle(batches)
-
-    def tokens_at_once(at: int) -> int:
-        batch = [lengths[row] for row in batches[at]]
-        together = passes(batch) if in_passes else [list(range(len(batch)))]
-        return max(len(rows) * max(batch[row] for row in rows) for rows in together)
-
     if batches:
-        largest = max(range(len(batches)), key=tokens_at_once)
-        batches[0], batches[largest] = batches[largest], batches[0]
+        most = max(range(len(batches)), key=lambda at: sum(lengths[row] for row in batches[at]))
+        batches[0], batches[most] = batches[most], batches[0]
     return [row for batch in batches + rest for row in batch]
 
 
@@ -103,7 +94,8 @@ def batching_in_words(config: TrainConfig) -> str:
     rows = f"{config.batch_size} rows a batch"
     if packs(config):
         return f"{rows}, one after another without padding ({flash_attention(config) or 'sdpa'})"
-    return f"{rows}, of like length, padded side by side (no flash attention here)"
+    why = " (no flash attention here)" if config.batching == "auto" else ""
+    return f"{rows}, of like length, padded side by side{why}; much longer ones apart"
 
 
 def flash_attention(config: TrainConfig) -> str | None:

@@ -56,6 +56,7 @@ class Checkpoints:
         self.identity = dict(identity or {})
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._uploading: Future[None] | None = None
+        self._not_copied: set[str] = set()  # what the bucket did not take
 
     # ---- looking ---------------------------------------------------------------------------
 
@@ -88,22 +89,25 @@ class Checkpoints:
 
     def _take(self, name: str) -> Path | None:
         """A whole folder of this setting, fetched if it is only remote; None if it is not whole."""
-        folder = self.folder / name
+        folder, remote = self.folder / name, f"{self.remote}/{name}" if self.remote else ""
         if not (folder / storage.MANIFEST).exists():
             shutil.rmtree(folder, ignore_errors=True)  # half written
-            if not self.remote or not storage.is_artifact(f"{self.remote}/{name}"):
-                return None
-        try:
-            if not folder.exists():
-                storage.fetch(f"{self.remote}/{name}", folder)
-            storage.verify(folder, "--checkpoints")
-            run = read_json(folder / RUN, Run)
-        except DataError as error:
-            say(f"  a checkpoint is passed over: {error}")
-            shutil.rmtree(folder, ignore_errors=True)
-            return None
-        self._refuse_another(run, folder if not self.remote else f"{self.remote}/{name}")
-        return folder
+        # A copy in the bucket may be whole where the one here is damaged.
+        for source in (folder, remote) if remote else (folder,):
+            if not (folder.exists() if source is folder else storage.is_artifact(remote)):
+                continue
+            try:
+                if source is remote:
+                    storage.fetch(remote, folder)
+                storage.verify(folder, "--checkpoints")
+                run = read_json(folder / RUN, Run)
+            except DataError as error:
+                say(f"  a checkpoint is passed over: {error}")
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            self._refuse_another(run, remote or folder)
+            return folder
+        return None
 
     def _refuse_another(self, run: Run, place: Path | str) -> None:
         differences = [
@@ -169,6 +173,15 @@ class Checkpoints:
             with suppress(OSError):  # not empty: somebody else's
                 folder.rmdir()
 
+    def outlook(self, step: int) -> str:
+        """Where the same command goes on, in words."""
+        if f"{PREFIX}{step}" not in self._not_copied:
+            return "the same command goes on there"
+        return (
+            f"that is in {self.folder} only: where this disk is gone, the same command goes on "
+            f"with what {self.remote} has"
+        )
+
     def wait(self) -> None:
         """Until what is being copied is durable."""
         if self._uploading is not None:
@@ -194,6 +207,8 @@ class Checkpoints:
             self._publish(folder)
         except RaftError as error:
             say(f"  {folder.name} could not be copied: {error}")
+            self._not_copied.add(folder.name)
+            self._prune_local(self.kept)
 
     def _prune_local(self, kept: int) -> None:
         whole = [

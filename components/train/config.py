@@ -31,7 +31,7 @@ SWEPT = (
 """The settings that a sweep may vary."""
 
 SHAPES_WEIGHTS = {
-    *SWEPT, "method", "load_in_4bit", "max_tokens", "dtype", "seed", "stop_on_overfitting",
+    *SWEPT, "method", "load_in_4bit", "max_tokens", "seed", "batching", "stop_on_overfitting",
 }  # fmt: skip
 """The settings on which the trained weights depend; a checkpoint is resumed under the same only."""
 
@@ -115,8 +115,8 @@ class TrainConfig(StageConfig):
     )
     stop_on_divergence: bool = option(
         True,
-        help="Stop when the loss is no number, or after a third of the steps still above its "
-        "start; otherwise it is only said.",
+        help="Stop when after a third of the steps the loss lies clearly above its start; "
+        "otherwise it is only said. A loss that is no number always ends a training.",
         group="Optimizer",
     )
     stop_on_overfitting: bool = option(

@@ -5,7 +5,6 @@ it starts the workers, hands them a file that says what to do, passes SIGTERM on
 find each other by torch's usual environment variables. If one fails, the others are ended.
 """
 
-import json
 import os
 import signal
 import socket
@@ -20,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from components.errors import RaftError
+from components.errors import Diverged, RaftError
 from components.records import Record, TrainingRecord, read_json
 from components.redaction import guarded
 from components.train.checkpoints import FINISHED, RUN, Checkpoints, Run
@@ -46,11 +45,15 @@ class Job(Record):
 
 
 class Failure(Record):
-    """Why a worker gave up, for the stage to say."""
+    """Why a worker gave up, for the stage to say.
+
+    diverged: the stage may go on with the next setting of a sweep.
+    """
 
     problem: str
     hint: str
     exit_code: int
+    diverged: bool
 
 
 def processes(config: TrainConfig) -> int:
@@ -72,7 +75,8 @@ def fit(
     """Train one setting in so many processes.
 
     Raises:
-        RaftError: what a worker raised.
+        Diverged: the training did.
+        RaftError: what else a worker raised.
         SystemExit: SIGTERM came, or a worker was killed.
     """
     with tempfile.TemporaryDirectory(prefix="raft-workers-") as scratch:
@@ -93,7 +97,8 @@ def fit(
             code = _wait(workers)
         if (Path(scratch) / ERROR).exists():
             failure = read_json(Path(scratch) / ERROR, Failure)
-            error = RaftError(failure.problem, hint=failure.hint)
+            kind = Diverged if failure.diverged else RaftError
+            error = kind(failure.problem, hint=failure.hint)
             error.exit_code = failure.exit_code
             raise error
         code = code if code >= 0 else 128 - code
@@ -184,8 +189,13 @@ def work(scratch: Path) -> None:
         examples = read_examples(config, tokenizer)
         train_alone(config, tokenizer, examples, checkpoints, found, job.answers)
     except RaftError as error:
-        failure = {"problem": str(error), "hint": error.hint, "exit_code": error.exit_code}
-        (scratch / ERROR).write_text(json.dumps(failure), encoding="utf-8")
+        failure = Failure(
+            problem=str(error),
+            hint=error.hint,
+            exit_code=error.exit_code,
+            diverged=isinstance(error, Diverged),
+        )
+        (scratch / ERROR).write_text(failure.model_dump_json(), encoding="utf-8")
         sys.exit(error.exit_code)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

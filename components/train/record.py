@@ -1,13 +1,11 @@
 """What a training tells: progress, the record of how it went, and TensorBoard events."""
 
-import math
 import os
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.errors import ConfigError
 from components.ledger import peak_memory
 from components.models import choose_dtype
 from components.progress import Task, task
@@ -70,7 +68,7 @@ def make_record(
         tokens=tokens,
         tokens_per_second=round(tokens / max(seconds, 1e-9), 1),
         seconds=round(seconds, 3),
-        mfu=_mfu(config, trainer.model, counts, tokens, seconds, len(examples.train)),
+        mfu=_mfu(config, trainer, counts, tokens, seconds),
         batching=batching_in_words(config),
         sharing=sharing,
         warnings=warnings(curve),
@@ -90,30 +88,26 @@ def count_parameters(model: Any) -> tuple[int, int]:
 
 
 def read_curve(history: list[dict[str, Any]]) -> list[LossPoint]:
-    """The losses by step.
-
-    Raises:
-        ConfigError: training diverged; the adapter is worth nothing.
-    """
-    curve = []
-    for entry in history:
-        for name, split in (("loss", "train"), ("eval_loss", "validation")):
-            if name in entry:
-                loss = float(entry[name])
-                if not math.isfinite(loss):
-                    raise ConfigError(
-                        f"training diverged: the {split} loss is {loss} at step {entry['step']}",
-                        hint="Lower --learning-rate, or raise --warmup-ratio.",
-                    )
-                rate = entry.get("learning_rate")
-                curve.append(
-                    LossPoint(step=entry["step"], loss=loss, split=split, learning_rate=rate)
-                )
-    return curve
+    """The losses by step."""
+    return [
+        LossPoint(
+            step=entry["step"],
+            loss=float(entry[name]),
+            split=split,
+            learning_rate=entry.get("learning_rate"),
+        )
+        for entry in history
+        for name, split in (("loss", "train"), ("eval_loss", "validation"))
+        if name in entry
+    ]
 
 
 def _mfu(
-    config: TrainConfig, model: Any, counts: tuple[int, int], tokens: int, seconds: float, rows: int
+    config: TrainConfig,
+    trainer: "SFTTrainer",
+    counts: tuple[int, int],
+    tokens: int,
+    seconds: float,
 ) -> float | None:
     """Model FLOPs utilisation; None where the device's peak is not known.
 
@@ -128,13 +122,14 @@ def _mfu(
         return None
     name = torch.cuda.get_device_name(0)
     peaks = [entry["bfloat16_tflops"] for entry in profiles().values() if entry["gpu"] == name]
+    rows = len(trainer.train_dataset) * (trainer.state.epoch or 0)  # overfitting may end it early
     if not peaks or not rows:
         return None
-    shape = model.config.get_text_config()
+    shape = trainer.model.config.get_text_config()
     trainable, total = counts
     outside = 1 if shape.tie_word_embeddings else 2
     inner = total - outside * shape.vocab_size * shape.hidden_size
-    length = tokens / (rows * config.epochs)
+    length = tokens / rows
     a_token: float = 6 * trainable + 4 * max(inner - trainable, 0)
     a_token += 12 * shape.num_hidden_layers * shape.hidden_size * length
     peak = float(peaks[0]) * 1e12 * int(os.environ.get("WORLD_SIZE", "1"))

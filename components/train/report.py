@@ -7,6 +7,8 @@ image of this stage needs no plotting library.
 import html
 import math
 from collections.abc import Sequence
+from statistics import fmean
+from typing import NamedTuple
 
 from components.describe import Table, describe, duration, html_table, page
 from components.records import LossPoint, TrainingRecord
@@ -16,12 +18,21 @@ WIDTH, HEIGHT, LEFT, BOTTOM = 720, 300, 56, 36
 STYLE = """
 svg { width: 100%; max-width: 720px; height: auto }
 svg text { font: 12px system-ui, sans-serif; fill: currentColor }
-.train { fill: none; stroke: #2a7fc4; stroke-width: 1.5 }
-.validation { fill: none; stroke: #c4622a; stroke-width: 2 }
-circle { fill: #c4622a }
-.axis { stroke: #8886; stroke-width: 1 }
+svg path, svg polyline { fill: none; stroke-width: 1.5 }
+.axis { stroke: #8886 }
 .warning { border-left: 4px solid #c4622a; padding-left: .8rem }
 """
+BLUE, ORANGE = "#2a7fc4", "#c4622a"
+
+
+class Line(NamedTuple):
+    """A line of a chart: values by step, with dots where they are few."""
+
+    name: str
+    points: Sequence[tuple[int, float]]
+    colour: str
+    width: float = 1.5
+    dots: bool = False
 
 
 def warnings(curve: Sequence[LossPoint]) -> list[str]:
@@ -30,7 +41,7 @@ def warnings(curve: Sequence[LossPoint]) -> list[str]:
     train = [point.loss for point in curve if point.split == "train"]
     if above_start(train):
         said.append(
-            f"The training loss ended above where it began ({_mean(train[-5:]):.3f} against "
+            f"The training loss ended above where it began ({fmean(train[-5:]):.3f} against "
             f"{train[0]:.3f}): lower --learning-rate or raise --warmup-ratio."
         )
     validation = [point for point in curve if point.split == "validation"]
@@ -52,12 +63,11 @@ def overfits(validation: Sequence[float]) -> bool:
 
 
 def above_start(losses: Sequence[float]) -> bool:
-    """Whether the last five losses lie above the first, with five more steps to get over it."""
-    return len(losses) >= 10 and _mean(losses[-5:]) > losses[0]
+    """Whether the last five of at least ten losses lie clearly above the first: by 20 % and 0.1.
 
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    Less may be chance: the first loss is that of one batch.
+    """
+    return len(losses) >= 10 and fmean(losses[-5:]) > 1.2 * losses[0] + 0.1
 
 
 def write_page(record: TrainingRecord) -> str:
@@ -65,17 +75,36 @@ def write_page(record: TrainingRecord) -> str:
     description = describe(record)
     parts = [f"<p>{html.escape(description.sentence)}</p>" if description else ""]
     parts += [f'<p class="warning">{html.escape(text)}</p>' for text in record.warnings]
-    parts.append(_chart("loss per answer token (nats), by step", record.curve))
-    rates = [
-        LossPoint(step=point.step, loss=point.learning_rate, split="train")
-        for point in record.curve
-        if point.learning_rate is not None
-    ]
+    train, validation = (_losses(record.curve, split) for split in ("train", "validation"))
+    lines = [Line("training", train, BLUE), Line("validation", validation, ORANGE, 2, dots=True)]
+    parts.append(_chart("loss per answer token (nats), by step", lines))
     parts.append(html_table(_figures(record)))
     if record.sweep and description:
         parts += ["<h2>Settings tried</h2>", html_table(description.table)]
-    parts.append(_chart("learning rate, by step", rates, height=160))
+        parts.append(_chart("validation loss of each setting, by step", _trials(record)))
+    rates = [
+        (point.step, point.learning_rate)
+        for point in record.curve
+        if point.learning_rate is not None
+    ]
+    parts.append(_chart("learning rate, by step", [Line("", rates, BLUE)], height=160))
     return page("train", "\n".join(filter(None, parts)), STYLE)
+
+
+def _losses(curve: Sequence[LossPoint], split: str) -> list[tuple[int, float]]:
+    return [(point.step, point.loss) for point in curve if point.split == split]
+
+
+def _trials(record: TrainingRecord) -> list[Line]:
+    """A line for every setting of a sweep, in hues far from each other; the chosen one is thick."""
+    lines = []
+    for number, trial in enumerate(record.sweep):
+        name = " ".join(f"{name}={value}" for name, value in trial.settings.items()) or "defaults"
+        hue = 360 * number // len(record.sweep)
+        points = _losses(trial.curve, "validation")
+        width = 3 if trial.chosen else 1.5
+        lines.append(Line(name, points, f"hsl({hue} 60% 50%)", width, dots=True))
+    return lines
 
 
 def _figures(record: TrainingRecord) -> Table:
@@ -97,36 +126,44 @@ def _figures(record: TrainingRecord) -> Table:
     return Table(("", ""), rows)
 
 
-def _chart(title: str, points: Sequence[LossPoint], height: int = HEIGHT) -> str:
+def _chart(title: str, lines: Sequence[Line], height: int = HEIGHT) -> str:
     """Lines over steps, as SVG; nothing where there is nothing to draw."""
-    points = [point for point in points if math.isfinite(point.loss)]
-    if not points:
+    finite = [
+        line._replace(points=[(step, value) for step, value in line.points if math.isfinite(value)])
+        for line in lines
+    ]
+    lines = [line for line in finite if line.points]
+    if not lines:
         return ""
-    last = max(*(point.step for point in points), 1)
-    top = max(point.loss for point in points) or 1.0
+    last = max(1, *(step for line in lines for step, _ in line.points))
+    top = max(value for line in lines for _, value in line.points) or 1.0
+    floor, right = height - BOTTOM, WIDTH - 10
 
-    def place(point: LossPoint) -> tuple[float, float]:
-        x = LEFT + (WIDTH - LEFT - 10) * point.step / last
-        return x, (height - BOTTOM) - (height - BOTTOM - 14) * max(point.loss, 0) / top
+    def place(point: tuple[int, float]) -> tuple[float, float]:
+        step, value = point
+        return LEFT + (right - LEFT) * step / last, floor - (floor - 14) * max(value, 0) / top
 
-    floor = height - BOTTOM
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{html.escape(title)}">',
-        f'<path class="axis" d="M{LEFT} 10V{floor}H{WIDTH - 10}"/>',
-        f'<text x="{LEFT - 6}" y="18" text-anchor="end">{top:.3g}</text>',
+        f'<path class="axis" d="M{LEFT} 10V{floor}H{right}"/>',
+        f'<text x="{LEFT - 6}" y="18" text-anchor="end">{top:.2g}</text>',
         f'<text x="{LEFT - 6}" y="{floor}" text-anchor="end">0</text>',
-        f'<text x="{WIDTH - 10}" y="{floor + 18}" text-anchor="end">{last}</text>',
+        f'<text x="{right}" y="{floor + 18}" text-anchor="end">{last}</text>',
         f'<text x="{LEFT}" y="{floor + 18}">{html.escape(title)}</text>',
     ]
-    for split in ("train", "validation"):
-        places = [place(point) for point in points if point.split == split]
-        if places:
-            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-            parts.append(f'<polyline class="{split}" points="{path}"/>')
-        if split == "validation" and places:
-            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4"/>' for x, y in places]
-            x, y = places[-1]
-            parts.append(
-                f'<text x="{x - 8:.1f}" y="{y - 8:.1f}" text-anchor="end">validation</text>'
-            )
+    named = [line for line in lines if line.name]
+    for number, line in enumerate(named if len(lines) > 1 else []):
+        parts.append(
+            f'<text x="{right}" y="{18 + 15 * number}" text-anchor="end">{html.escape(line.name)} '
+            f'<tspan style="fill: {line.colour}">●</tspan></text>'
+        )
+    for line in lines:
+        places = [place(point) for point in line.points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        parts.append(
+            f'<polyline points="{path}" style="stroke: {line.colour}; stroke-width: {line.width}"/>'
+        )
+        if line.dots or len(places) == 1:
+            dot = f'r="{line.width + 2}" style="fill: {line.colour}"'
+            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" {dot}/>' for x, y in places]
     return "\n".join([*parts, "</svg>"])

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from components import storage
-from components.errors import DataError
+from components.errors import DataError, Diverged
 from components.ledger import Ledger
-from components.models import fingerprint, load_tokenizer
+from components.models import choose_dtype, context_length, fingerprint, load_tokenizer
 from components.progress import headline, say
 from components.records import SweepTrial, TrainingRecord, read_json
 from components.storage import seal, unseal, verify, write_json
@@ -40,6 +40,7 @@ def run(config: TrainConfig) -> TrainingRecord:
         DataError: the dataset is missing, damaged or malformed, or no row fits.
         ModelError: the base model cannot be used.
         ConfigError: a checkpoint is there that belongs to other settings.
+        Diverged: the training did, or that of every setting of a sweep.
         SystemExit: SIGTERM came; the same command goes on from the checkpoint.
     """
     output = Path(config.output)
@@ -48,6 +49,10 @@ def run(config: TrainConfig) -> TrainingRecord:
     with Ledger("train", output, config.prices) as ledger:
         say("  loading the model")
         tokenizer = load_tokenizer(config.base_model)
+        context = context_length(config.base_model, tokenizer)
+        if context < config.max_tokens:
+            say(f"  --max-tokens {config.max_tokens}: {config.base_model} reads {context} at most")
+            config = config.model_copy(update={"max_tokens": context})
         examples = read_examples(config, tokenizer)
         rows = len(examples.train) + len(examples.validation) + len(examples.too_long)
         _explain_too_long(config, examples.too_long, rows)
@@ -118,7 +123,8 @@ def _best(
         for checkpoints in _all_places(config):
             checkpoints.discard()
     inputs = _inputs(config)
-    records, changed = [], []
+    records: list[TrainingRecord | None] = []
+    changed = []
     for number, (trial, checkpoints) in enumerate(zip(config.trials(), places, strict=True), 1):
         given = config.sweep[number - 1] if config.sweep else {}
         changed.append(trial.model_dump(mode="json", include=set(given)))
@@ -127,29 +133,42 @@ def _best(
             say(f"  setting {number} of {len(config.sweep)}: {words or 'the defaults'}")
         checkpoints.identity = inputs | _settings(trial)
         answers = ANSWERS_IN_A_SWEEP if len(config.sweep) > 1 else 0
-        records.append(_fit(trial, tokenizer, examples, checkpoints, answers))
-        ledger.count(tokens_in=records[-1].tokens)
+        try:
+            record = _fit(trial, tokenizer, examples, checkpoints, answers)
+        except Diverged as error:
+            if number == len(places) and not any(records):
+                raise
+            say(f"  {error}")
+            records.append(None)
+            continue
+        records.append(record)
+        ledger.count(tokens_in=record.tokens)
     # The first of equals: the order in which a person lists settings is a preference.
-    worst = [_worse(config, record) for record in records]
-    best = worst.index(min(worst))
+    found = {number: record for number, record in enumerate(records) if record is not None}
+    best = min(found, key=lambda number: _worse(config, found[number]))
     aside = shutil.ignore_patterns(RUN, storage.MANIFEST)
     shutil.rmtree(output / "tensorboard", ignore_errors=True)
     shutil.copytree(places[best].folder / FINISHED, output, ignore=aside, dirs_exist_ok=True)
     if not config.sweep:
-        return records[best]
+        return found[best].model_copy(update={"base_fingerprint": inputs["base_model"]})
     trials = [
-        SweepTrial(
+        SweepTrial(settings=settings)
+        if record is None
+        else SweepTrial(
             settings=settings,
             steps=record.steps,
             train_loss=next(p.loss for p in reversed(record.curve) if p.split == "train"),
             validation_loss=record.validation_loss,
             answer_f1=record.answer_f1,
             seconds=record.seconds,
+            curve=record.curve,
             chosen=index == best,
         )
         for index, (settings, record) in enumerate(zip(changed, records, strict=True))
     ]
-    return records[best].model_copy(update={"sweep": trials})
+    return found[best].model_copy(
+        update={"base_fingerprint": inputs["base_model"], "sweep": trials}
+    )
 
 
 def _fit(
@@ -167,9 +186,10 @@ def _fit(
     if number > 1:
         say(f"  in {number} processes")
         return distributed.fit(config, checkpoints, found, number, answers)
-    record = fit(config, tokenizer, examples, checkpoints, found, answers)
-    free()
-    return record
+    try:
+        return fit(config, tokenizer, examples, checkpoints, found, answers)
+    finally:
+        free()
 
 
 def _worse(config: TrainConfig, record: TrainingRecord) -> tuple[float, ...]:
@@ -221,4 +241,5 @@ def _inputs(config: TrainConfig) -> dict[str, str]:
         "dataset": " ".join(splits),
         "base_model": fingerprint(config.base_model),
         "processes": str(distributed.processes(config)),
+        "dtype": str(choose_dtype(config.dtype)).removeprefix("torch."),
     }

@@ -6,6 +6,7 @@ import pytest
 
 from components.errors import DataError, ModelError
 from components.models import (
+    check_base,
     load_4bit,
     load_model,
     load_tokenizer,
@@ -263,6 +264,33 @@ def test_an_adapter_that_is_none_or_of_another_base(
     AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(wider)).save_pretrained(wider)
     with pytest.raises(ModelError, match="does not fit --base-model"):
         load_tuned(str(wider), str(world_adapter), torch.float32)
+
+
+def test_an_adapter_of_another_model_of_the_same_shape(
+    world_dataset: Path, world_adapter: Path, demo_model: Path, tmp_path: Path
+) -> None:
+    import json
+
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    other = shutil.copytree(demo_model, tmp_path / "other")
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(other))
+    model.save_pretrained(other)
+    with pytest.raises(ModelError, match=f"was trained on {demo_model}, which is another model"):
+        check(world_dataset, other, world_adapter, tmp_path / "out")
+    moved = shutil.copytree(demo_model, tmp_path / "moved")
+    check_base(str(world_adapter), str(moved))
+
+    settings = json.loads((other / "config.json").read_text(encoding="utf-8"))
+    (other / "config.json").write_text(
+        json.dumps(settings | {"num_hidden_layers": settings["num_hidden_layers"] - 1}),
+        encoding="utf-8",
+    )
+    shallow = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(other))
+    shallow.save_pretrained(other)
+    with pytest.raises(ModelError, match="--base-model has no layer for"):
+        load_tuned(str(other), str(world_adapter), torch.float32)
 
 
 @pytest.mark.parametrize(

@@ -18,18 +18,20 @@ from components.train import batching, train, trainer
 from components.train.batching import PASS_TOKENS, length_grouped, passes
 from components.train.chat import examples
 from components.train.config import TrainConfig, profiles
+from components.train.memory import memory, read_shape
 from tests.train.conftest import config, row_losses
 
 
 @given(
     st.lists(st.integers(1, 5000), min_size=1, max_size=300), st.integers(1, 16), st.integers(0, 99)
 )
-def test_every_row_once_and_the_longest_first(lengths: list[int], size: int, seed: int) -> None:
+def test_every_row_once_and_the_most_tokens_first(lengths: list[int], size: int, seed: int) -> None:
     order = length_grouped(lengths, size, random.Random(seed))
     assert sorted(order) == list(range(len(lengths)))
     assert order == length_grouped(lengths, size, random.Random(seed))
-    if len(lengths) % size == 0:
-        assert max(lengths[row] for row in order[:size]) == max(lengths)
+    whole = [order[at : at + size] for at in range(0, len(order) - size + 1, size)]
+    tokens = [sum(lengths[row] for row in batch) for batch in whole]
+    assert tokens[:1] == sorted(tokens, reverse=True)[:1]
 
 
 def test_grouping_spares_padding() -> None:
@@ -71,11 +73,6 @@ def test_passes_cost_as_little_as_any_cuts(lengths: list[int]) -> None:
 def test_one_long_row_has_a_pass_of_its_own_and_like_ones_share() -> None:
     assert passes([75, 75, 4000, 75]) == [[2], [0, 1, 3]]
     assert passes([500] * 8) == [list(range(8))]
-    # Eight rows of 800 tokens take more memory at once than one of 4,000, and than seven of 800.
-    lengths = [4000] + [800] * 15
-    for in_passes, longest in ((False, 4000), (True, 800)):
-        order = length_grouped(lengths, 8, random.Random(0), in_passes=in_passes)
-        assert max(lengths[row] for row in order[:8]) == longest
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -199,6 +196,18 @@ def test_other_ways_to_train_learn_too(
     else:
         lora = (output / "adapter_config.json").read_text(encoding="utf-8")
         assert ('"use_rslora": true' in lora) is bool(settings.get("rslora"))
+
+
+def test_what_is_trained_on_4_bits_is_in_32(
+    tokenized: Any, world_dataset: Path, demo_model: Path, tmp_path: Path
+) -> None:
+    tokenizer, kept, _ = tokenized
+    settings = config(world_dataset, demo_model, tmp_path / "out", load_in_4bit=True)
+    made = trainer.build(settings, tokenizer, kept, [], tmp_path / "out")
+    trained = [weight for weight in made.model.parameters() if weight.requires_grad]
+    assert {weight.dtype for weight in trained} == {torch.float32}
+    size = sum(weight.numel() * weight.element_size() for weight in trained)
+    assert memory(read_shape(str(demo_model)), settings, 100).adapter == size
 
 
 def test_gradients_in_4_bits_survive_a_validation(

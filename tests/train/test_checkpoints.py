@@ -18,7 +18,7 @@ import pytest
 from components.errors import ConfigError
 from components.records import TrainingRecord, read_json
 from components.storage import MANIFEST, fetch, verify
-from components.train import train
+from components.train import batching, train
 from components.train.checkpoints import Checkpoints
 from components.train.config import TrainConfig
 from pipelines.cli import run_stage, run_step
@@ -98,9 +98,9 @@ def same_result(output: Path, expected: Path) -> None:
         ("training_step", 3, 1),  # within a step: the one before is saved
         ("training_step", 4, 2),  # in its last pass: the step is finished first
         ("training_step", 6, 3),  # the last of an epoch
-        ("prediction_step", 1, 3),  # in the validation between two epochs
+        ("prediction_step", 2, 3),  # in the validation between two epochs
         ("training_step", 12, 6),  # the very last
-        ("prediction_step", 2, 6),  # in the last validation
+        ("prediction_step", 6, 6),  # in the last validation
     ],
 )
 def test_sigterm_loses_no_step(
@@ -147,6 +147,24 @@ def test_a_kill_loses_no_more_than_the_interval(
     train.run(settings)
     assert (f"going on after step {step}" in capsys.readouterr().err) is (step > 0)
     same_result(tmp_path / "out", uninterrupted)
+
+
+def test_sigterm_between_two_passes_of_a_batch(
+    world_dataset: Path,
+    demo_model: Path,
+    tmp_path: Path,
+    at_call: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batching, "PASS_TOKENS", 0)  # rows of other length never share a pass
+    whole = train.run(config(world_dataset, demo_model, tmp_path / "whole"))
+    settings = config(world_dataset, demo_model, tmp_path / "out")
+    at_call("training_step", 8, terminate)
+    with pytest.raises(SystemExit):
+        train.run(settings)
+    record = train.run(settings)
+    assert record.curve == whole.curve and record.tokens == whole.tokens
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
 
 
 def test_sigkill_at_a_random_moment(
@@ -245,7 +263,7 @@ def test_overfitting_ends_a_training_also_one_that_was_stopped_just_then(
     whole = train.run(config(world_dataset, demo_model, tmp_path / "whole", **over))
     assert whole.steps < 27 and "Overfitting" in " ".join(whole.warnings)
     settings = config(world_dataset, demo_model, tmp_path / "out", **over)
-    at_call("prediction_step", whole.steps // 3, terminate)  # in the validation that ends it
+    at_call("prediction_step", 4 * whole.steps // 3, terminate)  # in the validation that ends it
     with pytest.raises(SystemExit):
         train.run(settings)
     record = train.run(settings)
@@ -332,6 +350,29 @@ def test_a_damaged_one_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixt
     found = store.newest()
     assert found is not None and found[1].step == 5
     assert "passed over" in capsys.readouterr().err
+
+
+def test_one_that_is_damaged_here_is_whole_in_the_bucket(tmp_path: Path, gcs: Emulator) -> None:
+    store = checkpoints(tmp_path, "gs://bucket/c")
+    folder = write(store, 10)
+    store.wait()
+    (folder / "model").write_text("weighty", encoding="utf-8")
+    found = store.newest()
+    assert found is not None and (found[0] / "model").read_text(encoding="utf-8") == "weights"
+
+
+def test_a_bucket_that_refuses_fills_no_disk_and_is_said(tmp_path: Path, gcs: Emulator) -> None:
+    store = checkpoints(tmp_path, "gs://bucket/c")
+    write(store, 5)
+    store.wait()
+    assert store.outlook(5) == "the same command goes on there"
+    gcs.fault = lambda method, path: 403 * (method != "GET")
+    for step in (10, 15, 20, 25):
+        write(store, step)
+    store.wait()
+    there = {path.name for path in tmp_path.iterdir()}
+    assert there == {"checkpoint-20", "checkpoint-25"}, "no more than are kept"
+    assert f"that is in {tmp_path} only" in store.outlook(25)
 
 
 def test_another_runs_checkpoint_is_refused_and_the_difference_named(tmp_path: Path) -> None:

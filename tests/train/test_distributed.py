@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from components.errors import ConfigError, RaftError
 from components.models import load_tokenizer
 from components.records import TrainingRecord, read_json
-from components.storage import MANIFEST
+from components.storage import MANIFEST, seal
 from components.train import train
 from components.train.chat import read_examples
 from components.train.config import TrainConfig
@@ -35,6 +35,19 @@ def config(dataset: Path, model: Path, output: Path, **settings: Any) -> TrainCo
 
 
 @pytest.fixture(scope="module")
+def world_dataset(world_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With one row that is far longer than the others: alone it has a pass of its own."""
+    dataset = tmp_path_factory.mktemp("long") / "dataset"
+    shutil.copytree(world_dataset, dataset)
+    first, *rest = (dataset / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    row = json.loads(first)
+    row["instruction"] = " ".join([row["instruction"]] * 6)
+    (dataset / "train.jsonl").write_text("\n".join([*rest, json.dumps(row), ""]), encoding="utf-8")
+    seal(dataset)
+    return dataset
+
+
+@pytest.fixture(scope="module")
 def one(world_dataset: Path, demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("one") / "adapter"
     train.run(config(world_dataset, demo_model, output, batch_size=6))
@@ -44,9 +57,7 @@ def one(world_dataset: Path, demo_model: Path, tmp_path_factory: pytest.TempPath
 def same_curve(found: TrainingRecord, wanted: TrainingRecord) -> None:
     for mine, other in zip(found.curve, wanted.curve, strict=True):
         assert (mine.step, mine.split) == (other.step, other.split)
-        # A validation averages over batches, and these differ.
-        tolerance = 1e-4 if mine.split == "train" else 1e-2
-        assert mine.loss == pytest.approx(other.loss, rel=tolerance), mine
+        assert mine.loss == pytest.approx(other.loss, rel=1e-4), mine
     assert found.tokens == wanted.tokens
 
 

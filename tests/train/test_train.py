@@ -5,15 +5,14 @@ from typing import Any
 
 import pytest
 
-from components.errors import ConfigError, DataError, ModelError
+from components.errors import ConfigError, DataError, Diverged, ModelError
 from components.ledger import LedgerEntry
 from components.models import load_tokenizer
 from components.records import RaftRow, TrainingRecord, read_json, read_jsonl
-from components.storage import verify
+from components.storage import MANIFEST, verify
 from components.train import train
 from components.train.chat import examples
 from components.train.config import TrainConfig
-from components.train.record import read_curve
 from components.train.trainer import build
 
 
@@ -194,6 +193,39 @@ def test_a_sweep_keeps_the_best_setting_as_if_it_had_been_trained_alone(
     assert ledger.tokens_in == 2 * record.tokens, "every setting was paid for"
 
 
+def test_a_setting_that_diverges_loses_a_sweep_and_ends_none(
+    world_dataset: Path,
+    demo_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bad, good = {"learning_rate": 1.0}, {"learning_rate": 2e-3}
+    record = train.run(
+        config(world_dataset, demo_model, tmp_path / "out", sweep=[bad, good, bad], epochs=2)
+    )
+    assert [trial.chosen for trial in record.sweep] == [False, True, False]
+    assert [trial.train_loss is None for trial in record.sweep] == [True, False, True]
+    assert capsys.readouterr().err.count("training diverged") == 2
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<td>diverged</td>") == 2 and "validation loss of each setting" in page
+    verify(tmp_path / "out", "--adapter")
+    with pytest.raises(Diverged):
+        train.run(config(world_dataset, demo_model, tmp_path / "none", sweep=[bad, bad], epochs=2))
+    assert not (tmp_path / "none" / MANIFEST).exists()
+
+
+def test_rows_beyond_what_the_model_reads_are_left_out(
+    world_dataset: Path, demo_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(demo_model, tmp_path / "model")
+    settings = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    settings["max_position_embeddings"] = 160
+    (model / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(DataError, match="over --max-tokens 160"):
+        train.run(config(world_dataset, model, tmp_path / "out"))
+    assert "reads 160 at most" in capsys.readouterr().err
+
+
 def test_answers_of_a_model_that_has_learned_are_right(
     world_dataset: Path, demo_model: Path, tmp_path: Path
 ) -> None:
@@ -236,9 +268,3 @@ def test_layers_that_the_model_lacks(world_dataset: Path, demo_model: Path, tmp_
     settings = config(world_dataset, demo_model, tmp_path / "out", target_modules="nope")
     with pytest.raises(ConfigError, match="--target-modules nope"):
         train.run(settings)
-
-
-def test_divergence_is_said_and_no_adapter_is_sealed() -> None:
-    history = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": float("nan")}]
-    with pytest.raises(ConfigError, match="diverged: the train loss is nan at step 2"):
-        read_curve(history)

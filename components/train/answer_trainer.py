@@ -1,0 +1,174 @@
+"""TRL's trainer as this stage uses it; importing this imports torch.
+
+Rows of like length share a batch, in an order that the seed and the epoch alone decide, so that a
+resumed run sees the same batches (see `batching`); logits are computed where there is a label;
+checkpoints hold no pickle.
+"""
+
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch.utils.data import Sampler
+from transformers import Trainer
+from transformers.distributed.utils import gather_full_state_dict, is_dtensor
+from trl import SFTTrainer
+
+from components.ledger import peak_memory
+from components.train import optimizer
+from components.train.batching import length_grouped, passes
+
+IGNORED = -100  # the label of a token that carries no loss
+
+
+class LengthGrouped(Sampler):
+    """Rows in batches of like length; every epoch has an order of its own."""
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        shuffle = random.Random(f"{self.seed} {self.epoch}")
+        return iter(length_grouped(self.lengths, self.batch_size, shuffle))
+
+
+class AnswerTrainer(SFTTrainer):
+    logged = (time.monotonic(), 0)  # when the loss was last told, and the tokens until then
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        # All processes share a batch, so that none waits for the one with the longest rows.
+        together = self.args.train_batch_size * self.args.world_size
+        return LengthGrouped(lengths, together, self.args.seed)
+
+    @property
+    def in_passes(self) -> bool:
+        """Whether a batch may take several passes: padded rows, and no other process waits."""
+        return not self.padding_free and self.args.world_size == 1
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Any:
+        """Loss of a batch, whose gradients are added to those that are there.
+
+        Rows that padding would make much longer are computed in a pass of their own.
+        """
+        if not self.in_passes or num_items_in_batch is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        lengths = inputs["attention_mask"].sum(dim=1).tolist()
+        total: Any = 0
+        for rows in passes(lengths):
+            longest = max(lengths[row] for row in rows)
+            part = {name: values[rows, :longest] for name, values in inputs.items()}
+            total += super().training_step(model, part, num_items_in_batch)
+        return total
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Mean loss per labelled token, from the logits of labelled positions only.
+
+        On a GPU TRL does that with a kernel of its own; elsewhere it computes the logits of
+        every position, which at a large vocabulary is most of the memory.
+        """
+        split = self.is_distributed_loading_by_transformers
+        theirs = self.accelerator.device.type == "cuda" and not split
+        if theirs or self.aux_loss_enabled or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        # Where any row's next token carries a label; rows of like length agree on most.
+        kept = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten()
+        # A cache would let packed rows see each other in validation.
+        logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits
+        labels = labels[:, kept + 1]
+        loss = torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1),
+            labels.flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+        )
+        if num_items_in_batch is None:
+            return loss / (labels != IGNORED).sum().clamp(min=1)
+        # The count is of all processes' tokens, while the gradients are averaged over them.
+        processes = self.accelerator.num_processes
+        scale = processes if self.args.average_tokens_across_devices else 1
+        return loss * scale / num_items_in_batch
+
+    def evaluate(self, *args: Any, **named: Any) -> Any:
+        # A validation takes nothing from the random numbers of training, so it may happen at
+        # another moment in a resumed run.
+        with torch.random.fork_rng():
+            return super().evaluate(*args, **named)
+
+    def log(self, logs: dict[str, float], *args: Any, **named: Any) -> None:
+        if "loss" in logs:
+            now, tokens = time.monotonic(), self.state.num_input_tokens_seen
+            then, before = self.logged
+            logs["tokens_per_second"] = round((tokens - before) / max(now - then, 1e-9), 1)
+            logs["peak_memory_gib"] = round(peak_memory() / 2**30, 3)
+            self.logged = now, tokens
+        super().log(logs, *args, **named)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self.is_distributed_loading_by_transformers:
+            super().save_model(output_dir, _internal_call)
+        elif not self.shares_base:
+            # All give their shares. A head that is the embeddings would be written twice.
+            state = gather_full_state_dict(self.model)
+            for name in self.model.all_tied_weights_keys:
+                state.pop(name, None)
+            shares = self.model.config.__dict__.pop("distributed_config")
+            if self.args.should_save:
+                self._save(output_dir, state_dict=state)
+            self.model.config.distributed_config = shares
+        elif self.args.should_save:
+            # The adapter is whole on each process; PEFT would gather the base model as well.
+            state = self.model.state_dict()
+            own = {name: value for name, value in state.items() if not is_dtensor(value)}
+            self._save(output_dir, state_dict=own)
+
+    @property
+    def shares_base(self) -> bool:
+        """Whether processes share the base model, under an adapter of which each has all."""
+        split = bool(self.is_distributed_loading_by_transformers)
+        return split and isinstance(self.model, PeftModel)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        write = self.args.should_save
+        optimizer.save(self.optimizer, self.lr_scheduler, Path(output_dir), write=write)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            optimizer.load(self.optimizer, self.lr_scheduler, Path(checkpoint))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # A model that is split and trained whole has been read from there already.
+        if self.shares_base or not self.is_distributed_loading_by_transformers:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        Trainer._save_checkpoint(self, model, trial)  # without TRL's model card
+        clean(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
+
+
+def clean(folder: Path) -> None:
+    """Drop what the trainer leaves beside the weights: a pickle, and a card with placeholders."""
+    for name in ("training_args.bin", "README.md"):
+        (folder / name).unlink(missing_ok=True)

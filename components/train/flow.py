@@ -1,0 +1,205 @@
+"""When a training validates, saves and stops; importing this imports torch."""
+
+import math
+import random
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerState
+
+from components.errors import Diverged
+from components.progress import say
+from components.train.answer_trainer import AnswerTrainer
+from components.train.checkpoints import Checkpoints, Run
+from components.train.config import TrainConfig
+from components.train.record import write_events
+from components.train.report import above_start, overfits
+from components.train.stopping import STOPPED
+
+
+class Flow(TrainerCallback):
+    """Validates after each epoch, saves every so many steps and when SIGTERM has come.
+
+    A checkpoint always holds the state after a whole optimizer step. When SIGTERM comes within one,
+    what the step has done so far to the random numbers and the token count is taken back before the
+    state is saved.
+    """
+
+    def __init__(
+        self,
+        trainer: AnswerTrainer,
+        config: TrainConfig,
+        checkpoints: Checkpoints,
+        found: tuple[Path, Run] | None,
+        stop: threading.Event,
+    ) -> None:
+        self.trainer, self.config, self.checkpoints = trainer, config, checkpoints
+        self.found, self.stop = found, stop
+        self.saved = found[1].step if found else 0
+        self.before = found[1].seconds if found else 0.0
+        self.started = time.monotonic()
+        self.last_step: tuple[Any, ...] | None = None
+        self.steps_per_epoch = 1
+        self.stopping = False
+
+    def run(self) -> None:
+        """Train from the start, or on from the checkpoint found, to the end.
+
+        Raises:
+            Diverged: the loss is no number, or stays above its start.
+            SystemExit: SIGTERM came; what was trained is in a checkpoint.
+        """
+        trainer = self.trainer
+        trainer.add_callback(self)
+        if self.found is None:
+            trainer.train()
+        else:
+            folder = self.found[0]
+            state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
+            if self.is_over(state):  # one of the end only needs to be loaded
+                trainer._load_from_checkpoint(str(folder))
+                trainer.state = state
+            else:
+                with suppress(_Over):
+                    trainer.train(resume_from_checkpoint=str(folder))
+        self.validate_if_missing()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, those before a stop included."""
+        return self.before + time.monotonic() - self.started
+
+    def is_over(self, state: TrainerState) -> bool:
+        """Whether training has come to its last step, or to overfitting where that ends it."""
+        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        overfitted = self.config.stop_on_overfitting and overfits(losses)
+        return state.global_step >= state.max_steps or overfitted
+
+    # ---- what the trainer calls --------------------------------------------------------------
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any
+    ) -> None:
+        self.started = time.monotonic()
+        self.trainer.logged = self.started, state.num_input_tokens_seen
+        batches = len(train_dataloader)
+        self.steps_per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
+        if state.global_step % self.steps_per_epoch == 0:
+            self.validate_if_missing()
+            if self.is_over(state):
+                raise _Over
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.last_step = _random_state(), state.num_input_tokens_seen
+        last = state.global_step >= state.max_steps
+        if self.asked():
+            control.should_log = control.should_save = True
+            return
+        if self.trainer.eval_dataset is not None:
+            control.should_evaluate = last or state.global_step % self.steps_per_epoch == 0
+        every = self.config.checkpoint_steps
+        control.should_save = every > 0 and not last and state.global_step % every == 0
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.leave_if_asked()
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.leave_if_asked()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step < state.max_steps and self.is_over(state):
+            control.should_training_stop = True
+            if self.trainer.is_world_process_zero():
+                say(f"  overfitting: stopped after step {state.global_step}")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        for name, said in (("loss", "train"), ("eval_loss", "validation")):
+            if name in logs and not math.isfinite(logs[name]):
+                raise _diverged(f"the {said} loss is {logs[name]} at step {state.global_step}")
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        late = 3 * state.global_step >= state.max_steps
+        if "loss" in logs and self.config.stop_on_divergence and late and above_start(losses):
+            raise _diverged(
+                f"after {state.global_step} steps the train loss is {fmean(losses[-5:]):.3f} (mean "
+                f"of five), and it began at {losses[0]:.3f}",
+                ", or go on all the same with --stop-on-divergence false",
+            )
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.keep()
+
+    # ---- to keep, and to leave ---------------------------------------------------------------
+
+    def keep(self) -> None:
+        """Make the checkpoint that the trainer has just written one to go on from."""
+        step = self.trainer.state.global_step
+        folder = self.checkpoints.folder / f"checkpoint-{step}"
+        self.trainer.accelerator.wait_for_everyone()  # each process writes its random state
+        if self.trainer.is_world_process_zero():
+            write_events(folder, self.trainer.state.log_history)
+            self.checkpoints.add(folder, step, self.seconds, wait=self.stopping)
+        self.saved = step
+        self.leave_if_asked()
+
+    def asked(self) -> bool:
+        """Whether SIGTERM has come to any of the processes; all get the same answer."""
+        if not self.stopping:
+            accelerator = self.trainer.accelerator
+            heard = torch.tensor(float(self.stop.is_set()), device=accelerator.device)
+            self.stopping = bool(accelerator.reduce(heard).item())
+        return self.stopping
+
+    def leave_if_asked(self) -> None:
+        """Leave where SIGTERM has come, with what was trained in a checkpoint."""
+        if not self.asked():
+            return
+        trainer = self.trainer
+        if trainer.state.global_step > self.saved and self.last_step is not None:
+            random_state, trainer.state.num_input_tokens_seen = self.last_step
+            _set_random_state(random_state)
+            trainer._save_checkpoint(trainer.model, None)
+            self.keep()
+        if trainer.is_world_process_zero():
+            outlook = self.checkpoints.outlook(self.saved)
+            say(f"  SIGTERM: stopped after step {self.saved}; {outlook}")
+        trainer.accelerator.wait_for_everyone()  # until it is durable
+        sys.exit(STOPPED)
+
+    def validate_if_missing(self) -> None:
+        """The validation that a stop has cut off."""
+        step = self.trainer.state.global_step
+        done = any(
+            "eval_loss" in entry and entry["step"] == step
+            for entry in self.trainer.state.log_history
+        )
+        if step and self.trainer.eval_dataset is not None and not done:
+            self.trainer.evaluate()
+
+
+class _Over(Exception):
+    """The validation that a stop had cut off said that the step before was the last."""
+
+
+def _diverged(reason: str, otherwise: str = "") -> Diverged:
+    return Diverged(
+        f"training diverged: {reason}",
+        hint=f"Lower --learning-rate or raise --warmup-ratio, with --fresh true{otherwise}.",
+    )
+
+
+def _random_state() -> tuple[Any, ...]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return random.getstate(), torch.get_rng_state(), cuda
+
+
+def _set_random_state(state: tuple[Any, ...]) -> None:
+    random.setstate(state[0])
+    torch.set_rng_state(state[1])
+    if state[2]:
+        torch.cuda.set_rng_state_all(state[2])
