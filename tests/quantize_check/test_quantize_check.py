@@ -76,7 +76,7 @@ def untied(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def any_adapter(world_adapter: Path, tmp_path: Path) -> Path:
     """An adapter that does not say what it was trained on."""
-    ignored = shutil.ignore_patterns("training.json", "manifest.json")
+    ignored = shutil.ignore_patterns("training.json", "manifest.json", "ledger.json")
     return shutil.copytree(world_adapter, tmp_path / "adapter", ignore=ignored)
 
 
