@@ -73,11 +73,16 @@ TERMINATED = 128 + signal.SIGTERM
 # Libraries write too: each has an error of its own, and few say where.
 NO_PLACE = ("Read-only file system", "No usable temporary directory")
 
-DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-
 
 class Command(click.Command):
-    """A command that takes no flag twice: the one given last would win without a word."""
+    """A command with --debug that takes no flag twice: the last would win without a word."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        explain = "Show the traceback of an error."  # which `main` does
+        self.params.append(
+            click.Option(["--debug"], is_flag=True, expose_value=False, help=explain)
+        )
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         given = self.make_parser(ctx).parse_args(args=list(args))[2]
@@ -99,16 +104,16 @@ class StageCommand(Command):
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         if not self.flags_read:
             self.flags_read = True
-            for name, field in self.load().model_fields.items():
-                self.params.append(_click_option(name, field))
-            self.params += [
+            fields = self.load().model_fields.items()
+            self.params = [
+                *(_click_option(name, field) for name, field in fields),
                 click.Option(
                     [flag(EXECUTOR_INPUT), EXECUTOR_INPUT],
                     metavar="JSON",
                     help="Kubeflow's description of the step, given by Kubeflow alone: figures, "
                     "pages and the cost of failed attempts are announced where it says.",
                 ),
-                click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."),
+                *self.params,
             ]
         return super().get_params(ctx)
 
@@ -132,7 +137,6 @@ class StageCommand(Command):
 
     def invoke(self, ctx: click.Context) -> None:
         given = {name: value for name, value in ctx.params.items() if value is not None}
-        given.pop("debug", None)
         executor_input = given.pop(EXECUTOR_INPUT, "")
         if executor_input:
             run_step(self.load(), given, executor_input)
@@ -281,8 +285,7 @@ for _name, (_package, _class_name, _summary) in READERS.items():
     is_flag=True,
     help="Run the compiled pipeline, a container for every stage (make images VARIANT=cpu).",
 )
-@DEBUG
-def demo(output: str, seed: int, docker: bool, debug: bool) -> None:
+def demo(output: str, seed: int, docker: bool) -> None:
     """Show RAFT at work in a few minutes, on a CPU, with nothing to download.
 
     Writes invented documents, makes RAFT rows with the extractive teacher, fine-tunes the shipped
@@ -342,9 +345,8 @@ class PlanCommand(Command):
     metavar="X",
     help="Share of its peak that the GPU is taken to reach.",
 )
-@DEBUG
 def plan(
-    base_model: str, profile: str, rows: int, row_tokens: int, mfu: float, debug: bool, **given: Any
+    base_model: str, profile: str, rows: int, row_tokens: int, mfu: float, **given: Any
 ) -> None:
     """Say how much memory, time and money a training will take, and whether it fits the GPU.
 
@@ -368,8 +370,7 @@ def plan(
     callback=_local_folder,
     help="Folder that receives comparison.html and comparison.md.",
 )
-@DEBUG
-def compare(runs: tuple[str, ...], output: str, debug: bool) -> None:
+def compare(runs: tuple[str, ...], output: str) -> None:
     """Compare finished runs: F1 of every arm, gains with intervals, what 4 bits keep.
 
     RUN is a folder (local or gs://) of raft eval, or one above it.
@@ -422,7 +423,6 @@ def compare(runs: tuple[str, ...], output: str, debug: bool) -> None:
     is_flag=True,
     help="Write nothing; fail if the file differs from what would be compiled.",
 )
-@DEBUG
 def compile_(
     output: str | None,
     pipeline: str | None,
@@ -430,7 +430,6 @@ def compile_(
     manifests: str,
     shards: int,
     check: bool,
-    debug: bool,
 ) -> None:
     """Compile the pipelines, or check that the committed files are up to date.
 
@@ -455,8 +454,7 @@ def compile_(
 
 @raft.command(short_help="Check manifests and compiled pipelines as a cluster would.")
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
-@DEBUG
-def check(paths: tuple[str, ...], debug: bool) -> None:
+def check(paths: tuple[str, ...]) -> None:
     """Check Kubernetes manifests and compiled pipelines without a cluster.
 
     PATH is a file of manifests, a compiled pipeline, a folder with a kustomization.yaml, or - for
@@ -523,8 +521,7 @@ SET = click.option(
 @click.option(
     "--wait", type=bool, default=True, show_default=True, help="Watch the run until it ends."
 )
-@DEBUG
-def submit(parameters: str | None, pipeline: str, debug: bool, **options: Any) -> None:
+def submit(parameters: str | None, pipeline: str, **options: Any) -> None:
     """Check the parameters, start a run, and show its steps until it ends.
 
     A token or cookies for the server are read from RAFT_KFP_TOKEN or RAFT_KFP_COOKIES, or from
@@ -545,8 +542,7 @@ def submit(parameters: str | None, pipeline: str, debug: bool, **options: Any) -
 @PIPELINE
 @HOST
 @CERTIFICATE
-@DEBUG
-def watch(run_id: str, pipeline: str, host: str, ca_certificate: str, debug: bool) -> None:
+def watch(run_id: str, pipeline: str, host: str, ca_certificate: str) -> None:
     """Show a run's steps until it ends, as `raft submit` does.
 
     \b
@@ -562,8 +558,7 @@ def watch(run_id: str, pipeline: str, host: str, ca_certificate: str, debug: boo
 @click.argument("run_id")
 @HOST
 @CERTIFICATE
-@DEBUG
-def terminate(run_id: str, host: str, ca_certificate: str, debug: bool) -> None:
+def terminate(run_id: str, host: str, ca_certificate: str) -> None:
     """Stop a run; what its steps have not uploaded yet is lost.
 
     \b
@@ -611,10 +606,7 @@ OVERLAY = click.option(
     show_default=True,
     help="GPU nodes are made when they are needed; none need be there.",
 )
-@DEBUG
-def preflight(
-    parameters: str | None, pipeline: str, overlay: str, debug: bool, **options: Any
-) -> None:
+def preflight(parameters: str | None, pipeline: str, overlay: str, **options: Any) -> None:
     """Check nodes, quota, secrets, account, buckets, teacher, model and Kubeflow before a run.
 
     Each check prints ok, missing (with the command that fixes it) or cannot tell. Changes
@@ -653,8 +645,7 @@ def preflight(
     show_default=True,
     help="Give up when the pod has not started by then.",
 )
-@DEBUG
-def job(stage: str, flags: tuple[str, ...], overlay: str, debug: bool, **options: Any) -> None:
+def job(stage: str, flags: tuple[str, ...], overlay: str, **options: Any) -> None:
     """Run one stage from its Job manifest, with the flags after `--` instead of the manifest's.
 
     Shows the log, says what the pod waits for, exits with the container's exit code and removes

@@ -44,8 +44,7 @@ def parse(stage: str, arguments: list[str]) -> StageConfig:
     """Parse arguments as `raft <stage>` does, with its real command and config class."""
     context = raft.commands[stage].make_context(stage, list(arguments))
     given = {name: value for name, value in context.params.items() if value is not None}
-    for name in ("debug", "executor_input"):
-        given.pop(name, None)
+    given.pop("executor_input", None)
     return config_of(stage).parse(given)
 
 
