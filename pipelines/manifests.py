@@ -10,7 +10,6 @@ Field names are Kubernetes' own (https://kubernetes.io/docs/reference/kubernetes
 here and in camel case in the files; what their values may be is in values.py.
 """
 
-import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TextIO
@@ -45,11 +44,10 @@ from pipelines.k8s.values import (
     check_keys,
     check_labels,
 )
+from pipelines.stages import STAGES, config_class
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
-
-    from components.config import StageConfig
 
 BASE = Path(__file__).parents[1] / "k8s" / "base"
 OVERLAYS = BASE.parent / "overlays"
@@ -358,7 +356,7 @@ class Job(Part):
         Raises:
             ConfigError: the stage has no such flag, or does not take its value.
         """
-        config = _config_class(self.stage)
+        config = config_class(self.stage)
         unset = {
             name: "unset" for name, field in config.model_fields.items() if field.is_required()
         }
@@ -383,18 +381,6 @@ class Job(Part):
                 except ConfigError as error:
                     raise ConfigError(f"{place}: {error}", hint=error.hint) from None
         return found
-
-
-def _stages() -> dict[str, tuple[str, str, str]]:
-    from pipelines.cli import STAGES
-
-    return STAGES
-
-
-def _config_class(stage: str) -> "type[StageConfig]":
-    package, name, _ = _stages()[stage]
-    found: type[StageConfig] = getattr(importlib.import_module(f"{package}.config"), name)
-    return found
 
 
 def load(stage: str, folder: Path = BASE) -> Job:
@@ -462,7 +448,7 @@ def jobs_of(documents: Iterable[Document], origin: str) -> Jobs:
                 problems.append(f"{document.place()}: a second Job {job.metadata.name}")
             jobs[job.stage] = job
     if not problems:
-        missing = [f"raft-{stage}" for stage in _stages() if stage not in jobs]
+        missing = [f"raft-{stage}" for stage in STAGES if stage not in jobs]
         problems = [f"{origin}: no Job named {name}" for name in missing]
     if problems:
         raise ConfigError(
@@ -480,8 +466,8 @@ def job_of(document: Document) -> Job:
     """
     job = validate(document, Job)
     job._document = document
-    if job.stage not in _stages() or job.metadata.name == job.stage:
-        allowed = ", ".join(f"raft-{stage}" for stage in _stages())
+    if job.stage not in STAGES or job.metadata.name == job.stage:
+        allowed = ", ".join(f"raft-{stage}" for stage in STAGES)
         raise ConfigError(
             f"{document.place('metadata', 'name')}: metadata.name {job.metadata.name!r}: "
             f"not the Job of a stage (allowed: {allowed})"

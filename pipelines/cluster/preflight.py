@@ -19,9 +19,9 @@ import click
 from components.errors import AccessError, ClusterError, NotPermitted, RaftError
 from components.storage import SCHEME, reachable
 from pipelines import manifests
-from pipelines.cli import STAGES
 from pipelines.cluster.connection import Cluster, NotThere, amount, connect
 from pipelines.k8s import values
+from pipelines.stages import STAGES
 
 IDENTITY = "iam.gke.io/gcp-service-account"
 """Annotation that lets a service account of Kubernetes act as one of Google Cloud."""

@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from pydantic import ValidationError
 
 from components.config import allowed_values
 from components.errors import ClusterError, ConfigError, NotPermitted, RunError
 from components.progress import Task, headline, say, task
 from components.redaction import keep_secret
+from pipelines.stages import STAGES, config_class
 
 SECONDS_BETWEEN_LOOKS = 5.0
 SECONDS_WITHOUT_ANSWER = 300.0
@@ -309,14 +311,9 @@ def _ask(reader: Reader, place: str, value: object) -> None:
     Raises:
         ValueError: the stage would refuse the value.
     """
-    from pydantic import ValidationError
-
-    from pipelines.cli import STAGES, StageCommand, raft
-
-    command = raft.commands.get(reader.stage)
-    if reader.stage not in STAGES or not isinstance(command, StageCommand):
+    if reader.stage not in STAGES:
         return
-    config = command.load()
+    config = config_class(reader.stage)
     try:
         config.model_validate({reader.field: value})
     except ValidationError as error:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from components.config import flag
-from pipelines.cli import STAGES, main
+from pipelines.cli import main
+from pipelines.stages import STAGES, config_class
 from tests.conftest import Raft
 
 HEAVY = {
@@ -42,15 +43,11 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_help_teaches_every_flag(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
-    import importlib
-
     with pytest.raises(SystemExit) as leave:
         main([stage, "--help"])
     assert leave.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    package, class_name, _ = STAGES[stage]
-    fields = getattr(importlib.import_module(f"{package}.config"), class_name).model_fields
-    for name, field in fields.items():
+    for name, field in config_class(stage).model_fields.items():
         assert flag(name) in text
         assert " ".join(field.description.split()) in text
     assert f"raft {stage}" in text, "an example"

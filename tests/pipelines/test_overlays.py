@@ -13,9 +13,9 @@ import yaml
 
 from components.errors import ConfigError
 from pipelines import manifests
-from pipelines.cli import STAGES
 from pipelines.k8s import kustomize
 from pipelines.k8s.located import Part, _model_in
+from pipelines.stages import STAGES
 from tests.conftest import REPOSITORY
 from tests.pipelines.conftest import (
     as_started,
