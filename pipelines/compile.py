@@ -10,7 +10,6 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -25,9 +24,10 @@ PIPELINES = ("raft", "study")
 
 
 def run(
-    outputs: Mapping[str, Path],
+    pipeline: str | None = None,
+    output: str | None = None,
     *,
-    check: bool,
+    check: bool = False,
     overlay: str = "",
     manifest_file: str = "",
     shards: int = 1,
@@ -35,7 +35,9 @@ def run(
     """Write compiled pipelines, or only compare every byte of them.
 
     Args:
-        outputs: the compiled file of each pipeline, raft or study.
+        pipeline: raft or study; None takes both, and raft alone for an `output` or for `shards`.
+        output: the compiled file; None takes pipelines/raft.yaml, or, where hardware or shards are
+            chosen, a file in this folder that is named after them.
         check: compare, and write nothing.
         overlay: name of a folder in k8s/overlays to take the Jobs from; "" takes k8s/base.
         manifest_file: file of rendered manifests to take them from instead; "-" is standard input.
@@ -54,19 +56,23 @@ def run(
     options = [f"--overlay {overlay}"] if overlay else []
     options += [f"--manifests {manifest_file}"] if manifest_file else []
     options += [f"--shards {shards}"] if shards > 1 else []
-    if shards > 1 and "study" in outputs:
+    names = [pipeline] if pipeline else PIPELINES[:1] if output or shards > 1 else PIPELINES
+    if shards > 1 and "study" in names:
         raise ConfigError("--shards: only the pipeline raft has shards, not study")
-    for name, output in outputs.items():
+    source = ("-manifests" if manifest_file else f"-{overlay}" if overlay else "").replace("/", "-")
+    source += f"-{shards}-shards" if shards > 1 else ""
+    for name in names:
+        path = Path(output or (f"{name}{source}.yaml" if source else f"pipelines/{name}.yaml"))
         text = compiled(jobs, name, shards)
         if check:
             chosen = [] if name == PIPELINES[0] else [f"--pipeline {name}"]
-            words = ["raft compile", *chosen, *options, f"--output {output}"]
-            _compare(output, text, " ".join(words))
-            say(f"{output} is up to date")
+            words = ["raft compile", *chosen, *options, f"--output {path}"]
+            _compare(path, text, " ".join(words))
+            say(f"{path} is up to date")
             continue
-        with atomic_write(output) as file:
+        with atomic_write(path) as file:
             file.write(text)
-        say(f"wrote {output}")
+        say(f"wrote {path}")
 
 
 def _read(manifest_file: str) -> manifests.Jobs:

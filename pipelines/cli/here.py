@@ -142,6 +142,7 @@ def compare(runs: tuple[str, ...], output: str) -> None:
 )
 @click.option(
     "--manifests",
+    "manifest_file",
     default="",
     metavar="FILE",
     help="Take it from rendered manifests; - reads what `kubectl kustomize` pipes in.",
@@ -159,14 +160,7 @@ def compare(runs: tuple[str, ...], output: str) -> None:
     is_flag=True,
     help="Write nothing; fail if the file differs from what would be compiled.",
 )
-def compile_(
-    output: str | None,
-    pipeline: str | None,
-    overlay: str,
-    manifests: str,
-    shards: int,
-    check: bool,
-) -> None:
+def compile_(**options: Any) -> None:
     """Compile the pipelines, or check that the committed files are up to date.
 
     \b
@@ -176,16 +170,9 @@ def compile_(
       raft compile --shards 8
       kubectl kustomize k8s/overlays/h100 | raft compile --manifests -
     """
-    from pipelines.compile import PIPELINES, run
+    from pipelines.compile import run
 
-    source = ("-manifests" if manifests else f"-{overlay}" if overlay else "").replace("/", "-")
-    source += f"-{shards}-shards" if shards > 1 else ""
-    names = [pipeline] if pipeline else PIPELINES[:1] if output or shards > 1 else PIPELINES
-    outputs = {
-        name: Path(output or (f"{name}{source}.yaml" if source else f"pipelines/{name}.yaml"))
-        for name in names
-    }
-    run(outputs, check=check, overlay=overlay, manifest_file=manifests, shards=shards)
+    run(**options)
 
 
 @click.command(cls=Command, short_help="Check manifests and compiled pipelines as a cluster would.")
