@@ -1,7 +1,7 @@
 """Checks k8s/ and compiled pipelines without a cluster, and says file and line of every fault.
 
 What the API server and the Kubeflow backend would refuse is refused here, before anything is
-uploaded. objects.py and manifests.py know the manifests, specification.py the compiled pipeline.
+uploaded. k8s/ knows the manifests, specification/ the compiled pipeline.
 """
 
 import sys

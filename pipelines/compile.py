@@ -47,12 +47,7 @@ def run(
         ConfigError: a Job manifest is not understood, there is no such overlay; with `check`, also
             where a file is missing or differs.
     """
-    if overlay and manifest_file:
-        raise ConfigError("--overlay and --manifests: give one of the two")
-    if manifest_file:
-        jobs = _read(manifest_file)
-    else:
-        jobs = manifests.load_all(manifests.overlay(overlay) if overlay else manifests.BASE)
+    jobs = _jobs(overlay, manifest_file)
     options = [f"--overlay {overlay}"] if overlay else []
     options += [f"--manifests {manifest_file}"] if manifest_file else []
     options += [f"--shards {shards}"] if shards > 1 else []
@@ -75,7 +70,11 @@ def run(
         say(f"wrote {path}")
 
 
-def _read(manifest_file: str) -> manifests.Jobs:
+def _jobs(overlay: str, manifest_file: str) -> manifests.Jobs:
+    if overlay and manifest_file:
+        raise ConfigError("--overlay and --manifests: give one of the two")
+    if not manifest_file:
+        return manifests.load_all(manifests.overlay(overlay))
     if manifest_file == "-":
         return manifests.load_stream(sys.stdin)
     try:

@@ -21,6 +21,7 @@ from components.quantize_check.config import QuantizeCheckConfig
 from components.train.component import train
 from components.train.config import TrainConfig
 from pipelines import manifests
+from pipelines.hardware import Hardware, hardware_of_train
 from pipelines.steps import placed, reading
 from pipelines.summary import summary
 
@@ -37,7 +38,7 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE, shards: int = 1) -> A
     """
     by_stage = manifests.load_all(jobs) if isinstance(jobs, Path) else jobs
 
-    asked = manifests.hardware(by_stage)
+    asked = hardware_of_train(by_stage)
 
     # A pipeline of its own, because kfp.local cannot see another step's output in a condition
     # beside it; handed in as a parameter it can, and a cluster does the same with both.
@@ -66,7 +67,7 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE, shards: int = 1) -> A
                 ),
                 "eval",
                 by_stage,
-                manifests.Hardware(memory=memory, node_selector=node_selector),
+                Hardware(memory=memory, node_selector=node_selector),
             )
 
     @dsl.pipeline(name="raft")
@@ -128,7 +129,7 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE, shards: int = 1) -> A
                 cloud.google.com/gke-accelerator names the kind of GPU.
         """
         with dsl.ExitHandler(reading(summary(), by_stage), name="run"):
-            hardware = manifests.Hardware(train_gpus, memory, node_selector)
+            hardware = Hardware(train_gpus, memory, node_selector)
 
             def rows(**shard: Any) -> dsl.PipelineTask:
                 return placed(

@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from pipelines import manifests
+from pipelines.hardware import Hardware, apply, steering
+from pipelines.k8s.job import Job
+from pipelines.manifests import Jobs
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
@@ -24,8 +26,8 @@ RETRIES = 3
 def placed(
     task: "PipelineTask",
     stage: str,
-    jobs: manifests.Jobs,
-    hardware: manifests.Hardware | None = None,
+    jobs: Jobs,
+    hardware: Hardware | None = None,
 ) -> "PipelineTask":
     """A stage's task on the hardware that its Job manifest asks for, retried when it fails.
 
@@ -33,10 +35,10 @@ def placed(
         hardware: the pipeline's parameters that stand in for what train's manifest says, in every
             step whose own says the same.
     """
-    chosen = hardware or manifests.Hardware()
+    chosen = hardware or Hardware()
     if stage != "train":
         chosen = chosen._replace(train_gpus=None)
-    manifests.apply(jobs[stage], task, manifests.steering(jobs, chosen))
+    apply(jobs[stage], task, steering(jobs, chosen))
     task.set_caching_options(CACHED[stage])
     # The longest duration counts from the start of the first attempt, not between attempts: left
     # at its default of an hour, a step that is preempted after an hour is never tried again.
@@ -45,16 +47,16 @@ def placed(
     )
 
 
-def reading(task: "PipelineTask", jobs: manifests.Jobs) -> "PipelineTask":
+def reading(task: "PipelineTask", jobs: Jobs) -> "PipelineTask":
     """A task that only reads small files: the image and the place of generate, but smaller."""
-    manifests.apply(_without_flags(jobs["generate"]), task)
+    apply(_without_flags(jobs["generate"]), task)
     task.set_cpu_request("100m").set_cpu_limit("1")
     task.set_memory_request("256Mi").set_memory_limit("1Gi")
     task.set_caching_options(CACHED["summary"])
     return task.set_retry(RETRIES, backoff_duration="10s", backoff_factor=2)
 
 
-def _without_flags(job: manifests.Job) -> manifests.Job:
+def _without_flags(job: Job) -> Job:
     container = job.container.model_copy(update={"args": []})
     pod = job.pod.model_copy(update={"containers": [container]})
     template = job.spec.template.model_copy(update={"spec": pod})

@@ -21,6 +21,7 @@ from components.quantize_check.component import quantize_check
 from components.train.component import train
 from components.train.config import TrainConfig
 from pipelines import manifests
+from pipelines.hardware import Hardware, hardware_of_train
 from pipelines.steps import placed, reading
 from pipelines.summary import compare, summary
 
@@ -45,7 +46,7 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
     """
     by_stage = manifests.load_all(jobs) if isinstance(jobs, Path) else jobs
 
-    asked = manifests.hardware(by_stage)
+    asked = hardware_of_train(by_stage)
 
     @dsl.pipeline(name="raft-study")
     def study(
@@ -88,7 +89,7 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
                 cloud.google.com/gke-accelerator names the kind of GPU.
         """
         with dsl.ExitHandler(reading(summary(), by_stage), name="run"):
-            hardware = manifests.Hardware(train_gpus, memory, node_selector)
+            hardware = Hardware(train_gpus, memory, node_selector)
             generated = placed(
                 generate(
                     documents=documents,

@@ -159,7 +159,7 @@ def preflight(parameters: str | None, pipeline: str, overlay: str, **options: An
     run(
         parameters=Path(parameters) if parameters else None,
         pipeline=Path(pipeline),
-        jobs=manifests.overlay(overlay) if overlay else manifests.BASE,
+        jobs=manifests.overlay(overlay),
         **options,
     )
 
@@ -197,7 +197,7 @@ def job(stage: str, flags: tuple[str, ...], overlay: str, **options: Any) -> Non
     from pipelines import manifests
     from pipelines.cluster.job import run
 
-    jobs = manifests.overlay(overlay) if overlay else manifests.BASE
+    jobs = manifests.overlay(overlay)
     command = StageCommand(stage)
     given = command.settings(command.make_context(f"raft {stage}", list(flags))) if flags else None
     run(stage, given, jobs=jobs, **options)

@@ -18,9 +18,10 @@ import click
 
 from components.errors import AccessError, ClusterError, NotPermitted, RaftError
 from components.storage import SCHEME, reachable
-from pipelines import manifests
+from pipelines import hardware, manifests
 from pipelines.cluster.connection import Cluster, NotThere, amount, connect
 from pipelines.k8s import values
+from pipelines.k8s.job import Amounts, Job, Pod, Toleration
 from pipelines.stages import STAGES
 
 IDENTITY = "iam.gke.io/gcp-service-account"
@@ -80,7 +81,7 @@ def run(
     given = _given(pipeline, parameters, settings)
     asked = manifests.load_all(jobs)
     if given is not None:
-        asked = manifests.chosen(asked, manifests.hardware_of(given))
+        asked = hardware.chosen(asked, hardware.hardware_of_run(given))
     needs = [asked[stage] for stage in STAGES]
     chosen = None if given is None else {name: str(value) for name, value in given.items()}
     cluster = connect(context)
@@ -200,7 +201,7 @@ def _account(cluster: Cluster, namespace: str, name: str) -> Findings:
         )
 
 
-def _secrets(cluster: Cluster, namespace: str, needs: list[manifests.Job]) -> Findings:
+def _secrets(cluster: Cluster, namespace: str, needs: list[Job]) -> Findings:
     wanted: dict[tuple[str, str], tuple[bool, list[str]]] = {}
     for job in needs:
         for variable in job.container.env:
@@ -233,7 +234,7 @@ def _secrets(cluster: Cluster, namespace: str, needs: list[manifests.Job]) -> Fi
             yield Finding("missing", what, fix)
 
 
-def _quota(cluster: Cluster, namespace: str, needs: list[manifests.Job]) -> Findings:
+def _quota(cluster: Cluster, namespace: str, needs: list[Job]) -> Findings:
     quotas = cluster.ask(cluster.core.list_namespaced_resource_quota, namespace).items
     for quota in quotas:
         hard, used = quota.status.hard or {}, quota.status.used or {}
@@ -257,7 +258,7 @@ def _quota(cluster: Cluster, namespace: str, needs: list[manifests.Job]) -> Find
         yield Finding("ok", f"no quota in {namespace}")
 
 
-def _counted(job: manifests.Job, resource: str) -> Decimal:
+def _counted(job: Job, resource: str) -> Decimal:
     """What a stage's pod counts for in a quota's resource."""
     if resource in ("pods", "count/pods", "count/jobs.batch"):
         return Decimal(1)
@@ -277,14 +278,14 @@ def _short(size: Decimal) -> str:
     return f"{size.normalize():f}"
 
 
-def _needed(amounts: manifests.Amounts) -> dict[str, Decimal]:
+def _needed(amounts: Amounts) -> dict[str, Decimal]:
     return {
         name: amount(value)
         for name, value in amounts.model_dump(by_alias=True, exclude_none=True).items()
     }
 
 
-def _places(cluster: Cluster, needs: list[manifests.Job], scale_from_zero: bool) -> Findings:
+def _places(cluster: Cluster, needs: list[Job], scale_from_zero: bool) -> Findings:
     """Whether a node could take each stage now; stages that ask for the same share a line."""
     nodes = cluster.ask(cluster.core.list_node).items
     try:
@@ -297,7 +298,7 @@ def _places(cluster: Cluster, needs: list[manifests.Job], scale_from_zero: bool)
             error.hint,
         )
     used = _used(pods)
-    alike: dict[str, list[manifests.Job]] = {}
+    alike: dict[str, list[Job]] = {}
     for job in needs:
         asked = job.pod.model_dump_json(include={"node_selector", "tolerations"})
         alike.setdefault(asked + job.container.resources.model_dump_json(), []).append(job)
@@ -340,7 +341,7 @@ def _requests(container: Any) -> dict[str, Decimal]:
 
 
 def _place(
-    jobs: list[manifests.Job],
+    jobs: list[Job],
     nodes: list[Any],
     used: Mapping[str, Mapping[str, Decimal]],
     scale_from_zero: bool,
@@ -396,7 +397,7 @@ _POOL = (
 
 def _fault(
     node: Any,
-    pod: manifests.Pod,
+    pod: Pod,
     needed: Mapping[str, Decimal],
     used: Mapping[str, Mapping[str, Decimal]],
 ) -> str:
@@ -423,7 +424,7 @@ def _fault(
     return ""
 
 
-def _tolerates(toleration: manifests.Toleration, taint: Any) -> bool:
+def _tolerates(toleration: Toleration, taint: Any) -> bool:
     if toleration.effect not in (None, taint.effect):
         return False
     if toleration.key is None:
@@ -437,7 +438,7 @@ def _tolerates(toleration: manifests.Toleration, taint: Any) -> bool:
 
 
 def _settings(
-    cluster: Cluster, namespace: str, needs: list[manifests.Job], chosen: dict[str, str]
+    cluster: Cluster, namespace: str, needs: list[Job], chosen: dict[str, str]
 ) -> Findings:
     """Read the Jobs' settings into `chosen`, by the names that pipeline parameters have."""
     names = {

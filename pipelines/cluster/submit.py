@@ -28,6 +28,7 @@ from components.config import allowed_values
 from components.errors import ClusterError, ConfigError, NotPermitted, RunError
 from components.progress import Task, headline, say, task
 from components.redaction import keep_secret
+from pipelines.hardware import hardware_of_run
 from pipelines.stages import STAGES, config_class
 
 SECONDS_BETWEEN_LOOKS = 5.0
@@ -283,10 +284,8 @@ def _check_range(pipeline: Compiled, name: str, value: object) -> None:
     Raises:
         ValueError: names the stage and what it allows.
     """
-    from pipelines.manifests import hardware_of
-
     try:
-        hardware_of({name: value})
+        hardware_of_run({name: value})
     except ConfigError as error:
         raise ValueError(error) from None
     readers = list(pipeline.readers(name))

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from components.errors import ConfigError
+from pipelines.k8s.job import CONTAINER, AnyPod, Container, PodMetadata, job_of
 from pipelines.k8s.located import Document, Part, fault, validate
 from pipelines.k8s.values import GPU, Annotations, Labels, Name
-from pipelines.manifests import CONTAINER, AnyPod, Container, PodMetadata, job_of
 
 POD = ("spec", "template", "spec")
 PORT = Annotated[int, Field(ge=1, le=65535)]

@@ -11,7 +11,7 @@ import yaml
 
 from components.config import INPUT, OUTPUT, Settings, flag
 from pipelines.cli import raft
-from pipelines.manifests import Hardware
+from pipelines.hardware import Hardware
 from pipelines.stages import STAGES, config_class
 from tests.conftest import REPOSITORY
 from tests.pipelines.conftest import render, tasks_of
