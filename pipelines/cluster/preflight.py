@@ -20,6 +20,8 @@ from components.errors import AccessError, ClusterError, NotPermitted, RaftError
 from components.storage import SCHEME, reachable
 from pipelines import hardware, manifests
 from pipelines.cluster.connection import Cluster, NotThere, amount, connect
+from pipelines.cluster.kubeflow import connect as connect_to_kubeflow
+from pipelines.cluster.parameters import check_parameters, load, read_parameters
 from pipelines.k8s import values
 from pipelines.k8s.job import Amounts, Job, Pod, Toleration
 from pipelines.stages import STAGES
@@ -142,8 +144,6 @@ def _given(
     """The parameters of a pipeline run with their defaults; None when none were given."""
     if parameters is None and not settings:
         return None
-    from pipelines.cluster.submit import check_parameters, load, read_parameters
-
     compiled = load(pipeline)
     values = {
         name: definition["defaultValue"]
@@ -576,7 +576,5 @@ def _model(chosen: Mapping[str, str]) -> Findings:
 
 
 def _kubeflow(host: str, ca_certificate: str, context: str) -> Findings:
-    from pipelines.cluster.submit import connect as connect_to_kubeflow
-
     client = connect_to_kubeflow(host, ca_certificate, context)
     yield Finding("ok", f"Kubeflow Pipelines 2 answers at {client.address}")
