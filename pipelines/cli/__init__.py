@@ -11,10 +11,51 @@ import click
 
 from pipelines.cli import cluster, ending, here
 from pipelines.cli.flags import StageCommand
-from pipelines.stages import COMMANDS
+from pipelines.stages import STAGES
+
+SECTIONS: dict[str, list[click.Command]] = {
+    "Stages": [StageCommand(name) for name in STAGES],
+    "Try and plan": [here.demo, here.plan],
+    "Results": [
+        StageCommand("summary"),
+        here.compare,
+        StageCommand("merge"),
+        StageCommand("export"),
+    ],
+    "Kubeflow and Kubernetes": [
+        here.compile_,
+        here.check,
+        cluster.preflight,
+        cluster.submit,
+        cluster.watch,
+        cluster.terminate,
+        cluster.job,
+    ],
+}
+"""Every command, under the heading that `raft --help` gives it."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Raft(click.Group):
+    """The group of all commands, listed by section instead of by letter."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        widest = max(map(len, self.commands))
+        room = formatter.width - widest - 6
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(
+                    [
+                        (f"{command.name:{widest}}", command.get_short_help_str(room))
+                        for command in commands
+                    ]
+                )
+
+
+@click.group(
+    cls=Raft,
+    commands=[command for commands in SECTIONS.values() for command in commands],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="raft-pipelines", prog_name="raft")
 def raft() -> None:
     """Adapt a language model to your own documents with retrieval augmented fine-tuning.
@@ -26,22 +67,6 @@ def raft() -> None:
 
     New here? `raft demo --output run/` does all four on a tiny model in a few minutes.
     """
-
-
-for _command in (
-    *map(StageCommand, COMMANDS),
-    here.demo,
-    here.plan,
-    here.compare,
-    here.compile_,
-    here.check,
-    cluster.preflight,
-    cluster.submit,
-    cluster.watch,
-    cluster.terminate,
-    cluster.job,
-):
-    raft.add_command(_command)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

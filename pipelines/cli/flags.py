@@ -111,26 +111,29 @@ def _group(field: FieldInfo) -> str:
 
 
 def _option(name: str, field: FieldInfo) -> click.Option:
-    allowed = allowed_values(field)
-    required = field.is_required()
-    notes = "required" if required else f"default: {_as_text(field.default)}"
-    if allowed:
-        notes += f"; {allowed}"
+    notes = "; ".join(filter(None, [_default(field), allowed_values(field)]))
     return click.Option(
         [flag(name), name],
         # The config class checks values, so that one wording serves flags and KFP parameters.
         type=click.UNPROCESSED,
         metavar=_metavar(name, field),
-        help=f"{field.description} [{notes}]",
+        help=f"{field.description} [{notes}]" if notes else field.description,
     )
 
 
-def _as_text(default: object) -> str:
+def _default(field: FieldInfo) -> str:
+    default = field.default
+    if field.is_required():
+        return "required"
+    if KEPT in field.metadata:
+        return ""  # it depends on the output, as the field's own text says
     if isinstance(default, bool):
-        return str(default).lower()
-    if isinstance(default, tuple):
-        return ",".join(map(str, default)) or "none"
-    return "none" if default == "" else str(default)
+        text = str(default).lower()
+    elif isinstance(default, tuple):
+        text = ",".join(map(str, default))
+    else:
+        text = str(default)
+    return f"default: {text or 'none'}"
 
 
 def _metavar(name: str, field: FieldInfo) -> str:

@@ -122,7 +122,7 @@ def compare(runs: tuple[str, ...], output: str) -> None:
     say(f"{len(trials)} evaluations: {Path(output) / 'comparison.html'}")
 
 
-@click.command("compile", cls=Command, short_help="Compile the Kubeflow pipeline to YAML.")
+@click.command("compile", cls=Command, short_help="Compile the Kubeflow pipelines to YAML.")
 @click.option(
     "--output",
     metavar="FILE",
