@@ -6,6 +6,7 @@ objects against each other: who is named must exist, and who is selected must ca
 
 import re
 from collections.abc import Iterable, Iterator
+from ipaddress import ip_network
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -134,15 +135,8 @@ class LabelSelector(Part):
     match_labels: Labels = Field(default_factory=dict)
 
 
-def _check_range(value: str) -> str:
-    import ipaddress
-
-    ipaddress.ip_network(value)
-    return value
-
-
 class AddressRange(Part):
-    cidr: Annotated[str, AfterValidator(_check_range)]
+    cidr: Annotated[str, AfterValidator(lambda cidr: str(ip_network(cidr)))]
 
 
 class Peer(Part):
