@@ -54,7 +54,7 @@ def test_only_declarations_know_kfp_and_only_storage_knows_gcs() -> None:
         "component.py", "raft.py", "study.py", "summary.py", "steps.py", "compile.py",
         "local.py", "hardware.py", "shape.py", "kubeflow.py",
     }  # fmt: skip
-    assert know_kubernetes == {"connection.py"}
+    assert know_kubernetes == {"connection.py", "values.py"}
     assert know_gcs == {"storage"}
 
 

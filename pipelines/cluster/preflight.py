@@ -19,11 +19,11 @@ import click
 from components.errors import AccessError, ClusterError, NotPermitted, RaftError
 from components.storage import SCHEME, reachable
 from pipelines import hardware, manifests
-from pipelines.cluster.connection import Cluster, NotThere, amount, connect
+from pipelines.cluster.connection import Cluster, NotThere, connect
 from pipelines.cluster.kubeflow import connect as connect_to_kubeflow
 from pipelines.cluster.parameters import check_parameters, load, read_parameters
-from pipelines.k8s import values
 from pipelines.k8s.job import Amounts, Job, Pod, Toleration
+from pipelines.k8s.values import GPU, amount
 from pipelines.stages import STAGES
 
 IDENTITY = "iam.gke.io/gcp-service-account"
@@ -350,7 +350,7 @@ def _place(
     names = ", ".join(job.container.name for job in jobs)
     # Kubernetes takes a limit for a request that is not written.
     needed = {"pods": Decimal(1), **_needed(resources.limits), **_needed(resources.requests)}
-    needed = dict(sorted(needed.items(), key=lambda entry: entry[0] != values.GPU))
+    needed = dict(sorted(needed.items(), key=lambda entry: entry[0] != GPU))
     selector = ",".join(f"{key}={value}" for key, value in pod.node_selector.items())
     matching = [
         node for node in nodes if pod.node_selector.items() <= (node.metadata.labels or {}).items()
@@ -417,7 +417,7 @@ def _fault(
     for resource, size in needed.items():
         whole = amount(allocatable.get(resource, "0"))
         left = max(whole - mine.get(resource, Decimal(0)), Decimal(0))
-        if resource == values.GPU and not whole:
+        if resource == GPU and not whole:
             return "offers no GPU yet: its driver is not installed"
         if size > left:
             return f"has {_short(left)} of {_short(whole)} {resource} free, not {_short(size)}"

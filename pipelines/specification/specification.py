@@ -255,7 +255,7 @@ def _resources(document: Document, at: Location) -> Iterator[str]:
             text = resources.get(f"resource{name.title()}{end}")
             try:
                 texts[end] = amount(str(text))
-            except (ArithmeticError, KeyError):
+            except (ArithmeticError, ValueError):
                 continue  # absent, a placeholder, or no quantity, which the model says
             number = resources.get(f"{name}{end}")
             unit = 1 if name == "cpu" else 10**9
