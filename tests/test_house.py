@@ -2,6 +2,7 @@
 
 import ast
 import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,17 @@ def test_stages_import_neither_each_other_nor_pipelines() -> None:
             assert not any(name.split(".")[0] == "pipelines" for name in imports(path)), path
             checked += 1
     assert checked >= 25
+
+
+def test_no_file_of_pipelines_imports_one_that_imports_it() -> None:
+    """Not even inside a function, and not by way of others."""
+    paths = {
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in (REPOSITORY / "pipelines").rglob("*.py")
+    }
+    assert len(paths) >= 35
+    graph = {name: (imports(path) & paths.keys()) - {name} for name, path in paths.items()}
+    TopologicalSorter(graph).prepare()
 
 
 def test_only_declarations_know_kfp_and_only_storage_knows_gcs() -> None:
