@@ -87,14 +87,19 @@ def _jobs(overlay: str, manifest_file: str) -> manifests.Jobs:
 def compiled(
     jobs: manifests.Jobs | Path = manifests.BASE, name: str = PIPELINES[0], shards: int = 1
 ) -> str:
-    """A pipeline as YAML, its steps on the hardware of the Jobs, or of those in a folder."""
+    """A pipeline as YAML, its steps on the hardware of the Jobs, or of those in a folder.
+
+    Raises:
+        ConfigError: a manifest is missing or not understood.
+    """
     from kfp import compiler
 
     pipeline = importlib.import_module(f"pipelines.{name}").pipeline
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "raft.yaml"
+        by_stage = manifests.load_all(jobs) if isinstance(jobs, Path) else jobs
         chosen = {"shards": shards} if shards > 1 else {}
-        compiler.Compiler().compile(pipeline(jobs, **chosen), str(path))
+        compiler.Compiler().compile(pipeline(by_stage, **chosen), str(path))
         return OBJECT_DEFAULT.sub(_ordered, path.read_text(encoding="utf-8"))
 
 

@@ -1,8 +1,8 @@
 """The hardware of a pipeline's steps: what their Jobs ask for, or what a run is started with.
 
-`apply` puts the same image, resources, node selector, tolerations, volumes, secrets, user and
-literal flags on the pipeline's task as `kubectl` would put on the pod, so an edit of a manifest
-changes both.
+`apply` puts the same image, resources, node selector, tolerations, volumes, secrets and user on the
+pipeline's task as `kubectl` would put on the pod, and `apply_flags` the literal flags, so an edit
+of a manifest changes both.
 """
 
 from collections.abc import Callable, Mapping
@@ -116,7 +116,6 @@ def apply(job: Job, task: "PipelineTask", steer: Steer = lambda _, value: value)
         return found
 
     task.set_container_image(job.container.image)
-    _apply_settings(job, task)
     _apply_resources(job.container.resources, task, steered)
     if job.container.image_pull_policy:
         kubernetes.set_image_pull_policy(task, job.container.image_pull_policy)
@@ -151,22 +150,6 @@ def apply(job: Job, task: "PipelineTask", steer: Steer = lambda _, value: value)
         kubernetes.set_security_context(task, **user)
 
 
-def _apply_settings(job: Job, task: "PipelineTask") -> None:
-    for name, value in job.settings().items():
-        if name in task.inputs:
-            raise ConfigError(
-                f"{job.place(*CONTAINER, 'args')}: {name} has a value here, but in the pipeline "
-                "it is a parameter",
-                hint="Take the flag out of the args, and give the value when you start a run.",
-            )
-        if name not in task.component_spec.inputs:
-            raise ConfigError(
-                f"{job.place(*CONTAINER, 'args')}: {name} is no parameter of the component, so the "
-                "pipeline would run without it"
-            )
-        task.inputs[name] = list(value) if isinstance(value, tuple) else value
-
-
 def _apply_resources(resources: Resources, task: "PipelineTask", steered: Steer) -> None:
     if resources.requests.cpu:
         task.set_cpu_request(resources.requests.cpu)
@@ -193,3 +176,24 @@ def _apply_variable(variable: Variable, task: "PipelineTask") -> None:
     kubernetes.use_secret_as_env(
         task, secret.name, {secret.key: variable.name}, optional=secret.optional
     )
+
+
+def apply_flags(job: Job, task: "PipelineTask") -> None:
+    """Give a task the flags that its Job gives a value of their own.
+
+    Raises:
+        ConfigError: the pipeline or its component would not follow one.
+    """
+    for name, value in job.settings().items():
+        if name in task.inputs:
+            raise ConfigError(
+                f"{job.place(*CONTAINER, 'args')}: {name} has a value here, but in the pipeline "
+                "it is a parameter",
+                hint="Take the flag out of the args, and give the value when you start a run.",
+            )
+        if name not in task.component_spec.inputs:
+            raise ConfigError(
+                f"{job.place(*CONTAINER, 'args')}: {name} is no parameter of the component, so the "
+                "pipeline would run without it"
+            )
+        task.inputs[name] = list(value) if isinstance(value, tuple) else value

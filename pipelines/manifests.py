@@ -17,15 +17,6 @@ Jobs = Mapping[str, Job]
 """A Job per stage ("quantize-check")."""
 
 
-def load(stage: str, folder: Path = BASE) -> Job:
-    """Read the Job manifest of a stage ("quantize-check") from k8s/base or an overlay.
-
-    Raises:
-        ConfigError: as `load_all`.
-    """
-    return load_all(folder)[stage]
-
-
 def load_all(folder: Path = BASE) -> Jobs:
     """Read the Job manifests of all stages from a folder with a kustomization.
 

@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from pipelines.hardware import Hardware, apply, steering
-from pipelines.k8s.job import Job
+from pipelines.hardware import Hardware, apply, apply_flags, steering
 from pipelines.manifests import Jobs
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ def placed(
     if stage != "train":
         chosen = chosen._replace(train_gpus=None)
     apply(jobs[stage], task, steering(jobs, chosen))
+    apply_flags(jobs[stage], task)
     # KFP finds cached results by the image's name, the command and the *text* of the inputs. For no
     # step does equal text mean an equal result: documents and questions change under the same
     # gs:// URI, a teacher answers anew, and a hub id names whatever its owner uploaded last.
@@ -39,15 +39,8 @@ def placed(
 
 def reading(task: "PipelineTask", jobs: Jobs) -> "PipelineTask":
     """A task that only reads small files: the image and the place of generate, but smaller."""
-    apply(_without_flags(jobs["generate"]), task)
+    apply(jobs["generate"], task)
     task.set_cpu_request("100m").set_cpu_limit("1")
     task.set_memory_request("256Mi").set_memory_limit("1Gi")
     task.set_caching_options(False)  # no run is among its inputs: all would look the same
     return task.set_retry(RETRIES, backoff_duration="10s", backoff_factor=2)
-
-
-def _without_flags(job: Job) -> Job:
-    container = job.container.model_copy(update={"args": []})
-    pod = job.pod.model_copy(update={"containers": [container]})
-    template = job.spec.template.model_copy(update={"spec": pod})
-    return job.model_copy(update={"spec": job.spec.model_copy(update={"template": template})})

@@ -20,6 +20,7 @@ CERTIFICATE = click.option(
 )
 PIPELINE = click.option(
     "--pipeline",
+    type=Path,
     default="pipelines/raft.yaml",
     show_default=True,
     metavar="FILE",
@@ -27,6 +28,7 @@ PIPELINE = click.option(
 )
 PARAMETERS = click.option(
     "--parameters",
+    type=lambda text: Path(text) if text else None,
     metavar="FILE",
     help="YAML or JSON: a parameter's name and its value on each line.",
 )
@@ -57,7 +59,7 @@ SET = click.option(
 @click.option(
     "--wait", type=bool, default=True, show_default=True, help="Watch the run until it ends."
 )
-def submit(parameters: str | None, pipeline: str, **options: Any) -> None:
+def submit(**options: Any) -> None:
     """Check the parameters, start a run, and show its steps until it ends.
 
     A token or cookies for the server are read from RAFT_KFP_TOKEN or RAFT_KFP_COOKIES, or from
@@ -70,7 +72,7 @@ def submit(parameters: str | None, pipeline: str, **options: Any) -> None:
     """
     from pipelines.cluster.submit import run
 
-    run(Path(pipeline), Path(parameters) if parameters else None, **options)
+    run(**options)
 
 
 @click.command(cls=Command, short_help="Watch a run on a Kubeflow server.")
@@ -78,7 +80,7 @@ def submit(parameters: str | None, pipeline: str, **options: Any) -> None:
 @PIPELINE
 @HOST
 @CERTIFICATE
-def watch(run_id: str, pipeline: str, host: str, ca_certificate: str) -> None:
+def watch(**options: Any) -> None:
     """Show a run's steps until it ends, as `raft submit` does.
 
     \b
@@ -87,14 +89,14 @@ def watch(run_id: str, pipeline: str, host: str, ca_certificate: str) -> None:
     """
     from pipelines.cluster.submit import watch
 
-    watch(run_id, Path(pipeline), host=host, ca_certificate=ca_certificate)
+    watch(**options)
 
 
 @click.command(cls=Command, short_help="Stop a run on a Kubeflow server.")
 @click.argument("run_id")
 @HOST
 @CERTIFICATE
-def terminate(run_id: str, host: str, ca_certificate: str) -> None:
+def terminate(**options: Any) -> None:
     """Stop a run; what its steps have not uploaded yet is lost.
 
     \b
@@ -103,7 +105,7 @@ def terminate(run_id: str, host: str, ca_certificate: str) -> None:
     """
     from pipelines.cluster.submit import terminate
 
-    terminate(run_id, host=host, ca_certificate=ca_certificate)
+    terminate(**options)
 
 
 CONTEXT = click.option(
@@ -142,7 +144,7 @@ OVERLAY = click.option(
     show_default=True,
     help="GPU nodes are made when they are needed; none need be there.",
 )
-def preflight(parameters: str | None, pipeline: str, overlay: str, **options: Any) -> None:
+def preflight(overlay: str, **options: Any) -> None:
     """Check nodes, quota, secrets, account, buckets, teacher, model and Kubeflow before a run.
 
     Each check prints ok, missing (with the command that fixes it) or cannot tell. Changes
@@ -156,12 +158,7 @@ def preflight(parameters: str | None, pipeline: str, overlay: str, **options: An
     from pipelines import manifests
     from pipelines.cluster.preflight import run
 
-    run(
-        parameters=Path(parameters) if parameters else None,
-        pipeline=Path(pipeline),
-        jobs=manifests.overlay(overlay),
-        **options,
-    )
+    run(jobs=manifests.overlay(overlay), **options)
 
 
 @click.command(

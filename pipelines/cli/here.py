@@ -8,11 +8,11 @@ import click
 from pipelines.cli.flags import Command, PlanCommand
 
 
-def _local_folder(_context: click.Context, _option: click.Parameter, value: str) -> str:
+def _local_folder(_context: click.Context, _option: click.Parameter, value: str) -> Path:
     """An output of a command that writes on this machine alone."""
     if "://" in value:
         raise click.BadParameter(f"{value} is no folder on this machine")
-    return value
+    return Path(value)
 
 
 @click.command(
@@ -38,7 +38,7 @@ def _local_folder(_context: click.Context, _option: click.Parameter, value: str)
     is_flag=True,
     help="Run the compiled pipeline, a container for every stage (make images VARIANT=cpu).",
 )
-def demo(output: str, seed: int, docker: bool) -> None:
+def demo(**options: Any) -> None:
     """Show RAFT at work in a few minutes, on a CPU, with nothing to download.
 
     Writes invented documents, makes RAFT rows with the extractive teacher, fine-tunes the shipped
@@ -46,7 +46,7 @@ def demo(output: str, seed: int, docker: bool) -> None:
     """
     from pipelines.demo.demo import run
 
-    run(Path(output), seed, docker=docker)
+    run(**options)
 
 
 @click.command(cls=PlanCommand, short_help="Say what a training will take, before it is paid for.")
@@ -106,7 +106,7 @@ def plan(
     callback=_local_folder,
     help="Folder that receives comparison.html and comparison.md.",
 )
-def compare(runs: tuple[str, ...], output: str) -> None:
+def compare(runs: tuple[str, ...], output: Path) -> None:
     """Compare finished runs: F1 of every arm, gains with intervals, what 4 bits keep.
 
     RUN is a folder (local or gs://) of raft eval, or one above it.
@@ -118,8 +118,8 @@ def compare(runs: tuple[str, ...], output: str) -> None:
     from components.progress import say
     from components.summary import compare
 
-    trials = compare(runs, Path(output))
-    say(f"{len(trials)} evaluations: {Path(output) / 'comparison.html'}")
+    trials = compare(runs, output)
+    say(f"{len(trials)} evaluations: {output / 'comparison.html'}")
 
 
 @click.command("compile", cls=Command, short_help="Compile the Kubeflow pipelines to YAML.")

@@ -135,7 +135,7 @@ def manifest(stage: str, arguments: list[str] | None, namespace: str, jobs: Path
     Raises:
         ConfigError: the manifest is missing or not understood.
     """
-    job = manifests.load(stage, jobs)
+    job = manifests.load_all(jobs)[stage]
     body: dict[str, Any] = job.model_dump(mode="json", by_alias=True, exclude_unset=True)
     body["metadata"] |= {"name": f"raft-{stage}-{secrets.token_hex(3)}", "namespace": namespace}
     body["spec"]["ttlSecondsAfterFinished"] = SECONDS_KEPT
