@@ -35,7 +35,7 @@ test-vllm: $(VLLM)/.installed ## run the tests of the vLLM engine and server (CP
 	VLLM_CPU_KVCACHE_SPACE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 TORCHDYNAMO_DISABLE=1 \
 	  $(VLLM)/bin/python -m pytest -s tests/generate/test_vllm.py tests/eval/test_vllm.py
 
-lint: $(STAMP) ## style, types, manifests, and the compiled pipeline
+lint: $(STAMP) ## style, types, manifests, and the compiled pipelines
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -49,7 +49,7 @@ format: $(STAMP) ## rewrite the code in the project's style
 bench: $(STAMP) ## run the benchmarks
 	@for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
-compile: $(STAMP) ## compile the pipeline to pipelines/raft.yaml
+compile: $(STAMP) ## compile both pipelines to pipelines/raft.yaml and study.yaml
 	$(BIN)/raft compile
 
 images: $(STAGES:%=image-%) ## build all images, or one: image-train (VARIANT=cpu, REGISTRY=)

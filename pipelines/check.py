@@ -1,7 +1,7 @@
 """Checks k8s/ and compiled pipelines without a cluster, and says file and line of every fault.
 
 What the API server and the Kubeflow backend would refuse is refused here, before anything is
-uploaded. objects.py and manifests.py know the manifests, specification.py the compiled pipeline.
+uploaded. k8s/ knows the manifests, specification/ the compiled pipeline.
 """
 
 import sys
@@ -12,12 +12,13 @@ import click
 
 from components.errors import ConfigError
 from pipelines import manifests
+from pipelines.compile import PIPELINES, compiled
 from pipelines.k8s import kustomize, objects
 from pipelines.k8s.located import Document, Text, parse, read, shown
 from pipelines.specification import specification
 
 TEACHER = manifests.BASE / "teacher"
-COMPILED = [Path(__file__).parent / f"{name}.yaml" for name in ("raft", "study")]
+COMPILED = [Path(__file__).parent / f"{name}.yaml" for name in PIPELINES]
 
 
 def run(paths: Sequence[str] = ()) -> None:
@@ -87,7 +88,5 @@ def _objects(documents: Iterable[Document]) -> list[str]:
 
 
 def _compiled(jobs: manifests.Jobs, path: Path) -> list[str]:
-    from pipelines.compile import compiled
-
     text = Text(compiled(jobs), f"pipeline of {shown(path)}")
     return specification.complaints(parse(text))

@@ -10,7 +10,6 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -25,9 +24,10 @@ PIPELINES = ("raft", "study")
 
 
 def run(
-    outputs: Mapping[str, Path],
+    pipeline: str | None = None,
+    output: str | None = None,
     *,
-    check: bool,
+    check: bool = False,
     overlay: str = "",
     manifest_file: str = "",
     shards: int = 1,
@@ -35,7 +35,9 @@ def run(
     """Write compiled pipelines, or only compare every byte of them.
 
     Args:
-        outputs: the compiled file of each pipeline, raft or study.
+        pipeline: raft or study; None takes both, and raft alone for an `output` or for `shards`.
+        output: the compiled file; None takes pipelines/raft.yaml, or, where hardware or shards are
+            chosen, a file in this folder that is named after them.
         check: compare, and write nothing.
         overlay: name of a folder in k8s/overlays to take the Jobs from; "" takes k8s/base.
         manifest_file: file of rendered manifests to take them from instead; "-" is standard input.
@@ -45,31 +47,34 @@ def run(
         ConfigError: a Job manifest is not understood, there is no such overlay; with `check`, also
             where a file is missing or differs.
     """
-    if overlay and manifest_file:
-        raise ConfigError("--overlay and --manifests: give one of the two")
-    if manifest_file:
-        jobs = _read(manifest_file)
-    else:
-        jobs = manifests.load_all(manifests.overlay(overlay) if overlay else manifests.BASE)
+    jobs = _jobs(overlay, manifest_file)
     options = [f"--overlay {overlay}"] if overlay else []
     options += [f"--manifests {manifest_file}"] if manifest_file else []
     options += [f"--shards {shards}"] if shards > 1 else []
-    if shards > 1 and "study" in outputs:
+    names = [pipeline] if pipeline else PIPELINES[:1] if output or shards > 1 else PIPELINES
+    if shards > 1 and "study" in names:
         raise ConfigError("--shards: only the pipeline raft has shards, not study")
-    for name, output in outputs.items():
+    source = ("-manifests" if manifest_file else f"-{overlay}" if overlay else "").replace("/", "-")
+    source += f"-{shards}-shards" if shards > 1 else ""
+    for name in names:
+        path = Path(output or (f"{name}{source}.yaml" if source else f"pipelines/{name}.yaml"))
         text = compiled(jobs, name, shards)
         if check:
             chosen = [] if name == PIPELINES[0] else [f"--pipeline {name}"]
-            words = ["raft compile", *chosen, *options, f"--output {output}"]
-            _compare(output, text, " ".join(words))
-            say(f"{output} is up to date")
+            words = ["raft compile", *chosen, *options, f"--output {path}"]
+            _compare(path, text, " ".join(words))
+            say(f"{path} is up to date")
             continue
-        with atomic_write(output) as file:
+        with atomic_write(path) as file:
             file.write(text)
-        say(f"wrote {output}")
+        say(f"wrote {path}")
 
 
-def _read(manifest_file: str) -> manifests.Jobs:
+def _jobs(overlay: str, manifest_file: str) -> manifests.Jobs:
+    if overlay and manifest_file:
+        raise ConfigError("--overlay and --manifests: give one of the two")
+    if not manifest_file:
+        return manifests.load_all(manifests.overlay(overlay))
     if manifest_file == "-":
         return manifests.load_stream(sys.stdin)
     try:
@@ -82,14 +87,19 @@ def _read(manifest_file: str) -> manifests.Jobs:
 def compiled(
     jobs: manifests.Jobs | Path = manifests.BASE, name: str = PIPELINES[0], shards: int = 1
 ) -> str:
-    """A pipeline as YAML, its steps on the hardware of the Jobs, or of those in a folder."""
+    """A pipeline as YAML, its steps on the hardware of the Jobs, or of those in a folder.
+
+    Raises:
+        ConfigError: a manifest is missing or not understood.
+    """
     from kfp import compiler
 
     pipeline = importlib.import_module(f"pipelines.{name}").pipeline
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "raft.yaml"
+        by_stage = manifests.load_all(jobs) if isinstance(jobs, Path) else jobs
         chosen = {"shards": shards} if shards > 1 else {}
-        compiler.Compiler().compile(pipeline(jobs, **chosen), str(path))
+        compiler.Compiler().compile(pipeline(by_stage, **chosen), str(path))
         return OBJECT_DEFAULT.sub(_ordered, path.read_text(encoding="utf-8"))
 
 

@@ -7,7 +7,6 @@ Compiled by `raft compile` to pipelines/raft.yaml, which is what one uploads.
 # kfp is untyped, and wants lists as defaults.
 # mypy: allow-untyped-decorators
 # ruff: noqa: B006, B008
-from pathlib import Path
 from typing import Any
 
 from kfp import dsl
@@ -20,24 +19,20 @@ from components.quantize_check.component import quantize_check
 from components.quantize_check.config import QuantizeCheckConfig
 from components.train.component import train
 from components.train.config import TrainConfig
-from pipelines import manifests
+from pipelines.hardware import Hardware, hardware_of_train
+from pipelines.manifests import Jobs
 from pipelines.steps import placed, reading
 from pipelines.summary import summary
 
 
-def pipeline(jobs: manifests.Jobs | Path = manifests.BASE, shards: int = 1) -> Any:
-    """The pipeline, with every step on the hardware that the Jobs, or those in a folder, ask for.
+def pipeline(jobs: Jobs, shards: int = 1) -> Any:
+    """The pipeline, with every step on the hardware that its Job asks for.
 
     Args:
-        jobs: Job manifests, or the folder that holds them.
+        jobs: Job manifests by stage.
         shards: how many pods write rows side by side.
-
-    Raises:
-        ConfigError: a manifest is missing or not understood.
     """
-    by_stage = manifests.load_all(jobs) if isinstance(jobs, Path) else jobs
-
-    asked = manifests.hardware(by_stage)
+    asked = hardware_of_train(jobs)
 
     # A pipeline of its own, because kfp.local cannot see another step's output in a condition
     # beside it; handed in as a parameter it can, and a cluster does the same with both.
@@ -65,8 +60,8 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE, shards: int = 1) -> A
                     seed=seed,
                 ),
                 "eval",
-                by_stage,
-                manifests.Hardware(memory=memory, node_selector=node_selector),
+                jobs,
+                Hardware(memory=memory, node_selector=node_selector),
             )
 
     @dsl.pipeline(name="raft")
@@ -127,8 +122,8 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE, shards: int = 1) -> A
             node_selector: Hardware. Labels of the nodes for these three steps, as JSON; the label
                 cloud.google.com/gke-accelerator names the kind of GPU.
         """
-        with dsl.ExitHandler(reading(summary(), by_stage), name="run"):
-            hardware = manifests.Hardware(train_gpus, memory, node_selector)
+        with dsl.ExitHandler(reading(summary(), jobs), name="run"):
+            hardware = Hardware(train_gpus, memory, node_selector)
 
             def rows(**shard: Any) -> dsl.PipelineTask:
                 return placed(
@@ -146,7 +141,7 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE, shards: int = 1) -> A
                         **shard,
                     ),
                     "generate",
-                    by_stage,
+                    jobs,
                 )
 
             if shards == 1:
@@ -155,7 +150,7 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE, shards: int = 1) -> A
                 names = [f"{number}/{shards}" for number in range(1, shards + 1)]
                 with dsl.ParallelFor(names, name="shards") as shard:
                     part = rows(shard=shard)
-                written = reading(merge(shards=dsl.Collected(part.outputs["dataset"])), by_stage)
+                written = reading(merge(shards=dsl.Collected(part.outputs["dataset"])), jobs)
             dataset = written.outputs["dataset"]
 
             trained = placed(
@@ -170,7 +165,7 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE, shards: int = 1) -> A
                     seed=seed,
                 ),
                 "train",
-                by_stage,
+                jobs,
                 hardware,
             )
             adapter = trained.outputs["adapter"]
@@ -185,7 +180,7 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE, shards: int = 1) -> A
                     seed=seed,
                 ),
                 "quantize-check",
-                by_stage,
+                jobs,
                 hardware,
             )
 

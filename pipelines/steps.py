@@ -2,30 +2,18 @@
 
 from typing import TYPE_CHECKING
 
-from pipelines import manifests
+from pipelines.hardware import Hardware, apply, apply_flags, steering
+from pipelines.manifests import Jobs
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
-
-# KFP finds cached results by the image's name, the command and the *text* of the inputs. For no
-# step does equal text mean an equal result, so none is cached:
-CACHED = {
-    "generate": False,  # documents change under the same gs:// URI; a teacher answers anew
-    "train": False,  # a hub id names whatever its owner uploaded last
-    "quantize-check": False,  # the same hub id; and a stale verdict would open a gate
-    "eval": False,  # the same, and questions change under the same URI
-    "summary": False,  # the run is not among its inputs, so all its runs would look the same
-}
 
 RETRIES = 3
 """As many as the Job manifests give a pod (`backoffLimit`)."""
 
 
 def placed(
-    task: "PipelineTask",
-    stage: str,
-    jobs: manifests.Jobs,
-    hardware: manifests.Hardware | None = None,
+    task: "PipelineTask", stage: str, jobs: Jobs, hardware: Hardware | None = None
 ) -> "PipelineTask":
     """A stage's task on the hardware that its Job manifest asks for, retried when it fails.
 
@@ -33,11 +21,15 @@ def placed(
         hardware: the pipeline's parameters that stand in for what train's manifest says, in every
             step whose own says the same.
     """
-    chosen = hardware or manifests.Hardware()
+    chosen = hardware or Hardware()
     if stage != "train":
         chosen = chosen._replace(train_gpus=None)
-    manifests.apply(jobs[stage], task, manifests.steering(jobs, chosen))
-    task.set_caching_options(CACHED[stage])
+    apply(jobs[stage], task, steering(jobs, chosen))
+    apply_flags(jobs[stage], task)
+    # KFP finds cached results by the image's name, the command and the *text* of the inputs. For no
+    # step does equal text mean an equal result: documents and questions change under the same
+    # gs:// URI, a teacher answers anew, and a hub id names whatever its owner uploaded last.
+    task.set_caching_options(False)
     # The longest duration counts from the start of the first attempt, not between attempts: left
     # at its default of an hour, a step that is preempted after an hour is never tried again.
     return task.set_retry(
@@ -45,17 +37,10 @@ def placed(
     )
 
 
-def reading(task: "PipelineTask", jobs: manifests.Jobs) -> "PipelineTask":
+def reading(task: "PipelineTask", jobs: Jobs) -> "PipelineTask":
     """A task that only reads small files: the image and the place of generate, but smaller."""
-    manifests.apply(_without_flags(jobs["generate"]), task)
+    apply(jobs["generate"], task)
     task.set_cpu_request("100m").set_cpu_limit("1")
     task.set_memory_request("256Mi").set_memory_limit("1Gi")
-    task.set_caching_options(CACHED["summary"])
+    task.set_caching_options(False)  # no run is among its inputs: all would look the same
     return task.set_retry(RETRIES, backoff_duration="10s", backoff_factor=2)
-
-
-def _without_flags(job: manifests.Job) -> manifests.Job:
-    container = job.container.model_copy(update={"args": []})
-    pod = job.pod.model_copy(update={"containers": [container]})
-    template = job.spec.template.model_copy(update={"spec": pod})
-    return job.model_copy(update={"spec": job.spec.model_copy(update={"template": template})})

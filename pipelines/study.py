@@ -8,7 +8,6 @@ its arms name. Compiled by `raft compile` to pipelines/study.yaml.
 # mypy: allow-untyped-decorators
 # ruff: noqa: B006, B008
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from kfp import dsl
@@ -20,7 +19,8 @@ from components.generate.config import GenerateConfig
 from components.quantize_check.component import quantize_check
 from components.train.component import train
 from components.train.config import TrainConfig
-from pipelines import manifests
+from pipelines.hardware import Hardware, hardware_of_train
+from pipelines.manifests import Jobs
 from pipelines.steps import placed, reading
 from pipelines.summary import compare, summary
 
@@ -37,15 +37,9 @@ TRIALS = [
 its results, and a loop in a loop cannot (kfp 2.17)."""
 
 
-def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
-    """The study, with every step on the hardware that the Jobs, or those in a folder, ask for.
-
-    Raises:
-        ConfigError: a manifest is missing or not understood.
-    """
-    by_stage = manifests.load_all(jobs) if isinstance(jobs, Path) else jobs
-
-    asked = manifests.hardware(by_stage)
+def pipeline(jobs: Jobs) -> Any:
+    """The study, with every step on the hardware that its Job asks for."""
+    asked = hardware_of_train(jobs)
 
     @dsl.pipeline(name="raft-study")
     def study(
@@ -87,8 +81,8 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
             node_selector: Hardware. Labels of the nodes for these steps, as JSON; the label
                 cloud.google.com/gke-accelerator names the kind of GPU.
         """
-        with dsl.ExitHandler(reading(summary(), by_stage), name="run"):
-            hardware = manifests.Hardware(train_gpus, memory, node_selector)
+        with dsl.ExitHandler(reading(summary(), jobs), name="run"):
+            hardware = Hardware(train_gpus, memory, node_selector)
             generated = placed(
                 generate(
                     documents=documents,
@@ -99,7 +93,7 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
                     seed=seed,
                 ),
                 "generate",
-                by_stage,
+                jobs,
             )
 
             with dsl.ParallelFor(trials, name="trials") as trial:
@@ -115,7 +109,7 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
                         seed=seed,
                     ),
                     "train",
-                    by_stage,
+                    jobs,
                     hardware,
                 )
                 quantized = placed(
@@ -126,7 +120,7 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
                         seed=seed,
                     ),
                     "quantize-check",
-                    by_stage,
+                    jobs,
                     hardware,
                 )
                 evaluated = placed(
@@ -140,10 +134,10 @@ def pipeline(jobs: manifests.Jobs | Path = manifests.BASE) -> Any:
                         seed=seed,
                     ),
                     "eval",
-                    by_stage,
+                    jobs,
                     hardware,
                 )
 
-            reading(compare(evaluations=dsl.Collected(evaluated.outputs["evaluation"])), by_stage)
+            reading(compare(evaluations=dsl.Collected(evaluated.outputs["evaluation"])), jobs)
 
     return study

@@ -3,10 +3,8 @@
 Write them again after a change: python -m tests.readme_tables
 """
 
-import importlib
-
-from components.config import StageConfig, allowed_values, flag
-from pipelines.cli import STAGES
+from components.config import allowed_values, flag
+from pipelines.stages import COMMANDS, STAGES, config_class
 from tests.conftest import REPOSITORY
 
 README = REPOSITORY / "README.md"
@@ -15,16 +13,14 @@ MARK = "<!-- settings -->"
 
 def table(stage: str) -> str:
     """One stage's settings, folded away under its name."""
-    package, class_name, summary = STAGES[stage]
-    config: type[StageConfig] = getattr(importlib.import_module(f"{package}.config"), class_name)
     rows = [
         f"| `{flag(name)}` | {_default(field)} | {allowed_values(field).replace('|', 'or')} "
         f"| {field.description} |"
-        for name, field in config.model_fields.items()
+        for name, field in config_class(stage).model_fields.items()
     ]
     return "\n".join(
         [
-            f"<details><summary><code>raft {stage}</code>: {summary}</summary>",
+            f"<details><summary><code>raft {stage}</code>: {COMMANDS[stage].summary}</summary>",
             "",
             "| flag | default | allowed | what it sets |",
             "|---|---|---|---|",

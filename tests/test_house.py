@@ -2,6 +2,7 @@
 
 import ast
 import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,17 @@ def test_stages_import_neither_each_other_nor_pipelines() -> None:
     assert checked >= 25
 
 
+def test_no_file_of_pipelines_imports_one_that_imports_it() -> None:
+    """Not even inside a function, and not by way of others."""
+    paths = {
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in (REPOSITORY / "pipelines").rglob("*.py")
+    }
+    assert len(paths) >= 35
+    graph = {name: (imports(path) & paths.keys()) - {name} for name, path in paths.items()}
+    TopologicalSorter(graph).prepare()
+
+
 def test_only_declarations_know_kfp_and_only_storage_knows_gcs() -> None:
     files = [
         path for room in ("components", "pipelines") for path in (REPOSITORY / room).rglob("*.py")
@@ -52,9 +64,9 @@ def test_only_declarations_know_kfp_and_only_storage_knows_gcs() -> None:
     }
     assert know_kfp <= {
         "component.py", "raft.py", "study.py", "summary.py", "steps.py", "compile.py",
-        "local.py", "manifests.py", "shape.py", "submit.py",
+        "local.py", "hardware.py", "shape.py", "kubeflow.py",
     }  # fmt: skip
-    assert know_kubernetes == {"connection.py"}
+    assert know_kubernetes == {"connection.py", "values.py"}
     assert know_gcs == {"storage"}
 
 

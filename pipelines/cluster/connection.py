@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +66,6 @@ class Cluster:
             if error.status == 404:
                 raise NotThere(message) from None
             raise ClusterError(f"the cluster refuses: {message}") from None
-
-
-def amount(quantity: object) -> Decimal:
-    """A Kubernetes quantity (`500m`, `64Gi`) as a number."""
-    from kubernetes.utils import parse_quantity
-
-    return Decimal(parse_quantity(quantity))
 
 
 def message_of(body: object, otherwise: str) -> str:

@@ -7,7 +7,7 @@ manifest's. Flags are checked by the stage's config class first, so a typo does 
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from components.progress import headline, say
 from components.storage import SCHEME
 from pipelines import manifests
 from pipelines.cluster.connection import Cluster, NotThere, connect
+from pipelines.stages import config_class
 
 SECONDS_BETWEEN_LOOKS = 2.0
 SECONDS_WITHOUT_ANSWER = 300.0
@@ -33,7 +34,7 @@ UNPULLED = HOPELESS | {"ErrImagePull", "ImagePullBackOff"}
 
 def run(
     stage: str,
-    flags: Sequence[str] = (),
+    given: Mapping[str, object] | None = None,
     *,
     namespace: str = "raft",
     context: str = "",
@@ -45,7 +46,7 @@ def run(
 
     Args:
         stage: the stage's stem, such as "quantize-check".
-        flags: the stage's flags, as on the command line; none keeps those of the manifest.
+        given: the stage's settings by name; None keeps the flags of the manifest.
         namespace: where the Job runs.
         context: context of the kubeconfig; "" takes the current one.
         jobs: folder of the Job manifests.
@@ -53,11 +54,11 @@ def run(
         start_minutes: give up when the pod has not started by then.
 
     Raises:
-        ConfigError: a flag or the manifest is wrong, or a location that a pod does not see.
+        ConfigError: a setting or the manifest is wrong, or a location that a pod does not see.
         ClusterError: the cluster cannot be reached or refuses, or the pod does not start.
         RunError: the stage failed; its exit code is the container's.
     """
-    arguments = checked(stage, flags) if flags else None
+    arguments = None if given is None else checked(stage, given)
     body = manifest(stage, arguments, namespace, jobs)
     name = body["metadata"]["name"]
     cluster = connect(context)
@@ -96,22 +97,13 @@ def _create(cluster: Cluster, namespace: str, body: dict[str, Any]) -> None:
         raise _Refused(str(error), hint=error.hint) from None
 
 
-def checked(stage: str, flags: Sequence[str]) -> list[str]:
-    """The stage's flags, one word each, in the order of its config class.
+def checked(stage: str, given: Mapping[str, object]) -> list[str]:
+    """The stage's settings as flags, one word each.
 
     Raises:
-        ConfigError: a flag is missing or out of range, or names a location that a pod does not
-            see.
-        click.UsageError: a flag is unknown.
+        ConfigError: a setting is missing or out of range, or a location that a pod does not see.
     """
-    from pipelines.cli import StageCommand, raft
-
-    command = raft.commands[stage]
-    assert isinstance(command, StageCommand)
-    kind = command.load()
-    words = command.make_context(f"raft {stage}", list(flags)).params
-    given = {name: words[name] for name in kind.model_fields if words[name] is not None}
-    check_locations(kind.parse(given))
+    check_locations(config_class(stage).parse(given))
     return [f"{flag(name)}={value}" for name, value in given.items()]
 
 
@@ -143,7 +135,7 @@ def manifest(stage: str, arguments: list[str] | None, namespace: str, jobs: Path
     Raises:
         ConfigError: the manifest is missing or not understood.
     """
-    job = manifests.load(stage, jobs)
+    job = manifests.load_all(jobs)[stage]
     body: dict[str, Any] = job.model_dump(mode="json", by_alias=True, exclude_unset=True)
     body["metadata"] |= {"name": f"raft-{stage}-{secrets.token_hex(3)}", "namespace": namespace}
     body["spec"]["ttlSecondsAfterFinished"] = SECONDS_KEPT

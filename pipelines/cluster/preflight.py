@@ -18,10 +18,13 @@ import click
 
 from components.errors import AccessError, ClusterError, NotPermitted, RaftError
 from components.storage import SCHEME, reachable
-from pipelines import manifests
-from pipelines.cli import STAGES
-from pipelines.cluster.connection import Cluster, NotThere, amount, connect
-from pipelines.k8s import values
+from pipelines import hardware, manifests
+from pipelines.cluster.connection import Cluster, NotThere, connect
+from pipelines.cluster.kubeflow import connect as connect_to_kubeflow
+from pipelines.cluster.parameters import check_parameters, load, read_parameters
+from pipelines.k8s.job import Amounts, Job, Pod, Toleration
+from pipelines.k8s.values import GPU, amount
+from pipelines.stages import STAGES
 
 IDENTITY = "iam.gke.io/gcp-service-account"
 """Annotation that lets a service account of Kubernetes act as one of Google Cloud."""
@@ -80,7 +83,7 @@ def run(
     given = _given(pipeline, parameters, settings)
     asked = manifests.load_all(jobs)
     if given is not None:
-        asked = manifests.chosen(asked, manifests.hardware_of(given))
+        asked = hardware.chosen(asked, hardware.hardware_of_run(given))
     needs = [asked[stage] for stage in STAGES]
     chosen = None if given is None else {name: str(value) for name, value in given.items()}
     cluster = connect(context)
@@ -141,8 +144,6 @@ def _given(
     """The parameters of a pipeline run with their defaults; None when none were given."""
     if parameters is None and not settings:
         return None
-    from pipelines.cluster.submit import check_parameters, load, read_parameters
-
     compiled = load(pipeline)
     values = {
         name: definition["defaultValue"]
@@ -200,7 +201,7 @@ def _account(cluster: Cluster, namespace: str, name: str) -> Findings:
         )
 
 
-def _secrets(cluster: Cluster, namespace: str, needs: list[manifests.Job]) -> Findings:
+def _secrets(cluster: Cluster, namespace: str, needs: list[Job]) -> Findings:
     wanted: dict[tuple[str, str], tuple[bool, list[str]]] = {}
     for job in needs:
         for variable in job.container.env:
@@ -233,7 +234,7 @@ def _secrets(cluster: Cluster, namespace: str, needs: list[manifests.Job]) -> Fi
             yield Finding("missing", what, fix)
 
 
-def _quota(cluster: Cluster, namespace: str, needs: list[manifests.Job]) -> Findings:
+def _quota(cluster: Cluster, namespace: str, needs: list[Job]) -> Findings:
     quotas = cluster.ask(cluster.core.list_namespaced_resource_quota, namespace).items
     for quota in quotas:
         hard, used = quota.status.hard or {}, quota.status.used or {}
@@ -257,7 +258,7 @@ def _quota(cluster: Cluster, namespace: str, needs: list[manifests.Job]) -> Find
         yield Finding("ok", f"no quota in {namespace}")
 
 
-def _counted(job: manifests.Job, resource: str) -> Decimal:
+def _counted(job: Job, resource: str) -> Decimal:
     """What a stage's pod counts for in a quota's resource."""
     if resource in ("pods", "count/pods", "count/jobs.batch"):
         return Decimal(1)
@@ -277,14 +278,14 @@ def _short(size: Decimal) -> str:
     return f"{size.normalize():f}"
 
 
-def _needed(amounts: manifests.Amounts) -> dict[str, Decimal]:
+def _needed(amounts: Amounts) -> dict[str, Decimal]:
     return {
         name: amount(value)
         for name, value in amounts.model_dump(by_alias=True, exclude_none=True).items()
     }
 
 
-def _places(cluster: Cluster, needs: list[manifests.Job], scale_from_zero: bool) -> Findings:
+def _places(cluster: Cluster, needs: list[Job], scale_from_zero: bool) -> Findings:
     """Whether a node could take each stage now; stages that ask for the same share a line."""
     nodes = cluster.ask(cluster.core.list_node).items
     try:
@@ -297,7 +298,7 @@ def _places(cluster: Cluster, needs: list[manifests.Job], scale_from_zero: bool)
             error.hint,
         )
     used = _used(pods)
-    alike: dict[str, list[manifests.Job]] = {}
+    alike: dict[str, list[Job]] = {}
     for job in needs:
         asked = job.pod.model_dump_json(include={"node_selector", "tolerations"})
         alike.setdefault(asked + job.container.resources.model_dump_json(), []).append(job)
@@ -340,7 +341,7 @@ def _requests(container: Any) -> dict[str, Decimal]:
 
 
 def _place(
-    jobs: list[manifests.Job],
+    jobs: list[Job],
     nodes: list[Any],
     used: Mapping[str, Mapping[str, Decimal]],
     scale_from_zero: bool,
@@ -349,7 +350,7 @@ def _place(
     names = ", ".join(job.container.name for job in jobs)
     # Kubernetes takes a limit for a request that is not written.
     needed = {"pods": Decimal(1), **_needed(resources.limits), **_needed(resources.requests)}
-    needed = dict(sorted(needed.items(), key=lambda entry: entry[0] != values.GPU))
+    needed = dict(sorted(needed.items(), key=lambda entry: entry[0] != GPU))
     selector = ",".join(f"{key}={value}" for key, value in pod.node_selector.items())
     matching = [
         node for node in nodes if pod.node_selector.items() <= (node.metadata.labels or {}).items()
@@ -396,7 +397,7 @@ _POOL = (
 
 def _fault(
     node: Any,
-    pod: manifests.Pod,
+    pod: Pod,
     needed: Mapping[str, Decimal],
     used: Mapping[str, Mapping[str, Decimal]],
 ) -> str:
@@ -416,14 +417,14 @@ def _fault(
     for resource, size in needed.items():
         whole = amount(allocatable.get(resource, "0"))
         left = max(whole - mine.get(resource, Decimal(0)), Decimal(0))
-        if resource == values.GPU and not whole:
+        if resource == GPU and not whole:
             return "offers no GPU yet: its driver is not installed"
         if size > left:
             return f"has {_short(left)} of {_short(whole)} {resource} free, not {_short(size)}"
     return ""
 
 
-def _tolerates(toleration: manifests.Toleration, taint: Any) -> bool:
+def _tolerates(toleration: Toleration, taint: Any) -> bool:
     if toleration.effect not in (None, taint.effect):
         return False
     if toleration.key is None:
@@ -437,7 +438,7 @@ def _tolerates(toleration: manifests.Toleration, taint: Any) -> bool:
 
 
 def _settings(
-    cluster: Cluster, namespace: str, needs: list[manifests.Job], chosen: dict[str, str]
+    cluster: Cluster, namespace: str, needs: list[Job], chosen: dict[str, str]
 ) -> Findings:
     """Read the Jobs' settings into `chosen`, by the names that pipeline parameters have."""
     names = {
@@ -575,7 +576,5 @@ def _model(chosen: Mapping[str, str]) -> Findings:
 
 
 def _kubeflow(host: str, ca_certificate: str, context: str) -> Findings:
-    from pipelines.cluster.submit import connect as connect_to_kubeflow
-
     client = connect_to_kubeflow(host, ca_certificate, context)
     yield Finding("ok", f"Kubeflow Pipelines 2 answers at {client.address}")

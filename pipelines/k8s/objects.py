@@ -6,14 +6,15 @@ objects against each other: who is named must exist, and who is selected must ca
 
 import re
 from collections.abc import Iterable, Iterator
+from ipaddress import ip_network
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from components.errors import ConfigError
+from pipelines.k8s.job import CONTAINER, AnyPod, Container, PodMetadata, job_of
 from pipelines.k8s.located import Document, Part, fault, validate
 from pipelines.k8s.values import GPU, Annotations, Labels, Name
-from pipelines.manifests import CONTAINER, AnyPod, Container, PodMetadata, job_of
 
 POD = ("spec", "template", "spec")
 PORT = Annotated[int, Field(ge=1, le=65535)]
@@ -134,15 +135,8 @@ class LabelSelector(Part):
     match_labels: Labels = Field(default_factory=dict)
 
 
-def _check_range(value: str) -> str:
-    import ipaddress
-
-    ipaddress.ip_network(value)
-    return value
-
-
 class AddressRange(Part):
-    cidr: Annotated[str, AfterValidator(_check_range)]
+    cidr: Annotated[str, AfterValidator(lambda cidr: str(ip_network(cidr)))]
 
 
 class Peer(Part):

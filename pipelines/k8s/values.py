@@ -44,17 +44,12 @@ Bytes = Annotated[str, _quantity(r"[0-9]+(Ki|Mi|Gi|Ti|M|G|T)?", "bytes such as 6
 Count = Annotated[int, _quantity(r"[1-9][0-9]*", "whole GPUs, at least 1")]
 """GPUs, which Kubernetes hands out whole."""
 
-UNITS = {
-    "": Decimal(1), "m": Decimal("0.001"),
-    "M": Decimal(10**6), "G": Decimal(10**9), "T": Decimal(10**12),
-    "Ki": Decimal(2**10), "Mi": Decimal(2**20), "Gi": Decimal(2**30), "Ti": Decimal(2**40),
-}  # fmt: skip
 
-
-def amount(quantity: str) -> Decimal:
+def amount(quantity: object) -> Decimal:
     """The number that a quantity stands for: `500m` is 0.5, `1Ki` is 1024."""
-    digits = quantity.rstrip("".join(UNITS))
-    return Decimal(digits) * UNITS[quantity[len(digits) :]]
+    from kubernetes.utils import parse_quantity
+
+    return Decimal(parse_quantity(quantity))
 
 
 Name = Annotated[

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
+from pipelines.k8s.job import EmptyDir, PodSecurity, Toleration
 from pipelines.k8s.located import Document, Location, Part, explain
 from pipelines.k8s.values import (
     GPU,
@@ -27,7 +28,6 @@ from pipelines.k8s.values import (
     VariableName,
     amount,
 )
-from pipelines.manifests import EmptyDir, PodSecurity, Toleration
 from pipelines.specification.shape import PLATFORM, dotted, shape, unknown, wrong
 from pipelines.specification.wiring import INPUT, PYTHON_TYPES, constant_of, dag, texts_in
 
@@ -255,7 +255,7 @@ def _resources(document: Document, at: Location) -> Iterator[str]:
             text = resources.get(f"resource{name.title()}{end}")
             try:
                 texts[end] = amount(str(text))
-            except (ArithmeticError, KeyError):
+            except (ArithmeticError, ValueError):
                 continue  # absent, a placeholder, or no quantity, which the model says
             number = resources.get(f"{name}{end}")
             unit = 1 if name == "cpu" else 10**9

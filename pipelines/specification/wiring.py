@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from pipelines.k8s.located import Document, Location
@@ -37,7 +38,7 @@ def dag(document: Document, at: Location) -> Iterator[str]:
         for index, other in enumerate(waits):
             if other not in tasks:
                 yield unknown(document, (*here, "dependentTasks", index), other, "task", tasks)
-        needs[name] = set(waits)
+        needs[name] = [*waits]
         component = str((task.get("componentRef") or {}).get("name"))
         known = document.get("components") or {}
         if component not in known:
@@ -52,36 +53,19 @@ def dag(document: Document, at: Location) -> Iterator[str]:
                             f"{document.place(*here, 'inputs', kind, name_)}: {name} reads from "
                             f"{producer}, but dependentTasks does not name it"
                         )
-                    needs[name].add(producer)
-    cycle = _cycle(needs)
-    if cycle:
-        path = " -> ".join(cycle)
-        yield f"{document.place(*at, 'dag', 'tasks', cycle[0])}: tasks wait in a circle: {path}"
+                    needs[name].append(producer)
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as error:
+        circle = error.args[1][::-1]  # each waits for the next
+        place = document.place(*at, "dag", "tasks", circle[0])
+        yield f"{place}: tasks wait in a circle: {' -> '.join(circle)}"
 
 
 def _producers(source: Any) -> Iterator[str]:
     for kind in ("taskOutputArtifact", "taskOutputParameter"):
         if kind in source:
             yield source[kind].get("producerTask")
-
-
-def _cycle(needs: Mapping[str, set[str]]) -> list[str]:
-    """Tasks that wait for each other in a circle, the first of them repeated at the end."""
-    done: set[str] = set()
-
-    def visit(name: str, path: list[str]) -> list[str]:
-        if name in path:
-            return [*path[path.index(name) :], name]
-        if name in done:
-            return []
-        for other in sorted(needs.get(name, ())):
-            found = visit(other, [*path, name])
-            if found:
-                return found
-        done.add(name)
-        return []
-
-    return next(filter(None, (visit(name, []) for name in needs)), [])
 
 
 def _inputs(document: Document, task: Location, scope: Location, component: str) -> Iterator[str]:

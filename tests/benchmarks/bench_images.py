@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 
-from pipelines.cli import STAGES
+from pipelines.stages import STAGES
 from tests.docker.engine import docker, engine
 from tests.docker.images import build_images
 

@@ -19,7 +19,7 @@ def seconds(command: list[str]) -> float:
 
 
 def main() -> None:
-    from pipelines.cli import STAGES
+    from pipelines.stages import STAGES
 
     print(f"{'command':<28}{'median':>9}{'beside empty':>14}{'ratio':>8}   ({RUNS} pairs)")
     for words in ([], *([name] for name in (*STAGES, "demo", "compile", "check"))):

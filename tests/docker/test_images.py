@@ -22,8 +22,8 @@ from components.records import Evaluation, read_json
 from components.storage import MANIFEST, fetch, publish, verify
 from components.storage.bucket import locate
 from pipelines import local
-from pipelines.cli import STAGES
 from pipelines.demo.world import articles, write_documents, write_questions
+from pipelines.stages import STAGES
 from tests.conftest import REPOSITORY
 from tests.docker.engine import docker
 from tests.docker.images import SECRETS

@@ -24,7 +24,8 @@ from components.errors import AccessError, DataError, RaftError, StorageError
 from components.generate.config import GenerateConfig
 from components.generate.export import ExportConfig
 from components.storage import bucket, fetch, publish, seal
-from pipelines.cli import main, run_stage
+from pipelines.cli import main
+from pipelines.stages import run_stage
 from tests.conftest import REPOSITORY
 from tests.faults.conftest import Tally
 from tests.gcs import BUCKET, FLIPPED, LOST, RESET, SHORT, SILENT, Emulator

@@ -9,7 +9,7 @@ from components.generate import generate, merge
 from components.generate.config import GenerateConfig
 from components.generate.merge import MergeConfig
 from components.storage import fetch, publish, verify
-from pipelines.cli import run_stage, run_step
+from pipelines.stages import run_stage, run_step
 from tests.gcs import Emulator
 
 FILES = ("train.jsonl", "validation.jsonl", "report.json", "README.md")

@@ -14,8 +14,8 @@ import yaml
 from kfp import compiler, dsl
 
 from pipelines import check
-from pipelines.cli import STAGES
 from pipelines.k8s import values
+from pipelines.stages import STAGES
 from tests.conftest import REPOSITORY, Raft
 from tests.pipelines.conftest import FAST_DUMPER, FAST_LOADER
 

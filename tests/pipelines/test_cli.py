@@ -1,5 +1,6 @@
 """The `raft` command as a user meets it: help, errors, exit codes."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from components.config import flag
-from pipelines.cli import STAGES, main
+from pipelines.cli import main, raft
+from pipelines.stages import COMMANDS, STAGES, config_class
 from tests.conftest import Raft
 
 HEAVY = {
@@ -15,23 +17,13 @@ HEAVY = {
     "kubernetes", "lm_eval", "matplotlib", "numpy", "openai", "peft", "torch", "transformers",
     "trl", "vllm",
 }  # fmt: skip
-COMMANDS = [
-    [],
-    *(
-        [name]
-        for name in (
-            *STAGES, "summary", "demo", "compile", "check", "submit", "watch", "terminate",
-            "preflight", "job",
-        )
-    ),
-]  # fmt: skip
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda words: " ".join(words) or "raft")
-def test_help_imports_nothing_heavy(command: list[str]) -> None:
+@pytest.mark.parametrize("command", ["", *raft.commands])
+def test_help_imports_nothing_heavy(command: str) -> None:
     script = (
         "import sys\nfrom pipelines.cli import main\n"
-        f"try: main({[*command, '--help']!r})\n"
+        f"try: main({[*command.split(), '--help']!r})\n"
         f"finally: print('LOADED', sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -40,17 +32,24 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
     assert "LOADED []" in done.stderr
 
 
+def test_help_lists_every_command_once_and_the_stages_in_their_order(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    listed = re.findall(r"^  ([a-z][a-z-]+)  +[A-Z]", capsys.readouterr().out, re.MULTILINE)
+    assert listed[:5] == [*STAGES, "demo"]
+    assert sorted(listed) == sorted(raft.commands)
+    assert set(COMMANDS) < set(listed)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_help_teaches_every_flag(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
-    import importlib
-
     with pytest.raises(SystemExit) as leave:
         main([stage, "--help"])
     assert leave.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    package, class_name, _ = STAGES[stage]
-    fields = getattr(importlib.import_module(f"{package}.config"), class_name).model_fields
-    for name, field in fields.items():
+    for name, field in config_class(stage).model_fields.items():
         assert flag(name) in text
         assert " ".join(field.description.split()) in text
     assert f"raft {stage}" in text, "an example"

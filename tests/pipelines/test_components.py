@@ -9,9 +9,10 @@ import click
 import pytest
 import yaml
 
-from components.config import INPUT, OUTPUT, StageConfig, flag
-from pipelines.cli import STAGES, raft
-from pipelines.manifests import Hardware
+from components.config import INPUT, OUTPUT, Settings, flag
+from pipelines.cli import raft
+from pipelines.hardware import Hardware
+from pipelines.stages import STAGES, config_class
 from tests.conftest import REPOSITORY
 from tests.pipelines.conftest import render, tasks_of
 
@@ -27,26 +28,19 @@ NOT_EXPOSED = {
 SHOWN = {"system.Metrics", "system.HTML", "system.Markdown"}
 
 
-def config_of(stage: str) -> type[StageConfig]:
-    package, class_name, _ = STAGES[stage]
-    return getattr(importlib.import_module(f"{package}.config"), class_name)
-
-
 def component_of(stage: str):
     if stage not in STAGES:
         return getattr(importlib.import_module("pipelines.summary"), stage)
-    package = STAGES[stage][0]
-    module = importlib.import_module(f"{package}.component")
-    return getattr(module, package.rpartition(".")[2])
+    name = stage.replace("-", "_")
+    return getattr(importlib.import_module(f"components.{name}.component"), name)
 
 
-def parse(stage: str, arguments: list[str]) -> StageConfig:
+def parse(stage: str, arguments: list[str]) -> Settings:
     """Parse arguments as `raft <stage>` does, with its real command and config class."""
     context = raft.commands[stage].make_context(stage, list(arguments))
     given = {name: value for name, value in context.params.items() if value is not None}
-    for name in ("debug", "executor_input"):
-        given.pop(name, None)
-    return config_of(stage).parse(given)
+    given.pop("executor_input", None)
+    return config_class(stage).parse(given)
 
 
 def executor(pipeline: dict, stage: str) -> dict:
@@ -63,7 +57,7 @@ def kfp_type(annotation: object) -> str:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_parameters_are_fields_with_the_same_type_and_default(stage: str) -> None:
-    fields = config_of(stage).model_fields
+    fields = config_class(stage).model_fields
     inputs = component_of(stage).component_spec.inputs
     for name, declared in inputs.items():
         field = fields[name]
@@ -94,7 +88,7 @@ def test_compiled_flags_are_the_flags_of_the_command(stage: str, pipeline: dict)
     )  # fmt: skip
     assert container["args"][-2:] == ["--executor-input", "{{$}}"]
 
-    fields = config_of(stage).model_fields
+    fields = config_class(stage).model_fields
     values = {
         name: parameter.get("defaultValue", f"gs://bucket/{name}")
         for name, parameter in inputs["parameters"].items()
@@ -181,11 +175,11 @@ def test_the_form_is_short_and_explains_every_field(
 
 def test_the_defaults_of_the_study_are_settings_of_train(study: dict) -> None:
     trials = study["root"]["inputDefinitions"]["parameters"]["trials"]["defaultValue"]
-    fields = set(config_of("train").model_fields)
+    fields = set(config_class("train").model_fields)
     assert len(trials) == 4
     for trial in trials:
         assert trial.keys() <= fields
-        config_of("train").parse({"dataset": "d", "output": "o", **trial})
+        config_class("train").parse({"dataset": "d", "output": "o", **trial})
 
 
 @pytest.mark.parametrize("name", ["pipeline", "study"])
@@ -249,7 +243,7 @@ def test_job_arguments_are_the_commands(stage: str) -> None:
         for argument in container["args"]
     ]
     config = parse(stage, arguments)
-    for name, field in config_of(stage).model_fields.items():
+    for name, field in config_class(stage).model_fields.items():
         if field.is_required() and name != "base_model":
             assert getattr(config, name).startswith("gs://"), name
         if OUTPUT in field.metadata:

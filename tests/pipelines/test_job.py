@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from pipelines import manifests
-from pipelines.cli import STAGES, main
+from pipelines.cli import main
 from pipelines.cluster import job
+from pipelines.stages import STAGES
 from tests.conftest import REPOSITORY
 from tests.pipelines.kubernetes_server import (
     COMPLETE,

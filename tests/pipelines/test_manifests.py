@@ -129,18 +129,18 @@ def test_a_missing_or_broken_file_is_an_error(jobs: Path) -> None:
     path = jobs / "train.yaml"
     path.write_text("a: 1\nkind: [\n")
     with pytest.raises(ConfigError, match=r"train\.yaml:3: not YAML"):
-        manifests.load("train", jobs)
+        manifests.load_all(jobs)
     path.write_text("")
     with pytest.raises(ConfigError, match="no Job named raft-train"):
-        manifests.load("train", jobs)
+        manifests.load_all(jobs)
     path.write_bytes(b"kind: \xff")
     with pytest.raises(ConfigError, match=r"train\.yaml: not UTF-8"):
-        manifests.load("train", jobs)
+        manifests.load_all(jobs)
     path.unlink()
     with pytest.raises(ConfigError, match=r"train\.yaml: No such file"):
-        manifests.load("train", jobs)
+        manifests.load_all(jobs)
     with pytest.raises(ConfigError, match=r"no kustomization\.yaml there"):
-        manifests.load("train", jobs / "nowhere")
+        manifests.load_all(jobs / "nowhere")
 
 
 def test_a_fault_stops_the_compiler_with_file_and_line(jobs: Path) -> None:

@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 from components.errors import ConfigError
-from pipelines import manifests
-from pipelines.cli import STAGES
+from pipelines import hardware, manifests
 from pipelines.k8s import kustomize
+from pipelines.k8s.job import Job
 from pipelines.k8s.located import Part, _model_in
+from pipelines.stages import STAGES
 from tests.conftest import REPOSITORY
 from tests.pipelines.conftest import (
     as_started,
@@ -522,7 +523,7 @@ def fields(model: type[Part], path: str = "") -> Iterator[tuple[str, bool]]:
 
 
 def test_every_field_that_is_understood_is_edited_below() -> None:
-    understood = {path for path, job_only in fields(manifests.Job) if not job_only}
+    understood = {path for path, job_only in fields(Job) if not job_only}
     edited = {path for edit in EDITS.values() for path in edit.fields}
     assert edited == understood - IDENTITY
     assert (len(edited), len(EDITS), len(sources())) == (31, 27, 7)
@@ -565,7 +566,7 @@ CHOSEN = {
         "999Gi",
         {
             f"{stage}.{end}.memory": "999Gi"
-            for stage in manifests.PLACED
+            for stage in hardware.PLACED
             for end in ("requests", "limits")
         },
     ),
@@ -573,7 +574,7 @@ CHOSEN = {
         {"cloud.google.com/gke-accelerator": "nvidia-b200"},
         {
             f"{stage}.selector.cloud.google.com/gke-accelerator": "nvidia-b200"
-            for stage in manifests.PLACED
+            for stage in hardware.PLACED
         },
     ),
 }
@@ -593,7 +594,7 @@ def test_a_run_can_be_started_on_other_hardware(
     assert {key: leaf for key, leaf in after.items() if before.get(key) != leaf} == expected
     gone = before.keys() - after.keys()
     assert all(key.split(".")[1] == "selector" for key in gone)
-    assert tuple(CHOSEN) == manifests.Hardware._fields
+    assert tuple(CHOSEN) == hardware.Hardware._fields
 
 
 def test_a_step_that_asks_for_something_else_keeps_it(
@@ -641,7 +642,7 @@ JOB_ONLY: dict[str, tuple[tuple[Any, ...], Any]] = {
 def test_fields_of_the_job_alone_change_nothing(
     rendered: dict[str, list[dict]], pipelines: dict[str, dict], tmp_path: Path
 ) -> None:
-    assert set(JOB_ONLY) == {path for path, job_only in fields(manifests.Job) if job_only}
+    assert set(JOB_ONLY) == {path for path, job_only in fields(Job) if job_only}
     assert len(JOB_ONLY) == 16
     for path, (keys, value) in JOB_ONLY.items():
         objects = copy.deepcopy(rendered["base"])

@@ -322,7 +322,7 @@ def test_tolerations(toleration: dict, taint: tuple, tolerated: bool) -> None:
     from kubernetes.client import V1Taint
 
     from pipelines.cluster.preflight import _tolerates
-    from pipelines.manifests import Toleration
+    from pipelines.k8s.job import Toleration
 
     key, value, effect = taint
     entry = V1Taint(key=key, value=value, effect=effect)

@@ -1,5 +1,6 @@
 """One stem per stage everywhere, and images that are built from what is locked."""
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -8,7 +9,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from pipelines.cli import STAGES, raft
+from pipelines.cli import raft
+from pipelines.stages import STAGES
 from tests.conftest import REPOSITORY
 from tests.pipelines.conftest import tasks_of
 from tests.test_house import imports
@@ -134,6 +136,29 @@ def test_images_that_load_a_model_have_the_same_libraries_below() -> None:
         assert below.items() <= pins(lock).items(), lock
         assert below["torch"].endswith("+cpu") == lock.stem.endswith("cpu")
     assert "torch" not in pins(REPOSITORY / "images" / "generate" / "requirements.txt")
+
+
+def at_the_top(path: Path) -> set[str]:
+    """What a file imports of `pipelines` when it is imported itself."""
+    top = ast.parse(path.read_text()).body
+    found = {node.module for node in top if isinstance(node, ast.ImportFrom) and node.module}
+    found |= {a.name for node in top if isinstance(node, ast.Import) for a in node.names}
+    return {name for name in found if name.split(".")[0] == "pipelines"}
+
+
+def test_an_image_gets_what_the_command_line_imports() -> None:
+    """The other commands are imported when they are given, and are not for an image."""
+    dockerfile = (REPOSITORY / "images" / "train" / "Dockerfile").read_text()
+    words = re.findall(r"^COPY (pipelines/.*) \S+$", dockerfile, re.MULTILINE)
+    copied = [REPOSITORY / word for line in words for word in line.split()]
+    files = [file for path in copied for file in (path.rglob("*.py") if path.is_dir() else [path])]
+    assert len(files) == 8
+    for path in files:
+        for module in at_the_top(path):
+            parts = REPOSITORY / module.replace(".", "/")
+            assert {parts.with_suffix(".py"), parts / "__init__.py"} & set(files), (path, module)
+    ignored = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    assert {f"!{path.relative_to(REPOSITORY)}" for path in copied} <= set(ignored)
 
 
 @pytest.mark.parametrize("stage", STAGES)

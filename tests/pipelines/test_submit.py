@@ -14,8 +14,17 @@ from typing import Any
 import pytest
 import yaml
 
+from components.errors import ConfigError
 from pipelines.cli import main
-from pipelines.cluster import submit
+from pipelines.cluster import kubeflow, submit
+from pipelines.cluster.parameters import (
+    Compiled,
+    Given,
+    _typed,
+    check_parameters,
+    load,
+    read_parameters,
+)
 from tests.conftest import REPOSITORY
 from tests.pipelines import kfp_server
 from tests.pipelines.kfp_server import KfpServer, Refused, Run, check_pipeline, serving
@@ -29,7 +38,7 @@ INPUTS = {"documents": "gs://bucket/documents", "questions": "gs://bucket/questi
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit, "SECONDS_BETWEEN_LOOKS", 0.01)
     monkeypatch.setenv("KUBECONFIG", "/nowhere")
-    for name in (submit.TOKEN, submit.COOKIES, "KF_PIPELINES_ENDPOINT"):
+    for name in (kubeflow.TOKEN, kubeflow.COOKIES, "KF_PIPELINES_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -83,7 +92,7 @@ def test_a_run_is_started_and_watched_to_its_end(
     said = [line.strip().partition(" after")[0] for line in err.splitlines()]
     for step in ("generate", "train", "quantize-check", "eval"):
         assert said.index(f"{step}: running") < said.index(f"{step}: succeeded")
-    steps = len(submit.load(PIPELINE).steps)
+    steps = len(load(PIPELINE).steps)
     assert f"run: {steps}/{steps} steps" in err
     assert "root" not in " ".join(said[1:]), "Kubeflow's own tasks are not shown"
 
@@ -217,9 +226,9 @@ def test_wrong_parameters_are_named_before_a_server_is_asked(tmp_path: Path, lea
 def test_json_settings_and_exponents_are_read_as_meant(tmp_path: Path) -> None:
     path = tmp_path / "parameters.json"
     path.write_text('{\n\t"rank": 8,\n\t"learning_rate": 1e-4,\n\t"epochs": 2\n}\n')
-    given = submit.read_parameters(path, ("rank=16", "documents=a=b", "questions=q"))
+    given = read_parameters(path, ("rank=16", "documents=a=b", "questions=q"))
     assert given["epochs"].place == f"{path}:4"
-    values = submit.check_parameters(submit.load(PIPELINE), given)
+    values = check_parameters(load(PIPELINE), given)
     assert values == {
         "rank": 16, "learning_rate": 1e-4, "epochs": 2.0, "documents": "a=b", "questions": "q",
     }  # fmt: skip
@@ -259,9 +268,9 @@ def test_a_file_that_cannot_be_read(
 def test_types(kind: str, value: object, typed: object) -> None:
     if typed is None:
         with pytest.raises(ValueError):
-            submit._typed(kind, value)
+            _typed(kind, value)
     else:
-        assert submit._typed(kind, value) == typed
+        assert _typed(kind, value) == typed
 
 
 def test_a_parameter_is_followed_into_a_loop() -> None:
@@ -290,7 +299,7 @@ def test_a_parameter_is_followed_into_a_loop() -> None:
         },
         "root": {"dag": {"tasks": {"for-loop-1": loop}}},
     }
-    pipeline = submit.Compiled(PIPELINE, specification)
+    pipeline = Compiled(PIPELINE, specification)
     assert list(pipeline.readers("rank")) == [("train", "rank", None)]
     assert list(pipeline.readers("seed")) == []
     assert pipeline.steps == ["train"]
@@ -313,19 +322,19 @@ TRIAL = {
     ],
 )
 def test_every_trial_of_a_study_is_looked_at(trials: list, complaint: str) -> None:
-    given = {name: submit.Given("gs://b/x", "here") for name in ("documents", "questions")}
-    given["trials"] = submit.Given(trials, "parameters.json:3")
-    with pytest.raises(submit.ConfigError) as caught:
-        submit.check_parameters(submit.load(STUDY), given)
+    given = {name: Given("gs://b/x", "here") for name in ("documents", "questions")}
+    given["trials"] = Given(trials, "parameters.json:3")
+    with pytest.raises(ConfigError) as caught:
+        check_parameters(load(STUDY), given)
     assert str(caught.value).startswith("parameters.json:3: trials[")
     assert complaint in str(caught.value)
 
 
 def test_the_trials_that_are_the_default_pass() -> None:
-    study = submit.load(STUDY)
-    given = {"trials": submit.Given(study.inputs["trials"]["defaultValue"], "")}
-    given |= {name: submit.Given("gs://b/x", "") for name in ("documents", "questions")}
-    assert len(submit.check_parameters(study, given)["trials"]) == 4
+    study = load(STUDY)
+    given = {"trials": Given(study.inputs["trials"]["defaultValue"], "")}
+    given |= {name: Given("gs://b/x", "") for name in ("documents", "questions")}
+    assert len(check_parameters(study, given)["trials"]) == 4
 
 
 @pytest.mark.parametrize(
@@ -347,10 +356,10 @@ def test_hardware_that_no_cluster_has(setting: str, complaint: str, leave: Leave
 
 
 def test_what_is_not_a_pipeline(tmp_path: Path, leave: Leave) -> None:
-    with pytest.raises(submit.ConfigError, match="No such file"):
-        submit.load(tmp_path / "none.yaml")
-    with pytest.raises(submit.ConfigError, match="not a compiled pipeline"):
-        submit.load(REPOSITORY / "k8s" / "base" / "train.yaml")
+    with pytest.raises(ConfigError, match="No such file"):
+        load(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="not a compiled pipeline"):
+        load(REPOSITORY / "k8s" / "base" / "train.yaml")
     code, _, err = leave("submit", "--set", "rank")
     assert code == 2
     assert "Write --set name=value" in err
@@ -420,11 +429,11 @@ def test_the_token_comes_from_the_environment_and_is_not_printed(
     server: KfpServer, parameters: Path, leave: Leave, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.token = "s3cret"
-    monkeypatch.setenv(submit.TOKEN, "s3cret")
+    monkeypatch.setenv(kubeflow.TOKEN, "s3cret")
     code, out, err = leave("submit", "--parameters", parameters, "--host", server.url)
     assert code == 0, err
     assert "s3cret" not in out + err
-    monkeypatch.setenv(submit.TOKEN, "wr0ng")
+    monkeypatch.setenv(kubeflow.TOKEN, "wr0ng")
     code, out, err = leave("submit", "--parameters", parameters, "--host", server.url)
     assert code == 2
     assert "wr0ng" not in out + err
@@ -453,8 +462,8 @@ def test_an_unknown_run(server: KfpServer, leave: Leave) -> None:
 
 
 def test_the_dashboards_way_upload_then_run_a_version(server: KfpServer) -> None:
-    client = submit.connect(server.url)
-    with submit._quiet():
+    client = kubeflow.connect(server.url)
+    with kubeflow.quiet():
         pipeline = client.upload_pipeline(str(PIPELINE), "raft")
         version = client.upload_pipeline_version(
             str(PIPELINE), "second", pipeline_id=pipeline.pipeline_id

@@ -21,7 +21,7 @@ from components.storage import MANIFEST, fetch, verify
 from components.train import batching, train
 from components.train.checkpoints import Checkpoints
 from components.train.config import TrainConfig
-from pipelines.cli import run_stage, run_step
+from pipelines.stages import run_stage, run_step
 from tests.conftest import REPOSITORY
 from tests.gcs import Emulator, emulator
 

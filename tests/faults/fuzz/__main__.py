@@ -35,8 +35,8 @@ def main(arguments: list[str]) -> None:
             "components.generate.answers", "components.generate.questions",
             "components.generate.documents", "components.generate.interview",
             "components.generate.responses", "components.eval.questions", "components.eval.quotes",
-            "components.eval.generations", "pipelines.manifests", "pipelines.check",
-            "pipelines.specification.specification", "pypdf", "markdownify",
+            "components.eval.generations", "pipelines.manifests", "pipelines.k8s.job",
+            "pipelines.check", "pipelines.specification.specification", "pypdf", "markdownify",
         ):  # fmt: skip
             importlib.import_module(module)
     from tests.faults.fuzz.targets import TARGETS

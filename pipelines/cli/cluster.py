@@ -1,0 +1,200 @@
+"""Commands that talk to a cluster or its Kubeflow: each declares flags and calls one function."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipelines.cli.flags import Command, StageCommand
+from pipelines.stages import STAGES
+
+HOST = click.option(
+    "--host",
+    default="",
+    metavar="URL",
+    help="Kubeflow Pipelines server. [default: KF_PIPELINES_ENDPOINT, or the one in the cluster "
+    "of the kubeconfig]",
+)
+CERTIFICATE = click.option(
+    "--ca-certificate", default="", metavar="FILE", help="Authority of the server's certificate."
+)
+PIPELINE = click.option(
+    "--pipeline",
+    type=Path,
+    default="pipelines/raft.yaml",
+    show_default=True,
+    metavar="FILE",
+    help="Compiled pipeline.",
+)
+PARAMETERS = click.option(
+    "--parameters",
+    type=lambda text: Path(text) if text else None,
+    metavar="FILE",
+    help="YAML or JSON: a parameter's name and its value on each line.",
+)
+SET = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A parameter; wins over the file. May be given many times.",
+)
+
+
+@click.command(cls=Command, short_help="Run the pipeline on a Kubeflow server.")
+@PARAMETERS
+@SET
+@PIPELINE
+@HOST
+@CERTIFICATE
+@click.option("--experiment", default="raft", show_default=True, help="The run's experiment.")
+@click.option("--name", default="", help="The run's name. [default: the pipeline's and the time]")
+@click.option("--namespace", default="", help="Your profile, on a server with several users.")
+@click.option(
+    "--pipeline-root", default="", metavar="URI", help="Where artifacts go. [default: the server's]"
+)
+@click.option(
+    "--service-account", default="", help="Account of the steps' pods. [default: the server's]"
+)
+@click.option(
+    "--wait", type=bool, default=True, show_default=True, help="Watch the run until it ends."
+)
+def submit(**options: Any) -> None:
+    """Check the parameters, start a run, and show its steps until it ends.
+
+    A token or cookies for the server are read from RAFT_KFP_TOKEN or RAFT_KFP_COOKIES, or from
+    kfp's own configuration. Exits with 0 when the run succeeded, 1 when it failed. The run's
+    link goes to standard output; Ctrl-C leaves the run running.
+
+    \b
+    Example:
+      raft submit --parameters parameters.yaml --set rank=16 --host http://localhost:8080
+    """
+    from pipelines.cluster.submit import run
+
+    run(**options)
+
+
+@click.command(cls=Command, short_help="Watch a run on a Kubeflow server.")
+@click.argument("run_id")
+@PIPELINE
+@HOST
+@CERTIFICATE
+def watch(**options: Any) -> None:
+    """Show a run's steps until it ends, as `raft submit` does.
+
+    \b
+    Example:
+      raft watch 4d1c7a52-… --host https://kubeflow.example.com/pipeline
+    """
+    from pipelines.cluster.submit import watch
+
+    watch(**options)
+
+
+@click.command(cls=Command, short_help="Stop a run on a Kubeflow server.")
+@click.argument("run_id")
+@HOST
+@CERTIFICATE
+def terminate(**options: Any) -> None:
+    """Stop a run; what its steps have not uploaded yet is lost.
+
+    \b
+    Example:
+      raft terminate 4d1c7a52-… --host https://kubeflow.example.com/pipeline
+    """
+    from pipelines.cluster.submit import terminate
+
+    terminate(**options)
+
+
+CONTEXT = click.option(
+    "--context", default="", help="Context of the kubeconfig. [default: the current one]"
+)
+NAMESPACE = click.option(
+    "--namespace", default="raft", show_default=True, help="Namespace of the pods."
+)
+OVERLAY = click.option(
+    "--overlay",
+    metavar="NAME",
+    default="",
+    help="Overlay of k8s/overlays to take the Job manifests from, or a folder/of/your/own. "
+    "[default: k8s/base]",
+)
+
+
+@click.command(cls=Command, short_help="Look whether a cluster has what a run needs.")
+@NAMESPACE
+@CONTEXT
+@OVERLAY
+@click.option("--service-account", default="", help="The pods' account. [default: the manifests']")
+@PARAMETERS
+@SET
+@PIPELINE
+@click.option("--pipeline-root", default="", metavar="URI", help="Where artifacts will go.")
+@HOST
+@CERTIFICATE
+@click.option(
+    "--kubeflow", type=bool, default=True, show_default=True, help="Look for Kubeflow Pipelines."
+)
+@click.option(
+    "--scale-from-zero",
+    type=bool,
+    default=False,
+    show_default=True,
+    help="GPU nodes are made when they are needed; none need be there.",
+)
+def preflight(overlay: str, **options: Any) -> None:
+    """Check nodes, quota, secrets, account, buckets, teacher, model and Kubeflow before a run.
+
+    Each check prints ok, missing (with the command that fixes it) or cannot tell. Changes
+    nothing; exits with 2 when something is missing. Without --parameters, the settings of the
+    Jobs in the cluster are looked at. Reads HF_TOKEN and OPENAI_API_KEY.
+
+    \b
+    Example:
+      raft preflight --namespace raft --parameters parameters.yaml
+    """
+    from pipelines import manifests
+    from pipelines.cluster.preflight import run
+
+    run(jobs=manifests.overlay(overlay), **options)
+
+
+@click.command(
+    cls=Command,
+    short_help="Run one stage as a Job on a Kubernetes cluster.",
+    context_settings={"ignore_unknown_options": True},
+)
+@click.argument("stage", type=click.Choice(STAGES))
+@click.argument("flags", nargs=-1, type=click.UNPROCESSED)
+@NAMESPACE
+@CONTEXT
+@OVERLAY
+@click.option("--detach", is_flag=True, help="Create the Job, print its name and leave it alone.")
+@click.option(
+    "--start-minutes",
+    type=click.FloatRange(min=0),
+    default=30,
+    show_default=True,
+    help="Give up when the pod has not started by then.",
+)
+def job(stage: str, flags: tuple[str, ...], overlay: str, **options: Any) -> None:
+    """Run one stage from its Job manifest, with the flags after `--` instead of the manifest's.
+
+    Shows the log, says what the pod waits for, exits with the container's exit code and removes
+    the Job; so do Ctrl-C and SIGTERM. Without flags, the manifest's own are kept.
+
+    \b
+    Example:
+      raft job train -- --dataset gs://b/dataset --base-model meta-llama/Llama-3.1-8B-Instruct \\
+        --output gs://b/adapter --rank 16
+      raft job eval --overlay spot
+    """
+    from pipelines import manifests
+    from pipelines.cluster.job import run
+
+    jobs = manifests.overlay(overlay)
+    command = StageCommand(stage)
+    given = command.settings(command.make_context(f"raft {stage}", list(flags))) if flags else None
+    run(stage, given, jobs=jobs, **options)

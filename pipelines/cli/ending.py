@@ -1,0 +1,108 @@
+"""How a command ends: its exit code, SIGTERM, and errors in words instead of a traceback."""
+
+import atexit
+import itertools
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from components.config import flag
+from components.errors import NO_ROOM, RaftError, shown
+from components.redaction import guarded
+
+USER_ERROR, OUR_ERROR = 2, 1
+TERMINATED = 128 + signal.SIGTERM
+
+# Libraries write too: each has an error of its own, and few say where.
+NO_PLACE = ("Read-only file system", "No usable temporary directory")
+
+
+def run(command: click.Command, arguments: list[str]) -> NoReturn:
+    """Run a command and exit with 0, 2 (the user can fix it) or 1 (ours)."""
+    # Left to itself, SIGTERM kills Python without running a single `finally`.
+    signal.signal(signal.SIGTERM, _terminate)
+    # Once Python is cleaning up, the work is done, and its code stands.
+    atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
+    with guarded():
+        _run(command, arguments)
+
+
+def _run(command: click.Command, arguments: list[str]) -> NoReturn:
+    try:
+        command.main(args=arguments, prog_name="raft", standalone_mode=False)
+    except SystemExit as stopped:
+        if stopped.code != TERMINATED:
+            raise
+        # Train says by itself how far it has come.
+        _leave("stopped by SIGTERM; give the same command again" * isinstance(stopped, _Terminated))
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(USER_ERROR)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except Exception as error:
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:  # which a library made this of
+            _leave("stopped by SIGTERM; give the same command again")
+        if "--debug" in arguments:
+            traceback.print_exc()  # here, where secrets are taken out of it
+        sys.exit(_explain(error, arguments))
+    sys.exit(0)
+
+
+class _Terminated(SystemExit):
+    """SIGTERM has come; the code is that of a process that it has ended."""
+
+
+def _terminate(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is being put away is not cut short
+    raise _Terminated(TERMINATED)
+
+
+def _leave(message: str) -> NoReturn:
+    """End at SIGTERM, not by way of the interpreter: it would wait for every transfer's thread."""
+    if message:
+        click.echo(message, err=True)
+    sys.stdout.flush()
+    os._exit(TERMINATED)
+
+
+def _explain(error: Exception, arguments: Sequence[str]) -> int:
+    """Print an error without its traceback; returns the exit code."""
+    if isinstance(error, RaftError):
+        problem, hint, code = str(error), error.hint, error.exit_code
+    elif isinstance(error, ModuleNotFoundError):
+        problem = f"{error.name} is not installed"
+        hint, code = "pip install -e '.[all]' in a checkout of raft-pipelines", USER_ERROR
+    elif isinstance(error, PermissionError):
+        problem, code = str(error), USER_ERROR
+        hint = 'Give this user access to it; in docker, pass --user "$(id -u):$(id -g)".'
+    elif any(word in str(error) for word in NO_ROOM):
+        problem, code = f"{_output(arguments)}{error}", USER_ERROR
+        hint = "Make room where --output and temporary files (TMPDIR, in a container /tmp) lie."
+    elif any(word in str(error) for word in NO_PLACE):
+        problem, code = f"{_output(arguments)}{error}", USER_ERROR
+        hint = "Mount a folder that can be written there; temporary files lie where TMPDIR says."
+    else:
+        problem = f"{type(error).__name__}: {error}"
+        hint, code = "This is a fault of raft; --debug shows the traceback.", OUR_ERROR
+    click.echo(f"error: {shown(problem)}", err=True)
+    if hint:
+        click.echo(f"  {hint}", err=True)
+    return code
+
+
+def _output(arguments: Sequence[str]) -> str:
+    """Where a command was to write, for an error that names no place."""
+    words = itertools.chain.from_iterable(argument.split("=", 1) for argument in arguments)
+    for name, value in itertools.pairwise(words):
+        if name == flag("output"):
+            return f"{name} {value}: "
+    return ""

@@ -1,0 +1,195 @@
+"""Commands that run on this machine: each declares flags and calls one function."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipelines.cli.flags import Command, PlanCommand
+
+
+def _local_folder(_context: click.Context, _option: click.Parameter, value: str) -> Path:
+    """An output of a command that writes on this machine alone."""
+    if "://" in value:
+        raise click.BadParameter(f"{value} is no folder on this machine")
+    return Path(value)
+
+
+@click.command(
+    cls=Command, short_help="Run all four stages on a tiny model and invented documents."
+)
+@click.option(
+    "--output",
+    required=True,
+    metavar="DIR",
+    callback=_local_folder,
+    help="Folder for everything the run makes.",
+)
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    metavar="N",
+    type=click.IntRange(min=0),
+    help="Seed of documents, questions, training and evaluation.",
+)
+@click.option(
+    "--docker",
+    is_flag=True,
+    help="Run the compiled pipeline, a container for every stage (make images VARIANT=cpu).",
+)
+def demo(**options: Any) -> None:
+    """Show RAFT at work in a few minutes, on a CPU, with nothing to download.
+
+    Writes invented documents, makes RAFT rows with the extractive teacher, fine-tunes the shipped
+    tiny model, checks it in 4 bits and scores all arms on questions about unseen documents.
+    """
+    from pipelines.demo.demo import run
+
+    run(**options)
+
+
+@click.command(cls=PlanCommand, short_help="Say what a training will take, before it is paid for.")
+@click.option("--base-model", required=True, metavar="MODEL", help="Folder, config.json or hub id.")
+@click.option(
+    "--profile",
+    required=True,
+    type=click.Choice(["a100-40gb", "a100-80gb", "h100", "l4"]),
+    help="The GPU; its settings take the place of the defaults.",
+)
+@click.option(
+    "--rows",
+    default=100,
+    show_default=True,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Rows to train on.",
+)
+@click.option(
+    "--row-tokens",
+    default=1000,
+    show_default=True,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens of a row in the mean; the longest is taken to have twice as many.",
+)
+@click.option(
+    "--mfu",
+    default=0.35,
+    show_default=True,
+    type=click.FloatRange(0.01, 1),
+    metavar="X",
+    help="Share of its peak that the GPU is taken to reach.",
+)
+def plan(
+    base_model: str, profile: str, rows: int, row_tokens: int, mfu: float, **given: Any
+) -> None:
+    """Say how much memory, time and money a training will take, and whether it fits the GPU.
+
+    \b
+    Example:
+      raft plan --base-model meta-llama/Llama-3.1-8B-Instruct --profile a100-40gb --rows 100
+    """
+    from pipelines.plan import run
+
+    settings = {name: value for name, value in given.items() if value is not None}
+    run(base_model, {"profile": profile, **settings}, rows, row_tokens, mfu)
+
+
+@click.command(cls=Command, short_help="Put finished runs side by side: one figure, one table.")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option(
+    "--output",
+    default="comparison",
+    show_default=True,
+    metavar="DIR",
+    callback=_local_folder,
+    help="Folder that receives comparison.html and comparison.md.",
+)
+def compare(runs: tuple[str, ...], output: Path) -> None:
+    """Compare finished runs: F1 of every arm, gains with intervals, what 4 bits keep.
+
+    RUN is a folder (local or gs://) of raft eval, or one above it.
+
+    \b
+    Example:
+      raft compare runs/llama-3.1 runs/mistral --output comparison/
+    """
+    from components.progress import say
+    from components.summary import compare
+
+    trials = compare(runs, output)
+    say(f"{len(trials)} evaluations: {output / 'comparison.html'}")
+
+
+@click.command("compile", cls=Command, short_help="Compile the Kubeflow pipelines to YAML.")
+@click.option(
+    "--output",
+    metavar="FILE",
+    help="Where the compiled pipeline goes.  [default: pipelines/raft.yaml, with --overlay NAME "
+    "raft-NAME.yaml, with --manifests raft-manifests.yaml, with --shards raft-N-shards.yaml]",
+)
+@click.option(
+    "--pipeline",
+    type=click.Choice(["raft", "study"]),
+    help="Which pipeline.  [default: both; with --output, raft]",
+)
+@click.option(
+    "--overlay",
+    default="",
+    metavar="NAME",
+    help="Take the steps' hardware from k8s/overlays/NAME instead of k8s/base.",
+)
+@click.option(
+    "--manifests",
+    "manifest_file",
+    default="",
+    metavar="FILE",
+    help="Take it from rendered manifests; - reads what `kubectl kustomize` pipes in.",
+)
+@click.option(
+    "--shards",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 100),
+    metavar="N",
+    help="Let N pods write the rows of raft side by side; the rows are those of a single one.",
+)
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Write nothing; fail if the file differs from what would be compiled.",
+)
+def compile_(**options: Any) -> None:
+    """Compile the pipelines, or check that the committed files are up to date.
+
+    \b
+    Examples:
+      raft compile
+      raft compile --overlay h100 --output raft-h100.yaml
+      raft compile --shards 8
+      kubectl kustomize k8s/overlays/h100 | raft compile --manifests -
+    """
+    from pipelines.compile import run
+
+    run(**options)
+
+
+@click.command(cls=Command, short_help="Check manifests and compiled pipelines as a cluster would.")
+@click.argument("paths", nargs=-1, metavar="[PATH]...")
+def check(paths: tuple[str, ...]) -> None:
+    """Check Kubernetes manifests and compiled pipelines without a cluster.
+
+    PATH is a file of manifests, a compiled pipeline, a folder with a kustomization.yaml, or - for
+    standard input. Without one: k8s/base, the teacher, every overlay, the pipeline compiled from
+    each, and the committed ones.
+
+    \b
+    Examples:
+      raft check
+      raft check pipelines/raft.yaml k8s/overlays/h100
+      kubectl kustomize k8s/overlays/h100 | raft check -
+    """
+    from pipelines.check import run
+
+    run(paths)

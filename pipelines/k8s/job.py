@@ -1,0 +1,385 @@
+"""The Job of a stage: every field of its manifest that is understood, and what it may be.
+
+A field that the pipeline has no use for is declared with `job_only` and the reason; any other field
+is an error, because a setting that silently holds for a Job or for a step alone is worse than none.
+
+Field names are Kubernetes' own (https://kubernetes.io/docs/reference/kubernetes-api), in snake case
+here and in camel case in the files; what their values may be is in values.py.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PrivateAttr, model_validator
+from pydantic.alias_generators import to_camel
+
+from components.errors import ConfigError
+from pipelines.k8s.located import Document, Part, fault, validate
+from pipelines.k8s.values import (
+    GPU,
+    AbsolutePath,
+    Annotations,
+    Bytes,
+    Count,
+    Cpu,
+    Image,
+    Labels,
+    Name,
+    Selector,
+    VariableName,
+    amount,
+    check_keys,
+    check_labels,
+)
+from pipelines.stages import STAGES, config_class
+
+
+def job_only(reason: str, default: Any = None, **limits: Any) -> Any:
+    """Declare a field that matters to the Job alone, and why the pipeline needs none."""
+    return Field(default, description=f"Job only: {reason}", **limits)
+
+
+def _once(entries: Iterable[Any], attribute: str, *at: str) -> None:
+    seen = set()
+    for index, entry in enumerate(entries):
+        value = getattr(entry, attribute)
+        if value in seen:
+            raise fault(f"{value!r} stands twice in the list", *at, index, to_camel(attribute))
+        seen.add(value)
+
+
+class PodMetadata(Part):
+    labels: Labels = Field(default_factory=dict)
+    annotations: Annotations = Field(default_factory=dict)
+
+
+class JobMetadata(Part):
+    name: Name
+    namespace: Name = job_only("KFP runs all steps in the namespace of the run")
+    labels: Labels = job_only("a step has no Job object; the pod's labels are applied")
+
+
+class Amounts(Part):
+    cpu: Cpu | None = None
+    memory: Bytes | None = None
+    gpu: Count | None = Field(None, alias=GPU)
+
+
+class Resources(Part):
+    requests: Amounts = Amounts()
+    limits: Amounts = Amounts()
+
+    @model_validator(mode="after")
+    def _limits_hold(self) -> "Resources":
+        requested, most = self.requests, self.limits
+        if requested.gpu is not None and requested.gpu != most.gpu:
+            raise fault(
+                f"requests {requested.gpu} and limits {most.gpu or 'none'} of {GPU}, "
+                f"but Kubernetes allows only equal ones (type {requested.gpu} under both)",
+                "requests",
+                GPU,
+            )
+        for name in ("cpu", "memory"):
+            request, limit = getattr(requested, name), getattr(most, name)
+            if request and limit and amount(request) > amount(limit):
+                raise fault(
+                    f"requests {request}, more than the limit of {limit} "
+                    "(raise the limit or lower the request)",
+                    "requests",
+                    name,
+                )
+        return self
+
+
+class SecretKey(Part):
+    name: Name
+    key: str
+    optional: bool = False
+
+
+class ValueFrom(Part):
+    secret_key_ref: SecretKey
+
+
+class Variable(Part):
+    name: VariableName
+    value: str = ""
+    value_from: ValueFrom | None = None
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> "Variable":
+        if self.value and self.value_from:
+            raise ValueError(f"{self.name} has a value and a valueFrom, but may have only one")
+        return self
+
+
+class Reference(Part):
+    name: Name
+    optional: bool = False
+
+
+class Source(Part):
+    config_map_ref: Reference
+
+
+class Mount(Part):
+    name: Name
+    mount_path: AbsolutePath
+
+
+class Capabilities(Part):
+    drop: list[str] = Field(default_factory=list)
+
+
+class ContainerSecurity(Part):
+    allow_privilege_escalation: bool = job_only("the KFP backend forbids it for every step")
+    capabilities: Capabilities = job_only("the KFP backend drops all for every step")
+    read_only_root_filesystem: bool = job_only("KFP's launcher writes outside our volumes")
+
+
+class Container(Part):
+    name: Name
+    image: Image
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    command: Annotated[list[str], Field(min_length=1)]
+    args: list[str] = Field(default_factory=list)
+    env_from: list[Source] = job_only("these variables fill the Job's args")
+    env: list[Variable] = Field(default_factory=list)
+    resources: Resources = Resources()
+    security_context: ContainerSecurity = ContainerSecurity()
+    volume_mounts: list[Mount] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _names_once(self) -> "Container":
+        _once(self.env, "name", "env")
+        _once(self.volume_mounts, "mount_path", "volumeMounts")
+        return self
+
+
+class EmptyDir(Part):
+    medium: Literal["Memory"] | None = None
+    size_limit: Bytes | None = None
+
+
+class Volume(Part):
+    name: Name
+    empty_dir: EmptyDir
+
+
+class Toleration(Part):
+    key: str | None = None
+    operator: Literal["Equal", "Exists"] = "Equal"
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    toleration_seconds: int | None = None
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "Toleration":
+        if self.operator == "Exists" and self.value:
+            raise fault("Exists takes no value (leave it out, or use Equal)", "value")
+        if self.operator == "Equal" and not self.key:
+            raise fault("without a key, the operator must be Exists", "key")
+        if self.toleration_seconds is not None and self.effect != "NoExecute":
+            raise fault("needs the effect NoExecute", "tolerationSeconds")
+        check_keys({self.key: ""} if self.key else {})
+        check_labels({"value": self.value or ""})
+        return self
+
+
+class Seccomp(Part):
+    type: Literal["RuntimeDefault", "Unconfined"]
+
+
+UserId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+class PodSecurity(Part):
+    run_as_user: UserId | None = None
+    run_as_group: UserId | None = None
+    run_as_non_root: bool | None = None
+    fs_group: UserId = job_only("KFP cannot set it; an emptyDir is writable without")
+    seccomp_profile: Seccomp = job_only("the KFP backend sets the runtime's default")
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "PodSecurity":
+        if self.run_as_non_root and self.run_as_user == 0:
+            raise fault("0 is root, which runAsNonRoot forbids", "runAsUser")
+        return self
+
+
+class PullSecret(Part):
+    name: Name
+
+
+class AnyPod(Part):
+    """What the pods of Jobs and of the teacher's server have in common."""
+
+    service_account_name: Name = job_only("a KFP run has one service account for all its steps")
+    priority_class_name: Name = job_only("KFP cannot set it")
+    termination_grace_period_seconds: int = job_only("KFP cannot set it", ge=0)
+    image_pull_secrets: list[PullSecret] = Field(default_factory=list)
+    node_selector: Selector = Field(default_factory=dict)
+    tolerations: list[Toleration] = Field(default_factory=list)
+    security_context: PodSecurity = PodSecurity()
+    containers: Annotated[Sequence[Container], Field(min_length=1, max_length=1)]
+    volumes: list[Volume] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _mounts_exist(self) -> "AnyPod":
+        _once(self.volumes, "name", "volumes")
+        known = {volume.name for volume in self.volumes}
+        for index, mount in enumerate(self.containers[0].volume_mounts):
+            if mount.name not in known:
+                raise fault(
+                    f"volumeMounts names {mount.name!r}, but volumes has no such entry "
+                    f"(allowed: {', '.join(sorted(known)) or 'none'})",
+                    *("containers", 0, "volumeMounts", index, "name"),
+                )
+        return self
+
+
+class Pod(AnyPod):
+    restart_policy: Literal["Never"] = job_only("KFP starts a failed step as a new pod", ...)
+    containers: Annotated[list[Container], Field(min_length=1, max_length=1)]
+
+
+class Template(Part):
+    metadata: PodMetadata = PodMetadata()
+    spec: Pod
+
+
+class PodCondition(Part):
+    type: str
+    status: Literal["True", "False", "Unknown"] = "True"
+
+
+class ExitCodes(Part):
+    container_name: Name | None = None
+    operator: Literal["In", "NotIn"]
+    values: Annotated[list[int], Field(min_length=1)]
+
+
+class FailureRule(Part):
+    action: Literal["Count", "FailJob", "Ignore"]
+    on_pod_conditions: list[PodCondition] = Field(default_factory=list)
+    on_exit_codes: ExitCodes | None = None
+
+    @model_validator(mode="after")
+    def _has_one_reason(self) -> "FailureRule":
+        if bool(self.on_pod_conditions) == bool(self.on_exit_codes):
+            raise ValueError("a rule has either onPodConditions or onExitCodes")
+        if self.on_exit_codes and self.on_exit_codes.operator == "In":
+            for index, code in enumerate(self.on_exit_codes.values):
+                if code == 0:
+                    raise fault("0 is success", "onExitCodes", "values", index)
+        return self
+
+
+class FailurePolicy(Part):
+    rules: list[FailureRule]
+
+
+class JobSpec(Part):
+    template: Template
+    backoff_limit: int = job_only("the pipeline sets its own retries", ge=0)
+    pod_failure_policy: FailurePolicy = job_only("it sorts the failures of a Job's pods")
+    suspend: bool = job_only("Kueue starts a Job with it; steps queue by the pod's label")
+    ttl_seconds_after_finished: int = job_only("KFP tidies up after its own pods", ge=0)
+
+    @model_validator(mode="after")
+    def _policy_names_the_container(self) -> "JobSpec":
+        name = self.template.spec.containers[0].name
+        rules = self.pod_failure_policy.rules if self.pod_failure_policy else []
+        for index, rule in enumerate(rules):
+            named = rule.on_exit_codes.container_name if rule.on_exit_codes else None
+            if named not in (None, name):
+                raise fault(
+                    f"{named!r} is no container of this pod (allowed: {name})",
+                    *("podFailurePolicy", "rules", index, "onExitCodes", "containerName"),
+                )
+        return self
+
+
+CONTAINER = ("spec", "template", "spec", "containers", 0)
+
+
+class Job(Part):
+    """One stage's Job manifest."""
+
+    api_version: Literal["batch/v1"]
+    kind: Literal["Job"]
+    metadata: JobMetadata
+    spec: JobSpec
+    _document: Document | None = PrivateAttr(None)
+
+    @property
+    def pod(self) -> Pod:
+        return self.spec.template.spec
+
+    @property
+    def container(self) -> Container:
+        return self.pod.containers[0]
+
+    @property
+    def stage(self) -> str:
+        return self.metadata.name.removeprefix("raft-")
+
+    def place(self, *location: int | str) -> str:
+        """`file:line` of a field."""
+        return self._document.place(*location) if self._document else self.metadata.name
+
+    def settings(self) -> dict[str, Any]:
+        """Flags that the Job's args give a value of their own, not one of a $(VARIABLE).
+
+        Raises:
+            ConfigError: the stage has no such flag, or does not take its value.
+        """
+        config = config_class(self.stage)
+        unset = {
+            name: "unset" for name, field in config.model_fields.items() if field.is_required()
+        }
+        found: dict[str, Any] = {}
+        given: set[str] = set()
+        for index, argument in enumerate(self.container.args):
+            place = self.place(*CONTAINER, "args", index)
+            flag, sign, value = argument.partition("=")
+            name = flag.removeprefix("--").replace("-", "_")
+            if not flag.startswith("--") or not sign or name not in config.model_fields:
+                raise ConfigError(
+                    f"{place}: {argument!r} (allowed: --flag=value, with a flag of raft "
+                    f"{self.stage})",
+                    hint=f"raft {self.stage} --help shows every flag.",
+                )
+            if name in given:
+                raise ConfigError(f"{place}: {flag} is given twice", hint="Keep one of them.")
+            given.add(name)
+            if "$(" not in value:
+                try:
+                    found[name] = getattr(config.parse(unset | {name: value}), name)
+                except ConfigError as error:
+                    raise ConfigError(f"{place}: {error}", hint=error.hint) from None
+        return found
+
+
+def job_of(document: Document) -> Job:
+    """Take a document as the Job of a stage.
+
+    Raises:
+        ConfigError: a field is wrong or not understood, or it is not the Job of a stage.
+    """
+    job = validate(document, Job)
+    job._document = document
+    if job.stage not in STAGES or job.metadata.name == job.stage:
+        allowed = ", ".join(f"raft-{stage}" for stage in STAGES)
+        raise ConfigError(
+            f"{document.place('metadata', 'name')}: metadata.name {job.metadata.name!r}: "
+            f"not the Job of a stage (allowed: {allowed})"
+        )
+    if job.container.command != ["raft", job.stage]:
+        raise ConfigError(
+            f"{document.place(*CONTAINER, 'command')}: "
+            f"spec.template.spec.containers.0.command: {job.container.command} "
+            f"(allowed: ['raft', '{job.stage}'])"
+        )
+    job.settings()
+    return job
