@@ -4,13 +4,14 @@ Weights are read from safetensors only, and code in a model folder is never run.
 id or a folder; `gs://` folders have become local ones before a stage starts (see `storage`).
 """
 
+import gc
 import hashlib
 import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.errors import MissingDependencyError, ModelError
+from components.errors import MissingDependencyError, ModelError, first_line
 from components.model_files import (
     MERGED,
     check_adapter,
@@ -18,7 +19,6 @@ from components.model_files import (
     check_complete,
     check_folder,
     check_template,
-    first_line,
     for_gated,
 )
 from components.storage import MANIFEST, checksum, scratch
@@ -117,7 +117,7 @@ def load_tuned(source: str, adapter: str, dtype: "torch.dtype") -> Any:
     try:
         tuned = PeftModel.from_pretrained(base, adapter)
     except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        if "out of memory" in str(error).lower():
+        if lacks_memory(error):
             raise
         raise ModelError(
             f"--adapter {adapter}: does not fit --base-model {source} ({first_line(error)})",
@@ -284,6 +284,23 @@ def weight_bytes(model: Any) -> int:
     return sum(seen.values())
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's, torch's on any device, or vLLM's."""
+    said = str(error).lower()
+    signs = ("out of memory", "not enough memory", "can't allocate", "no available memory",
+             "free memory on device", "larger than the available kv cache")  # fmt: skip
+    return isinstance(error, MemoryError) or any(sign in said for sign in signs)
+
+
+def free_memory() -> None:
+    """Give back the memory of models that are no longer held, the GPU's too."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def _load(source: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel":
     import torch
     from safetensors import SafetensorError
@@ -301,7 +318,7 @@ def _load(source: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel
             **({"device_map": "auto" if torch.cuda.is_available() else "cpu"} | options),
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
+        if lacks_memory(error):
             raise
         raise ModelError(
             f"--base-model {source}: cannot be loaded ({first_line(error)})",

@@ -59,7 +59,7 @@ def ask_arms(
         shown: the questions in each layout, that of the comparison first.
 
     Raises:
-        ConfigError: the model or a batch does not fit the memory.
+        OutOfMemory: the model or a batch does not fit the memory.
         DataError: a prompt with room for its generation does not fit the model.
         ModelError: a model or the adapter cannot be loaded.
     """

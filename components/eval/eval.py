@@ -37,7 +37,7 @@ def run(config: EvalConfig) -> Evaluation:
     """Score the arms of `config` and write the artifact.
 
     Raises:
-        ConfigError, DataError, ModelError, StorageError: see their hints.
+        ConfigError, DataError, ModelError, OutOfMemory, StorageError: see their hints.
     """
     output = Path(config.output)
     for variant in config.variants():

@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from components.answers import find_answer
-from components.errors import DataError
+from components.errors import DataError, first_line
 from components.records import Oracle, Question, RaftRow, Record, explain
 from components.rows import fault_at, read_rows
 
@@ -142,7 +142,7 @@ def _from_hub() -> list[Question]:
         rows = load_dataset(HUB, "distractor", split="validation")
     except (OSError, ValueError, ConnectionError) as error:
         raise DataError(
-            f"the hub's data set cannot be read ({str(error).splitlines()[0]})",
+            f"the hub's data set cannot be read ({first_line(error)})",
             path=HUB,
             hint="Give --questions a file in HotpotQA form.",
         ) from None

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from components.answers import find_answer
 from components.config import InputLocation, Settings, option
-from components.errors import DataError, MissingDependencyError, StorageError
+from components.errors import DataError, MissingDependencyError, StorageError, first_line
 from components.progress import headline, say
 from components.records import RaftRow, explain, read_jsonl
 from components.storage import MANIFEST, atomic_write, seal, unseal, verify
@@ -104,9 +104,8 @@ def _push(folder: Path, repository: str) -> str:
             commit_message="RAFT rows",
         )
     except Exception as error:  # its transport has errors of its own, and changes names
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StorageError(
-            f"--push-to-hub {repository}: {first}",
+            f"--push-to-hub {repository}: {first_line(error)}",
             hint="Is HF_TOKEN set to a token that may write there? The files lie in --output.",
         ) from None
     return str(made)

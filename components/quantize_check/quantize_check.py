@@ -19,6 +19,8 @@ from components.ledger import Ledger, peak_memory, stopwatch
 from components.model_files import MERGED
 from components.models import (
     check_head_is_untied,
+    free_memory,
+    lacks_memory,
     load_4bit,
     load_model,
     load_tokenizer,
@@ -53,8 +55,6 @@ def run(config: QuantizeCheckConfig) -> QuantizationReport:
         DataError: the dataset or adapter is missing or damaged, or there is no validation row.
         ModelError: the base model or the adapter cannot be used.
     """
-    import torch
-
     output = Path(config.output)
     headline("quantize-check", f"{config.base_model} + {config.adapter} → {output}")
     verify(Path(config.dataset), "--dataset")
@@ -70,9 +70,11 @@ def run(config: QuantizeCheckConfig) -> QuantizationReport:
             merged = Path(scratch) / f"{MERGED}model"
             try:
                 report = _compare(config, tokenizer, rows, merged)
-            except torch.OutOfMemoryError:
+            except (MemoryError, RuntimeError) as error:
+                if not lacks_memory(error):
+                    raise
                 raise OutOfMemory(
-                    "the GPU's memory cannot hold the model in 16 and in 4 bits at once",
+                    "the memory cannot hold the model in 16 and in 4 bits at once",
                     hint="An 8B model needs about 24 GB for both, and 32 GB while the adapter is "
                     "merged. Take a larger GPU (k8s/overlays), or lower --max-tokens.",
                 ) from None
@@ -93,7 +95,7 @@ def _compare(
     say("  merging the adapter")
     save_merged(config.base_model, config.adapter, torch.bfloat16, merged)
     tokenizer.save_pretrained(merged)
-    _free()
+    free_memory()
     say("  loading the model in 16 and in 4 bits")
     with stopwatch() as seconds_16bit:
         full = load_model(str(merged), torch.bfloat16)
@@ -295,13 +297,3 @@ def _kept(model: Any) -> dict[str, int]:
         if tensor.is_floating_point():
             found[re.sub(r"\.\d+\.", ".*.", name)] += tensor.numel() * tensor.element_size()
     return dict(found)
-
-
-def _free() -> None:
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components.errors import ConfigError, ModelError
+from components.errors import ConfigError, ModelError, first_line
 from components.train.config import TrainConfig
 
 GIB = 2**30
@@ -258,8 +258,7 @@ def _fetch(source: str) -> Path:
     try:
         return Path(hf_hub_download(source, "config.json"))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        first = (str(error).splitlines() or [""])[0]
         raise ModelError(
-            f"--base-model {source}: no config.json to be had ({first[:200]})",
+            f"--base-model {source}: no config.json to be had ({first_line(error)})",
             hint="Give a folder, a config.json, or a hub id; a gated model needs HF_TOKEN.",
         ) from None

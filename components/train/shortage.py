@@ -1,50 +1,35 @@
 """A training that has too little memory or disk: errors that say what to lower."""
 
-import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from components.errors import NO_ROOM, OutOfMemory, StorageError
+from components.errors import OutOfMemory, StorageError, disk_is_full, first_line
+from components.models import lacks_memory
 from components.train.config import TrainConfig
 
 
 @contextmanager
 def explained(config: TrainConfig) -> Iterator[None]:
     """Turn a lack of memory or of disk into errors that say what to do."""
-    import torch
     from safetensors import SafetensorError
 
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = str(error)
-        if _disk_is_full(text):
-            raise _full_disk(config, text) from None
-        no_memory = ("out of memory", "can't allocate memory", "not enough memory")
-        if isinstance(error, RuntimeError) and not any(word in text.lower() for word in no_memory):
+    except (MemoryError, RuntimeError, OSError, SafetensorError) as error:
+        if disk_is_full(error):
+            raise StorageError(
+                f"--output {config.output}: the disk is full ({first_line(error)})",
+                hint="Make room, or lower --checkpoints-kept; the same command goes on from the "
+                "newest whole checkpoint.",
+            ) from None
+        if not lacks_memory(error):
             raise
         raise OutOfMemory(
             f"out of memory with {config.batch_size} rows of up to {config.max_tokens} tokens a "
-            f"pass ({text.splitlines()[0][:200] if text else 'no more is known'})",
+            f"pass ({first_line(error)})",
             hint=_less_memory(config),
         ) from None
-    except (OSError, SafetensorError) as error:
-        if not _disk_is_full(str(error)):
-            raise
-        raise _full_disk(config, str(error)) from None
-
-
-def _disk_is_full(text: str) -> bool:
-    return any(words in text for words in (*NO_ROOM, "failed writing file"))
-
-
-def _full_disk(config: TrainConfig, text: str) -> StorageError:
-    return StorageError(
-        f"--output {config.output}: the disk is full ({text.splitlines()[0][:200]})",
-        hint="Make room, or lower --checkpoints-kept; the same command goes on from the newest "
-        "whole checkpoint.",
-    )
 
 
 def _less_memory(config: TrainConfig) -> str:
@@ -68,12 +53,3 @@ def _less_memory(config: TrainConfig) -> str:
         f"In this order: {'; '.join(steps)}. Add --fresh true: checkpoints of other settings are "
         "not resumed. `raft plan` says what fits a GPU."
     )
-
-
-def free() -> None:
-    """Give the GPU memory of one setting back before the next one loads the model."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

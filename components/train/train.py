@@ -15,7 +15,7 @@ from typing import Any
 from components import storage
 from components.errors import DataError
 from components.ledger import Ledger
-from components.models import fingerprint, load_tokenizer
+from components.models import fingerprint, free_memory, load_tokenizer
 from components.progress import headline, say
 from components.records import SweepTrial, TrainingRecord, read_json
 from components.storage import seal, unseal, verify, write_json
@@ -24,7 +24,6 @@ from components.train.chat import Examples, read_examples
 from components.train.checkpoints import FINISHED, RUN, Checkpoints
 from components.train.config import SHAPES_WEIGHTS, TrainConfig
 from components.train.report import write_page
-from components.train.shortage import free
 from components.train.trainer import fit
 
 CHECKPOINTS = "checkpoints"
@@ -168,7 +167,7 @@ def _fit(
         say(f"  in {number} processes")
         return distributed.fit(config, checkpoints, found, number, answers)
     record = fit(config, tokenizer, examples, checkpoints, found, answers)
-    free()
+    free_memory()  # for the next setting
     return record
 
 

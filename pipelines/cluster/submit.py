@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from components.config import allowed_values
-from components.errors import ClusterError, ConfigError, NotPermitted, RunError
+from components.errors import ClusterError, ConfigError, NotPermitted, RunError, first_line
 from components.progress import Task, headline, say, task
 from components.redaction import keep_secret
 
@@ -480,8 +480,7 @@ def _refusal() -> str:
 
 def _first_line(cause: object) -> str:
     """A connection error without the connection that urllib3 describes before it."""
-    text = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
-    return text.rpartition(": ")[2]
+    return first_line(cause).rpartition(": ")[2]
 
 
 def _body(error: Any) -> dict[str, Any]:
