@@ -21,12 +21,13 @@ from components.model_files import (
     check_template,
     for_gated,
 )
-from components.storage import MANIFEST, checksum, scratch
+from components.records import TrainingRecord
+from components.storage import LEDGER, MANIFEST, checksum, scratch
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-NOT_THE_MODEL = (MANIFEST, "ledger.json", "training.json")
+NOT_THE_MODEL = (MANIFEST, LEDGER, TrainingRecord.FILE)
 """JSON files of an adapter's folder that tell of a run; they differ where the weights do not."""
 
 

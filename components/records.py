@@ -17,7 +17,7 @@ read ours; the rest is provenance.
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -130,6 +130,8 @@ class GenerationReport(Record):
     share of the chunks that was asked about; every share counts all documents and chunks.
     """
 
+    FILE: ClassVar[str] = "report.json"
+
     documents: int
     documents_duplicate: int
     chunks: int
@@ -191,6 +193,8 @@ class TrainingRecord(Record):
     seconds: of training, with validation, over all attempts of a run that was stopped between.
     """
 
+    FILE: ClassVar[str] = "training.json"
+
     base_model: str
     rows_train: int
     rows_validation: int
@@ -213,6 +217,19 @@ class TrainingRecord(Record):
     answer_f1: float | None = None
     settings: dict[str, Any]
     sweep: list[SweepTrial] = Field(default_factory=list)
+
+
+class Run(Record):
+    """What a checkpoint belongs to, and the seconds of training that led to it.
+
+    identity: every setting and input on which the weights depend, by the flag's name.
+    """
+
+    FILE: ClassVar[str] = "run.json"
+
+    identity: dict[str, str]
+    step: int
+    seconds: float
 
 
 # ---- quantize-check ----------------------------------------------------------------------------
@@ -241,6 +258,8 @@ class QuantizationReport(Record):
     peak_memory_bytes: of the stage, which holds both models. head_kept: where the head was
     quantized too, what it was without.
     """
+
+    FILE: ClassVar[str] = "quantization.json"
 
     weight_bytes_16bit: int
     weight_bytes_4bit: int
@@ -364,6 +383,8 @@ class Evaluation(Record):
     its F1 in `dtype`; null when either is missing or the latter is zero. memory_ratio: weight bytes
     in 4 bits over those in `dtype`, as quantize-check measured them, else as measured in the arms.
     """
+
+    FILE: ClassVar[str] = "results.json"
 
     task: str
     base_model: str

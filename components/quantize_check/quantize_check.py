@@ -81,7 +81,7 @@ def run(config: QuantizeCheckConfig) -> QuantizationReport:
             if config.export == "merged":
                 merged.rename(output / EXPORT)
         ledger.count(tokens_in=2 * sum(len(row.ids) for row in rows))
-        write_json(output / "quantization.json", report)
+        write_json(output / QuantizationReport.FILE, report)
     seal(output)
     say(f"  {report.verdict}")
     return report

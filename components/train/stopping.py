@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from components.errors import ConfigError
 from components.progress import say
-from components.train.checkpoints import Checkpoints, Run
+from components.records import Run
+from components.train.checkpoints import Checkpoints
 from components.train.config import TrainConfig
 from components.train.record import write_events
 from components.train.report import above_start, overfits

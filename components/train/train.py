@@ -17,11 +17,11 @@ from components.errors import DataError
 from components.ledger import Ledger
 from components.models import fingerprint, free_memory, load_tokenizer
 from components.progress import headline, say
-from components.records import SweepTrial, TrainingRecord, read_json
+from components.records import Run, SweepTrial, TrainingRecord, read_json
 from components.storage import seal, unseal, verify, write_json
 from components.train import distributed
 from components.train.chat import Examples, read_examples
-from components.train.checkpoints import FINISHED, RUN, Checkpoints
+from components.train.checkpoints import FINISHED, Checkpoints
 from components.train.config import SHAPES_WEIGHTS, TrainConfig
 from components.train.report import write_page
 from components.train.trainer import fit
@@ -29,7 +29,6 @@ from components.train.trainer import fit
 CHECKPOINTS = "checkpoints"
 ANSWERS_IN_A_SWEEP = 100  # rows that every setting answers, to compare them by F1
 _ROOM = "Raise --max-tokens, or generate with smaller chunks or fewer distractors."
-RECORD = "training.json"
 
 
 def run(config: TrainConfig) -> TrainingRecord:
@@ -65,7 +64,7 @@ def run(config: TrainConfig) -> TrainingRecord:
             )
         unseal(output, "train", keep=CHECKPOINTS)
         record = _best(config, tokenizer, examples, ledger)
-        write_json(output / RECORD, record)
+        write_json(output / TrainingRecord.FILE, record)
         with storage.atomic_write(output / "report.html") as file:
             file.write(write_page(record))
     seal(output, without=CHECKPOINTS)
@@ -131,7 +130,7 @@ def _best(
     # The first of equals: the order in which a person lists settings is a preference.
     worst = [_worse(config, record) for record in records]
     best = worst.index(min(worst))
-    aside = shutil.ignore_patterns(RUN, storage.MANIFEST)
+    aside = shutil.ignore_patterns(Run.FILE, storage.MANIFEST)
     shutil.rmtree(output / "tensorboard", ignore_errors=True)
     shutil.copytree(places[best].folder / FINISHED, output, ignore=aside, dirs_exist_ok=True)
     if not config.sweep:
@@ -161,7 +160,7 @@ def _fit(
     """Train one setting, unless an earlier attempt has; in several processes where asked to."""
     if finished := checkpoints.finished():
         say(f"  trained before: {finished}")
-        return read_json(finished / RECORD, TrainingRecord)
+        return read_json(finished / TrainingRecord.FILE, TrainingRecord)
     found, number = checkpoints.newest(), distributed.processes(config)
     if number > 1:
         say(f"  in {number} processes")

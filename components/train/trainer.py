@@ -19,7 +19,7 @@ from components.ledger import peak_memory
 from components.metrics import score
 from components.models import choose_dtype, load_model
 from components.progress import say
-from components.records import TrainingRecord
+from components.records import Run, TrainingRecord
 from components.storage import write_json
 from components.train import optimizer
 from components.train.batching import (
@@ -30,7 +30,7 @@ from components.train.batching import (
     passes,
 )
 from components.train.chat import Examples, count_tokens
-from components.train.checkpoints import FINISHED, Checkpoints, Run
+from components.train.checkpoints import FINISHED, Checkpoints
 from components.train.config import TrainConfig
 from components.train.memory import GIB, is_split, memory, read_shape
 from components.train.record import count_parameters, make_record, reporting, write_events
@@ -97,7 +97,7 @@ def fit(
             trainer.save_model(str(folder))
             _clean(folder)
             write_events(folder, trainer.state.log_history)
-            write_json(folder / "training.json", record)
+            write_json(folder / TrainingRecord.FILE, record)
 
         if first:
             checkpoints.finish(write, trainer.state.global_step, flow.seconds)

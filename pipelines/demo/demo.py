@@ -61,7 +61,7 @@ def run(output: Path, seed: int, *, docker: bool = False) -> Evaluation:
     settings = DemoSettings(seed=seed)
     _prepare(output, settings)
     (_run_in_containers if docker else _run_here)(output.resolve(), _flags(settings))
-    result = read_json(output / "evaluation" / "results.json", Evaluation)
+    result = read_json(output / "evaluation" / Evaluation.FILE, Evaluation)
     ledger = merge([output / name for name in STAGES])
     write_json(output / LEDGER, ledger)
     _print_summary(result, ledger, output)
