@@ -28,6 +28,7 @@ from pydantic.fields import FieldInfo
 from components.errors import ConfigError
 from components.redaction import has_password
 
+SCHEME = "gs://"
 INPUT = "input"
 OUTPUT = "output"
 KEPT = "kept"
@@ -35,16 +36,20 @@ KEPT = "kept"
 
 def beside(output: str, name: str) -> str:
     """Where a stage keeps what an interrupted run has done: next to its output, `OUTPUT-name`."""
-    place = output.rstrip("/") if output.startswith("gs://") else Path(output).resolve()
+    place = output.rstrip("/") if output.startswith(SCHEME) else Path(output).resolve()
     return f"{place}-{name}"
 
 
-def _as_location(value: str) -> str:
-    """Refuse what is neither a local path nor a name that Cloud Storage can have."""
+def check_location(value: str) -> str:
+    """Refuse what is neither a local path nor a name that Cloud Storage can have.
+
+    Raises:
+        ValueError: says what is wrong, and what is allowed.
+    """
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", value)
     if scheme is None:
         return value
-    if scheme[1] != "gs":
+    if scheme[0] != SCHEME:
         raise ValueError(f"{scheme[0]} is not read here (allowed: a local path, gs://BUCKET/PATH)")
     bucket, _, path = value[len(scheme[0]) :].partition("/")
     if not bucket:
@@ -60,7 +65,7 @@ def _as_location(value: str) -> str:
     return value
 
 
-Location = Annotated[str, AfterValidator(_as_location)]
+Location = Annotated[str, AfterValidator(check_location)]
 """A local path or a `gs://` URI ("" = not given)."""
 
 InputLocation = Annotated[Location, INPUT]
@@ -161,7 +166,7 @@ class Settings(BaseModel):
                         f"the artifact; leave {flag(name)} out, or give a folder elsewhere"
                     )
         for name, source in places[INPUT]:
-            if not source.startswith("gs://"):
+            if not source.startswith(SCHEME):
                 mode = _mode(source)
                 if mode is None:  # a model of the hub lies nowhere
                     continue
@@ -236,7 +241,7 @@ class StageConfig(Settings):
         """Derived here, because a stage is handed a local folder for a gs:// output."""
         if cls.kept and isinstance(values, dict) and not values.get(cls.kept):
             output = str(values.get("output", ""))
-            if output.startswith("gs://"):
+            if output.startswith(SCHEME):
                 return values | {cls.kept: beside(output, cls.kept)}
         return values
 
@@ -251,7 +256,7 @@ def _mode(path: str) -> int | None:
 
 def _holds(folder: str, location: str) -> bool:
     """Whether a location is a folder or lies in it."""
-    if folder.startswith("gs://") or location.startswith("gs://"):
+    if folder.startswith(SCHEME) or location.startswith(SCHEME):
         return (location.rstrip("/") + "/").startswith(folder.rstrip("/") + "/")
     outer, inner = Path(folder).resolve(), Path(location).resolve()
     return outer in (inner, *inner.parents)

@@ -462,7 +462,9 @@ def test_single_files_are_found_and_put_in_a_bucket_as_in_a_folder(
     put("{}", "gs://bucket/runs/10/ledger.json")
     assert len(list(find("gs://bucket/runs/1", bool))) == 2, "not those of the run 10"
     for location in ("minio://bucket/x", "s3://bucket/x"):
-        with pytest.raises(StorageError, match="only local paths and gs://"):
+        with pytest.raises(
+            StorageError, match="//bucket/x: .*:// is not read here .allowed: a local path, gs://"
+        ):
             put("{}", location)
 
 

@@ -10,9 +10,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from components.config import INPUT, OUTPUT, Settings
+from components.config import INPUT, OUTPUT, SCHEME, Settings
 from components.errors import StorageError
-from components.storage.bucket import SCHEME
 from components.storage.fetching import fetch
 from components.storage.files import cannot_write
 from components.storage.publishing import publish

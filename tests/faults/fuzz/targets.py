@@ -838,13 +838,14 @@ def artifact_manifests(file: str) -> None:
 @target(st.one_of(TEXT, st.text(alphabet="gs:/ab.-_%#?[]\n\0", max_size=24).map("gs://".__add__)))
 def uris(location: str) -> None:
     """A location is understood or refused; none is another one's."""
-    from components.storage.bucket import SCHEME, locate, refuse_other_schemes
+    from components.config import SCHEME
+    from components.storage.bucket import locate, refuse_wrong
 
     os.environ["STORAGE_EMULATOR_HOST"] = "http://127.0.0.1:9"
     if not location.startswith(SCHEME):
         with suppress(StorageError):
-            refuse_other_schemes(location)
-            assert "://" not in location
+            refuse_wrong(location)
+            assert not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", location)
         return
     try:
         bucket, prefix = locate(location)
