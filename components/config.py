@@ -158,13 +158,6 @@ class Settings(BaseModel):
             for kind in places.keys() & set(map(str, field.metadata)):
                 given = value if isinstance(value, tuple) else (value,)
                 places[kind] += [(name, str(location)) for location in given if location]
-        for name, kept in places[KEPT]:
-            for other, target in places[OUTPUT]:
-                if _holds(target, kept):
-                    raise ValueError(
-                        f"{flag(name)} {kept} lies in {flag(other)} {target}, all of which becomes "
-                        f"the artifact; leave {flag(name)} out, or give a folder elsewhere"
-                    )
         for name, source in places[INPUT]:
             if not source.startswith(SCHEME):
                 mode = _mode(source)
@@ -178,6 +171,13 @@ class Settings(BaseModel):
                     raise ValueError(
                         f"{flag(other)} {target} and {flag(name)} {source} lie in each other; "
                         f"give {flag(other)} a folder of its own"
+                    )
+        for name, kept in places[KEPT]:
+            for other, target in places[OUTPUT]:
+                if _holds(target, kept):
+                    raise ValueError(
+                        f"{flag(name)} {kept} lies in {flag(other)} {target}, all of which becomes "
+                        f"the artifact; leave {flag(name)} out, or give a folder elsewhere"
                     )
         return self
 
@@ -200,6 +200,11 @@ class Settings(BaseModel):
     def default(cls, name: str) -> Any:
         """The default of one setting, for those who repeat the signature (the KFP components)."""
         return cls.model_fields[name].default
+
+    @classmethod
+    def kept(cls) -> str:
+        """The setting that says where an interrupted attempt is kept; "" if there is none."""
+        return next((name for name, f in cls.model_fields.items() if KEPT in f.metadata), "")
 
     @classmethod
     def _explain(cls, fault: Any) -> str:
@@ -232,17 +237,18 @@ class StageConfig(Settings):
         group="Output",
     )
 
-    kept: ClassVar[str] = ""
-    """The setting that says where a stage keeps what an interrupted attempt has done, if any."""
+    kept_beside_local: ClassVar[bool] = False
+    """Whether that of an interrupted attempt is kept beside a local output, too, not in it."""
 
     @model_validator(mode="before")
     @classmethod
     def _kept_beside_the_output(cls, values: Any) -> Any:
         """Derived here, because a stage is handed a local folder for a gs:// output."""
-        if cls.kept and isinstance(values, dict) and not values.get(cls.kept):
+        kept = cls.kept()
+        if kept and isinstance(values, dict) and not values.get(kept):
             output = str(values.get("output", ""))
-            if output.startswith(SCHEME):
-                return values | {cls.kept: beside(output, cls.kept)}
+            if output.startswith(SCHEME) or (output and cls.kept_beside_local):
+                return values | {kept: beside(output, kept)}
         return values
 
 

@@ -42,7 +42,6 @@ class EvalConfig(StageConfig):
     """Questions and a tuned model in, scores of every arm and a report out."""
 
     stage: ClassVar[str] = "eval"
-    kept: ClassVar[str] = "partial"
 
     questions: InputLocation = option(
         help="Questions with their paragraphs: a JSON file in HotpotQA form, rows of generate "

@@ -2,14 +2,14 @@
 
 from typing import ClassVar, Literal
 
-from components.config import InputLocation, KeptLocation, StageConfig, beside, option
+from components.config import InputLocation, KeptLocation, StageConfig, option
 
 
 class GenerateConfig(StageConfig):
     """Documents in, RAFT rows out."""
 
     stage: ClassVar[str] = "generate"
-    kept: ClassVar[str] = "responses"
+    kept_beside_local: ClassVar[bool] = True
 
     documents: InputLocation = option(
         help="Folder or file: .txt, .md, .rst, .html, .pdf, .docx; .json and .jsonl with texts, "
@@ -155,8 +155,3 @@ class GenerateConfig(StageConfig):
         help="Which share of the chunks this run asks about, as 2/8; `raft merge` joins them.",
         group="Rows",
     )
-
-    @property
-    def responses_location(self) -> str:
-        """Where paid responses are kept."""
-        return self.responses or beside(self.output, self.kept)

@@ -161,4 +161,4 @@ def test_responses_lie_beside_the_output_unless_told(texts: Path, tmp_path: Path
     assert list((tmp_path / "out-responses").glob("*.responses.jsonl"))
     config = GenerateConfig(documents="d", output="gs://bucket/run/dataset/")
     local = config.model_copy(update={"output": "/tmp/x/dataset"})
-    assert local.responses_location == "gs://bucket/run/dataset-responses"
+    assert local.responses == "gs://bucket/run/dataset-responses"

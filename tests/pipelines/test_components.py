@@ -9,7 +9,7 @@ import click
 import pytest
 import yaml
 
-from components.config import INPUT, OUTPUT, StageConfig, flag
+from components.config import INPUT, OUTPUT, StageConfig, beside, flag
 from pipelines.cli import STAGES, raft
 from pipelines.manifests import Hardware
 from tests.conftest import REPOSITORY
@@ -106,6 +106,8 @@ def test_compiled_flags_are_the_flags_of_the_command(stage: str, pipeline: dict)
     config = parse(stage, render(container["args"], values))
     for name in inputs["parameters"]:
         expected = values[name] if fields[name].is_required() else fields[name].default
+        if name == config.kept() and config.kept_beside_local:
+            expected = beside(config.output, name)
         assert getattr(config, name) == expected, name
     for name in inputs.get("artifacts", {}):
         assert getattr(config, name) == f"/artifacts/{name}"
