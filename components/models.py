@@ -8,6 +8,7 @@ import gc
 import hashlib
 import json
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ from components.storage import LEDGER, MANIFEST, checksum, scratch
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+NF4_BLOCK, NF4_OUTER_BLOCK = 64, 256
 NOT_THE_MODEL = (MANIFEST, LEDGER, TrainingRecord.FILE)
 """JSON files of an adapter's folder that tell of a run; they differ where the weights do not."""
 
@@ -188,11 +191,7 @@ def check_head_is_untied(source: str) -> None:
 
 
 def predict_weight_bytes(source: str, *, head: bool = False) -> tuple[int, int]:
-    """Weight bytes in 16 bits and in NF4, counted from the model's shape; no weight is read.
-
-    NF4 takes half a byte a weight, one byte for each block of 64, and with double quantization
-    four more for each 256 blocks. Source: QLoRA (Dettmers et al. 2023), section 3.
-    """
+    """Weight bytes in 16 bits and in NF4, counted from the model's shape; no weight is read."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -209,12 +208,20 @@ def predict_weight_bytes(source: str, *, head: bool = False) -> tuple[int, int]:
     for parameter in model.parameters():
         count = parameter.numel()
         full += 2 * count
-        if id(parameter) in packed:
-            blocks = -(-count // 64)
-            small += -(-count // 2) + blocks + 4 * -(-blocks // 256)
-        else:
-            small += 2 * count
+        small += nf4_bytes(count) if id(parameter) in packed else 2 * count
     return full, small
+
+
+def nf4_bytes(weights: int) -> int:
+    """Bytes of a linear layer in NF4 with double quantization, as bitsandbytes holds it.
+
+    Half a byte a weight; a byte of scale for 64 weights; a 32-bit scale of scales for 256 of those,
+    with one offset; and two tables of codes, of 16 and of 256 entries, for each layer.
+    Source: QLoRA (arXiv 2305.14314), section 3, which does not count offset and tables.
+    """
+    scales = math.ceil(weights / NF4_BLOCK)
+    outer = math.ceil(scales / NF4_OUTER_BLOCK)
+    return math.ceil(weights / 2) + scales + 4 * outer + 4 + 4 * 16 + 4 * 256
 
 
 def _nf4(dtype: "torch.dtype", head: bool = False) -> Any:

@@ -25,31 +25,36 @@ def explained(config: TrainConfig) -> Iterator[None]:
             ) from None
         if not lacks_memory(error):
             raise
+        gpus = int(os.environ.get("WORLD_SIZE", "1"))
+        steps = what_to_lower(config, gpus, split=config.sharding == "full")
         raise OutOfMemory(
             f"out of memory with {config.batch_size} rows of up to {config.max_tokens} tokens a "
             f"pass ({first_line(error)})",
-            hint=_less_memory(config),
+            hint=f"In this order: {'; '.join(steps)}. Add --fresh true: checkpoints of other "
+            "settings are not resumed. `raft plan` says what fits a GPU.",
         ) from None
 
 
-def _less_memory(config: TrainConfig) -> str:
-    """What to lower, the cheapest first; what has been done already is left out."""
-    half = config.batch_size // 2
-    steps = []
+def what_to_lower(config: TrainConfig, gpus: int, split: bool) -> Iterator[str]:
+    """What takes less memory, the cheapest first; what has been done already is left out.
+
+    Args:
+        config: the settings that take too much.
+        gpus: how many there are.
+        split: whether they share one copy of the model.
+    """
     if not config.gradient_checkpointing:
-        steps.append("--gradient-checkpointing true")
-    if half:
+        yield "--gradient-checkpointing true"
+    if half := config.batch_size // 2:
         twice = config.gradient_accumulation * config.batch_size // half
-        steps.append(f"--batch-size {half} --gradient-accumulation {twice} (the same result)")
+        yield f"--batch-size {half} --gradient-accumulation {twice} (the same result)"
     if config.method == "full":
-        steps.append("--method lora")
+        yield "--method lora"
     elif not config.load_in_4bit and config.sharding != "full":
-        steps.append("--load-in-4bit true")
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if several and not config.load_in_4bit and config.sharding != "full":
-        steps.append("--sharding full")
-    steps.append("a lower --max-tokens or --rank")
-    return (
-        f"In this order: {'; '.join(steps)}. Add --fresh true: checkpoints of other settings are "
-        "not resumed. `raft plan` says what fits a GPU."
-    )
+        yield "--load-in-4bit true"
+    if not config.load_in_4bit:
+        if gpus > 1 and not split:
+            yield "--sharding full"
+        elif config.sharding != "none":
+            yield f"--processes {2 * gpus}, on as many GPUs"
+    yield "a lower --max-tokens or --rank, or a larger GPU"

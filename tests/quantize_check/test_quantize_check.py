@@ -82,11 +82,11 @@ def test_what_was_predicted_is_what_is_measured(
     )  # fmt: skip
     kept = report.head_kept
     assert kept is not None
-    # bitsandbytes' code books (some 1.1 kB a layer) are not predicted: they weigh in this model.
-    assert report.predicted_bytes_16bit == pytest.approx(report.weight_bytes_16bit, rel=0.01)
-    assert 0 <= report.weight_bytes_4bit - report.predicted_bytes_4bit < 45_000
-    plain = predict_weight_bytes(str(untied))
-    assert 0 <= kept.weight_bytes_4bit - plain[1] < 40_000
+    # Beside the weights lie the frequencies of the rotary embeddings, in 32 bits.
+    beside = report.weight_bytes_16bit - report.predicted_bytes_16bit
+    assert 0 <= beside < 1000
+    assert report.weight_bytes_4bit == report.predicted_bytes_4bit + beside
+    assert kept.weight_bytes_4bit == predict_weight_bytes(str(untied))[1] + beside
     assert "lm_head.weight" not in report.kept and "model.embed_tokens.weight" in report.kept
     assert sum(report.kept.values()) == report.bytes_kept_16bit
     assert report.weight_bytes_4bit < kept.weight_bytes_4bit < report.weight_bytes_16bit
