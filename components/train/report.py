@@ -7,6 +7,7 @@ image of this stage needs no plotting library.
 import html
 import math
 from collections.abc import Sequence
+from statistics import fmean
 
 from components.describe import Table, describe, duration, html_table, page
 from components.records import LossPoint, TrainingRecord
@@ -30,7 +31,7 @@ def warnings(curve: Sequence[LossPoint]) -> list[str]:
     train = [point.loss for point in curve if point.split == "train"]
     if above_start(train):
         said.append(
-            f"The training loss ended above where it began ({_mean(train[-5:]):.3f} against "
+            f"The training loss ended above where it began ({fmean(train[-5:]):.3f} against "
             f"{train[0]:.3f}): lower --learning-rate or raise --warmup-ratio."
         )
     validation = [point for point in curve if point.split == "validation"]
@@ -53,11 +54,7 @@ def overfits(validation: Sequence[float]) -> bool:
 
 def above_start(losses: Sequence[float]) -> bool:
     """Whether the last five losses lie above the first, with five more steps to get over it."""
-    return len(losses) >= 10 and _mean(losses[-5:]) > losses[0]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    return len(losses) >= 10 and fmean(losses[-5:]) > losses[0]
 
 
 def write_page(record: TrainingRecord) -> str:
