@@ -153,6 +153,8 @@ def _quantization(record: QuantizationReport) -> Table:
         (f"stays in 16 bits: {name}", "", f"{size / megabytes:,.2f} MB")
         for name, size in sorted(record.kept.items(), key=lambda item: -item[1])
     ]
+    if record.rows_too_long:
+        more.append(("rows left out, too long", "", str(record.rows_too_long)))
     if record.head_kept is not None:
         full = record.head_kept
         more += [

@@ -256,7 +256,7 @@ class QuantizationReport(Record):
     predicted_*: counted from the model's shape before it was loaded. kept: bytes that stay in 16
     bits by tensor, layers together. load_seconds_*: of reading the weights, and quantizing them.
     peak_memory_bytes: of the stage, which holds both models. head_kept: where the head was
-    quantized too, what it was without.
+    quantized too, what it was without. rows_too_long: left out, among the rows read.
     """
 
     FILE: ClassVar[str] = "quantization.json"
@@ -285,6 +285,7 @@ class QuantizationReport(Record):
     head: Literal["full", "4bit"] = "full"
     head_kept: HeadComparison | None = None
     exported: Literal["none", "merged", "4bit"] = "none"
+    rows_too_long: int = 0
 
 
 # ---- eval --------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import math
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -63,13 +62,13 @@ def run(config: QuantizeCheckConfig) -> QuantizationReport:
         tokenizer = load_tokenizer(config.base_model)
         if config.head == "4bit":
             check_head_is_untied(config.base_model)
-        rows = list(_conversations(config, tokenizer))
+        rows, too_long = _conversations(config, tokenizer)
         unseal(output, "quantize-check")
         # Beside the output, whose disk has room for a model.
         with tempfile.TemporaryDirectory(prefix=MERGED, dir=output) as scratch:
             merged = Path(scratch) / f"{MERGED}model"
             try:
-                report = _compare(config, tokenizer, rows, merged)
+                report = _compare(config, tokenizer, rows, too_long, merged)
             except (MemoryError, RuntimeError) as error:
                 if not lacks_memory(error):
                     raise
@@ -88,7 +87,7 @@ def run(config: QuantizeCheckConfig) -> QuantizationReport:
 
 
 def _compare(
-    config: QuantizeCheckConfig, tokenizer: Any, rows: list[Row], merged: Path
+    config: QuantizeCheckConfig, tokenizer: Any, rows: list[Row], too_long: int, merged: Path
 ) -> QuantizationReport:
     import torch
 
@@ -130,6 +129,7 @@ def _compare(
     )
     return report.model_copy(
         update={
+            "rows_too_long": too_long,
             "predicted_bytes_16bit": predicted[0],
             "predicted_bytes_4bit": predicted[1],
             "kept": kept,
@@ -159,23 +159,29 @@ def _head_comparison(found: "_Comparison", small: int, full: int) -> HeadCompari
 
 def _conversations(
     config: QuantizeCheckConfig, tokenizer: "PreTrainedTokenizerBase"
-) -> Iterator[Row]:
-    """Each validation row's conversation, the first ones that fit."""
+) -> tuple[list[Row], int]:
+    """The conversations of the first validation rows that fit, and how many before did not."""
     path = Path(config.dataset) / "validation.jsonl"
-    found = 0
+    found: list[Row] = []
+    too_long = 0
     for row in read_jsonl(path, RaftRow):
-        if found == config.max_rows:
-            return
         encoded = _encode(row, tokenizer)
-        if len(encoded.ids) <= config.max_tokens:
-            found += 1
-            yield encoded
+        if len(encoded.ids) > config.max_tokens:
+            too_long += 1
+            continue
+        found.append(encoded)
+        if len(found) == config.max_rows:
+            break
+    longer = f"{too_long} rows are longer than --max-tokens {config.max_tokens}"
     if not found:
         raise DataError(
-            "no validation row to compare on",
+            "no validation row to compare on" + f" ({longer})" * bool(too_long),
             path=path,
             hint="Generate with --validation-fraction above 0, or raise --max-tokens.",
         )
+    if too_long:
+        say(f"  {longer} and are left out")
+    return found, too_long
 
 
 def _encode(row: RaftRow, tokenizer: Any) -> Row:
