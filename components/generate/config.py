@@ -70,8 +70,8 @@ class GenerateConfig(StageConfig):
 
     teacher: Literal["extractive", "openai", "vllm"] = option(
         "extractive",
-        help="Who writes questions and answers: rules without a model, an "
-        "OpenAI-compatible endpoint, or vLLM in this process.",
+        help="Who writes questions and answers. extractive: rules, no model; openai: an "
+        "OpenAI-compatible endpoint; vllm: vLLM in this process.",
         group="Teacher",
     )
     teacher_endpoint: str = option(
@@ -87,7 +87,7 @@ class GenerateConfig(StageConfig):
         16, ge=1, le=1024, help="Requests under way at once.", group="Teacher"
     )
     teacher_max_tokens: int = option(
-        1024, ge=32, le=32_768, help="Room for one answer.", group="Teacher"
+        1024, ge=32, le=32_768, help="Most tokens in one answer.", group="Teacher"
     )
     teacher_timeout: float = option(
         120.0, gt=0, le=3600, help="Seconds to wait for one answer.", group="Teacher"
@@ -127,7 +127,7 @@ class GenerateConfig(StageConfig):
     )
     distractor_choice: Literal["random", "bm25"] = option(
         "random",
-        help="Which other chunks: any, or those whose words fit the question best.",
+        help="random: any other chunks; bm25: those whose words fit the question best.",
         group="Rows",
     )
     quote_similarity: float = option(
