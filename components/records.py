@@ -15,17 +15,13 @@ The first seven columns are those of the published RAFT code, nesting included, 
 read ours; the rest is provenance.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from components.errors import DataError
-
-QUOTE_BEGIN = "##begin_quote##"
-QUOTE_END = "##end_quote##"
-ANSWER_MARKER = "<ANSWER>:"
 
 
 class Record(BaseModel):
@@ -34,14 +30,6 @@ class Record(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
     )
-
-
-def instruction(documents: Iterable[str], question: str) -> str:
-    """The prompt of a RAFT row: each document between tags on its own line, then the question.
-
-    Source: the published RAFT code; `train` learns it and `eval` asks with it.
-    """
-    return "".join(f"<DOCUMENT>{text}</DOCUMENT>\n" for text in documents) + question
 
 
 # ---- generate ----------------------------------------------------------------------------------

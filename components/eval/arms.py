@@ -12,13 +12,13 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from components import progress
-from components.answers import find_answer
 from components.errors import DataError
 from components.eval import engines, harness, quotes
 from components.eval.config import Arm, EvalConfig, Layout
 from components.eval.generations import Batch, Generation, Generations, key_of
 from components.eval.questions import AskedQuestion
 from components.models import choose_dtype, fingerprint, load_tokenizer
+from components.raft_form import find_answer
 from components.records import Sample
 
 PARTIAL = "generations.partial.jsonl"

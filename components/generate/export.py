@@ -17,10 +17,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ValidationError
 
-from components.answers import find_answer
 from components.config import InputLocation, Settings, option
 from components.errors import DataError, MissingDependencyError, StorageError, first_line
 from components.progress import headline, say
+from components.raft_form import find_answer
 from components.records import RaftRow, explain, read_jsonl
 from components.storage import MANIFEST, atomic_write, seal, unseal, verify
 
@@ -73,7 +73,7 @@ def run(config: ExportConfig) -> dict[str, int]:
     unseal(output, "export")
     counts = {}
     for path in files:
-        rows = (columns(row, config) for row in read_rows(path))
+        rows = (columns(row, config) for row in read_raft_rows(path))
         target = output / f"{path.stem}.{config.type}"
         counts[path.stem] = _WRITERS[config.type](rows, target)
     if not any(counts.values()):
@@ -111,7 +111,7 @@ def _push(folder: Path, repository: str) -> str:
     return str(made)
 
 
-def read_rows(path: Path) -> Iterator[RaftRow]:
+def read_raft_rows(path: Path) -> Iterator[RaftRow]:
     """Stream the rows of a file, ours or published.
 
     Raises:

@@ -23,7 +23,8 @@ from components.generate.questions import is_contentless
 from components.generate.teachers import Draft, make_teacher
 from components.ledger import Ledger
 from components.progress import headline, say, task
-from components.records import Chunk, Context, GenerationReport, RaftRow, instruction
+from components.raft_form import instruction
+from components.records import Chunk, Context, GenerationReport, RaftRow
 from components.storage import seal, unseal
 
 SplitBy = Literal["document", "chunk"]

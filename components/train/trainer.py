@@ -13,12 +13,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.answers import find_answer
 from components.errors import ConfigError, ModelError
 from components.ledger import peak_memory
 from components.metrics import score
 from components.models import choose_dtype, load_model
 from components.progress import say
+from components.raft_form import find_answer
 from components.records import Run, TrainingRecord
 from components.storage import write_json
 from components.train import optimizer

@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
     with atheris.instrument_imports(include=WATCHED):
         # Instrumented as they are imported, so before the targets are.
         for module in (
-            "components.answers", "components.rows", "components.records", "components.storage",
+            "components.raft_form", "components.rows", "components.records", "components.storage",
             "components.ledger", "components.describe", "components.kubeflow",
             "components.generate.answers", "components.generate.questions",
             "components.generate.documents", "components.generate.interview",

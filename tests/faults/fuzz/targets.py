@@ -19,9 +19,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from components.answers import find_answer
 from components.errors import ConfigError, DataError, RaftError, StorageError
-from components.records import ANSWER_MARKER, QUOTE_BEGIN, QUOTE_END
+from components.raft_form import ANSWER_MARKER, QUOTE_BEGIN, QUOTE_END, find_answer
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SCRATCH = Path(
@@ -365,11 +364,11 @@ def rows_of(*kinds: Any) -> st.SearchStrategy[str]:
 def rows(file: str) -> None:
     """Numbers count up; an error names the file; what is read can be written and read again."""
     from components.records import RaftRow, read_jsonl
-    from components.rows import read_rows
+    from components.rows import read_entries
 
     path = as_file("rows.jsonl", file)
     try:
-        _, found = read_rows(path)
+        _, found = read_entries(path)
         numbers, entries = zip(*found, strict=True) or ((), ())
     except DataError as error:
         assert str(path) in str(error)
@@ -378,7 +377,7 @@ def rows(file: str) -> None:
     else:
         assert list(numbers) == sorted(set(numbers)) and numbers[0] >= 1
         again = as_file("again.json", "\n" + json.dumps(list(entries)))
-        assert repr([entry for _, entry in read_rows(again)[1]]) == repr(list(entries))
+        assert repr([entry for _, entry in read_entries(again)[1]]) == repr(list(entries))
     with suppress(DataError):
         for row in read_jsonl(path, RaftRow):
             assert RaftRow.model_validate_json(row.model_dump_json()) == row
