@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from components.errors import StorageError
-from components.generate import generate, responses
+from components.generate import generate
 from components.generate.config import GenerateConfig
-from components.generate.responses import Reply, Request, Responses
+from components.generate.teachers import responses
+from components.generate.teachers.responses import Reply, Request, Responses
 from tests.conftest import REPOSITORY
 from tests.gcs import Emulator
 from tests.generate.teacher_server import TeacherServer, teacher_server
@@ -104,7 +105,7 @@ def test_pieces_are_published_while_a_run_goes_on(
 
 KILLED = """
 import os, signal, sys
-from components.generate.responses import Reply, Request, Responses
+from components.generate.teachers.responses import Reply, Request, Responses
 with Responses(sys.argv[1]) as kept:
     for number in range(3):
         kept.put(Request(prompt="p", model="m", max_tokens=9, seed=number), Reply(text="x"))

@@ -33,8 +33,9 @@ def main(arguments: list[str]) -> None:
             "components.raft_form", "components.rows", "components.records", "components.storage",
             "components.ledger", "components.describe", "components.kubeflow",
             "components.generate.answers", "components.generate.questions",
-            "components.generate.documents", "components.generate.interview",
-            "components.generate.responses", "components.eval.questions", "components.eval.quotes",
+            "components.generate.documents", "components.generate.teachers.interview",
+            "components.generate.teachers.responses", "components.eval.questions",
+            "components.eval.quotes",
             "components.eval.generations", "pipelines.manifests", "pipelines.check",
             "pipelines.specification.specification", "pypdf", "markdownify",
         ):  # fmt: skip

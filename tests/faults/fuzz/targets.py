@@ -722,7 +722,7 @@ PROMPT = st.lists(
 def prompts(given: tuple[str, str, str]) -> None:
     """A prompt is filled once: what stands in a chunk or question is never a placeholder."""
     from components.generate.config import GenerateConfig
-    from components.generate.interview import Prompts
+    from components.generate.teachers.interview import Prompts
     from components.records import Chunk
 
     template, chunk, question = given
@@ -862,7 +862,7 @@ def uris(location: str) -> None:
 @target(st.tuples(st.lists(TEXT, min_size=1, max_size=4), st.integers(0, 10**6), st.integers(0, 7)))
 def kept_responses(given: tuple[list[str], int, int]) -> None:
     """A flipped bit in what is kept loses the response that it hits, and changes none."""
-    from components.generate.responses import Reply, Request, Responses
+    from components.generate.teachers.responses import Reply, Request, Responses
 
     texts, place, bit = given
     folder = SCRATCH / "responses"
