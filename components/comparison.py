@@ -49,7 +49,7 @@ def trials(records: Mapping[str, BaseModel]) -> list[Trial]:
     found = []
     for path, record in records.items():
         if isinstance(record, Evaluation):
-            beside = records.get(f"{path.rpartition('/')[0]}/training.json")
+            beside = records.get(f"{path.rpartition('/')[0]}/{TrainingRecord.FILE}")
             training = beside if isinstance(beside, TrainingRecord) else None
             found.append(Trial(record, training, path.rpartition("/")[0]))
     return found

@@ -28,6 +28,7 @@ from pydantic.fields import FieldInfo
 from components.errors import ConfigError
 from components.redaction import has_password
 
+SCHEME = "gs://"
 INPUT = "input"
 OUTPUT = "output"
 KEPT = "kept"
@@ -35,16 +36,20 @@ KEPT = "kept"
 
 def beside(output: str, name: str) -> str:
     """Where a stage keeps what an interrupted run has done: next to its output, `OUTPUT-name`."""
-    place = output.rstrip("/") if output.startswith("gs://") else Path(output).resolve()
+    place = output.rstrip("/") if output.startswith(SCHEME) else Path(output).resolve()
     return f"{place}-{name}"
 
 
-def _as_location(value: str) -> str:
-    """Refuse what is neither a local path nor a name that Cloud Storage can have."""
+def check_location(value: str) -> str:
+    """Refuse what is neither a local path nor a name that Cloud Storage can have.
+
+    Raises:
+        ValueError: says what is wrong, and what is allowed.
+    """
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", value)
     if scheme is None:
         return value
-    if scheme[1] != "gs":
+    if scheme[0] != SCHEME:
         raise ValueError(f"{scheme[0]} is not read here (allowed: a local path, gs://BUCKET/PATH)")
     bucket, _, path = value[len(scheme[0]) :].partition("/")
     if not bucket:
@@ -60,7 +65,7 @@ def _as_location(value: str) -> str:
     return value
 
 
-Location = Annotated[str, AfterValidator(_as_location)]
+Location = Annotated[str, AfterValidator(check_location)]
 """A local path or a `gs://` URI ("" = not given)."""
 
 InputLocation = Annotated[Location, INPUT]
@@ -153,15 +158,8 @@ class Settings(BaseModel):
             for kind in places.keys() & set(map(str, field.metadata)):
                 given = value if isinstance(value, tuple) else (value,)
                 places[kind] += [(name, str(location)) for location in given if location]
-        for name, kept in places[KEPT]:
-            for other, target in places[OUTPUT]:
-                if _holds(target, kept):
-                    raise ValueError(
-                        f"{flag(name)} {kept} lies in {flag(other)} {target}, all of which becomes "
-                        f"the artifact; leave {flag(name)} out, or give a folder elsewhere"
-                    )
         for name, source in places[INPUT]:
-            if not source.startswith("gs://"):
+            if not source.startswith(SCHEME):
                 mode = _mode(source)
                 if mode is None:  # a model of the hub lies nowhere
                     continue
@@ -173,6 +171,13 @@ class Settings(BaseModel):
                     raise ValueError(
                         f"{flag(other)} {target} and {flag(name)} {source} lie in each other; "
                         f"give {flag(other)} a folder of its own"
+                    )
+        for name, kept in places[KEPT]:
+            for other, target in places[OUTPUT]:
+                if _holds(target, kept):
+                    raise ValueError(
+                        f"{flag(name)} {kept} lies in {flag(other)} {target}, all of which becomes "
+                        f"the artifact; leave {flag(name)} out, or give a folder elsewhere"
                     )
         return self
 
@@ -195,6 +200,11 @@ class Settings(BaseModel):
     def default(cls, name: str) -> Any:
         """The default of one setting, for those who repeat the signature (the KFP components)."""
         return cls.model_fields[name].default
+
+    @classmethod
+    def kept(cls) -> str:
+        """The setting that says where an interrupted attempt is kept; "" if there is none."""
+        return next((name for name, f in cls.model_fields.items() if KEPT in f.metadata), "")
 
     @classmethod
     def _explain(cls, fault: Any) -> str:
@@ -227,17 +237,18 @@ class StageConfig(Settings):
         group="Output",
     )
 
-    kept: ClassVar[str] = ""
-    """The setting that says where a stage keeps what an interrupted attempt has done, if any."""
+    kept_beside_local: ClassVar[bool] = False
+    """Whether that of an interrupted attempt is kept beside a local output, too, not in it."""
 
     @model_validator(mode="before")
     @classmethod
     def _kept_beside_the_output(cls, values: Any) -> Any:
         """Derived here, because a stage is handed a local folder for a gs:// output."""
-        if cls.kept and isinstance(values, dict) and not values.get(cls.kept):
+        kept = cls.kept()
+        if kept and isinstance(values, dict) and not values.get(kept):
             output = str(values.get("output", ""))
-            if output.startswith("gs://"):
-                return values | {cls.kept: beside(output, cls.kept)}
+            if output.startswith(SCHEME) or (output and cls.kept_beside_local):
+                return values | {kept: beside(output, kept)}
         return values
 
 
@@ -251,7 +262,7 @@ def _mode(path: str) -> int | None:
 
 def _holds(folder: str, location: str) -> bool:
     """Whether a location is a folder or lies in it."""
-    if folder.startswith("gs://") or location.startswith("gs://"):
+    if folder.startswith(SCHEME) or location.startswith(SCHEME):
         return (location.rstrip("/") + "/").startswith(folder.rstrip("/") + "/")
     outer, inner = Path(folder).resolve(), Path(location).resolve()
     return outer in (inner, *inner.parents)

@@ -97,7 +97,7 @@ def describe(record: object) -> Description | None:
             sentence = f"{record.verdict}.{stop}"
             return Description("quantize-check", sentence, _quantization(record))
         case Evaluation():
-            return Description("eval", _retention(record), _arms(record))
+            return Description("eval", _retention(record), arms(record))
     return None
 
 
@@ -153,6 +153,8 @@ def _quantization(record: QuantizationReport) -> Table:
         (f"stays in 16 bits: {name}", "", f"{size / megabytes:,.2f} MB")
         for name, size in sorted(record.kept.items(), key=lambda item: -item[1])
     ]
+    if record.rows_too_long:
+        more.append(("rows left out, too long", "", str(record.rows_too_long)))
     if record.head_kept is not None:
         full = record.head_kept
         more += [
@@ -192,7 +194,8 @@ def _retention(record: Evaluation) -> str:
     return f"{asked} 4 bits keep {record.retention:.1%} of the tuned model's F1."
 
 
-def _arms(record: Evaluation) -> Table:
+def arms(record: Evaluation) -> Table:
+    """The scores of every arm."""
     return Table(
         ("arm", "F1", "95 % interval", "EM", "contains", "cut off", "no answer"),
         [
@@ -217,7 +220,7 @@ def costs(run: RunLedger) -> Table:
             entry.stage,
             entry.failed or "done",
             duration(entry.seconds),
-            _hardware(entry),
+            hardware(entry),
             f"{entry.tokens_in:,} / {entry.tokens_out:,}",
             money(entry.cost, entry.currency),
         )
@@ -227,7 +230,8 @@ def costs(run: RunLedger) -> Table:
     return Table(("step", "outcome", "time", "hardware", "tokens in / out", "cost"), [*rows, total])
 
 
-def _hardware(entry: LedgerEntry) -> str:
+def hardware(entry: LedgerEntry) -> str:
+    """How many GPUs of which kind a stage ran on, or that it had none."""
     return f"{entry.gpu_count} × {entry.gpu}" if entry.gpu else "CPU"
 
 

@@ -5,7 +5,14 @@ next). The command line prints both and exits with `exit_code`: 2 when the user 
 when it is ours. Each is also its standard type, so library users can catch `ValueError` alone.
 """
 
+import errno
+import os
 from pathlib import Path
+
+from components.redaction import redact
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says about a full disk."""
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -25,8 +32,20 @@ def shown(text: str) -> str:
     return printable(text, keep="\n\\")
 
 
-NO_ROOM = ("No space left on device", "Disk quota exceeded", "File too large")
-"""What the system says about a full disk; libraries put it in errors of their own."""
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error is a full disk's: the system's, or a library's that has it in its text."""
+    torchs_own = ("failed writing file", "unexpected pos", "iostream error")  # it drops the reason
+    words = (*torchs_own, *map(os.strerror, FULL))
+    return getattr(error, "errno", None) in FULL or any(word in str(error) for word in words)
+
+
+def first_line(error: object) -> str:
+    """What an error says, at most 300 characters of it, or its type where it says nothing.
+
+    Secrets are taken out before it is cut: nobody knows one by its first half.
+    """
+    text = redact(str(error)).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__
 
 
 class RaftError(Exception):

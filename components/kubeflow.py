@@ -25,7 +25,7 @@ from pydantic.alias_generators import to_camel
 
 from components.config import beside
 from components.describe import as_markdown, as_page, describe, figures, page
-from components.errors import ConfigError, RaftError
+from components.errors import ConfigError, RaftError, first_line
 from components.ledger import Ledger
 from components.progress import say
 from components.storage import SCHEME, atomic_write, put
@@ -216,5 +216,5 @@ def _write(path: Path, text: str) -> None:
 def _reason(error: BaseException) -> str:
     if isinstance(error, SystemExit | KeyboardInterrupt):
         return "stopped from outside"
-    first = (str(error).splitlines() or [""])[0]
+    first = first_line(error)
     return first if isinstance(error, RaftError) else f"{type(error).__name__}: {first}"

@@ -30,6 +30,11 @@ class Prices(Record):
     teacher_request: float
 
 
+def read_prices(path: str = "") -> Prices:
+    """The price table at a path, or the one that comes with the project."""
+    return read_json(Path(path) if path else Path(__file__).with_name("prices.json"), Prices)
+
+
 class LedgerEntry(Record):
     """One stage's account: `ledger.json` in its artifact. Tokens are the model's or teacher's.
 
@@ -73,8 +78,7 @@ class Ledger:
     def __init__(self, stage: str, folder: Path, prices: str = "") -> None:
         self.stage = stage
         self.folder = folder
-        path = Path(prices) if prices else Path(__file__).with_name("prices.json")
-        self.prices = read_json(path, Prices)
+        self.prices = read_prices(prices)
         self.tokens_in = self.tokens_out = self.requests = 0
         self.requests_failed: Counter[str] = Counter()
         self.tokens_cached = self.tokens_cacheable = 0

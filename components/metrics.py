@@ -13,7 +13,7 @@ import string
 from collections import Counter
 from typing import NamedTuple
 
-from components.records import ANSWER_MARKER, QUOTE_BEGIN, QUOTE_END
+from components.raft_form import ANSWER_MARKER, QUOTE_BEGIN, QUOTE_END
 
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 ARTICLE = re.compile(r"\b(a|an|the)\b")

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from components.errors import DataError, ModelError
+from components.errors import DataError, ModelError, first_line
 from components.records import explain
 from components.storage import verify
 
@@ -262,8 +262,3 @@ def for_gated(source: str, error: BaseException) -> str:
         "that account; in a cluster: kubectl -n raft create secret generic raft-huggingface "
         "--from-literal=token=TOKEN"
     )
-
-
-def first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__

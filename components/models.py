@@ -4,13 +4,15 @@ Weights are read from safetensors only, and code in a model folder is never run.
 id or a folder; `gs://` folders have become local ones before a stage starts (see `storage`).
 """
 
+import gc
 import hashlib
 import json
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.errors import DataError, MissingDependencyError, ModelError
+from components.errors import DataError, MissingDependencyError, ModelError, first_line
 from components.model_files import (
     MERGED,
     check_adapter,
@@ -18,16 +20,17 @@ from components.model_files import (
     check_complete,
     check_folder,
     check_template,
-    first_line,
     for_gated,
 )
 from components.records import TrainingRecord, read_json
-from components.storage import MANIFEST, checksum, scratch
+from components.storage import LEDGER, MANIFEST, checksum, scratch
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-NOT_THE_MODEL = (MANIFEST, "ledger.json", "training.json")
+
+NF4_BLOCK, NF4_OUTER_BLOCK = 64, 256
+NOT_THE_MODEL = (MANIFEST, LEDGER, TrainingRecord.FILE)
 """JSON files of an adapter's folder that tell of a run; they differ where the weights do not."""
 
 
@@ -118,7 +121,7 @@ def load_tuned(source: str, adapter: str, dtype: "torch.dtype") -> Any:
     try:
         tuned = PeftModel.from_pretrained(base, adapter)
     except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        if "out of memory" in str(error).lower():
+        if lacks_memory(error):
             raise
         raise ModelError(
             f"--adapter {adapter}: does not fit --base-model {source} ({first_line(error)})",
@@ -188,11 +191,7 @@ def check_head_is_untied(source: str) -> None:
 
 
 def predict_weight_bytes(source: str, *, head: bool = False) -> tuple[int, int]:
-    """Weight bytes in 16 bits and in NF4, counted from the model's shape; no weight is read.
-
-    NF4 takes half a byte a weight, one byte for each block of 64, and with double quantization
-    four more for each 256 blocks. Source: QLoRA (Dettmers et al. 2023), section 3.
-    """
+    """Weight bytes in 16 bits and in NF4, counted from the model's shape; no weight is read."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -209,12 +208,20 @@ def predict_weight_bytes(source: str, *, head: bool = False) -> tuple[int, int]:
     for parameter in model.parameters():
         count = parameter.numel()
         full += 2 * count
-        if id(parameter) in packed:
-            blocks = -(-count // 64)
-            small += -(-count // 2) + blocks + 4 * -(-blocks // 256)
-        else:
-            small += 2 * count
+        small += nf4_bytes(count) if id(parameter) in packed else 2 * count
     return full, small
+
+
+def nf4_bytes(weights: int) -> int:
+    """Bytes of a linear layer in NF4 with double quantization, as bitsandbytes holds it.
+
+    Half a byte a weight; a byte of scale for 64 weights; a 32-bit scale of scales for 256 of those,
+    with one offset; and two tables of codes, of 16 and of 256 entries, for each layer.
+    Source: QLoRA (arXiv 2305.14314), section 3, which does not count offset and tables.
+    """
+    scales = math.ceil(weights / NF4_BLOCK)
+    outer = math.ceil(scales / NF4_OUTER_BLOCK)
+    return math.ceil(weights / 2) + scales + 4 * outer + 4 + 4 * 16 + 4 * 256
 
 
 def _nf4(dtype: "torch.dtype", head: bool = False) -> Any:
@@ -322,6 +329,23 @@ def weight_bytes(model: Any) -> int:
     return sum(seen.values())
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's, torch's on any device, or vLLM's."""
+    said = str(error).lower()
+    signs = ("out of memory", "not enough memory", "can't allocate", "no available memory",
+             "free memory on device", "larger than the available kv cache")  # fmt: skip
+    return isinstance(error, MemoryError) or any(sign in said for sign in signs)
+
+
+def free_memory() -> None:
+    """Give back the memory of models that are no longer held, the GPU's too."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def _load(source: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel":
     import torch
     from safetensors import SafetensorError
@@ -339,7 +363,7 @@ def _load(source: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel
             **({"device_map": "auto" if torch.cuda.is_available() else "cpu"} | options),
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
+        if lacks_memory(error):
             raise
         raise ModelError(
             f"--base-model {source}: cannot be loaded ({first_line(error)})",

@@ -15,17 +15,13 @@ The first seven columns are those of the published RAFT code, nesting included, 
 read ours; the rest is provenance.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from components.errors import DataError
-
-QUOTE_BEGIN = "##begin_quote##"
-QUOTE_END = "##end_quote##"
-ANSWER_MARKER = "<ANSWER>:"
 
 
 class Record(BaseModel):
@@ -34,14 +30,6 @@ class Record(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
     )
-
-
-def instruction(documents: Iterable[str], question: str) -> str:
-    """The prompt of a RAFT row: each document between tags on its own line, then the question.
-
-    Source: the published RAFT code; `train` learns it and `eval` asks with it.
-    """
-    return "".join(f"<DOCUMENT>{text}</DOCUMENT>\n" for text in documents) + question
 
 
 # ---- generate ----------------------------------------------------------------------------------
@@ -130,6 +118,8 @@ class GenerationReport(Record):
     share of the chunks that was asked about; every share counts all documents and chunks.
     """
 
+    FILE: ClassVar[str] = "report.json"
+
     documents: int
     documents_duplicate: int
     chunks: int
@@ -194,6 +184,8 @@ class TrainingRecord(Record):
     seconds: of training, with validation, over all attempts of a run that was stopped between.
     """
 
+    FILE: ClassVar[str] = "training.json"
+
     base_model: str
     base_fingerprint: str = ""
     rows_train: int
@@ -217,6 +209,19 @@ class TrainingRecord(Record):
     answer_f1: float | None = None
     settings: dict[str, Any]
     sweep: list[SweepTrial] = Field(default_factory=list)
+
+
+class Run(Record):
+    """What a checkpoint belongs to, and the seconds of training that led to it.
+
+    identity: every setting and input on which the weights depend, by the flag's name.
+    """
+
+    FILE: ClassVar[str] = "run.json"
+
+    identity: dict[str, str]
+    step: int
+    seconds: float
 
 
 # ---- quantize-check ----------------------------------------------------------------------------
@@ -243,8 +248,10 @@ class QuantizationReport(Record):
     predicted_*: counted from the model's shape before it was loaded. kept: bytes that stay in 16
     bits by tensor, layers together. load_seconds_*: of reading the weights, and quantizing them.
     peak_memory_bytes: of the stage, which holds both models. head_kept: where the head was
-    quantized too, what it was without.
+    quantized too, what it was without. rows_too_long: left out, among the rows read.
     """
+
+    FILE: ClassVar[str] = "quantization.json"
 
     weight_bytes_16bit: int
     weight_bytes_4bit: int
@@ -270,6 +277,7 @@ class QuantizationReport(Record):
     head: Literal["full", "4bit"] = "full"
     head_kept: HeadComparison | None = None
     exported: Literal["none", "merged", "4bit"] = "none"
+    rows_too_long: int = 0
 
 
 # ---- eval --------------------------------------------------------------------------------------
@@ -368,6 +376,8 @@ class Evaluation(Record):
     its F1 in `dtype`; null when either is missing or the latter is zero. memory_ratio: weight bytes
     in 4 bits over those in `dtype`, as quantize-check measured them, else as measured in the arms.
     """
+
+    FILE: ClassVar[str] = "results.json"
 
     task: str
     base_model: str

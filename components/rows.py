@@ -15,7 +15,7 @@ Kind = Literal["row", "line"]
 _LINE = re.compile(r"line (\d+)")
 
 
-def read_rows(path: Path, *, hint: str = "") -> tuple[Kind, Iterator[tuple[int, object]]]:
+def read_entries(path: Path, *, hint: str = "") -> tuple[Kind, Iterator[tuple[int, object]]]:
     """What a file's entries are, and each entry with its number, counted from 1.
 
     A file that begins with `[` is a list and is read at once; any other is read line by line.

@@ -22,7 +22,7 @@ from components.describe import as_markdown, costs, describe, markdown_table, pl
 from components.errors import DataError, StorageError
 from components.ledger import LedgerEntry, RunLedger, total
 from components.progress import headline, say
-from components.records import Evaluation, GenerationReport, QuantizationReport, TrainingRecord
+from components.records import Evaluation, GenerationReport, QuantizationReport, Run, TrainingRecord
 from components.storage import (
     LEDGER,
     MANIFEST,
@@ -34,16 +34,10 @@ from components.storage import (
     write_json,
 )
 
-CHECKPOINT = "run.json"
-"""Lies in the folders in which train keeps what an interrupted run has done."""
-
 SUMMARY, COMPARISON = "summary.md", "comparison.html"
 ORDER = ("generate", "train", "quantize-check", "eval")
 KINDS: dict[str, type[BaseModel]] = {
-    "report.json": GenerationReport,
-    "training.json": TrainingRecord,
-    "quantization.json": QuantizationReport,
-    "results.json": Evaluation,
+    kind.FILE: kind for kind in (GenerationReport, TrainingRecord, QuantizationReport, Evaluation)
 }
 STEP_OF = dict(zip(KINDS, ORDER, strict=True))
 
@@ -195,7 +189,7 @@ def _whole(texts: dict[str, str]) -> tuple[dict[str, str], set[str], list[str]]:
         held[folder][name] = text
     # A checkpoint is sealed too, and is no result.
     sealed = {
-        folder for folder, names in held.items() if MANIFEST in names and CHECKPOINT not in names
+        folder for folder, names in held.items() if MANIFEST in names and Run.FILE not in names
     }
     wrong = {
         f"{folder}/{name}": fault
@@ -211,7 +205,7 @@ def _whole(texts: dict[str, str]) -> tuple[dict[str, str], set[str], list[str]]:
 
 def _is_read(name: str) -> bool:
     return (
-        name in KINDS or name in (LEDGER, MANIFEST, CHECKPOINT) or name.startswith("ledger.failed-")
+        name in KINDS or name in (LEDGER, MANIFEST, Run.FILE) or name.startswith("ledger.failed-")
     )
 
 
@@ -265,7 +259,7 @@ def render(found: Found, account: RunLedger, status: str) -> str:
 def _is_copy(path: str, found: Found) -> bool:
     """Whether a training record lies beside the evaluation that quotes it."""
     folder, _, name = path.rpartition("/")
-    return name == "training.json" and f"{folder}/results.json" in found.records
+    return name == TrainingRecord.FILE and f"{folder}/{Evaluation.FILE}" in found.records
 
 
 def _outcome(found: Found, status: str) -> Iterator[str]:

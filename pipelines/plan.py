@@ -6,23 +6,23 @@ of the GPU's peak that is assumed. No figure of these has been held against a GP
 
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 from components.describe import duration, money
-from components.ledger import Prices
-from components.records import read_json
+from components.ledger import Prices, read_prices
 from components.train.config import TrainConfig, profiles
 from components.train.memory import (
     CONTEXT_BYTES,
     GIB,
     Memory,
     Shape,
+    flops_per_token,
     is_split,
     memory,
     read_shape,
     trainable,
 )
+from components.train.shortage import what_to_lower
 
 
 class Plan(NamedTuple):
@@ -59,7 +59,7 @@ def plan(
     trained = trainable(shape, config)
     frozen = 0 if config.method == "full" else shape.in_layers
     tokens = round(rows * row_tokens * config.epochs)
-    a_token = 6 * trained + 4 * frozen + 12 * shape.layers * shape.hidden * row_tokens
+    a_token = flops_per_token(trained, frozen, shape.layers, shape.hidden, row_tokens)
     seconds = a_token * tokens / (gpu["bfloat16_tflops"] * 1e12 * mfu * gpus)
     price = prices.gpu_hour.get(gpu["gpu"])
     passes = math.ceil(rows / config.batch_size / gpus)
@@ -89,7 +89,7 @@ def run(
     """
     values = {"dataset": "-", "output": "-", "base_model": base_model, **given}
     config = TrainConfig.parse(values)
-    prices = read_json(Path(__file__).parents[1] / "components" / "prices.json", Prices)
+    prices = read_prices()
     found = plan(read_shape(base_model), config, rows, row_tokens, mfu, prices)
     print("\n".join(describe(found, config, mfu, prices)))
     return found
@@ -110,23 +110,9 @@ def describe(found: Plan, config: TrainConfig, mfu: float, prices: Prices) -> It
     verdict = "fits" if found.fits else "does not fit"
     yield f"  {verdict} (with {CONTEXT_BYTES / GIB:.1f} GiB for CUDA itself)"
     if not found.fits:
-        yield "  " + "; ".join(_lower(config, found.gpus))
+        yield "  " + "; ".join(what_to_lower(config, found.gpus, found.split))
     cost = money(found.cost, prices.currency)
     yield (
         f"  {found.steps} steps, {found.tokens:,} tokens: {duration(found.seconds)}, {cost}, if "
         f"the GPU reaches {mfu:.0%} of its peak (an assumption)"
     )
-
-
-def _lower(config: TrainConfig, gpus: int) -> Iterator[str]:
-    if not config.gradient_checkpointing:
-        yield "--gradient-checkpointing true"
-    if config.batch_size > 1:
-        yield f"--batch-size {config.batch_size // 2}"
-    if config.method == "full":
-        yield "--method lora"
-    elif not config.load_in_4bit:
-        yield "--load-in-4bit true"
-    if not config.load_in_4bit and config.sharding != "none":
-        yield f"--processes {2 * gpus}, on as many GPUs"
-    yield "a lower --rank or --max-tokens, or a larger GPU"

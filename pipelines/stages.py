@@ -111,7 +111,7 @@ def run_step(kind: type[Settings], given: dict[str, object], executor_input: str
     if filled:
         given[filled] = tuple(step.folders_to_read(kind.stage))
     with step.accounted(kind.stage) if kind.stage in STAGES else nullcontext():
-        kept = getattr(kind, "kept", "")
+        kept = kind.kept()
         if kept and not given.get(kept):
             # Kubeflow uploads nothing of an attempt that fails.
             given[kept] = step.beside(kept)

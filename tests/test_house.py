@@ -12,8 +12,8 @@ from tests.readme_tables import tables
 
 STAGES = ("generate", "train", "quantize_check", "eval")
 SHARED = {
-    "answers", "config", "describe", "errors", "ledger", "metrics", "model_files", "models",
-    "progress", "records", "redaction", "rows", "storage",
+    "config", "describe", "errors", "ledger", "metrics", "model_files", "models", "progress",
+    "raft_form", "records", "redaction", "rows", "storage",
 }  # fmt: skip
 
 

@@ -392,6 +392,31 @@ def test_a_stage_reads_and_writes_a_bucket(gcs: Emulator, texts: Path, tmp_path:
         assert (tmp_path / "copy" / name).read_bytes() == (tmp_path / "direct" / name).read_bytes()
 
 
+@pytest.mark.parametrize("left", [MANIFEST, PARTIAL_MANIFEST])
+def test_what_another_stage_published_is_left_alone(
+    gcs: Emulator, texts: Path, tmp_path: Path, left: str
+) -> None:
+    unseal(tmp_path / "adapter", "train")
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+    seal(tmp_path / "adapter")
+    publish(tmp_path / "adapter", "gs://bucket/run/1")
+    if left == PARTIAL_MANIFEST:  # the writer was killed
+        put((tmp_path / "adapter" / MANIFEST).read_text(), f"gs://bucket/run/1/{left}")
+        locate("gs://bucket")[0].blob(f"run/1/{MANIFEST}").delete()
+    before = gcs.names("run")
+    config = GenerateConfig(documents=str(texts), output="gs://bucket/run/1")
+    with (
+        pytest.raises(StorageError, match="gs://bucket/run/1: holds what raft train wrote"),
+        localized(config),
+    ):
+        pytest.fail("the stage began")
+    assert gcs.names("run") == before
+    with localized(config.model_copy(update={"output": "gs://bucket/run/10"})) as local:
+        generate.run(local)
+    with localized(config.model_copy(update={"output": "gs://bucket/run/10"})) as local:
+        generate.run(local)  # its own it may replace
+
+
 def test_nothing_is_published_when_the_stage_fails(gcs: Emulator, texts: Path) -> None:
     put_by_hand(texts, "docs")
     config = GenerateConfig(documents="gs://bucket/docs", output="gs://bucket/out", distractors=50)
@@ -462,7 +487,9 @@ def test_single_files_are_found_and_put_in_a_bucket_as_in_a_folder(
     put("{}", "gs://bucket/runs/10/ledger.json")
     assert len(list(find("gs://bucket/runs/1", bool))) == 2, "not those of the run 10"
     for location in ("minio://bucket/x", "s3://bucket/x"):
-        with pytest.raises(StorageError, match="only local paths and gs://"):
+        with pytest.raises(
+            StorageError, match="//bucket/x: .*:// is not read here .allowed: a local path, gs://"
+        ):
             put("{}", location)
 
 

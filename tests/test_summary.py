@@ -176,7 +176,7 @@ def test_nothing_to_read_is_a_sentence(status: str, tmp_path: Path) -> None:
     )  # fmt: skip
     assert summary.run(config).stages == []
     text = (tmp_path / "out" / "summary.md").read_text()
-    assert "only local paths and gs:// can be read here" in text
+    assert "minio:// is not read here (allowed: a local path, gs://BUCKET/PATH)" in text
     assert "pipeline root on gs://" in text and "no such folder" in text
     assert ("**Cancelled.**" in text) is ("CANCELLED" in status)
 

@@ -12,7 +12,6 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from components import progress
-from components.answers import find_answer
 from components.errors import DataError
 from components.eval import engines, harness, quotes
 from components.eval.config import Arm, EvalConfig, Layout
@@ -25,6 +24,7 @@ from components.models import (
     fingerprint,
     load_tokenizer,
 )
+from components.raft_form import find_answer
 from components.records import Sample
 
 PARTIAL = "generations.partial.jsonl"
@@ -65,7 +65,7 @@ def ask_arms(
         shown: the questions in each layout, that of the comparison first.
 
     Raises:
-        ConfigError: the model or a batch does not fit the memory.
+        OutOfMemory: the model or a batch does not fit the memory.
         DataError: a prompt with room for its generation does not fit the model.
         ModelError: a model or the adapter cannot be loaded.
     """

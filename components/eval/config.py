@@ -42,7 +42,6 @@ class EvalConfig(StageConfig):
     """Questions and a tuned model in, scores of every arm and a report out."""
 
     stage: ClassVar[str] = "eval"
-    kept: ClassVar[str] = "partial"
 
     questions: InputLocation = option(
         help="Questions with their paragraphs: a JSON file in HotpotQA form, rows of generate "
@@ -67,7 +66,8 @@ class EvalConfig(StageConfig):
 
     task: Literal["hotpotqa_raft", "hotpotqa_rag", "hotpotqa_closed"] = option(
         "hotpotqa_raft",
-        help="Prompt: as RAFT was trained; plain retrieval; or the question without documents.",
+        help="Prompt. hotpotqa_raft: as RAFT was trained; hotpotqa_rag: plain retrieval; "
+        "hotpotqa_closed: the question without documents.",
         group="Comparison",
     )
     arms: TextList = option(
@@ -91,7 +91,7 @@ class EvalConfig(StageConfig):
         group="Comparison",
     )
     max_new_tokens: int = option(
-        800, ge=1, le=32_768, help="Room for one generation.", group="Comparison"
+        800, ge=1, le=32_768, help="Most tokens in one generation.", group="Comparison"
     )
     engine: Literal["auto", "transformers", "vllm"] = option(
         "auto",

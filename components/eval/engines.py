@@ -5,7 +5,6 @@ answers for it and its adapter in the same batches. Both are given token ids, de
 tokenizer, and end at the same tokens. Knows nothing of questions, tasks or scores.
 """
 
-import gc
 import importlib.util
 import json
 import os
@@ -15,11 +14,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from components.errors import ConfigError, MissingDependencyError, ModelError
+from components.errors import (
+    ConfigError,
+    MissingDependencyError,
+    ModelError,
+    OutOfMemory,
+    first_line,
+)
 from components.eval.config import Arm, EvalConfig
 from components.model_files import check_adapter
 from components.models import (
     choose_dtype,
+    free_memory,
+    lacks_memory,
     load_4bit,
     load_config,
     load_model,
@@ -120,7 +127,7 @@ def opened(name: str, arms: Sequence[Arm], config: EvalConfig, longest: int) -> 
         longest: tokens of the longest prompt.
 
     Raises:
-        ConfigError: the memory cannot hold the model, or a batch; says what to change.
+        OutOfMemory: the memory cannot hold the model, or a batch; says what to change.
         ModelError: a model or the adapter cannot be loaded.
     """
     names = ", ".join(arm.name for arm in arms)
@@ -140,19 +147,11 @@ def opened(name: str, arms: Sequence[Arm], config: EvalConfig, longest: int) -> 
 
 @contextmanager
 def _memory_explained(problem: str, hint: str) -> Iterator[None]:
-    import torch
-
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError):
-        raise ConfigError(problem, hint=hint) from None
-    except (RuntimeError, ValueError) as error:
-        said = str(error).lower()
-        # torch's on a CPU, and vLLM's when weights or the key-value cache do not fit.
-        signs = ("out of memory", "not enough memory", "can't allocate", "no available memory",
-                 "free memory on device", "larger than the available kv cache")  # fmt: skip
-        if any(sign in said for sign in signs):
-            raise ConfigError(problem, hint=hint) from None
+    except (MemoryError, RuntimeError, ValueError) as error:
+        if lacks_memory(error):
+            raise OutOfMemory(problem, hint=hint) from None
         raise
 
 
@@ -236,12 +235,8 @@ class Transformers:
 
     def close(self) -> None:
         """Drop the model; the cache of the GPU's memory is given back too."""
-        import torch
-
         del self.model
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
 
 # ---- vLLM --------------------------------------------------------------------------------------
@@ -292,9 +287,9 @@ class Vllm:
             except Exception as error:
                 # vLLM has no error of its own for an adapter of another base.
                 self.close()
-                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise ModelError(
-                    f"--adapter {path}: does not fit --base-model {config.base_model} ({first})",
+                    f"--adapter {path}: does not fit --base-model {config.base_model} "
+                    f"({first_line(error)})",
                     hint="Give the base model that the adapter was trained on (see its "
                     "training.json), or --engine transformers.",
                 ) from None
@@ -345,7 +340,7 @@ class Vllm:
 
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
-        gc.collect()
+        free_memory()
         cleanup_dist_env_and_memory()
 
 

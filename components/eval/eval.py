@@ -28,16 +28,15 @@ from components.records import (
 )
 from components.storage import LEDGER, atomic_write, seal, unseal, verify, write_json
 
-RESULTS, SAMPLES, CHART, REPORT = "results.json", "samples.jsonl", "f1.png", "report.html"
+SAMPLES, CHART, REPORT = "samples.jsonl", "f1.png", "report.html"
 ROBUSTNESS, MARKDOWN = "robustness.jsonl", "report.md"
-TRAINING = "training.json"
 
 
 def run(config: EvalConfig) -> Evaluation:
     """Score the arms of `config` and write the artifact.
 
     Raises:
-        ConfigError, DataError, ModelError, StorageError: see their hints.
+        ConfigError, DataError, ModelError, OutOfMemory, StorageError: see their hints.
     """
     output = Path(config.output)
     for variant in config.variants():
@@ -62,7 +61,7 @@ def run(config: EvalConfig) -> Evaluation:
     progress.headline("eval", f"{len(questions)} questions to {names}{ways}")
     with Ledger("eval", output, config.prices) as ledger:
         unseal(output, "eval", keep=PARTIAL)
-        for name in (TRAINING, ROBUSTNESS):  # of an earlier run
+        for name in (TrainingRecord.FILE, ROBUSTNESS):  # of an earlier run
             (output / name).unlink(missing_ok=True)
         runs = ask_arms(config, shown)
         for arm in runs:
@@ -70,10 +69,10 @@ def run(config: EvalConfig) -> Evaluation:
             ledger.parts[arm.name] = arm.seconds
         evaluation = _judge(config, shown[0][1], runs, quantization)
         samples = [sample for arm in runs for sample in arm.samples]
-        write_json(output / RESULTS, evaluation)
+        write_json(output / Evaluation.FILE, evaluation)
         # Beside the scores, so that they are never without their settings.
         if training is not None:
-            write_json(output / TRAINING, training)
+            write_json(output / TrainingRecord.FILE, training)
         _write_samples(output / SAMPLES, samples)
         if evaluation.curve:
             others = [sample for arm in runs for layout in arm.others for sample in layout]
@@ -96,7 +95,7 @@ def _read_quantization(folder: str) -> QuantizationReport | None:
     if not folder:
         return None
     verify(Path(folder), "--quantization")
-    return read_json(Path(folder) / "quantization.json", QuantizationReport)
+    return read_json(Path(folder) / QuantizationReport.FILE, QuantizationReport)
 
 
 def _read_accounts(config: EvalConfig) -> list[LedgerEntry]:
@@ -109,7 +108,7 @@ def _read_accounts(config: EvalConfig) -> list[LedgerEntry]:
 
 def _read_training(adapter: Path) -> TrainingRecord | None:
     """How the adapter was trained; an adapter from elsewhere has no record."""
-    path = adapter / TRAINING
+    path = adapter / TrainingRecord.FILE
     return read_json(path, TrainingRecord) if path.exists() else None
 
 

@@ -106,16 +106,22 @@ def retention(arms: Mapping[str, ArmResult]) -> float | None:
     """Share of the tuned model's F1 that 4-bit weights keep."""
     if "raft" not in arms or "raft-4bit" not in arms or arms["raft"].f1 == 0:
         return None
-    return round(arms["raft-4bit"].f1 / arms["raft"].f1, 6)
+    return round(arms["raft-4bit"].f1 / arms["raft"].f1, DIGITS)
 
 
 def memory_ratio(arms: Mapping[str, ArmResult]) -> float | None:
-    """Weight bytes in 4 bits over full ones; of the base, which carries no adapter, if it ran."""
+    """Weight bytes in 4 bits over full ones."""
+    sizes = weight_sizes(arms)
+    return round(sizes[1] / sizes[0], DIGITS) if sizes else None
+
+
+def weight_sizes(arms: Mapping[str, ArmResult]) -> tuple[int, int] | None:
+    """Weight bytes in full and in 4 bits; of the base, which carries no adapter, if it ran."""
     for full, small in (("base", "base-4bit"), ("raft", "raft-4bit")):
         if full in arms and small in arms:
-            sizes = arms[small].weight_bytes, arms[full].weight_bytes
+            sizes = arms[full].weight_bytes, arms[small].weight_bytes
             if sizes[0] and sizes[1]:
-                return round(sizes[0] / sizes[1], DIGITS)
+                return sizes[0], sizes[1]
     return None
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from components.answers import find_answer
-from components.errors import DataError
+from components.errors import DataError, first_line
+from components.raft_form import find_answer
 from components.records import Oracle, Question, RaftRow, Record, explain
-from components.rows import fault_at, read_rows
+from components.rows import fault_at, read_entries
 
 ALL_DISTRACTORS = -1
 HUB = "hotpotqa/hotpot_qa"
@@ -71,7 +71,7 @@ def read_questions(path: Path) -> list[Question]:
             documents or no oracle paragraph, or repeats an id; names the row (of a list) or the
             line (of JSON Lines).
     """
-    kind, rows = read_rows(path, hint=FORM)
+    kind, rows = read_entries(path, hint=FORM)
     questions: list[Question] = []
     places: dict[str, int] = {}
     for number, row in rows:
@@ -142,7 +142,7 @@ def _from_hub() -> list[Question]:
         rows = load_dataset(HUB, "distractor", split="validation")
     except (OSError, ValueError, ConnectionError) as error:
         raise DataError(
-            f"the hub's data set cannot be read ({str(error).splitlines()[0]})",
+            f"the hub's data set cannot be read ({first_line(error)})",
             path=HUB,
             hint="Give --questions a file in HotpotQA form.",
         ) from None

@@ -11,13 +11,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median_high
 from typing import Any, Literal, NamedTuple
 
-from components.describe import Table, duration, markdown_table, money, plain
+from components.describe import Table, duration, hardware, markdown_table, money, plain
 from components.eval import figure, findings, quotes
 from components.ledger import LedgerEntry
 from components.records import (
-    ArmResult,
     Evaluation,
     QuantizationReport,
     Sample,
@@ -338,9 +338,8 @@ def cost_table(accounts: Sequence[LedgerEntry]) -> Table:
             if post
             else "not reported"
         )
-        hardware = f"{entry.gpu_count} × {entry.gpu}" if entry.gpu else "CPU"
         cost = money(entry.cost, entry.currency)
-        rows.append((entry.stage, duration(entry.seconds), hardware, cost, said))
+        rows.append((entry.stage, duration(entry.seconds), hardware(entry), cost, said))
     return Table(("stage", "time", "hardware", "cost", "in the post"), rows)
 
 
@@ -352,7 +351,7 @@ def _median_words(samples: Iterable[Sample]) -> dict[str, int]:
     counts: defaultdict[str, list[int]] = defaultdict(list)
     for sample in samples:
         counts[sample.arm].append(len(sample.generation.split()))
-    return {arm: sorted(lengths)[len(lengths) // 2] for arm, lengths in counts.items()}
+    return {arm: median_high(lengths) for arm, lengths in counts.items()}
 
 
 class Memory(NamedTuple):
@@ -372,14 +371,10 @@ def _memory(evaluation: Evaluation, quantization: QuantizationReport | None) -> 
             "16-bit",
             "by quantize-check",
         )
-    arms: dict[str, ArmResult] = {arm.name: arm for arm in evaluation.arms}
-    for full, small in (("base", "base-4bit"), ("raft", "raft-4bit")):
-        if full in arms and small in arms:
-            sizes = arms[full].weight_bytes, arms[small].weight_bytes
-            if sizes[0] and sizes[1]:
-                bits = findings.BITS[evaluation.dtype]
-                return Memory(sizes[0], sizes[1], bits, "in the arms of this evaluation")
-    return None
+    sizes = findings.weight_sizes({arm.name: arm for arm in evaluation.arms})
+    if sizes is None:
+        return None
+    return Memory(*sizes, findings.BITS[evaluation.dtype], "in the arms of this evaluation")
 
 
 def _bytes(count: int) -> str:

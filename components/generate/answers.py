@@ -11,9 +11,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from components.answers import find_answer
 from components.generate.text import find_words, folded, normalized, on_word_boundaries, widen
-from components.records import ANSWER_MARKER, QUOTE_BEGIN, QUOTE_END
+from components.raft_form import ANSWER_MARKER, QUOTE_BEGIN, QUOTE_END, find_answer
 
 _QUOTE = re.compile(f"{QUOTE_BEGIN}(.*?){QUOTE_END}", re.DOTALL)
 _QUOTE_MARK = re.compile(f"{QUOTE_BEGIN}|{QUOTE_END}")

@@ -80,7 +80,7 @@ def generate(
         answer_prompt: gs:// URI of a prompt of your own for answers.
         questions_per_chunk: Questions that the teacher writes about a chunk.
         distractors: Other chunks shown beside the oracle chunk.
-        distractor_choice: random, or bm25: the chunks whose words fit the question best.
+        distractor_choice: random: any other chunks; bm25: those whose words fit the question best.
         quote_similarity: How like a passage, 0.5 to 1, a quote must be to be mended.
         oracle_probability: Share of rows, 0 to 1, that keep the oracle chunk (the paper's P).
         validation_fraction: Share of documents, 0 to 0.5, whose rows are kept out of training.

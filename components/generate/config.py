@@ -2,14 +2,14 @@
 
 from typing import ClassVar, Literal
 
-from components.config import InputLocation, KeptLocation, StageConfig, beside, option
+from components.config import InputLocation, KeptLocation, StageConfig, option
 
 
 class GenerateConfig(StageConfig):
     """Documents in, RAFT rows out."""
 
     stage: ClassVar[str] = "generate"
-    kept: ClassVar[str] = "responses"
+    kept_beside_local: ClassVar[bool] = True
 
     documents: InputLocation = option(
         help="Folder or file: .txt, .md, .rst, .html, .pdf, .docx; .json and .jsonl with texts, "
@@ -70,8 +70,8 @@ class GenerateConfig(StageConfig):
 
     teacher: Literal["extractive", "openai", "vllm"] = option(
         "extractive",
-        help="Who writes questions and answers: rules without a model, an "
-        "OpenAI-compatible endpoint, or vLLM in this process.",
+        help="Who writes questions and answers. extractive: rules, no model; openai: an "
+        "OpenAI-compatible endpoint; vllm: vLLM in this process.",
         group="Teacher",
     )
     teacher_endpoint: str = option(
@@ -87,7 +87,7 @@ class GenerateConfig(StageConfig):
         16, ge=1, le=1024, help="Requests under way at once.", group="Teacher"
     )
     teacher_max_tokens: int = option(
-        1024, ge=32, le=32_768, help="Room for one answer.", group="Teacher"
+        1024, ge=32, le=32_768, help="Most tokens in one answer.", group="Teacher"
     )
     teacher_timeout: float = option(
         120.0, gt=0, le=3600, help="Seconds to wait for one answer.", group="Teacher"
@@ -127,7 +127,7 @@ class GenerateConfig(StageConfig):
     )
     distractor_choice: Literal["random", "bm25"] = option(
         "random",
-        help="Which other chunks: any, or those whose words fit the question best.",
+        help="random: any other chunks; bm25: those whose words fit the question best.",
         group="Rows",
     )
     quote_similarity: float = option(
@@ -155,8 +155,3 @@ class GenerateConfig(StageConfig):
         help="Which share of the chunks this run asks about, as 2/8; `raft merge` joins them.",
         group="Rows",
     )
-
-    @property
-    def responses_location(self) -> str:
-        """Where paid responses are kept."""
-        return self.responses or beside(self.output, self.kept)

@@ -74,7 +74,7 @@ def by_count(counts: Counter[str]) -> dict[str, int]:
 
 def write_report(folder: Path, report: GenerationReport) -> None:
     """Write `report.json` and the dataset card."""
-    write_json(folder / "report.json", report)
+    write_json(folder / GenerationReport.FILE, report)
     figures = report.model_dump() | report.rows
     tables = ("dropped", "chunks_left_out", "documents_bad", "quotes")
     figures |= {name: _rows(getattr(report, name)) for name in tables}

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from components.errors import DataError, printable
 from components.generate.restructured import to_html
 from components.records import Document, Paragraphs, explain
-from components.rows import fault_at, read_rows
+from components.rows import fault_at, read_entries
 
 MOST_UNPACKED_BYTES = 500_000_000
 """Of a .docx, which is a zip: a small one can unpack to fill any memory."""
@@ -332,7 +332,7 @@ ROWS = (".json", ".jsonl")
 def _read_rows(path: Path, name: str, text_field: str) -> Iterator[Document]:
     seen: Counter[str] = Counter()
     hint = "--text-field names the field of the text; see the README for the forms without one."
-    kind, rows = read_rows(path, hint=hint)
+    kind, rows = read_entries(path, hint=hint)
     for number, row in rows:
         try:
             if text_field:

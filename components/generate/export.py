@@ -17,10 +17,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ValidationError
 
-from components.answers import find_answer
 from components.config import InputLocation, Settings, option
-from components.errors import DataError, MissingDependencyError, StorageError
+from components.errors import DataError, MissingDependencyError, StorageError, first_line
 from components.progress import headline, say
+from components.raft_form import find_answer
 from components.records import RaftRow, explain, read_jsonl
 from components.storage import MANIFEST, atomic_write, seal, unseal, verify
 
@@ -73,7 +73,7 @@ def run(config: ExportConfig) -> dict[str, int]:
     unseal(output, "export")
     counts = {}
     for path in files:
-        rows = (columns(row, config) for row in read_rows(path))
+        rows = (columns(row, config) for row in read_raft_rows(path))
         target = output / f"{path.stem}.{config.type}"
         counts[path.stem] = _WRITERS[config.type](rows, target)
     if not any(counts.values()):
@@ -104,15 +104,14 @@ def _push(folder: Path, repository: str) -> str:
             commit_message="RAFT rows",
         )
     except Exception as error:  # its transport has errors of its own, and changes names
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StorageError(
-            f"--push-to-hub {repository}: {first}",
+            f"--push-to-hub {repository}: {first_line(error)}",
             hint="Is HF_TOKEN set to a token that may write there? The files lie in --output.",
         ) from None
     return str(made)
 
 
-def read_rows(path: Path) -> Iterator[RaftRow]:
+def read_raft_rows(path: Path) -> Iterator[RaftRow]:
     """Stream the rows of a file, ours or published.
 
     Raises:

@@ -20,10 +20,12 @@ from components.generate.dataset import ASKED_BEFORE, SPLITS, WHOLE, Dataset, by
 from components.generate.distractors import Search, check_enough, show
 from components.generate.leaks import LeakGuard
 from components.generate.questions import is_contentless
-from components.generate.teachers import Draft, make_teacher
+from components.generate.teachers import make_teacher
+from components.generate.teachers.teacher import Draft
 from components.ledger import Ledger
 from components.progress import headline, say, task
-from components.records import Chunk, Context, GenerationReport, RaftRow, instruction
+from components.raft_form import instruction
+from components.records import Chunk, Context, GenerationReport, RaftRow
 from components.storage import seal, unseal
 
 SplitBy = Literal["document", "chunk"]

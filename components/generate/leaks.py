@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from components.errors import DataError
 from components.generate.text import normalized
 from components.records import Question, explain
-from components.rows import fault_at, read_rows
+from components.rows import fault_at, read_entries
 
 WORDS_IN_A_ROW = 8
 LEAST_SHARE = 0.5
@@ -38,7 +38,7 @@ class LeakGuard:
         self._paragraphs: list[str] = []
         self._runs: dict[int, list[int]] = {}
         self._run_counts: list[int] = []
-        kind, rows = read_rows(path, hint="Check --eval-questions.")
+        kind, rows = read_entries(path, hint="Check --eval-questions.")
         for number, row in rows:
             try:
                 question = Question.model_validate(row)

@@ -82,7 +82,7 @@ def _ordered(folders: list[Path]) -> dict[Path, GenerationReport]:
     found: dict[int, tuple[Path, GenerationReport]] = {}
     for folder in folders:
         verify(folder, "--shards")
-        report = read_json(folder / "report.json", GenerationReport)
+        report = read_json(folder / GenerationReport.FILE, GenerationReport)
         number, count = map(int, report.shard.split("/"))
         if number in found:
             raise DataError(

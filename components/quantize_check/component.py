@@ -42,7 +42,7 @@ def quantize_check(
         verdict: The same to read on the run's page.
         decision: stop where the check failed and gate is stop, else go.
         max_rows: Validation rows to compare on; the first ones are taken.
-        max_tokens: Longest row in tokens; longer ones are skipped.
+        max_tokens: Longest row in tokens; longer ones are left out and counted.
         min_agreement: Least share of answer tokens, 0 to 1, on which 16 and 4 bits must agree.
         max_memory_ratio: Most weight bytes at 4 bits per byte at 16 bits, 0 to 1.
         head: full keeps the output head in 16 bits; 4bit quantizes it too, and measures both.

@@ -25,7 +25,7 @@ class QuantizeCheckConfig(StageConfig):
         4096,
         ge=64,
         le=1_048_576,
-        help="Longest row in tokens; longer ones are skipped.",
+        help="Longest row in tokens; longer ones are left out and counted.",
         group="Check",
     )
     min_agreement: float = option(

@@ -10,7 +10,6 @@ import math
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +19,8 @@ from components.model_files import MERGED
 from components.models import (
     check_base,
     check_head_is_untied,
+    free_memory,
+    lacks_memory,
     load_4bit,
     load_model,
     load_tokenizer,
@@ -54,8 +55,6 @@ def run(config: QuantizeCheckConfig) -> QuantizationReport:
         DataError: the dataset or adapter is missing or damaged, or there is no validation row.
         ModelError: the base model or the adapter cannot be used.
     """
-    import torch
-
     output = Path(config.output)
     headline("quantize-check", f"{config.base_model} + {config.adapter} → {output}")
     verify(Path(config.dataset), "--dataset")
@@ -64,30 +63,32 @@ def run(config: QuantizeCheckConfig) -> QuantizationReport:
         tokenizer = load_tokenizer(config.base_model)
         if config.head == "4bit":
             check_head_is_untied(config.base_model)
-        rows = list(_conversations(config, tokenizer))
+        rows, too_long = _conversations(config, tokenizer)
         unseal(output, "quantize-check")
         # Beside the output, whose disk has room for a model.
         with tempfile.TemporaryDirectory(prefix=MERGED, dir=output) as scratch:
             merged = Path(scratch) / f"{MERGED}model"
             try:
-                report = _compare(config, tokenizer, rows, merged)
-            except torch.OutOfMemoryError:
+                report = _compare(config, tokenizer, rows, too_long, merged)
+            except (MemoryError, RuntimeError) as error:
+                if not lacks_memory(error):
+                    raise
                 raise OutOfMemory(
-                    "the GPU's memory cannot hold the model in 16 and in 4 bits at once",
+                    "the memory cannot hold the model in 16 and in 4 bits at once",
                     hint="An 8B model needs about 24 GB for both, and 32 GB while the adapter is "
                     "merged. Take a larger GPU (k8s/overlays), or lower --max-tokens.",
                 ) from None
             if config.export == "merged":
                 merged.rename(output / EXPORT)
         ledger.count(tokens_in=2 * sum(len(row.ids) for row in rows))
-        write_json(output / "quantization.json", report)
+        write_json(output / QuantizationReport.FILE, report)
     seal(output)
     say(f"  {report.verdict}")
     return report
 
 
 def _compare(
-    config: QuantizeCheckConfig, tokenizer: Any, rows: list[Row], merged: Path
+    config: QuantizeCheckConfig, tokenizer: Any, rows: list[Row], too_long: int, merged: Path
 ) -> QuantizationReport:
     import torch
 
@@ -95,7 +96,7 @@ def _compare(
     say("  merging the adapter")
     save_merged(config.base_model, config.adapter, torch.bfloat16, merged)
     tokenizer.save_pretrained(merged)
-    _free()
+    free_memory()
     say("  loading the model in 16 and in 4 bits")
     with stopwatch() as seconds_16bit:
         full = load_model(str(merged), torch.bfloat16)
@@ -130,6 +131,7 @@ def _compare(
     )
     return report.model_copy(
         update={
+            "rows_too_long": too_long,
             "predicted_bytes_16bit": predicted[0],
             "predicted_bytes_4bit": predicted[1],
             "kept": kept,
@@ -159,23 +161,29 @@ def _head_comparison(found: "_Comparison", small: int, full: int) -> HeadCompari
 
 def _conversations(
     config: QuantizeCheckConfig, tokenizer: "PreTrainedTokenizerBase"
-) -> Iterator[Row]:
-    """Each validation row's conversation, the first ones that fit."""
+) -> tuple[list[Row], int]:
+    """The conversations of the first validation rows that fit, and how many before did not."""
     path = Path(config.dataset) / "validation.jsonl"
-    found = 0
+    found: list[Row] = []
+    too_long = 0
     for row in read_jsonl(path, RaftRow):
-        if found == config.max_rows:
-            return
         encoded = _encode(row, tokenizer)
-        if len(encoded.ids) <= config.max_tokens:
-            found += 1
-            yield encoded
+        if len(encoded.ids) > config.max_tokens:
+            too_long += 1
+            continue
+        found.append(encoded)
+        if len(found) == config.max_rows:
+            break
+    longer = f"{too_long} rows are longer than --max-tokens {config.max_tokens}"
     if not found:
         raise DataError(
-            "no validation row to compare on",
+            "no validation row to compare on" + f" ({longer})" * bool(too_long),
             path=path,
             hint="Generate with --validation-fraction above 0, or raise --max-tokens.",
         )
+    if too_long:
+        say(f"  {longer} and are left out")
+    return found, too_long
 
 
 def _encode(row: RaftRow, tokenizer: Any) -> Row:
@@ -297,13 +305,3 @@ def _kept(model: Any) -> dict[str, int]:
         if tensor.is_floating_point():
             found[re.sub(r"\.\d+\.", ".*.", name)] += tensor.numel() * tensor.element_size()
     return dict(found)
-
-
-def _free() -> None:
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -15,6 +15,7 @@ was copied before an interruption is not copied again: files, 32 MiB parts of la
 up, bytes on the way down.
 """
 
+from components.config import SCHEME
 from components.storage.artifacts import (
     LEDGER,
     MANIFEST,
@@ -26,7 +27,6 @@ from components.storage.artifacts import (
     unseal,
     verify,
 )
-from components.storage.bucket import SCHEME
 from components.storage.fetching import fetch
 from components.storage.files import (
     atomic_write,

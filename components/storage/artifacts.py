@@ -68,11 +68,7 @@ def unseal(folder: Path, stage: str = "", keep: str = "") -> None:
                 f"--output {folder}: the folder holds something else",
                 hint="Give a new or empty folder: everything in it becomes part of the artifact.",
             )
-        if stage and (other := _made_by(folder)) not in ("", stage):
-            raise StorageError(
-                f"--output {folder}: holds what raft {other} wrote",
-                hint="Give a folder of its own, or remove this one first.",
-            )
+        refuse_another(folder, stage, _made_by(folder))
         unfinished = not (folder / MANIFEST).exists()
         try:
             for leftover in folder.glob("*" if unfinished else ".*"):
@@ -87,6 +83,19 @@ def unseal(folder: Path, stage: str = "", keep: str = "") -> None:
             with suppress(OSError):  # a name that no file of ours has
                 path.unlink()
         (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def refuse_another(output: Path | str, stage: str, made_by: str) -> None:
+    """Refuse to write over what another stage made; "" is one that is not named.
+
+    Raises:
+        StorageError: says which.
+    """
+    if stage and made_by not in ("", stage):
+        raise StorageError(
+            f"--output {output}: holds what raft {made_by} wrote",
+            hint="Give a folder of its own, or remove this one first.",
+        )
 
 
 def _made_by(folder: Path) -> str:

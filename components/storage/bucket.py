@@ -7,6 +7,7 @@ from functools import partial
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from components.config import SCHEME, check_location
 from components.errors import AccessError, StorageError
 from components.progress import task
 from components.storage.artifacts import ManifestFile
@@ -14,7 +15,6 @@ from components.storage.artifacts import ManifestFile
 if TYPE_CHECKING:
     from google.cloud.storage import Blob, Bucket
 
-SCHEME = "gs://"
 TRANSFERS = 16  # files, or parts of large ones, under way at once
 SECONDS_OF_RETRIES = 600.0
 SECONDS_OF_SILENCE = 60.0  # of a connection, before its request is sent again
@@ -23,12 +23,19 @@ GRANT = "Grant roles/storage.objectUser on the bucket to this account."
 T = TypeVar("T")
 
 
-def refuse_other_schemes(location: str) -> None:
-    if "://" in location:
+def refuse_wrong(location: str) -> None:
+    """Refuse what is no location, whoever names it: settings have been checked, but not a run's.
+
+    Raises:
+        StorageError: says what is wrong.
+    """
+    try:
+        check_location(location)
+    except ValueError as error:
         raise StorageError(
-            f"{location}: only local paths and gs:// can be read here",
-            hint="Give the run a pipeline root on gs://.",
-        )
+            f"{location}: {error}",
+            hint="Write it so; a run of Kubeflow needs a pipeline root on gs://.",
+        ) from None
 
 
 def read_object(blob: "Blob") -> bytes:
@@ -117,9 +124,8 @@ def locate(uri: str) -> tuple["Bucket", str]:
     from google.auth.exceptions import DefaultCredentialsError
     from google.cloud import storage
 
+    refuse_wrong(uri)
     name, _, prefix = uri.removeprefix(SCHEME).partition("/")
-    if not name:
-        raise StorageError(f"{uri}: no bucket named", hint="Write gs://BUCKET/PREFIX.")
     try:
         # Objects belong to no project, and the credentials of a person name none.
         client = storage.Client(project=None)
@@ -136,10 +142,7 @@ def locate(uri: str) -> tuple["Bucket", str]:
             'docker, pass --user "$(id -u):$(id -g)" for a mounted file of your own.',
         ) from None
     _widen(client)
-    try:
-        return client.bucket(name), prefix.strip("/")
-    except ValueError as error:
-        raise StorageError(f"{uri}: {error}", hint="Write gs://BUCKET/PREFIX.") from None
+    return client.bucket(name), prefix.strip("/")
 
 
 def _widen(client: Any) -> None:

@@ -1,7 +1,6 @@
 """Files on this machine: written whole or not at all, without secrets, and checked."""
 
 import base64
-import errno
 import io
 import os
 import tempfile
@@ -11,14 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from components.errors import StorageError
+from components.errors import StorageError, disk_is_full
 from components.records import Record
 from components.redaction import redact
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
-
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
@@ -84,7 +81,7 @@ class _Redacted(io.TextIOBase):
 
 
 def cannot_write(path: Path, error: OSError) -> StorageError:
-    if error.errno in FULL:
+    if disk_is_full(error):
         hint = "Make room there, or give another place: --output, or for temporary files TMPDIR."
     else:
         hint = (

@@ -6,12 +6,12 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from components.config import SCHEME
 from components.errors import AccessError, StorageError
 from components.redaction import redact
 from components.storage.artifacts import MANIFEST
 from components.storage.bucket import (
     GRANT,
-    SCHEME,
     delete_object,
     explained,
     find_object,
@@ -20,7 +20,7 @@ from components.storage.bucket import (
     list_objects,
     locate,
     read_object,
-    refuse_other_schemes,
+    refuse_wrong,
     retry_policy,
     uri_of,
 )
@@ -39,7 +39,7 @@ def folders(location: str) -> set[str]:
             names = [blob.name for blob in list_objects(bucket, join_names(prefix, ""))]
         inside = [name.removeprefix(join_names(prefix, "")) for name in names]
         return {name.split("/")[0] for name in inside if "/" in name}
-    refuse_other_schemes(location)
+    refuse_wrong(location)
     return {path.name for path in Path(location).glob("*") if path.is_dir()}
 
 
@@ -53,7 +53,7 @@ def is_artifact(location: str) -> bool:
         bucket, prefix = locate(location)
         with explained(location):
             return find_object(bucket, join_names(prefix, MANIFEST)) is not None
-    refuse_other_schemes(location)
+    refuse_wrong(location)
     return (Path(location) / MANIFEST).exists()
 
 
@@ -64,7 +64,7 @@ def remove(location: str) -> None:
         StorageError: not allowed, or the location is not understood.
     """
     if not location.startswith(SCHEME):
-        refuse_other_schemes(location)
+        refuse_wrong(location)
         (Path(location) / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(location, ignore_errors=True)
         return
@@ -95,7 +95,7 @@ def find(location: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, st
                     with suppress(NotFound, PreconditionFailed):  # it vanished meanwhile
                         yield uri_of(blob), read_object(blob).decode(errors="replace")
         return
-    refuse_other_schemes(location)
+    refuse_wrong(location)
     if not Path(location).is_dir():
         raise StorageError(f"{location}: no such folder")
     for path in sorted(Path(location).rglob("*")):
@@ -116,7 +116,7 @@ def put(text: str, location: str) -> None:
                 redact(text), content_type="application/json", retry=retry_policy()
             )
         return
-    refuse_other_schemes(location)
+    refuse_wrong(location)
     with atomic_write(Path(location)) as file:
         file.write(text)
 

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from pydantic import ValidationError
+
 from components.errors import StorageError
 from components.records import read_json
 from components.storage.artifacts import (
@@ -16,11 +18,13 @@ from components.storage.artifacts import (
     Manifest,
     ManifestFile,
     entry_of,
+    refuse_another,
 )
 from components.storage.bucket import (
     delete_exactly,
     delete_object,
     explained,
+    find_object,
     generation_of,
     in_parallel,
     join_names,
@@ -106,6 +110,22 @@ def publish(folder: Path, uri: str, *, quiet: bool = False) -> None:
         ]
         in_parallel("", [(0, partial(delete_object, blob)) for blob in gone])
         delete_exactly(mark)  # which tells of a writer who was not stopped, and put another there
+
+
+def check_owner(uri: str, stage: str) -> None:
+    """Refuse a prefix that holds another stage's artifact, before anything is made for it.
+
+    Raises:
+        StorageError: it does; or not allowed, or no such bucket.
+    """
+    bucket, prefix = locate(uri)
+    with explained(uri):
+        for name in (MANIFEST, PARTIAL_MANIFEST):
+            if (blob := find_object(bucket, join_names(prefix, name))) is not None:
+                with suppress(ValidationError):  # a damaged one names nobody
+                    found = Manifest.model_validate_json(read_object(blob))
+                    refuse_another(uri, stage, found.stage)
+                    return
 
 
 class _Part(NamedTuple):

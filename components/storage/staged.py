@@ -10,12 +10,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from components.config import INPUT, OUTPUT, Settings
+from components.config import INPUT, OUTPUT, SCHEME, Settings
 from components.errors import StorageError
-from components.storage.bucket import SCHEME
 from components.storage.fetching import fetch
 from components.storage.files import cannot_write
-from components.storage.publishing import publish
+from components.storage.publishing import check_owner, publish
 
 C = TypeVar("C", bound=Settings)
 
@@ -28,7 +27,8 @@ def localized(config: C) -> Iterator[C]:
     temporary folder until then, so that a second try copies only what is missing.
 
     Raises:
-        StorageError: a bucket or prefix is missing, forbidden or empty.
+        StorageError: a bucket or prefix is missing, forbidden or empty, or holds what another stage
+            made.
         DataError: an input is an unfinished or damaged artifact.
     """
     remote: dict[str, dict[tuple[str, int], str]] = {INPUT: {}, OUTPUT: {}}
@@ -47,6 +47,8 @@ def localized(config: C) -> Iterator[C]:
             for kind, uris in remote.items()
             for key, uri in uris.items()
         }
+        for uri in remote[OUTPUT].values():
+            check_owner(uri, config.stage)
         for key, uri in remote[INPUT].items():
             fetch(uri, local[key])
         update: dict[str, str | tuple[str, ...]] = {}

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from components.errors import DataError
-from components.records import ANSWER_MARKER, RaftRow, read_jsonl
+from components.raft_form import ANSWER_MARKER
+from components.records import RaftRow, read_jsonl
 from components.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -26,18 +27,18 @@ def read_examples(config: TrainConfig, tokenizer: "PreTrainedTokenizerBase") -> 
     """Both splits of the dataset.
 
     Raises:
-        DataError: as `read_rows`.
+        DataError: as `read_split`.
     """
     folder = Path(config.dataset)
     found = [
-        examples(read_rows(folder / f"{split}.jsonl"), tokenizer, config.max_tokens)
+        examples(read_split(folder / f"{split}.jsonl"), tokenizer, config.max_tokens)
         for split in ("train", "validation")
     ]
     (train, train_long), (validation, validation_long) = found
     return Examples(train, validation, train_long + validation_long)
 
 
-def read_rows(path: Path) -> list[RaftRow]:
+def read_split(path: Path) -> list[RaftRow]:
     """The rows of a split.
 
     Raises:

@@ -19,22 +19,10 @@ from components import storage
 from components.config import flag
 from components.errors import ConfigError, DataError, RaftError, StorageError
 from components.progress import say
-from components.records import Record, read_json
+from components.records import Run, read_json
 
-RUN = "run.json"
 FINISHED = "finished"
 PREFIX = "checkpoint-"
-
-
-class Run(Record):
-    """What a checkpoint belongs to, and the seconds of training that led to it.
-
-    identity: every setting and input on which the weights depend, by the flag's name.
-    """
-
-    identity: dict[str, str]
-    step: int
-    seconds: float
 
 
 class Checkpoints:
@@ -77,7 +65,7 @@ class Checkpoints:
         """
         for step in sorted(self._steps(), reverse=True):
             if found := self._take(f"{PREFIX}{step}"):
-                return found, read_json(found / RUN, Run)
+                return found, read_json(found / Run.FILE, Run)
         return None
 
     def _steps(self) -> set[int]:
@@ -100,7 +88,7 @@ class Checkpoints:
                 if source is remote:
                     storage.fetch(remote, folder)
                 storage.verify(folder, "--checkpoints")
-                run = read_json(folder / RUN, Run)
+                run = read_json(folder / Run.FILE, Run)
             except DataError as error:
                 say(f"  a checkpoint is passed over: {error}")
                 shutil.rmtree(folder, ignore_errors=True)
@@ -190,7 +178,7 @@ class Checkpoints:
 
     def _seal(self, folder: Path, step: int, seconds: float) -> None:
         run = Run(identity=self.identity, step=step, seconds=round(seconds, 3))
-        storage.write_json(folder / RUN, run)
+        storage.write_json(folder / Run.FILE, run)
         storage.seal(folder)
 
     def _publish(self, folder: Path) -> None:

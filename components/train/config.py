@@ -48,7 +48,6 @@ class TrainConfig(StageConfig):
     """A dataset and a base model in, a LoRA adapter out."""
 
     stage: ClassVar[str] = "train"
-    kept: ClassVar[str] = "checkpoints"
 
     dataset: InputLocation = option(
         help="Folder with train.jsonl and validation.jsonl, as generate writes it.", group="Inputs"

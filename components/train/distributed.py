@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import Diverged, RaftError
-from components.records import Record, TrainingRecord, read_json
+from components.records import Record, Run, TrainingRecord, read_json
 from components.redaction import guarded
-from components.train.checkpoints import FINISHED, RUN, Checkpoints, Run
+from components.train.checkpoints import FINISHED, Checkpoints
 from components.train.config import TrainConfig
 
 JOB, ERROR = "job.json", "error.json"
@@ -109,7 +109,7 @@ def fit(
                 f"a worker ended with exit code {code}",
                 hint="Its last words are in the log above; 137 is a kill for lack of memory.",
             )
-    return read_json(checkpoints.folder / FINISHED / "training.json", TrainingRecord)
+    return read_json(checkpoints.folder / FINISHED / TrainingRecord.FILE, TrainingRecord)
 
 
 def _start(scratch: str, rank: int, number: int, port: int) -> "subprocess.Popen[bytes]":
@@ -184,7 +184,7 @@ def work(scratch: Path) -> None:
     tokenizer = load_tokenizer(config.base_model)
     checkpoints = Checkpoints(Path(job.folder), job.remote, job.kept, job.identity)
     folder = Path(job.found)
-    found = (folder, read_json(folder / RUN, Run)) if job.found else None
+    found = (folder, read_json(folder / Run.FILE, Run)) if job.found else None
     try:
         examples = read_examples(config, tokenizer)
         train_alone(config, tokenizer, examples, checkpoints, found, job.answers)

@@ -15,8 +15,9 @@ from transformers import TrainerCallback, TrainerState
 
 from components.errors import Diverged
 from components.progress import say
+from components.records import Run
 from components.train.answer_trainer import AnswerTrainer
-from components.train.checkpoints import Checkpoints, Run
+from components.train.checkpoints import Checkpoints
 from components.train.config import TrainConfig
 from components.train.record import write_events
 from components.train.report import above_start, overfits

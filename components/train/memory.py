@@ -6,18 +6,17 @@ against a GPU yet.
 """
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components.errors import ConfigError, ModelError
+from components.errors import ConfigError, ModelError, first_line
+from components.models import nf4_bytes
 from components.train.config import TrainConfig
 
 GIB = 2**30
 CONTEXT_BYTES = 0.8 * GIB  # CUDA, its libraries and the allocator's gaps
 ADAM_MOMENTS = 2
-NF4_BLOCK, NF4_OUTER_BLOCK = 64, 256
 KNOWN = ("llama", "mistral", "qwen2")
 """Model types whose layers are the seven below; others are laid out differently."""
 
@@ -136,7 +135,10 @@ def memory(shape: Shape, config: TrainConfig, longest: int, gpus: int = 1) -> Me
     # PEFT keeps adapters in 32 bits; Adam's moments have the type of what is trained.
     trained_bytes = trained * (size if full else 4)
     share = gpus if full else 1
-    linear_bytes = nf4_bytes(shape) if config.load_in_4bit else shape.in_layers * size
+    linear_bytes = shape.in_layers * size
+    if config.load_in_4bit:
+        layer = (nf4_bytes(linear.inputs * linear.outputs) for linear in shape.linears())
+        linear_bytes = shape.layers * sum(layer)
     weights = linear_bytes + shape.elsewhere * size
     if gpus > 1:
         gathered = 2 * shape.in_layers // shape.layers + shape.embeddings
@@ -198,21 +200,6 @@ def adapter_parameters(shape: Shape, config: TrainConfig) -> int:
     return shape.layers * config.rank * sides
 
 
-def nf4_bytes(shape: Shape) -> int:
-    """Linear layers in NF4 with double quantization (arXiv 2305.14314, section 3).
-
-    Half a byte a weight; a byte of scale for 64 weights; a 32-bit scale of scales for 256 of those,
-    with one offset; and two tables of codes, of 16 and of 256 entries, for each layer.
-    """
-    total = 0
-    for linear in shape.linears():
-        weights = linear.inputs * linear.outputs
-        scales = math.ceil(weights / NF4_BLOCK)
-        total += math.ceil(weights / 2) + scales + 4 * math.ceil(scales / NF4_OUTER_BLOCK)
-        total += 4 + 4 * 16 + 4 * 256
-    return shape.layers * total
-
-
 def activation_bytes(shape: Shape, config: TrainConfig, longest: int, size: int) -> int:
     """An estimate of what forward and backward keep at once, for a batch of longest rows.
 
@@ -230,6 +217,19 @@ def activation_bytes(shape: Shape, config: TrainConfig, longest: int, size: int)
         # The layer under way has its values and, on the way back, their gradients.
         return shape.layers * inputs + 2 * a_layer
     return shape.layers * a_layer + a_layer
+
+
+def flops_per_token(
+    trained: int, frozen: int, layers: int, hidden: int, row_tokens: float
+) -> float:
+    """FLOPs of a training for each token, as in PaLM (arXiv 2204.02311, appendix B).
+
+    6 for every trained parameter and 4 for every frozen one, whose weights need no gradient, and
+    12 · layers · width · tokens of the row for attention. Embedding and output head are not counted
+    where they are frozen (the head is computed for a few tokens only), nor is what gradient
+    checkpointing computes twice.
+    """
+    return 6 * trained + 4 * frozen + 12 * layers * hidden * row_tokens
 
 
 def read_shape(source: str) -> Shape:
@@ -258,8 +258,7 @@ def _fetch(source: str) -> Path:
     try:
         return Path(hf_hub_download(source, "config.json"))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        first = (str(error).splitlines() or [""])[0]
         raise ModelError(
-            f"--base-model {source}: no config.json to be had ({first[:200]})",
+            f"--base-model {source}: no config.json to be had ({first_line(error)})",
             hint="Give a folder, a config.json, or a hub id; a gated model needs HF_TOKEN.",
         ) from None

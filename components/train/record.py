@@ -13,6 +13,7 @@ from components.records import LossPoint, TrainingRecord
 from components.train.batching import batching_in_words
 from components.train.chat import Examples
 from components.train.config import TrainConfig, profiles
+from components.train.memory import flops_per_token
 from components.train.report import warnings
 
 if TYPE_CHECKING:
@@ -109,13 +110,7 @@ def _mfu(
     tokens: int,
     seconds: float,
 ) -> float | None:
-    """Model FLOPs utilisation; None where the device's peak is not known.
-
-    FLOPs a token as in PaLM (arXiv 2204.02311, appendix B): 6 for every trained parameter and 4
-    for every frozen one, whose weights need no gradient, and 12 · layers · width · tokens of the
-    row for attention. Embedding and output head are not counted (the head is computed for a few
-    tokens only), nor is what gradient checkpointing computes twice.
-    """
+    """Model FLOPs utilisation; None where the device's peak is not known."""
     import torch
 
     if not torch.cuda.is_available() or choose_dtype(config.dtype) != torch.bfloat16:
@@ -129,11 +124,15 @@ def _mfu(
     trainable, total = counts
     outside = 1 if shape.tie_word_embeddings else 2
     inner = total - outside * shape.vocab_size * shape.hidden_size
-    length = tokens / rows
-    a_token: float = 6 * trainable + 4 * max(inner - trainable, 0)
-    a_token += 12 * shape.num_hidden_layers * shape.hidden_size * length
+    a_token = flops_per_token(
+        trainable,
+        max(inner - trainable, 0),
+        shape.num_hidden_layers,
+        shape.hidden_size,
+        tokens / rows,
+    )
     peak = float(peaks[0]) * 1e12 * int(os.environ.get("WORLD_SIZE", "1"))
-    return round(float(a_token * tokens / max(seconds, 1e-9) / peak), 4)
+    return round(a_token * tokens / max(seconds, 1e-9) / peak, 4)
 
 
 def write_events(folder: Path, history: list[dict[str, Any]]) -> None:

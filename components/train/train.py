@@ -15,22 +15,26 @@ from typing import Any
 from components import storage
 from components.errors import DataError, Diverged
 from components.ledger import Ledger
-from components.models import choose_dtype, context_length, fingerprint, load_tokenizer
+from components.models import (
+    choose_dtype,
+    context_length,
+    fingerprint,
+    free_memory,
+    load_tokenizer,
+)
 from components.progress import headline, say
-from components.records import SweepTrial, TrainingRecord, read_json
+from components.records import Run, SweepTrial, TrainingRecord, read_json
 from components.storage import seal, unseal, verify, write_json
 from components.train import distributed
 from components.train.chat import Examples, read_examples
-from components.train.checkpoints import FINISHED, RUN, Checkpoints
+from components.train.checkpoints import FINISHED, Checkpoints
 from components.train.config import SHAPES_WEIGHTS, TrainConfig
 from components.train.report import write_page
-from components.train.shortage import free
 from components.train.trainer import fit
 
 CHECKPOINTS = "checkpoints"
 ANSWERS_IN_A_SWEEP = 100  # rows that every setting answers, to compare them by F1
 _ROOM = "Raise --max-tokens, or generate with smaller chunks or fewer distractors."
-RECORD = "training.json"
 
 
 def run(config: TrainConfig) -> TrainingRecord:
@@ -71,7 +75,7 @@ def run(config: TrainConfig) -> TrainingRecord:
             )
         unseal(output, "train", keep=CHECKPOINTS)
         record = _best(config, tokenizer, examples, ledger)
-        write_json(output / RECORD, record)
+        write_json(output / TrainingRecord.FILE, record)
         with storage.atomic_write(output / "report.html") as file:
             file.write(write_page(record))
     seal(output, without=CHECKPOINTS)
@@ -146,7 +150,7 @@ def _best(
     # The first of equals: the order in which a person lists settings is a preference.
     found = {number: record for number, record in enumerate(records) if record is not None}
     best = min(found, key=lambda number: _worse(config, found[number]))
-    aside = shutil.ignore_patterns(RUN, storage.MANIFEST)
+    aside = shutil.ignore_patterns(Run.FILE, storage.MANIFEST)
     shutil.rmtree(output / "tensorboard", ignore_errors=True)
     shutil.copytree(places[best].folder / FINISHED, output, ignore=aside, dirs_exist_ok=True)
     if not config.sweep:
@@ -181,7 +185,7 @@ def _fit(
     """Train one setting, unless an earlier attempt has; in several processes where asked to."""
     if finished := checkpoints.finished():
         say(f"  trained before: {finished}")
-        return read_json(finished / RECORD, TrainingRecord)
+        return read_json(finished / TrainingRecord.FILE, TrainingRecord)
     found, number = checkpoints.newest(), distributed.processes(config)
     if number > 1:
         say(f"  in {number} processes")
@@ -189,7 +193,7 @@ def _fit(
     try:
         return fit(config, tokenizer, examples, checkpoints, found, answers)
     finally:
-        free()
+        free_memory()  # for the next setting
 
 
 def _worse(config: TrainConfig, record: TrainingRecord) -> tuple[float, ...]:

@@ -5,17 +5,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.answers import find_answer
 from components.errors import ConfigError, ModelError
 from components.metrics import score
 from components.models import choose_dtype, load_model
 from components.progress import say
-from components.records import TrainingRecord
+from components.raft_form import find_answer
+from components.records import Run, TrainingRecord
 from components.storage import write_json
 from components.train import varlen
 from components.train.batching import batching_in_words, flash_attention, packs
 from components.train.chat import Examples, count_tokens
-from components.train.checkpoints import FINISHED, Checkpoints, Run
+from components.train.checkpoints import FINISHED, Checkpoints
 from components.train.config import TrainConfig
 from components.train.memory import GIB, is_split, memory, read_shape
 from components.train.record import count_parameters, make_record, reporting, write_events
@@ -80,7 +80,7 @@ def fit(
             trainer.save_model(str(folder))
             clean(folder)
             write_events(folder, trainer.state.log_history)
-            write_json(folder / "training.json", record)
+            write_json(folder / TrainingRecord.FILE, record)
 
         if first:
             checkpoints.finish(write, trainer.state.global_step, flow.seconds)

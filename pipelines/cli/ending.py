@@ -12,7 +12,7 @@ from typing import NoReturn
 import click
 
 from components.config import flag
-from components.errors import NO_ROOM, RaftError, shown
+from components.errors import RaftError, disk_is_full, shown
 from components.redaction import guarded
 
 USER_ERROR, OUR_ERROR = 2, 1
@@ -84,7 +84,7 @@ def _explain(error: Exception, arguments: Sequence[str]) -> int:
     elif isinstance(error, PermissionError):
         problem, code = str(error), USER_ERROR
         hint = 'Give this user access to it; in docker, pass --user "$(id -u):$(id -g)".'
-    elif any(word in str(error) for word in NO_ROOM):
+    elif disk_is_full(error):
         problem, code = f"{_output(arguments)}{error}", USER_ERROR
         hint = "Make room where --output and temporary files (TMPDIR, in a container /tmp) lie."
     elif any(word in str(error) for word in NO_PLACE):

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from components.errors import ClusterError, NotPermitted
+from components.errors import ClusterError, NotPermitted, first_line
 from components.redaction import keep_secret
 
 TOKEN, COOKIES = "RAFT_KFP_TOKEN", "RAFT_KFP_COOKIES"
@@ -163,8 +163,7 @@ def _refusal() -> str:
 
 def _first_line(cause: object) -> str:
     """A connection error without the connection that urllib3 describes before it."""
-    text = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
-    return text.rpartition(": ")[2]
+    return first_line(cause).rpartition(": ")[2]
 
 
 def _body(error: Any) -> dict[str, Any]:

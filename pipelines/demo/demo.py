@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from components.describe import arms
 from components.errors import ConfigError
 from components.ledger import RunLedger, merge
 from components.progress import headline, say
@@ -61,7 +62,7 @@ def run(output: Path, seed: int, *, docker: bool = False) -> Evaluation:
     settings = DemoSettings(seed=seed)
     _prepare(output, settings)
     (_run_in_containers if docker else _run_here)(output.resolve(), _flags(settings))
-    result = read_json(output / "evaluation" / "results.json", Evaluation)
+    result = read_json(output / "evaluation" / Evaluation.FILE, Evaluation)
     ledger = merge([output / name for name in STAGES])
     write_json(output / LEDGER, ledger)
     _print_summary(result, ledger, output)
@@ -183,19 +184,11 @@ def _print_summary(result: Evaluation, ledger: RunLedger, output: Path) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, title=f"{result.questions} questions about unseen documents")
-    for heading in ("arm", "F1", "95 % interval", "EM", "contains", "cut off", "no answer"):
+    scores = arms(result)
+    for heading in scores.headings:
         table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
-    for arm in result.arms:
-        low, high = arm.f1_ci
-        table.add_row(
-            arm.name,
-            f"{arm.f1:.3f}",
-            f"{low:.3f} – {high:.3f}",
-            f"{arm.em:.3f}",
-            f"{arm.contains:.3f}",
-            f"{arm.truncated:.1%}",
-            f"{arm.unanswered:.1%}",
-        )
+    for row in scores.rows:
+        table.add_row(*row)
     console = Console()
     console.print(table)
     if result.retention is not None and result.memory_ratio is not None:

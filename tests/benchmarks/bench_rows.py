@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from components.generate import generate
 from components.generate.config import GenerateConfig
 from components.generate.corpus import Reading
-from components.generate.teachers import Draft
+from components.generate.teachers.teacher import Draft
 from components.records import Chunk, RaftRow
 
 SMALL, LARGE, ROWS = 10_000, 1_000_000, 100_000

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from components.errors import ConfigError
+from components.errors import OutOfMemory
 from components.eval import engines, generations
 from components.eval.arms import PARTIAL
 from components.eval.config import EvalConfig
@@ -223,7 +223,7 @@ def test_out_of_memory_says_what_to_change_and_keeps_what_is_there(
 
     monkeypatch.setattr(engines.Transformers, "_answer", failing)
     with pytest.raises(
-        ConfigError, match="--batch-size 2: the memory ran out on arm raft"
+        OutOfMemory, match="--batch-size 2: the memory ran out on arm raft"
     ) as caught:
         run(config)
     assert "lower --batch-size goes on" in caught.value.hint
@@ -255,6 +255,6 @@ def test_a_model_that_does_not_fit_is_explained(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(engines, "load_model", load)
-    with pytest.raises(ConfigError, match="arm base: the memory cannot hold the model") as caught:
+    with pytest.raises(OutOfMemory, match="arm base: the memory cannot hold the model") as caught:
         run(EvalConfig.parse({**settings, "output": str(tmp_path)}))
     assert "--arms base-4bit,raft-4bit" in caught.value.hint

@@ -15,7 +15,8 @@ from components.eval import questions
 from components.eval.config import EvalConfig
 from components.eval.eval import run
 from components.eval.tasks.hotpotqa import task
-from components.records import Question, instruction
+from components.raft_form import instruction
+from components.records import Question
 from components.storage import put
 from tests.conftest import REPOSITORY
 from tests.eval.conftest import make_question

@@ -15,16 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from components.answers import find_answer
-from components.records import (
-    ANSWER_MARKER,
-    QUOTE_BEGIN,
-    QUOTE_END,
-    GenerationReport,
-    RaftRow,
-    read_json,
-    read_jsonl,
-)
+from components.raft_form import ANSWER_MARKER, QUOTE_BEGIN, QUOTE_END, find_answer
+from components.records import GenerationReport, RaftRow, read_json, read_jsonl
 from tests.conftest import REPOSITORY
 from tests.faults.bombs import BOMBS, docx, paragraph
 from tests.faults.conftest import Tally

@@ -319,9 +319,9 @@ COMMANDS: dict[str, list[str]] = {
 @pytest.mark.parametrize(
     ("status", "complaint"),
     [
-        (401, "the credentials have expired or are not accepted"),
-        (403, "not allowed"),
-        (0, "nothing "),
+        (401, "out: the credentials have expired or are not accepted"),
+        (403, "out: not allowed"),  # asked before gigabytes are fetched
+        (0, "in: nothing "),
     ],
 )
 def test_no_access_is_the_users_to_mend(
@@ -331,7 +331,7 @@ def test_no_access_is_the_users_to_mend(
     with pytest.raises(SystemExit) as leaves:
         main(COMMANDS[command])
     said = capsys.readouterr().err
-    assert leaves.value.code == 2 and f"gs://bucket/in: {complaint}" in said.replace("\n", " ")
+    assert leaves.value.code == 2 and f"gs://bucket/{complaint}" in said.replace("\n", " ")
     assert "Traceback" not in said and "--debug" not in said and gcs.uploads == []
 
 

@@ -13,7 +13,7 @@ import pytest
 from components.errors import DataError
 from components.generate import export, generate
 from components.generate.config import GenerateConfig
-from components.generate.export import PUBLISHED, ExportConfig, read_rows
+from components.generate.export import PUBLISHED, ExportConfig, read_raft_rows
 from components.records import RaftRow, read_jsonl
 from components.storage import verify
 from tests.conftest import REPOSITORY
@@ -71,7 +71,7 @@ def test_datasets_reads_every_format(
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_published_files_are_read_back(dataset: Path, tmp_path: Path, kind: str) -> None:
     folder = exported(dataset, tmp_path / "published", "hf", kind)
-    found = list(read_rows(folder / f"train.{kind}"))
+    found = list(read_raft_rows(folder / f"train.{kind}"))
     ours = list(read_jsonl(dataset / "train.jsonl", RaftRow))
     for theirs, mine in zip(found, ours, strict=True):
         assert theirs.model_dump(include=set(PUBLISHED)) == mine.model_dump(include=set(PUBLISHED))

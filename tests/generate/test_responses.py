@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from components.errors import StorageError
-from components.generate import generate, responses
+from components.generate import generate
 from components.generate.config import GenerateConfig
-from components.generate.responses import Reply, Request, Responses
+from components.generate.teachers import responses
+from components.generate.teachers.responses import Reply, Request, Responses
 from tests.conftest import REPOSITORY
 from tests.gcs import Emulator
 from tests.generate.teacher_server import TeacherServer, teacher_server
@@ -104,7 +105,7 @@ def test_pieces_are_published_while_a_run_goes_on(
 
 KILLED = """
 import os, signal, sys
-from components.generate.responses import Reply, Request, Responses
+from components.generate.teachers.responses import Reply, Request, Responses
 with Responses(sys.argv[1]) as kept:
     for number in range(3):
         kept.put(Request(prompt="p", model="m", max_tokens=9, seed=number), Reply(text="x"))
@@ -161,4 +162,4 @@ def test_responses_lie_beside_the_output_unless_told(texts: Path, tmp_path: Path
     assert list((tmp_path / "out-responses").glob("*.responses.jsonl"))
     config = GenerateConfig(documents="d", output="gs://bucket/run/dataset/")
     local = config.model_copy(update={"output": "/tmp/x/dataset"})
-    assert local.responses_location == "gs://bucket/run/dataset-responses"
+    assert local.responses == "gs://bucket/run/dataset-responses"

@@ -18,8 +18,8 @@ import pytest
 
 from components.errors import ConfigError, MissingDependencyError
 from components.generate.config import GenerateConfig
-from components.generate.interview import Interview, Prompts
 from components.generate.teachers import openai
+from components.generate.teachers.interview import Interview, Prompts
 from components.generate.teachers.vllm import VllmTeacher
 from components.ledger import Ledger
 from components.records import Chunk

@@ -9,7 +9,7 @@ import click
 import pytest
 import yaml
 
-from components.config import INPUT, OUTPUT, Settings, flag
+from components.config import INPUT, OUTPUT, Settings, beside, flag
 from pipelines.cli import raft
 from pipelines.hardware import Hardware
 from pipelines.stages import STAGES, config_class
@@ -100,6 +100,8 @@ def test_compiled_flags_are_the_flags_of_the_command(stage: str, pipeline: dict)
     config = parse(stage, render(container["args"], values))
     for name in inputs["parameters"]:
         expected = values[name] if fields[name].is_required() else fields[name].default
+        if name == config.kept() and config.kept_beside_local:
+            expected = beside(config.output, name)
         assert getattr(config, name) == expected, name
     for name in inputs.get("artifacts", {}):
         assert getattr(config, name) == f"/artifacts/{name}"

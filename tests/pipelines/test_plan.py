@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from components.errors import ConfigError, ModelError
-from components.ledger import Prices
-from components.records import read_json
+from components.ledger import read_prices
 from components.train.config import TrainConfig, profiles
 from components.train.memory import GIB, Shape, is_split, memory, read_shape
+from components.train.shortage import what_to_lower
 from pipelines.plan import Plan, plan
-from tests.conftest import REPOSITORY, Raft
+from tests.conftest import Raft
 
 LLAMA_3_70B = {
     "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "vocab_size": 128256,
@@ -37,8 +37,7 @@ SMALL_QWEN = LLAMA_3_8B | {
 def planned(shape: dict[str, Any], **settings: Any) -> Plan:
     given = {"dataset": "-", "output": "-", "base_model": "-", "profile": "a100-40gb"}
     config = TrainConfig.parse(given | settings)
-    prices = read_json(REPOSITORY / "components" / "prices.json", Prices)
-    return plan(Shape.read(shape, "-"), config, 100, 1000, 0.4, prices)
+    return plan(Shape.read(shape, "-"), config, 100, 1000, 0.4, read_prices())
 
 
 @pytest.mark.parametrize("shape", [LLAMA_3_8B, LLAMA_2_7B, SMALL_QWEN])
@@ -82,7 +81,7 @@ def test_4_bit_bytes_are_those_of_bitsandbytes(demo_model: Path) -> None:
     shape = json.loads((demo_model / "config.json").read_text(encoding="utf-8"))
     measured = weight_bytes(load_model(str(demo_model), torch.float32, in_4bit=True))
     found = planned(shape, load_in_4bit=True, dtype="float32").held.weights
-    assert found == pytest.approx(measured, rel=0.02)
+    assert 0 <= measured - found < 1000, "the frequencies of the rotary embeddings"
 
 
 def test_profiles_fit_llama_3_8b() -> None:
@@ -101,6 +100,27 @@ def test_gpus_share_a_model_where_a_whole_one_does_not_fit() -> None:
     assert not planned(LLAMA_3_70B, profile="h100", processes=8, sharding="none").fits
     full = {"profile": "a100-80gb", "method": "full", "batch_size": 1}
     assert not planned(LLAMA_3_8B, **full).fits and planned(LLAMA_3_8B, **full, processes=4).fits
+
+
+def test_what_to_lower_can_be_typed() -> None:
+    given = {"dataset": "-", "output": "-", "base_model": "-"}
+
+    def steps(gpus: int, split: bool, **settings: Any) -> list[str]:
+        found = list(what_to_lower(TrainConfig.parse(given | settings), gpus, split))
+        for step in found[:-1]:
+            words = step.partition(" (")[0].partition(",")[0].split()
+            names = [word.removeprefix("--").replace("-", "_") for word in words[::2]]
+            # Settings that exclude each other would be refused here.
+            TrainConfig.parse(given | settings | dict(zip(names, words[1::2], strict=True)))
+        return found
+
+    one = steps(1, False, gradient_checkpointing=False)
+    assert one[0] == "--gradient-checkpointing true"
+    assert one[1] == "--batch-size 2 --gradient-accumulation 8 (the same result)"
+    assert one[2:4] == ["--load-in-4bit true", "--processes 2, on as many GPUs"]
+    assert "--sharding full" in steps(2, False) and "--processes 4" in steps(2, True)[2]
+    assert "--load-in-4bit true" not in steps(2, True, sharding="full", processes=2)
+    assert steps(1, False, batch_size=1, load_in_4bit=True)[0].startswith("a lower --max-tokens")
 
 
 def test_a_share_is_a_share_of_the_weights_and_an_adapter_is_whole() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from components.describe import describe
 from components.errors import DataError, ModelError
 from components.models import (
     check_base,
@@ -90,11 +91,11 @@ def test_what_was_predicted_is_what_is_measured(
     )  # fmt: skip
     kept = report.head_kept
     assert kept is not None
-    # bitsandbytes' code books (some 1.1 kB a layer) are not predicted: they weigh in this model.
-    assert report.predicted_bytes_16bit == pytest.approx(report.weight_bytes_16bit, rel=0.01)
-    assert 0 <= report.weight_bytes_4bit - report.predicted_bytes_4bit < 45_000
-    plain = predict_weight_bytes(str(untied))
-    assert 0 <= kept.weight_bytes_4bit - plain[1] < 40_000
+    # Beside the weights lie the frequencies of the rotary embeddings, in 32 bits.
+    beside = report.weight_bytes_16bit - report.predicted_bytes_16bit
+    assert 0 <= beside < 1000
+    assert report.weight_bytes_4bit == report.predicted_bytes_4bit + beside
+    assert kept.weight_bytes_4bit == predict_weight_bytes(str(untied))[1] + beside
     assert "lm_head.weight" not in report.kept and "model.embed_tokens.weight" in report.kept
     assert sum(report.kept.values()) == report.bytes_kept_16bit
     assert report.weight_bytes_4bit < kept.weight_bytes_4bit < report.weight_bytes_16bit
@@ -197,6 +198,29 @@ def test_a_head_that_is_the_embeddings_stays(
 ) -> None:
     with pytest.raises(ModelError, match="model: its output head is its embeddings"):
         check(world_dataset, demo_model, world_adapter, tmp_path / "out", head="4bit")
+
+
+def test_rows_that_are_too_long_are_counted(
+    world_dataset: Path, demo_model: Path, world_adapter: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    lengths = sorted(
+        len(quantize_check._encode(row, load_tokenizer(str(demo_model))).ids)
+        for row in read_jsonl(world_dataset / "validation.jsonl", RaftRow)
+    )
+    fit = sum(length <= lengths[1] for length in lengths)
+    report = check(
+        world_dataset, demo_model, world_adapter, tmp_path / "a", max_tokens=lengths[1],
+        max_memory_ratio=1,
+    )  # fmt: skip
+    assert (report.rows, report.rows_too_long) == (fit, len(lengths) - fit) and fit < len(lengths)
+    said = f"{len(lengths) - fit} rows are longer than --max-tokens {lengths[1]}"
+    assert said in capsys.readouterr().err
+    described = describe(report)
+    assert described is not None
+    assert ("rows left out, too long", "", str(len(lengths) - fit)) in described.table.rows
+    with pytest.raises(DataError, match=f"{len(lengths)} rows are longer than --max-tokens 64"):
+        check(world_dataset, demo_model, world_adapter, tmp_path / "b", max_tokens=64)
 
 
 def test_thresholds_decide_the_verdict(

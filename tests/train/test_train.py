@@ -121,12 +121,12 @@ def test_a_malformed_row_is_named_with_its_line(
 
 
 def test_published_rows_without_provenance_are_read(tmp_path: Path, world_dataset: Path) -> None:
-    from components.train.chat import read_rows
+    from components.train.chat import read_split
 
     row = json.loads((world_dataset / "train.jsonl").open(encoding="utf-8").readline())
     published = dict(list(row.items())[:7])
     (tmp_path / "train.jsonl").write_text(json.dumps(published), encoding="utf-8")
-    assert read_rows(tmp_path / "train.jsonl")[0].question == row["question"]
+    assert read_split(tmp_path / "train.jsonl")[0].question == row["question"]
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from components.errors import RaftError, TeacherError
-from components.generate.responses import Reply
-from components.generate.teachers import Draft
+from components.generate.teachers.responses import Reply
+from components.generate.teachers.teacher import Draft
 from components.progress import say
 from components.records import Chunk
 

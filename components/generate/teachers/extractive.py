@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
 
-from components.generate.teachers import Draft
+from components.generate.teachers.teacher import Draft
 from components.ledger import Ledger
 from components.records import Chunk
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from components.errors import ConfigError, MissingDependencyError, ModelError
 from components.generate.config import GenerateConfig
-from components.generate.interview import Interview, Prompts, interview
-from components.generate.responses import Reply, Request, Responses, opened
-from components.generate.teachers import Draft
+from components.generate.teachers.interview import Interview, Prompts, interview
+from components.generate.teachers.responses import Reply, Request, Responses, opened
+from components.generate.teachers.teacher import Draft
 from components.ledger import Ledger
 from components.progress import say
 from components.records import Chunk

@@ -30,13 +30,14 @@ def main(arguments: list[str]) -> None:
     with atheris.instrument_imports(include=WATCHED):
         # Instrumented as they are imported, so before the targets are.
         for module in (
-            "components.answers", "components.rows", "components.records", "components.storage",
+            "components.raft_form", "components.rows", "components.records", "components.storage",
             "components.ledger", "components.describe", "components.kubeflow",
             "components.generate.answers", "components.generate.questions",
-            "components.generate.documents", "components.generate.interview",
-            "components.generate.responses", "components.eval.questions", "components.eval.quotes",
-            "components.eval.generations", "pipelines.manifests", "pipelines.k8s.job",
-            "pipelines.check", "pipelines.specification.specification", "pypdf", "markdownify",
+            "components.generate.documents", "components.generate.teachers.interview",
+            "components.generate.teachers.responses", "components.eval.questions",
+            "components.eval.quotes", "components.eval.generations", "pipelines.manifests",
+            "pipelines.k8s.job", "pipelines.check", "pipelines.specification.specification",
+            "pypdf", "markdownify",
         ):  # fmt: skip
             importlib.import_module(module)
     from tests.faults.fuzz.targets import TARGETS

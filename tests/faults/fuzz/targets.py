@@ -19,9 +19,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from components.answers import find_answer
 from components.errors import ConfigError, DataError, RaftError, StorageError
-from components.records import ANSWER_MARKER, QUOTE_BEGIN, QUOTE_END
+from components.raft_form import ANSWER_MARKER, QUOTE_BEGIN, QUOTE_END, find_answer
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SCRATCH = Path(
@@ -365,11 +364,11 @@ def rows_of(*kinds: Any) -> st.SearchStrategy[str]:
 def rows(file: str) -> None:
     """Numbers count up; an error names the file; what is read can be written and read again."""
     from components.records import RaftRow, read_jsonl
-    from components.rows import read_rows
+    from components.rows import read_entries
 
     path = as_file("rows.jsonl", file)
     try:
-        _, found = read_rows(path)
+        _, found = read_entries(path)
         numbers, entries = zip(*found, strict=True) or ((), ())
     except DataError as error:
         assert str(path) in str(error)
@@ -378,7 +377,7 @@ def rows(file: str) -> None:
     else:
         assert list(numbers) == sorted(set(numbers)) and numbers[0] >= 1
         again = as_file("again.json", "\n" + json.dumps(list(entries)))
-        assert repr([entry for _, entry in read_rows(again)[1]]) == repr(list(entries))
+        assert repr([entry for _, entry in read_entries(again)[1]]) == repr(list(entries))
     with suppress(DataError):
         for row in read_jsonl(path, RaftRow):
             assert RaftRow.model_validate_json(row.model_dump_json()) == row
@@ -723,7 +722,7 @@ PROMPT = st.lists(
 def prompts(given: tuple[str, str, str]) -> None:
     """A prompt is filled once: what stands in a chunk or question is never a placeholder."""
     from components.generate.config import GenerateConfig
-    from components.generate.interview import Prompts
+    from components.generate.teachers.interview import Prompts
     from components.records import Chunk
 
     template, chunk, question = given
@@ -838,13 +837,14 @@ def artifact_manifests(file: str) -> None:
 @target(st.one_of(TEXT, st.text(alphabet="gs:/ab.-_%#?[]\n\0", max_size=24).map("gs://".__add__)))
 def uris(location: str) -> None:
     """A location is understood or refused; none is another one's."""
-    from components.storage.bucket import SCHEME, locate, refuse_other_schemes
+    from components.config import SCHEME
+    from components.storage.bucket import locate, refuse_wrong
 
     os.environ["STORAGE_EMULATOR_HOST"] = "http://127.0.0.1:9"
     if not location.startswith(SCHEME):
         with suppress(StorageError):
-            refuse_other_schemes(location)
-            assert "://" not in location
+            refuse_wrong(location)
+            assert not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", location)
         return
     try:
         bucket, prefix = locate(location)
@@ -862,7 +862,7 @@ def uris(location: str) -> None:
 @target(st.tuples(st.lists(TEXT, min_size=1, max_size=4), st.integers(0, 10**6), st.integers(0, 7)))
 def kept_responses(given: tuple[list[str], int, int]) -> None:
     """A flipped bit in what is kept loses the response that it hits, and changes none."""
-    from components.generate.responses import Reply, Request, Responses
+    from components.generate.teachers.responses import Reply, Request, Responses
 
     texts, place, bit = given
     folder = SCRATCH / "responses"

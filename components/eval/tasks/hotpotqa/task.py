@@ -4,13 +4,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.answers import find_answer
 from components.errors import ConfigError
 from components.eval.config import ORACLES
 from components.eval.harness import read_asked
 from components.eval.questions import HUB, choose_questions, show
 from components.metrics import contains, score
-from components.records import Oracle, instruction
+from components.raft_form import find_answer, instruction
+from components.records import Oracle
 from components.storage import SCHEME, fetch
 
 if TYPE_CHECKING:

@@ -1,6 +1,18 @@
-"""Where in a text the answer is: the one parser that writing rows and scoring models share."""
+"""What a RAFT row looks like to a model: `generate` writes it, `train` teaches it, `eval` asks so.
 
-from components.records import ANSWER_MARKER
+Source: the published RAFT code.
+"""
+
+from collections.abc import Iterable
+
+QUOTE_BEGIN = "##begin_quote##"
+QUOTE_END = "##end_quote##"
+ANSWER_MARKER = "<ANSWER>:"
+
+
+def instruction(documents: Iterable[str], question: str) -> str:
+    """The prompt: each document between tags on its own line, then the question."""
+    return "".join(f"<DOCUMENT>{text}</DOCUMENT>\n" for text in documents) + question
 
 
 def find_answer(generation: str) -> tuple[str, bool]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from components.answers import find_answer
+from components.raft_form import find_answer
 
 
 @pytest.mark.parametrize(

@@ -254,7 +254,7 @@ class Responses:
 @contextmanager
 def opened(config: GenerateConfig) -> Iterator[Responses]:
     """The responses of a run, with a word about those at hand."""
-    with Responses(config.responses_location) as responses:
+    with Responses(config.responses) as responses:
         if len(responses):
             say(f"  {len(responses)} responses at hand in {responses.location}")
         if responses.torn:

@@ -17,12 +17,12 @@ from components.config import flag
 from components.errors import ConfigError
 from components.generate.config import GenerateConfig
 from components.generate.questions import parse_questions
-from components.generate.responses import Reply, Request
-from components.generate.teachers import Draft
+from components.generate.teachers.responses import Reply, Request
+from components.generate.teachers.teacher import Draft
 from components.progress import say
 from components.records import Chunk
 
-PROMPTS = Path(__file__).with_name("prompts")
+PROMPTS = Path(__file__).parents[1] / "prompts"
 PLACEHOLDERS = {"question_prompt": {"chunk", "count"}, "answer_prompt": {"chunk", "question"}}
 CUT_OFF = "length"
 REFUSED = "content_filter"
