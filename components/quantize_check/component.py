@@ -1,7 +1,7 @@
 """The quantize-check stage as a Kubeflow component: declaration only.
 
 The image named here is the one that a checkout builds; in the pipeline the Job manifest's `image:`
-line replaces it (see pipelines/manifests.py).
+line replaces it (see pipelines/hardware.py).
 """
 
 # kfp is untyped.
