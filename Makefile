@@ -6,6 +6,7 @@ DEMO   ?= run/demo
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 VLLM   ?= .venv-vllm
+PROCESSES ?= 2
 
 # Images: raft-train:0.1.0 has the GPU libraries, raft-train:0.1.0-cpu the CPU ones. BUILD takes
 # further words for `docker build`.
@@ -28,8 +29,8 @@ help: ## show this list
 demo: $(STAMP) ## documents to F1 chart on a tiny model, in minutes (DEMO=folder)
 	$(BIN)/raft demo --output $(DEMO)
 
-test: $(STAMP) ## run all tests
-	$(BIN)/pytest
+test: $(STAMP) ## run all tests, two at a time (PROCESSES=)
+	$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadgroup
 
 test-vllm: $(VLLM)/.installed ## run the tests of the vLLM engine and server (CPU build, own environment)
 	VLLM_CPU_KVCACHE_SPACE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 TORCHDYNAMO_DISABLE=1 \
