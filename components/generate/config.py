@@ -1,8 +1,17 @@
 """Settings of the generate stage."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from components.config import InputLocation, KeptLocation, StageConfig, option
+from pydantic import model_validator
+
+from components.config import InputLocation, KeptLocation, StageConfig, flag, option
+
+READ_BY_MODELS = (
+    "teacher_endpoint", "teacher_model", "teacher_concurrency", "teacher_max_tokens",
+    "teacher_timeout", "teacher_requests_per_minute", "teacher_tokens_per_minute",
+    "question_prompt", "answer_prompt",
+)  # fmt: skip
+"""Settings that the extractive teacher never looks at."""
 
 
 class GenerateConfig(StageConfig):
@@ -155,3 +164,25 @@ class GenerateConfig(StageConfig):
         help="Which share of the chunks this run asks about, as 2/8; `raft merge` joins them.",
         group="Rows",
     )
+
+    @property
+    def asked(self) -> str:
+        """The teacher, in words."""
+        if self.teacher == "extractive":
+            return "extractive, rules for trials"
+        return f"{self.teacher}, {self.teacher_model}"
+
+    @model_validator(mode="after")
+    def _no_model_is_meant(self) -> Self:
+        """A forgotten --teacher must not give rule-made rows to those who name a model.
+
+        A pipeline passes every setting on, so one at its default was not given.
+        """
+        given = [flag(name) for name in READ_BY_MODELS if getattr(self, name) != self.default(name)]
+        if given and self.teacher == "extractive":
+            verb = "is" if len(given) == 1 else "are"
+            raise ValueError(
+                f"{', '.join(given)} {verb} given, but --teacher is extractive, which asks no "
+                "model; add --teacher openai (an endpoint) or --teacher vllm (in this process)"
+            )
+        return self

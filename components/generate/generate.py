@@ -42,7 +42,7 @@ def run(config: GenerateConfig) -> GenerationReport:
         TeacherError: the teacher cannot be reached.
     """
     output = Path(config.output)
-    headline("generate", f"{config.documents} → {output}")
+    headline("generate", f"{config.documents} → {output} (teacher: {config.asked})")
     with Ledger("generate", output, config.prices) as ledger:
         teacher = make_teacher(config)
         guard = LeakGuard(Path(config.eval_questions)) if config.eval_questions else None

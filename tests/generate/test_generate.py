@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from components import progress
 from components.errors import ConfigError, DataError
 from components.generate import generate
 from components.generate.config import GenerateConfig
@@ -209,3 +210,37 @@ def test_chunks_with_marks_of_raft_itself_are_left_out(texts: Path, tmp_path: Pa
     report = generate.run(GenerateConfig(documents=str(texts), output=str(tmp_path / "out")))
     assert report.chunks_left_out == {"holds one of RAFT's own marks": 3}
     assert all(row.instruction.count("</DOCUMENT>") == 4 for row in rows(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"teacher_endpoint": "http://localhost:9/v1", "teacher_model": "llama"},
+         "--teacher-endpoint, --teacher-model are given"),
+        ({"question_prompt": "prompt.md"}, "--question-prompt is given"),
+        ({"teacher": "extractive", "teacher_timeout": "5"}, "--teacher-timeout is given"),
+    ],
+)  # fmt: skip
+def test_a_forgotten_teacher_is_no_extractive_one(settings: dict[str, str], named: str) -> None:
+    with pytest.raises(ConfigError, match=f"{named}, but --teacher is extractive.*--teacher open"):
+        GenerateConfig.parse({"documents": "d", "output": "o", **settings})
+
+
+def test_a_pipeline_may_pass_every_default_on_as_text() -> None:
+    defaults = {
+        name: f"{field.default:f}" if isinstance(field.default, float) else str(field.default)
+        for name, field in GenerateConfig.model_fields.items()
+        if not field.is_required()
+    }
+    config = GenerateConfig.parse({**defaults, "documents": "d", "output": "o"})
+    assert config.teacher == "extractive"
+
+
+def test_the_teacher_is_named_on_screen(
+    texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress.console.cache_clear()
+    run(texts, tmp_path / "out")
+    progress.console.cache_clear()
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'out'} (teacher: extractive, rules for trials)" in said
