@@ -240,6 +240,11 @@ def money(cost: float | None, currency: str) -> str:
     return "not priced" if cost is None else f"{cost:.2f} {currency}"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: `1 question`, `1,200 questions`."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says them."""
     if seconds < 60:

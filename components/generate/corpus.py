@@ -17,7 +17,13 @@ from components.errors import DataError, printable
 from components.generate.config import GenerateConfig
 from components.generate.confined import read_all
 from components.generate.digests import Digests
-from components.generate.documents import Bad, bad_document, find_documents
+from components.generate.documents import (
+    Bad,
+    bad_document,
+    bad_documents,
+    find_documents,
+    suffix_of,
+)
 from components.generate.leaks import LeakGuard
 from components.generate.text import digest, forging
 from components.progress import say, task
@@ -28,6 +34,7 @@ HEADINGS = re.compile(r"(\s*#{1,6} .*(\n|$))+")
 
 NAMED = 100  # bad documents that the log and the report name
 NAMED_CHARACTERS = 300
+LISTED = 10  # of them, that the error of a stopped run names
 
 
 class Corpus:
@@ -80,13 +87,17 @@ class Reading:
     bad_documents: list[str] = field(default_factory=list)
     chunks_duplicate: int = 0
     chunks_left_out: Counter[str] = field(default_factory=Counter)
+    faults: list[DataError] = field(default_factory=list)
+    """Of the first bad documents, where these stop the run."""
+    suffixes_bad: Counter[str] = field(default_factory=Counter)
 
 
 def read_corpus(config: GenerateConfig, guard: LeakGuard | None) -> Reading:
     """Read, cut and sift the documents, one after the other.
 
     Raises:
-        DataError: a document is bad, and bad documents are to stop the run.
+        DataError: documents are bad, and are to stop the run: it ends when all are read, so that
+            all can be mended at once.
         ConfigError: no such tokenizer.
     """
     files = sum(1 for _ in find_documents(Path(config.documents)))
@@ -111,7 +122,10 @@ def read_corpus(config: GenerateConfig, guard: LeakGuard | None) -> Reading:
                         reading.corpus.add(chunk, reading.documents)
                 reading.documents += 1
                 continue
-            progress.advance(chunks=len(reading.corpus))
+            bad = reading.documents_bad.total()
+            progress.advance(chunks=len(reading.corpus), **({"bad": bad} if bad else {}))
+    if reading.faults:
+        raise bad_documents(Path(config.documents), reading.faults, reading.suffixes_bad)
     if (more := reading.documents_bad.total() - NAMED) > 0:
         say(f"  left out: {more:,} more")
     return reading
@@ -120,10 +134,12 @@ def read_corpus(config: GenerateConfig, guard: LeakGuard | None) -> Reading:
 def _note(
     reading: Reading, config: GenerateConfig, path: Path, reason: str, error: DataError
 ) -> None:
-    if config.on_bad_document == "stop":
-        raise error
     reading.documents_bad[reason] += 1
-    if len(reading.bad_documents) < NAMED:
+    if config.on_bad_document == "stop":
+        reading.suffixes_bad[suffix_of(path)] += 1
+        if len(reading.faults) < LISTED:
+            reading.faults.append(error)
+    elif len(reading.bad_documents) < NAMED:
         source = Path(config.documents)
         name = path.relative_to(source).as_posix() if source.is_dir() else path.name
         reading.bad_documents.append(f"{printable(name)[-NAMED_CHARACTERS:]}: {reason}")

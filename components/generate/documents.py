@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from components.describe import counted
 from components.errors import DataError, printable
 from components.generate.restructured import to_html
 from components.records import Document, Paragraphs, explain
@@ -132,7 +133,7 @@ def read_document(
                 raise Bad("empty", "it gives no document")
             return
         if suffix not in READERS:
-            kind = printable(path.suffix)[:100] or "files without a suffix"
+            kind = suffix_of(path) or "files without a suffix"
             raise Bad("of an unknown kind", f"cannot read {kind}")
         _check_length(size, most_bytes)
         read, form = READERS[suffix]
@@ -174,10 +175,36 @@ def _check_length(size: int, most_bytes: int) -> None:
 
 
 def bad_document(path: Path, bad: Bad) -> DataError:
-    """The error that stops a run at a bad document."""
+    """The error about a bad document."""
     problem = f"{bad} ({bad.detail})" if bad.detail and bad.detail != str(bad) else str(bad)
     hint = f"Mend it, move it away, or give --on-bad-document skip. {_kinds()}"
     return DataError(problem, path=path, line=bad.line, hint=hint)
+
+
+def bad_documents(source: Path, first: list[DataError], suffixes: Counter[str]) -> DataError:
+    """The error that stops a run: the first bad documents, how many there are, of which kinds."""
+    count = suffixes.total()
+    if count == 1:
+        return first[0]
+    lines = [f"{count:,} documents cannot be used", *map(str, first)]
+    if count > len(first):
+        lines.append(f"and {count - len(first):,} more")
+    kinds = [
+        counted(number, f"{suffix} file" if suffix else "file") + " without a suffix" * (not suffix)
+        for suffix, number in suffixes.most_common(5)
+    ]
+    if len(suffixes) > len(kinds):
+        kinds.append("others")
+    hint = (
+        f"Mend them, move them away, or give --on-bad-document skip ({', '.join(kinds)}). "
+        f"{_kinds()}"
+    )
+    return DataError("\n  ".join(lines), path=source, hint=hint)
+
+
+def suffix_of(path: Path) -> str:
+    """The kind of a file, as a message may show it."""
+    return printable(path.suffix)[:100]
 
 
 def _kinds() -> str:

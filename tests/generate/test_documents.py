@@ -184,11 +184,22 @@ def test_a_scan_is_refused_by_name_or_left_out_and_counted(
     (folder / "photo.jpeg").write_bytes(b"\xff\xd8")
     (folder / "void.txt").write_text("")
     config = GenerateConfig(documents=str(folder), output=str(tmp_path / "out"))
-    with pytest.raises(DataError, match=r"photo.jpeg: of an unknown kind"):
+    with pytest.raises(DataError) as error:
         generate.run(config)
+    assert str(error.value).splitlines() == [
+        f"{folder}: 3 documents cannot be used",
+        f"  {folder}/photo.jpeg: of an unknown kind (cannot read .jpeg)",
+        f"  {folder}/scanned_no_text_layer.pdf: PDF without text (a scan: its pages are pictures; "
+        "run OCR on it first)",
+        f"  {folder}/void.txt: empty (the file is empty)",
+    ]
+    assert "1 .jpeg file, 1 .pdf file, 1 .txt file). --documents takes .txt" in error.value.hint
+    assert not (tmp_path / "out" / "train.jsonl").exists()
     (folder / "photo.jpeg").unlink()
+    (folder / "void.txt").rename(folder / ".void.txt")
     with pytest.raises(DataError, match=r"scanned_no_text_layer.pdf: PDF without text.*a scan"):
         generate.run(config)
+    (folder / ".void.txt").rename(folder / "void.txt")
     report = generate.run(config.model_copy(update={"on_bad_document": "skip"}))
     assert report.documents_bad == {"PDF without text": 1, "empty": 1}
     assert report.bad_documents == [
@@ -196,6 +207,19 @@ def test_a_scan_is_refused_by_name_or_left_out_and_counted(
     ]  # fmt: skip
     assert report.rows["train"] > 15
     assert "| PDF without text | 1 |" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_many_bad_documents_are_told_in_one_run(texts: Path, tmp_path: Path) -> None:
+    for number in range(12):
+        (texts / f"{number:02}.csv").write_text("a,b\n")
+    (texts / "LICENSE").write_text("as is")
+    config = GenerateConfig(documents=str(texts), output=str(tmp_path / "out"))
+    with pytest.raises(DataError) as error:
+        generate.run(config)
+    lines = str(error.value).splitlines()
+    assert lines[0] == f"{texts}: 13 documents cannot be used"
+    assert lines[-1] == "  and 3 more" and len(lines) == 12
+    assert "skip (12 .csv files, 1 file without a suffix). --documents takes" in error.value.hint
 
 
 def test_an_encrypted_pdf_is_named(tmp_path: Path) -> None:
