@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal, Self
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from components.config import InputLocation, KeptLocation, StageConfig, flag, option
 
@@ -171,6 +171,14 @@ class GenerateConfig(StageConfig):
         if self.teacher == "extractive":
             return "extractive, rules for trials"
         return f"{self.teacher}, {self.teacher_model}"
+
+    @field_validator("shard")
+    @classmethod
+    def _there_is_such_a_shard(cls, shard: str) -> str:
+        number, count = map(int, shard.split("/"))
+        if number > count:
+            raise ValueError(f"there are only {count}; the first is 1/{count}")
+        return shard
 
     @model_validator(mode="after")
     def _no_model_is_meant(self) -> Self:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from components.errors import ConfigError, DataError
+from components.errors import DataError
 from components.generate.answers import Checked, Unusable, check
 from components.generate.config import GenerateConfig
 from components.generate.corpus import Corpus, Pool, read_corpus
@@ -26,7 +26,7 @@ from components.ledger import Ledger
 from components.progress import headline, say, task
 from components.raft_form import instruction
 from components.records import Chunk, Context, GenerationReport, RaftRow
-from components.storage import seal, unseal
+from components.storage import check_output, seal, unseal
 
 SplitBy = Literal["document", "chunk"]
 Best = Callable[[str], Sequence[int]]
@@ -38,13 +38,17 @@ def run(config: GenerateConfig) -> GenerationReport:
 
     Raises:
         ConfigError: the corpus is too small for the settings, or a teacher flag is missing.
+        MissingDependencyError: the teacher's library is not installed.
+        StorageError: the output folder holds something else.
         DataError: a document cannot be read, or no row could be made.
         TeacherError: the teacher cannot be reached.
     """
     output = Path(config.output)
     headline("generate", f"{config.documents} → {output} (teacher: {config.asked})")
     with Ledger("generate", output, config.prices) as ledger:
+        # What needs no document is looked at first: reading them may take hours.
         teacher = make_teacher(config)
+        check_output(output, "generate")
         guard = LeakGuard(Path(config.eval_questions)) if config.eval_questions else None
         reading = read_corpus(config, guard)
         corpus = reading.corpus
@@ -165,14 +169,8 @@ def _pools(corpus: Corpus, owners: Sequence[int], held_out: set[int]) -> dict[st
 
 
 def _share(sample: Sequence[int], shard: str) -> Sequence[int]:
-    """One shard's part of the sample: a run of it, so that shards follow each other.
-
-    Raises:
-        ConfigError: there is no such shard.
-    """
+    """One shard's part of the sample: a run of it, so that shards follow each other."""
     number, count = map(int, shard.split("/"))
-    if number > count:
-        raise ConfigError(f"--shard {shard}: there are only {count}", hint="The first is 1.")
     return sample[(number - 1) * len(sample) // count : number * len(sample) // count]
 
 

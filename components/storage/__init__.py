@@ -22,6 +22,7 @@ from components.storage.artifacts import (
     PARTIAL_MANIFEST,
     Manifest,
     ManifestFile,
+    check_output,
     faults,
     seal,
     unseal,
@@ -42,7 +43,7 @@ from components.storage.staged import localized, scratch
 
 __all__ = [
     "LEDGER", "MANIFEST", "PARTIAL_MANIFEST", "SCHEME", "Manifest", "ManifestFile", "atomic_write",
-    "checked_line", "checksum", "faults", "fetch", "find", "folders", "is_artifact", "localized",
-    "publish", "put", "reachable", "read_checked_line", "remove", "scratch", "seal",
+    "check_output", "checked_line", "checksum", "faults", "fetch", "find", "folders", "is_artifact",
+    "localized", "publish", "put", "reachable", "read_checked_line", "remove", "scratch", "seal",
     "temporary_file", "unseal", "verify", "write_json",
 ]  # fmt: skip

@@ -59,16 +59,8 @@ def unseal(folder: Path, stage: str = "", keep: str = "") -> None:
         except DataError as error:
             error.hint = "Remove the folder, or give another --output."
             raise
+    check_output(folder, stage)
     if folder.is_dir():
-        # A first attempt that was killed here may have left half of the partial manifest.
-        others = [p for p in folder.iterdir() if not p.name.startswith(f".{PARTIAL_MANIFEST}.")]
-        ours = (folder / MANIFEST).exists() or (folder / PARTIAL_MANIFEST).exists()
-        if others and not ours:
-            raise StorageError(
-                f"--output {folder}: the folder holds something else",
-                hint="Give a new or empty folder: everything in it becomes part of the artifact.",
-            )
-        refuse_another(folder, stage, _made_by(folder))
         unfinished = not (folder / MANIFEST).exists()
         try:
             for leftover in folder.glob("*" if unfinished else ".*"):
@@ -83,6 +75,24 @@ def unseal(folder: Path, stage: str = "", keep: str = "") -> None:
             with suppress(OSError):  # a name that no file of ours has
                 path.unlink()
         (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def check_output(folder: Path, stage: str = "") -> None:
+    """Refuse what `unseal` would, and change nothing: a stage asks before its work begins.
+
+    Raises:
+        StorageError: the folder holds something else than an artifact, or another stage's.
+    """
+    if folder.is_dir():
+        # A first attempt that was killed here may have left half of the partial manifest.
+        others = [p for p in folder.iterdir() if not p.name.startswith(f".{PARTIAL_MANIFEST}.")]
+        ours = (folder / MANIFEST).exists() or (folder / PARTIAL_MANIFEST).exists()
+        if others and not ours:
+            raise StorageError(
+                f"--output {folder}: the folder holds something else",
+                hint="Give a new or empty folder: everything in it becomes part of the artifact.",
+            )
+        refuse_another(folder, stage, _made_by(folder))
 
 
 def refuse_another(output: Path | str, stage: str, made_by: str) -> None:

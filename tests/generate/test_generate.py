@@ -1,5 +1,6 @@
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from components import progress
-from components.errors import ConfigError, DataError
+from components.errors import ConfigError, DataError, MissingDependencyError, StorageError
 from components.generate import generate
 from components.generate.config import GenerateConfig
 from components.records import RaftRow, read_jsonl
@@ -244,3 +245,28 @@ def test_the_teacher_is_named_on_screen(
     progress.console.cache_clear()
     said = capsys.readouterr().err
     assert f"{tmp_path / 'out'} (teacher: extractive, rules for trials)" in said
+
+
+def test_what_needs_no_document_is_checked_before_they_are_read(tmp_path: Path) -> None:
+    """The only document is bad: whoever reads it first complains of it."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "bad.pdf").write_text("no PDF")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(StorageError, match="the folder holds something else"):
+        run(tmp_path / "docs", tmp_path / "full")
+    with pytest.raises(DataError, match=r"bad.pdf: damaged PDF"):
+        run(tmp_path / "docs", tmp_path / "out")
+
+
+@pytest.mark.parametrize("library", ["aiohttp", "vllm"])
+def test_a_teachers_library_is_looked_for_first(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "bad.pdf").write_text("no PDF")
+    settings = {"aiohttp": {"teacher": "openai", "teacher_endpoint": "http://localhost:9/v1"}}
+    with pytest.raises(MissingDependencyError, match=f"(?i)needs {library}"):
+        run(tmp_path / "docs", tmp_path / "out", teacher_model="m",
+            **settings.get(library, {"teacher": "vllm"}))  # fmt: skip

@@ -50,7 +50,7 @@ def test_a_model_is_needed(tmp_path: Path) -> None:
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
 def test_without_vllm_the_command_that_installs_it_is_told(tmp_path: Path) -> None:
     with pytest.raises(MissingDependencyError, match="needs vLLM") as error:
-        list(teacher("model", tmp_path).drafts(CHUNKS, Ledger("generate", tmp_path)))
+        teacher("model", tmp_path)
     assert error.value.hint == "pip install vllm"
 
 

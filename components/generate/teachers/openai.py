@@ -16,6 +16,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
@@ -121,6 +122,11 @@ class OpenAITeacher:
                 )
         if fault := _fault_of(config.teacher_endpoint):
             raise ConfigError(fault, hint="For example http://localhost:8000/v1")
+        if find_spec("aiohttp") is None:
+            raise MissingDependencyError(
+                "--teacher openai needs aiohttp",
+                hint="pip install -e '.[generate]' in a checkout of raft-pipelines",
+            )
         self.config = config
         self.name = f"openai:{config.teacher_model}"
         self.prompts = Prompts.load(config)
@@ -175,13 +181,8 @@ class OpenAITeacher:
 
     @asynccontextmanager
     async def _endpoint(self, responses: Responses, ledger: Ledger) -> "AsyncIterator[_Endpoint]":
-        try:
-            from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
-        except ImportError:
-            raise MissingDependencyError(
-                "--teacher openai needs aiohttp",
-                hint="pip install -e '.[generate]' in a checkout of raft-pipelines",
-            ) from None
+        from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
+
         async with ClientSession(
             headers={"Authorization": f"Bearer {_key()}"},
             connector=TCPConnector(limit=self.config.teacher_concurrency),

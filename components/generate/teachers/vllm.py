@@ -7,6 +7,7 @@ in the environment (`pip install vllm`); the image of the stage does not bring i
 
 import itertools
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from components.errors import ConfigError, MissingDependencyError, ModelError
@@ -34,6 +35,8 @@ class VllmTeacher:
                 "--teacher-model is missing: --teacher vllm needs it",
                 hint="A hub id or a folder, such as meta-llama/Llama-3.3-70B-Instruct",
             )
+        if find_spec("vllm") is None:
+            raise MissingDependencyError("--teacher vllm needs vLLM", hint="pip install vllm")
         self.config = config
         self.name = f"vllm:{config.teacher_model}"
         self.prompts = Prompts.load(config)
@@ -113,13 +116,9 @@ class VllmTeacher:
     def _loaded(self) -> "LLM":
         """The engine, started when something has to be asked."""
         if self._engine is None:
-            try:
-                import torch
-                from vllm import LLM
-            except ImportError:
-                raise MissingDependencyError(
-                    "--teacher vllm needs vLLM", hint="pip install vllm"
-                ) from None
+            import torch
+            from vllm import LLM
+
             gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
             say(f"  starting vLLM on {f'{gpus} GPUs' if gpus else 'the CPU'}")
             try:
