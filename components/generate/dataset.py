@@ -8,13 +8,18 @@ from string import Template
 from types import TracebackType
 from typing import IO, Self
 
+from components.describe import counted
 from components.generate.digests import Digests
 from components.generate.text import normalized
+from components.progress import say
 from components.records import GenerationReport, RaftRow
 from components.storage import atomic_write, write_json
 
 CARD = Path(__file__).with_name("card.md")
 SPLITS = ("train", "validation")
+REASONS_SHOWN = 3
+"""On screen; the report has all."""
+
 WHOLE = "1/1"
 """The shard that is all of a run."""
 
@@ -81,6 +86,30 @@ def write_report(folder: Path, report: GenerationReport) -> None:
     card = Template(CARD.read_text(encoding="utf-8"))
     with atomic_write(folder / "README.md") as file:
         file.write(card.substitute(figures))
+
+
+def say_rows(report: GenerationReport, validation_fraction: float | None = None) -> None:
+    """How many rows there are, why others were dropped, and whether validation has too many.
+
+    Args:
+        report: of the rows.
+        validation_fraction: the share of documents that was to be held out, where that is known.
+    """
+    train, validation = (report.rows[split] for split in SPLITS)
+    say(f"  {train:,} training and {counted(validation, 'validation row')}")
+    if report.dropped:
+        dropped, shown = sum(report.dropped.values()), list(report.dropped.items())[:REASONS_SHOWN]
+        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in shown)
+        rest = ", …" * (len(report.dropped) > REASONS_SHOWN)
+        say(f"  {counted(dropped, 'draft')} dropped: {reasons}{rest}")
+    share = validation / max(1, train + validation)
+    most = 0.5 if validation_fraction is None else min(0.5, 2 * validation_fraction)
+    if report.shard == WHOLE and share > most:
+        asked = "" if validation_fraction is None else f", asked for were {validation_fraction:.0%}"
+        say(
+            f"  note: validation has {share:.0%} of the rows{asked}: whole {report.split_by}s are "
+            "held out, at least one, and some give many rows; give more of them, or another --seed"
+        )
 
 
 def _rows(counts: dict[str, int]) -> str:

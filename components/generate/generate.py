@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from components.describe import counted
 from components.errors import DataError
 from components.generate.answers import Checked, Unusable, check
 from components.generate.config import GenerateConfig
 from components.generate.corpus import Corpus, Pool, read_corpus
-from components.generate.dataset import ASKED_BEFORE, SPLITS, WHOLE, Dataset, by_count, write_report
+from components.generate.dataset import ASKED_BEFORE, SPLITS, WHOLE, Dataset, by_count, say_rows, write_report
 from components.generate.distractors import Search, check_enough, show
 from components.generate.leaks import LeakGuard
 from components.generate.questions import is_contentless
@@ -61,8 +62,9 @@ def run(config: GenerateConfig) -> GenerationReport:
         asked = _share(sample, config.shard)
         best = _searches(corpus, pools, config)
         say(
-            f"  {reading.documents} documents ({reading.documents_duplicate} duplicates left out), "
-            f"{len(corpus)} chunks; asking about {len(asked)}"
+            f"  {counted(reading.documents, 'document')} "
+            f"({counted(reading.documents_duplicate, 'duplicate')} left out), "
+            f"{counted(len(corpus), 'chunk')}; asking about {len(asked):,}"
         )
         if not held_out:
             say("  no validation rows: too few chunks, or --validation-fraction 0")
@@ -118,7 +120,7 @@ def run(config: GenerateConfig) -> GenerationReport:
         )
         write_report(output, report)
     seal(output)
-    say(f"  {report.rows['train']} training and {report.rows['validation']} validation rows")
+    say_rows(report, config.validation_fraction)
     if ledger.requests_failed:
         kinds = ", ".join(f"{count} {kind}" for kind, count in ledger.requests_failed.most_common())
         say(f"  calls to the teacher that failed: {kinds}")

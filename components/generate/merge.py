@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from components.config import InputLocations, Settings, option
+from components.describe import counted
 from components.errors import DataError
-from components.generate.dataset import ASKED_BEFORE, SPLITS, WHOLE, Dataset, by_count, write_report
+from components.generate.dataset import ASKED_BEFORE, SPLITS, WHOLE, Dataset, by_count, say_rows, write_report
 from components.ledger import Ledger
-from components.progress import headline, say, task
+from components.progress import headline, task
 from components.records import GenerationReport, RaftRow, read_json, read_jsonl
 from components.storage import seal, unseal, verify
 
@@ -37,7 +38,7 @@ def run(config: MergeConfig) -> GenerationReport:
         DataError: a shard is missing, comes twice, is damaged, or belongs to another run.
     """
     output = Path(config.output)
-    headline("merge", f"{len(config.shards)} shards → {output}")
+    headline("merge", f"{counted(len(config.shards), 'shard')} → {output}")
     shards = _ordered([Path(folder) for folder in config.shards])
     unseal(output, "merge")
     dropped: Counter[str] = Counter()
@@ -69,7 +70,7 @@ def run(config: MergeConfig) -> GenerationReport:
         )
         write_report(output, merged)
     seal(output)
-    say(f"  {merged.rows['train']} training and {merged.rows['validation']} validation rows")
+    say_rows(merged)
     return merged
 
 

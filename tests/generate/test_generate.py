@@ -270,3 +270,48 @@ def test_a_teachers_library_is_looked_for_first(
     with pytest.raises(MissingDependencyError, match=f"(?i)needs {library}"):
         run(tmp_path / "docs", tmp_path / "out", teacher_model="m",
             **settings.get(library, {"teacher": "vllm"}))  # fmt: skip
+
+
+def test_a_split_that_took_more_than_was_asked_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(sizes: tuple[int, ...], **settings: Any) -> str:
+        folder = tmp_path / f"documents{len(sizes)}"
+        folder.mkdir(exist_ok=True)
+        for document, lines in enumerate(sizes):
+            facts = [
+                f"Town{document}x{n} was founded in {1700 + n} by Ada Voss of Kelden.\n\n"
+                for n in range(lines)
+            ]
+            (folder / f"{document}.txt").write_text("".join(facts))
+        progress.console.cache_clear()
+        run(folder, tmp_path / "out", chunk_tokens=20, distractors=1, **settings)
+        progress.console.cache_clear()
+        return capsys.readouterr().err
+
+    uneven = [said((3, 3, 30), seed=seed, questions_per_chunk=3) for seed in range(8)]
+    noted = [text for text in uneven if "note: validation has" in text]
+    for text in uneven:
+        found = re.search(r"(\d+) training and (\d+) validation row", text)
+        assert found is not None
+        train, validation = map(int, found.groups())
+        assert ("note: validation has" in text) == (validation > 0.2 * (train + validation))
+        if validation > train:
+            assert f"{validation / (train + validation):.0%} of the rows, asked for were 10%" in text
+    assert 0 < len(noted) < len(uneven)
+    assert "note" not in said((5, 5, 5, 5), validation_fraction=0.25)
+
+
+def test_why_rows_were_dropped_is_told(
+    texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        (texts / f"void{number}.txt").write_text(f"nothing to ask, number {number}")
+    progress.console.cache_clear()
+    run(texts, tmp_path / "out")
+    progress.console.cache_clear()
+    said = capsys.readouterr().err
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert sum(report["dropped"].values()) == 2
+    (reason,) = report["dropped"]
+    assert f"  2 drafts dropped: {reason} (2)\n" in said

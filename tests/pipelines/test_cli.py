@@ -133,7 +133,7 @@ def test_flags_arrive_as_kubeflow_writes_them(texts: Path, tmp_path: Path, raft:
         "--oracle-probability", "1.000000", "--distractors", "2",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "9 training and 1 validation rows" in done.stderr
+    assert "9 training and 1 validation row\n" in done.stderr
     assert (tmp_path / "out" / "manifest.json").exists()
 
 
