@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SECONDS_BETWEEN_LINES = 10.0
+ROOM_FOR_A_BAR = 120  # columns; on a narrower terminal the figures are worth more
 
 
 class Task(Protocol):
@@ -72,23 +73,32 @@ def _bar(title: str, total: int, unit: str) -> Iterator[Task]:
         TimeRemainingColumn,
     )
     from rich.progress import Task as RichTask
+    from rich.table import Column
     from rich.text import Text
+
+    class FiguresColumn(ProgressColumn):
+        """The only text that gives way: cut with an ellipsis, so that all stays on one line."""
+
+        def render(self, task: RichTask) -> Text:
+            return Text(task.fields["figures"], no_wrap=True, overflow="ellipsis")
 
     class RateColumn(ProgressColumn):
         def render(self, task: RichTask) -> Text:
             speed = task.finished_speed or task.speed
             return Text(f"{speed:.1f} {unit}/s" if speed else f"– {unit}/s", style="magenta")
 
+    whole = Column(no_wrap=True)
+    wide = console().width >= ROOM_FOR_A_BAR
     bar = Progress(
         SpinnerColumn(finished_text="✓"),
         TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        RateColumn(),
-        TimeElapsedColumn(),
+        *([BarColumn(bar_width=20)] if wide else []),
+        MofNCompleteColumn(table_column=whole),
+        RateColumn(table_column=whole),
+        *([TimeElapsedColumn(table_column=whole)] if wide else []),
         TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}", markup=False),
+        TimeRemainingColumn(table_column=whole),
+        FiguresColumn(),
         console=console(),
     )
     with bar:

@@ -17,7 +17,15 @@ from components.errors import DataError
 from components.generate.answers import Checked, Unusable, check
 from components.generate.config import GenerateConfig
 from components.generate.corpus import Corpus, Pool, read_corpus
-from components.generate.dataset import ASKED_BEFORE, SPLITS, WHOLE, Dataset, by_count, say_rows, write_report
+from components.generate.dataset import (
+    ASKED_BEFORE,
+    SPLITS,
+    WHOLE,
+    Dataset,
+    by_count,
+    say_rows,
+    write_report,
+)
 from components.generate.distractors import Search, check_enough, show
 from components.generate.leaks import LeakGuard
 from components.generate.questions import is_contentless

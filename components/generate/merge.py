@@ -13,7 +13,15 @@ from typing import ClassVar
 from components.config import InputLocations, Settings, option
 from components.describe import counted
 from components.errors import DataError
-from components.generate.dataset import ASKED_BEFORE, SPLITS, WHOLE, Dataset, by_count, say_rows, write_report
+from components.generate.dataset import (
+    ASKED_BEFORE,
+    SPLITS,
+    WHOLE,
+    Dataset,
+    by_count,
+    say_rows,
+    write_report,
+)
 from components.ledger import Ledger
 from components.progress import headline, task
 from components.records import GenerationReport, RaftRow, read_json, read_jsonl

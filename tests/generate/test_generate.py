@@ -297,7 +297,9 @@ def test_a_split_that_took_more_than_was_asked_is_told(
         train, validation = map(int, found.groups())
         assert ("note: validation has" in text) == (validation > 0.2 * (train + validation))
         if validation > train:
-            assert f"{validation / (train + validation):.0%} of the rows, asked for were 10%" in text
+            assert (
+                f"{validation / (train + validation):.0%} of the rows, asked for were 10%" in text
+            )
     assert 0 < len(noted) < len(uneven)
     assert "note" not in said((5, 5, 5, 5), validation_fraction=0.25)
 
