@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from components.describe import Table, html_table, markdown_table, page, plain
+from components.describe import Table, html_table, markdown_table, page, plain, with_interval
 from components.records import ArmResult, Evaluation, TrainingRecord
 
 SHOWN = ("rank", "alpha", "learning_rate", "target_modules", "epochs")
@@ -144,6 +144,8 @@ def _gain(evaluation: Evaluation) -> str:
     for arm, baseline in (("raft", "base"), ("raft-4bit", "base-4bit")):
         for item in evaluation.comparisons:
             if (item.arm, item.baseline, item.metric) == (arm, baseline, "f1"):
+                if evaluation.questions < 2:
+                    return f"{item.difference:+.3f}"
                 low, high = item.ci
                 p_value = "p < 0.001" if item.p_value < 0.001 else f"p = {item.p_value:.3f}"
                 return f"{item.difference:+.3f} ({low:+.3f} – {high:+.3f}), {p_value}"
@@ -157,7 +159,7 @@ def _loss(training: TrainingRecord | None) -> str:
 
 
 def _score(arm: ArmResult | None) -> str:
-    return "–" if arm is None else f"{arm.f1:.3f} ({arm.f1_ci[0]:.3f} – {arm.f1_ci[1]:.3f})"
+    return "–" if arm is None else with_interval(arm.f1, arm.f1_ci, arm.n)
 
 
 def _share(value: float | None) -> str:

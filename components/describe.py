@@ -84,7 +84,7 @@ def describe(record: object) -> Description | None:
             kept = ", ".join(f"{count} {split}" for split, count in record.rows.items())
             return Description(
                 "generate",
-                f"{kept} rows from {record.documents} documents.",
+                f"{kept} rows from {counted(record.documents, 'document')}.",
                 Table(
                     ("dropped because", "rows"),
                     [(reason, str(count)) for reason, count in record.dropped.items()],
@@ -188,7 +188,7 @@ def _quantization(record: QuantizationReport) -> Table:
 
 
 def _retention(record: Evaluation) -> str:
-    asked = f"{record.questions:,} questions."
+    asked = f"{counted(record.questions, 'question')}."
     if record.retention is None:
         return asked
     return f"{asked} 4 bits keep {record.retention:.1%} of the tuned model's F1."
@@ -202,7 +202,7 @@ def arms(record: Evaluation) -> Table:
             (
                 arm.name,
                 f"{arm.f1:.3f}",
-                f"{arm.f1_ci[0]:.3f} – {arm.f1_ci[1]:.3f}",
+                interval(arm.f1_ci, arm.n) or "–",
                 f"{arm.em:.3f}",
                 f"{arm.contains:.3f}",
                 f"{arm.truncated:.1%}",
@@ -243,6 +243,17 @@ def money(cost: float | None, currency: str) -> str:
 def counted(count: int, noun: str) -> str:
     """A number with its noun: `1 question`, `1,200 questions`."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def interval(bounds: tuple[float, float], n: int) -> str:
+    """A 95 % interval over n questions; "" for one question, whose bootstrap only repeats it."""
+    return f"{bounds[0]:.3f} – {bounds[1]:.3f}" if n > 1 else ""
+
+
+def with_interval(value: float, bounds: tuple[float, float], n: int) -> str:
+    """A score, and its interval in brackets where there is one."""
+    between = interval(bounds, n)
+    return f"{value:.3f}" + f" ({between})" * bool(between)
 
 
 def duration(seconds: float) -> str:

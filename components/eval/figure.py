@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from components.describe import counted
 from components.eval.findings import BITS
 from components.records import ArmResult, Evaluation, Oracle
 
@@ -108,7 +109,7 @@ def draw(evaluation: Evaluation, path: Path) -> None:
     axes.tick_params(axis="y", labelsize=14, labelcolor=INK, length=0)
     axes.tick_params(axis="x", length=0, pad=8)
     axes.set_title(
-        f"F1 on {evaluation.questions:,} questions", fontsize=18, color=INK, loc="left", pad=14
+        f"F1 on {counted(evaluation.questions, 'question')}", fontsize=18, color=INK, loc="left", pad=14
     )
     axes.grid(axis="y", color=GRID, linewidth=1)
     axes.set_axisbelow(True)
@@ -124,15 +125,16 @@ def draw(evaluation: Evaluation, path: Path) -> None:
 def _bar(axes: Any, x: float, arm: ArmResult, color: str) -> None:
     low, high = arm.f1_ci
     axes.bar(x, arm.f1, width=0.36, color=color)
-    axes.errorbar(
-        x,
-        arm.f1,
-        yerr=[[max(0.0, arm.f1 - low)], [max(0.0, high - arm.f1)]],
-        color=INK,
-        capsize=6,
-        linewidth=1.8,
-        capthick=1.8,
-    )
+    if arm.n > 1:  # the interval of one question would be a line that looks certain
+        axes.errorbar(
+            x,
+            arm.f1,
+            yerr=[[max(0.0, arm.f1 - low)], [max(0.0, high - arm.f1)]],
+            color=INK,
+            capsize=6,
+            linewidth=1.8,
+            capthick=1.8,
+        )
     axes.annotate(
         f"{arm.f1:.2f}",
         (x, high),

@@ -7,6 +7,7 @@ does not exclude is not claimed.
 from collections.abc import Mapping, Sequence
 from itertools import product
 
+from components.describe import counted
 from components.eval.arms import ArmRun
 from components.eval.statistics import DIGITS, mean, mean_interval, paired_difference
 from components.records import ArmResult, Comparison, CurvePoint, Evaluation, Sample
@@ -14,6 +15,8 @@ from components.records import ArmResult, Comparison, CurvePoint, Evaluation, Sa
 PAIRS = (("raft", "base"), ("raft-4bit", "base-4bit"), ("raft-4bit", "raft"))
 COMPARED = ("f1", "contains")
 TOLERATED = 0.02
+ENOUGH = 30
+"""Questions; bootstrap intervals of fewer are narrower than they claim, and of one are nothing."""
 BITS = {"bfloat16": "16-bit", "float32": "32-bit"}
 
 
@@ -131,6 +134,11 @@ def find_warnings(arms: Sequence[ArmResult], max_new_tokens: int) -> list[str]:
     That a base model writes no answer marker is no fault of the run: it was never taught to.
     """
     found = []
+    if arms and arms[0].n < ENOUGH:
+        found.append(
+            f"{counted(arms[0].n, 'question')}: too few for conclusions, whatever the figures and "
+            f"intervals say; ask at least {ENOUGH}, better some hundreds."
+        )
     for arm in arms:
         if arm.truncated > TOLERATED:
             found.append(
@@ -154,12 +162,15 @@ def verdict(evaluation: Evaluation) -> str:
     """The result in one sentence."""
     arms = {arm.name: arm for arm in evaluation.arms}
     gain = tuning_effect(evaluation, "f1")
-    asked = f"on {evaluation.questions:,} question{'s' if evaluation.questions != 1 else ''}"
+    few = ", too few for conclusions" * (evaluation.questions < ENOUGH)
+    asked = f"on {counted(evaluation.questions, 'question')}{few}"
     if gain is None:
         best = max(evaluation.arms, key=lambda arm: arm.f1)
         return f"{label(best.name, evaluation)} reaches F1 {best.f1:.3f} {asked}."
     base, tuned = arms[gain.baseline].f1, arms[gain.arm].f1
-    if excludes_zero(gain):
+    if few:
+        sentence = f"F1 is {tuned:.3f} with RAFT and {base:.3f} without, {asked}"
+    elif excludes_zero(gain):
         verb = "raises" if gain.difference > 0 else "lowers"
         factor = f" ({tuned / base:.1f} times)" if gain.difference > 0 and base > 0 else ""
         sentence = f"RAFT {verb} F1 from {base:.3f} to {tuned:.3f}{factor} {asked}"
@@ -183,10 +194,12 @@ def form_or_substance(evaluation: Evaluation) -> list[str]:
     if f1 is None or found is None:
         return ["Needs a tuned arm and its base side by side."]
     sentences = [
-        f"F1 differs by {with_interval(f1)}. The share of generations that contain the gold "
+        f"F1 differs by {with_interval(f1, evaluation)}. The share of generations that contain the gold "
         "answer, in whatever place and among however many other words, differs by "
-        f"{with_interval(found)}."
+        f"{with_interval(found, evaluation)}."
     ]
+    if evaluation.questions < ENOUGH:
+        return [*sentences, "These questions are too few for conclusions."]
     if not excludes_zero(f1):
         sentences.append("There is no F1 difference beyond chance that would need explaining.")
     elif f1.difference < 0:
@@ -287,8 +300,8 @@ def robustness(evaluation: Evaluation) -> list[str]:
 
 
 def _count(distractors: int) -> str:
-    words = {-1: "all distractors", 0: "no distractor", 1: "1 distractor"}
-    return words.get(distractors, f"{distractors} distractors")
+    words = {-1: "all distractors", 0: "no distractor"}
+    return words.get(distractors, counted(distractors, "distractor"))
 
 
 def tuning_effect(evaluation: Evaluation, metric: str) -> Comparison | None:
@@ -305,8 +318,10 @@ def excludes_zero(comparison: Comparison) -> bool:
     return low > 0 or high < 0
 
 
-def with_interval(comparison: Comparison) -> str:
-    """`+0.470 (95% interval +0.401 to +0.538)`, with a true minus sign."""
+def with_interval(comparison: Comparison, evaluation: Evaluation) -> str:
+    """`+0.470 (95% interval +0.401 to +0.538)`, with a true minus sign; one question has none."""
+    if evaluation.questions < 2:
+        return signed(comparison.difference)
     low, high = comparison.ci
     return f"{signed(comparison.difference)} (95% interval {signed(low)} to {signed(high)})"
 

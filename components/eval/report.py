@@ -14,10 +14,21 @@ from pathlib import Path
 from statistics import median_high
 from typing import Any, Literal, NamedTuple
 
-from components.describe import Table, duration, hardware, markdown_table, money, plain
+from components.describe import (
+    Table,
+    counted,
+    duration,
+    hardware,
+    interval,
+    markdown_table,
+    money,
+    plain,
+    with_interval,
+)
 from components.eval import figure, findings, quotes
 from components.ledger import LedgerEntry
 from components.records import (
+    Comparison,
     Evaluation,
     QuantizationReport,
     Sample,
@@ -100,7 +111,10 @@ def render(
     environment.filters |= {
         "signed": findings.signed,
         "bytes": _bytes,
+        "counted": counted,
         "duration": duration,
+        "interval": interval,
+        "p_value": partial(_p_value, evaluation=evaluation),
         "label": partial(findings.label, evaluation=evaluation),
     }
     questions = _by_question(samples)
@@ -251,7 +265,7 @@ def render_markdown(
     parts = ["# RAFT evaluation", plain(findings.verdict(evaluation))]
     parts += [f"> {plain(warning)}" for warning in evaluation.warnings]
     asked = (
-        f"{evaluation.base_model} · {evaluation.questions:,} questions · "
+        f"{evaluation.base_model} · {counted(evaluation.questions, 'question')} · "
         f"up to {evaluation.max_new_tokens} new tokens · greedy · seed {evaluation.seed}"
     )
     parts += [plain(asked), markdown_table(_scores(evaluation))]
@@ -273,8 +287,8 @@ def _scores(evaluation: Evaluation) -> Table:
     rows = [
         (
             findings.label(arm.name, evaluation),
-            f"{arm.f1:.3f} ({arm.f1_ci[0]:.3f} – {arm.f1_ci[1]:.3f})",
-            f"{arm.em:.3f} ({arm.em_ci[0]:.3f} – {arm.em_ci[1]:.3f})",
+            with_interval(arm.f1, arm.f1_ci, arm.n),
+            with_interval(arm.em, arm.em_ci, arm.n),
             f"{arm.contains:.3f}",
             f"{arm.truncated:.1%}",
             f"{arm.unanswered:.1%}",
@@ -296,12 +310,18 @@ def _differences(evaluation: Evaluation) -> Table:
         (
             f"{findings.label(item.arm, evaluation)} − {findings.label(item.baseline, evaluation)}",
             item.metric,
-            findings.with_interval(item),
-            "< 0.001" if item.p_value < 0.001 else f"{item.p_value:.3f}",
+            findings.with_interval(item, evaluation),
+            _p_value(item, evaluation),
         )
         for item in evaluation.comparisons
     ]
     return Table(("difference, question by question", "metric", "mean", "p"), rows)
+
+
+def _p_value(comparison: Comparison, evaluation: Evaluation) -> str:
+    if evaluation.questions < 2:
+        return "–"
+    return "< 0.001" if comparison.p_value < 0.001 else f"{comparison.p_value:.3f}"
 
 
 def _curve(evaluation: Evaluation) -> Table:
@@ -310,7 +330,7 @@ def _curve(evaluation: Evaluation) -> Table:
             findings.label(point.arm, evaluation),
             point.oracle,
             "all" if point.distractors < 0 else str(point.distractors),
-            f"{point.f1:.3f} ({point.f1_ci[0]:.3f} – {point.f1_ci[1]:.3f})",
+            with_interval(point.f1, point.f1_ci, point.n),
             f"{point.contains:.3f}",
         )
         for point in evaluation.curve

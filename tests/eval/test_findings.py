@@ -139,3 +139,15 @@ def test_only_arms_that_ran_are_compared() -> None:
         ("raft-4bit", "raft", "f1"),
         ("raft-4bit", "raft", "contains"),
     ]
+
+
+def test_few_questions_allow_no_conclusion() -> None:
+    arms = [arm("base", 0.2, n=29), arm("raft", 0.6, n=29)]
+    few = evaluation((0.4, 0.3, 0.5), (0.2, 0.1, 0.3), questions=29, arms=arms)
+    assert findings.verdict(few) == (
+        "F1 is 0.600 with RAFT and 0.200 without, on 29 questions, too few for conclusions."
+    )
+    assert "substance" not in " ".join(findings.form_or_substance(few))
+    (warning,) = findings.find_warnings(arms, 800)
+    assert warning.startswith("29 questions: too few for conclusions")
+    assert not findings.find_warnings([arm("base", n=30)], 800)

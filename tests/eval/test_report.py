@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from components import describe
+from components import comparison, describe
 from components.eval import quotes, report
 from components.ledger import LedgerEntry
 from components.records import CurvePoint, Evaluation, QuantizationReport, Sample
@@ -266,3 +266,28 @@ def test_durations_in_words() -> None:
         "1 min 5 s",
         "2 h 1 min",
     ]
+
+
+def test_one_question_has_no_interval() -> None:
+    arms = [arm("base", 0.0, n=1, f1_ci=(0, 0)), arm("raft", 1.0, n=1, f1_ci=(1, 1))]
+    one = evaluation((1, 1, 1), (1, 1, 1), questions=1, arms=arms)
+    markdown = report.render_markdown(one, None, [LEDGER])
+    assert "interval" not in markdown and not re.search(r"\d – \d", markdown)
+    assert "| +1.000 | – |" in markdown, "no p-value either"
+    assert "on 1 question, too few" in markdown and "· 1 question ·" in markdown
+    table = describe.arms(one)
+    assert [row[2] for row in table.rows] == ["–", "–"]
+    page = render(pair(1, 0), one)
+    shown = page[page.index("<body>") :]
+    assert "whisker" not in shown and "Whiskers" not in shown
+    assert " to +" not in shown and "0.001" not in shown
+    assert "1 questions" not in shown
+
+    trial = comparison.Trial(one, None, "runs/a")
+    assert comparison.scores([trial]).rows[0][1:4] == ("0.000", "1.000", "+1.000")
+
+
+def test_two_questions_have_intervals() -> None:
+    two = evaluation((1, 1, 1), (1, 1, 1), questions=2, arms=[arm("base", n=2), arm("raft", n=2)])
+    page = render(pair(1, 0), two)
+    assert 'class="whisker"' in page and " – " in report.render_markdown(two, None, [LEDGER])
