@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from components import progress
+from components.describe import counted
+from components.errors import DataError
 from components.eval import figure, findings, report
 from components.eval.arms import PARTIAL, ArmRun, ask_arms
 from components.eval.config import EvalConfig
@@ -58,7 +60,7 @@ def run(config: EvalConfig) -> Evaluation:
     ]
     ways = f", in {len(shown)} ways" if len(shown) > 1 else ""
     names = ", ".join(arm.name for arm in config.variants())
-    progress.headline("eval", f"{len(questions)} questions to {names}{ways}")
+    progress.headline("eval", f"{counted(len(questions), 'question')} to {names}{ways}")
     with Ledger("eval", output, config.prices) as ledger:
         unseal(output, "eval", keep=PARTIAL)
         for name in (TrainingRecord.FILE, ROBUSTNESS):  # of an earlier run
@@ -95,6 +97,12 @@ def _read_quantization(folder: str) -> QuantizationReport | None:
     if not folder:
         return None
     verify(Path(folder), "--quantization")
+    if not (Path(folder) / QuantizationReport.FILE).is_file():
+        raise DataError(
+            f"no {QuantizationReport.FILE} in it",
+            path=folder,
+            hint="Check --quantization: it takes the folder that raft quantize-check wrote.",
+        )
     return read_json(Path(folder) / QuantizationReport.FILE, QuantizationReport)
 
 
@@ -155,7 +163,11 @@ def _few_distractors(wanted: int, questions: Sequence[AskedQuestion]) -> list[st
     short = sum(len(item.documents) - len(item.oracle_indices) < wanted for item in questions)
     if not short:
         return []
-    return [f"{short} of {len(questions)} questions have fewer than {wanted} distractors to show."]
+    verb = "has" if short == 1 else "have"
+    return [
+        f"{short} of {counted(len(questions), 'question')} {verb} fewer than "
+        f"{counted(wanted, 'distractor')} to show."
+    ]
 
 
 def _engine_notes(config: EvalConfig) -> list[str]:

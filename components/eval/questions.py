@@ -54,6 +54,18 @@ def choose_questions(source: str | Path, *, max_questions: int, seed: int) -> li
     path = Path(source)
     if str(source) == HUB and not path.exists():
         questions = _from_hub()
+    elif not path.exists():
+        raise DataError(
+            "no such file or folder",
+            path=path,
+            hint=f"Check --questions: a file, a folder of raft generate, or {HUB}. {FORM}",
+        )
+    elif path.is_dir() and not (path / VALIDATION).is_file():
+        raise DataError(
+            f"no {VALIDATION} in it",
+            path=path,
+            hint="Check --questions: a folder must be one that raft generate wrote.",
+        )
     else:
         # The rows that generate kept back: nothing was trained on them.
         questions = read_questions(path / VALIDATION if path.is_dir() else path)

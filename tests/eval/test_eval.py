@@ -297,3 +297,17 @@ def test_one_number_of_distractors_is_a_list_of_one(
     configure: Stage, tmp_path: Path, given: object
 ) -> None:
     assert configure(tmp_path, distractors=given).distractors == (3,)
+
+
+def test_a_missing_input_is_told_with_its_flag(configure: Stage, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    wrong = {
+        "quantization": (tmp_path / "empty", "no quantization.json in it", "Check --quantization"),
+        "questions": (tmp_path / "nope.json", "no such file or folder", "Check --questions"),
+    }
+    for flag, (path, problem, hint) in wrong.items():
+        with pytest.raises(DataError, match=problem) as caught:
+            run(configure(tmp_path / "out", **{flag: str(path)}))
+        assert str(path) in str(caught.value) and caught.value.hint.startswith(hint)
+    with pytest.raises(DataError, match="no validation.jsonl in it"):
+        run(configure(tmp_path / "out", questions=str(tmp_path / "empty")))
