@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from components.errors import DataError
+from components.errors import DataError, printable
 
 
 class Record(BaseModel):
@@ -425,6 +425,9 @@ class Sample(Record):
 
 R = TypeVar("R", bound=BaseModel)
 
+FOREIGN = 3
+"""Fields that a row of another tool lacks, at least; HotpotQA's has no more in common than that."""
+
 
 def read_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
     """Stream the records of a JSON Lines file; blank lines are skipped.
@@ -442,7 +445,7 @@ def read_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
                 try:
                     record = kind.model_validate_json(line)
                 except ValidationError as error:
-                    raise _malformed(error, path, number) from None
+                    raise _malformed(error, path, kind, number) from None
                 yield record
 
 
@@ -457,11 +460,24 @@ def read_json(path: Path, kind: type[R]) -> R:
     except OSError as error:
         raise DataError(error.strerror or str(error), path=path) from None
     except ValidationError as error:
-        raise _malformed(error, path) from None
+        raise _malformed(error, path, kind) from None
 
 
-def _malformed(error: ValidationError, path: Path, line: int | None = None) -> DataError:
+def _malformed(
+    error: ValidationError, path: Path, kind: type[BaseModel], line: int | None = None
+) -> DataError:
     """The error about a record; fields that are unknown or missing may come with a version."""
+    missing = [fault for fault in error.errors() if fault["type"] == "missing"]
+    if kind is RaftRow and len(missing) >= FOREIGN and isinstance(missing[0]["input"], dict):
+        found = [printable(name)[:40] for name in missing[0]["input"]]
+        expected = [name for name, field in kind.model_fields.items() if field.is_required()]
+        return DataError(
+            f"these are not RAFT rows (found: {', '.join(found[:8])}{', …' * (len(found) > 8)}; "
+            f"expected: {', '.join(expected)})",
+            path=path,
+            line=line,
+            hint="raft generate writes such rows from documents; the README shows their form.",
+        )
     fields = {"extra_forbidden", "missing"} & {fault["type"] for fault in error.errors()}
     hint = "If another version of raft-pipelines wrote it, read it with that one." * bool(fields)
     return DataError(explain(error), path=path, line=line, hint=hint)

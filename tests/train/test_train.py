@@ -103,7 +103,12 @@ def train_tokens(tokenizer: Any, row: RaftRow) -> int:
     ("line", "complaint"),
     [
         ('{"id": "x"', "Invalid JSON"),
-        ('{"id": "x"}', "type: Field required"),
+        ('{"id": "x"}', "these are not RAFT rows"),
+        (
+            '{"instruction": "?", "input": "", "output": "!"}',
+            r"these are not RAFT rows \(found: instruction, input, output; expected: id, type, "
+            r"question, context, oracle_context, cot_answer, instruction\)",
+        ),
         (None, "cot_answer has no <ANSWER>: marker"),
     ],
 )
