@@ -84,7 +84,7 @@ def settings(shown: Sequence[Trial]) -> Table:
     """What made each adapter."""
     rows = [
         (
-            trial.evaluation.base_model,
+            named(trial, shown),
             *(trial.setting(name) for name in SHOWN),
             _loss(trial.training),
         )
@@ -99,7 +99,7 @@ def scores(shown: Sequence[Trial]) -> Table:
     arms = [name for name in COLORS if any(name in trial.arms for trial in shown)]
     rows = [
         (
-            trial.evaluation.base_model,
+            named(trial, shown),
             *(_score(trial.arms.get(name)) for name in arms),
             _gain(trial.evaluation),
             _share(trial.evaluation.retention),
@@ -115,6 +115,13 @@ def scores(shown: Sequence[Trial]) -> Table:
         "memory in 4 bits",
     )
     return Table(headings, rows)
+
+
+def named(trial: Trial, shown: Sequence[Trial]) -> str:
+    """The model of a row, and the folder where others have the same."""
+    name = trial.evaluation.base_model
+    same = [other for other in shown if other.evaluation.base_model == name]
+    return name + f" ({trial.place})" * (len(same) > 1 and bool(trial.place))
 
 
 def render(shown: Sequence[Trial]) -> str:

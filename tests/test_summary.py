@@ -230,6 +230,8 @@ def test_finished_runs_are_compared_from_the_command_line(tmp_path: Path, raft: 
     assert "The runs differ in max_new_tokens (8, 9): compare their gains" in page
     assert f"({tmp_path}/two/evaluation)" in page, "titles that are the same name their folder"
     text = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
+    assert f"| org/&lt;model&gt; ({tmp_path}/one/evaluation) |".replace("_", "\\_") in text
+    assert page.count(f"({tmp_path}/two/evaluation)") == 3, "in the figure and both tables"
     assert "+0.400 (+0.100 – +0.500), p &lt; 0.001" in text
 
 

@@ -242,7 +242,8 @@ def test_quantize_checks_own_figures_are_preferred() -> None:
     kept = {"model.embed_tokens.weight": 1_050_000_000}
     more = measured.model_copy(update={"kept": kept, "head": "4bit"})
     page = Page(report.render(found, pair(1, 0), more, [LEDGER]))
-    assert "Stays: model.embed_tokens.weight" in page.text and "1.05 GB" in page.text
+    assert "Stays in 16 bits" in page.text
+    assert "model.embed_tokens.weight" in page.text and "1.05 GB" in page.text
     assert "embeddings stay in full precision" in page.text
 
 
