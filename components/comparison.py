@@ -130,7 +130,7 @@ def render(shown: Sequence[Trial]) -> str:
     counts = " and ".join(f"{count:,}" for count in asked)
     note = html.escape(difference(shown))
     body = (
-        f"<p>F1 with 95 % intervals, on {counts} questions.</p>\n"
+        f"<p>F1 with 95 % intervals, on {counts} question{'s' * (asked != [1])}.</p>\n"
         + f"<p><b>{note}</b></p>\n" * bool(note)
         + f"{_figure(shown)}\n<h2>Scores</h2>\n<div>{html_table(scores(shown))}</div>\n"
         f"<h2>Settings</h2>\n<div>{html_table(settings(shown))}</div>"

@@ -109,7 +109,11 @@ def draw(evaluation: Evaluation, path: Path) -> None:
     axes.tick_params(axis="y", labelsize=14, labelcolor=INK, length=0)
     axes.tick_params(axis="x", length=0, pad=8)
     axes.set_title(
-        f"F1 on {counted(evaluation.questions, 'question')}", fontsize=18, color=INK, loc="left", pad=14
+        f"F1 on {counted(evaluation.questions, 'question')}",
+        fontsize=18,
+        color=INK,
+        loc="left",
+        pad=14,
     )
     axes.grid(axis="y", color=GRID, linewidth=1)
     axes.set_axisbelow(True)

@@ -194,8 +194,8 @@ def form_or_substance(evaluation: Evaluation) -> list[str]:
     if f1 is None or found is None:
         return ["Needs a tuned arm and its base side by side."]
     sentences = [
-        f"F1 differs by {with_interval(f1, evaluation)}. The share of generations that contain the gold "
-        "answer, in whatever place and among however many other words, differs by "
+        f"F1 differs by {with_interval(f1, evaluation)}. The share of generations that contain the "
+        "gold answer, in whatever place and among however many other words, differs by "
         f"{with_interval(found, evaluation)}."
     ]
     if evaluation.questions < ENOUGH:

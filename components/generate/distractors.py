@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from components.describe import counted
 from components.errors import ConfigError
 from components.generate.answers import Unusable
 from components.generate.text import find_words
@@ -35,8 +36,8 @@ def check_enough(pool: Chunks, distractors: int) -> None:
     """
     if len(pool) < distractors + 1:
         raise ConfigError(
-            f"--distractors {distractors}: the corpus gives {len(pool)} chunks to choose from, "
-            f"and a row needs {distractors + 1}",
+            f"--distractors {distractors}: the corpus gives {counted(len(pool), 'chunk')} to "
+            f"choose from, and a row needs {distractors + 1}",
             hint="Add documents, lower --distractors, or cut smaller with --chunk-tokens.",
         )
 
