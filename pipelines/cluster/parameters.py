@@ -291,6 +291,8 @@ def _ask(reader: Reader, place: str, value: object) -> None:
     if reader.stage not in STAGES:
         return
     config = config_class(reader.stage)
+    if reader.field not in config.model_fields:  # what KFP hands a pod, such as its GPUs
+        return
     try:
         config.model_validate({reader.field: value})
     except ValidationError as error:

@@ -337,6 +337,28 @@ def test_the_trials_that_are_the_default_pass() -> None:
     assert len(check_parameters(study, given)["trials"]) == 4
 
 
+TEACHER = {"teacher": "openai", "teacher_endpoint": "http://t:8000/v1", "teacher_model": "llama"}
+OTHERS: dict[str, Any] = {
+    "documents": "gs://b/other", "questions": "gs://b/other.json", "base_model": "gs://b/model",
+    **TEACHER,
+    "chunk_tokens": 256, "max_chunks": 7, "questions_per_chunk": 2, "distractors": 5,
+    "oracle_probability": 1.0, "rank": 16, "alpha": 32, "learning_rate": 1e-4, "epochs": 1.5,
+    "sweep": '[{"rank": 16}, {"rank": 64}]', "max_memory_ratio": 0.4, "gate": "stop",
+    "max_questions": 9, "seed": 3, "train_gpus": 2, "memory": "80Gi", "trials": [TRIAL],
+    "node_selector": {"cloud.google.com/gke-accelerator": "nvidia-l4"}, "arms": ["base", "raft"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", [PIPELINE, STUDY], ids=["raft", "study"])
+def test_every_inputs_default_and_another_legal_value_pass(path: Path) -> None:
+    pipeline = load(path)
+    for name, definition in pipeline.inputs.items():
+        for value in (definition.get("defaultValue", INPUTS.get(name)), OTHERS[name]):
+            whole = name.startswith("teacher") and value not in ("", "extractive")
+            given = INPUTS | (TEACHER if whole else {}) | {name: value}
+            check_parameters(pipeline, {key: Given(given[key], "here") for key in given})
+
+
 @pytest.mark.parametrize(
     ("setting", "complaint"),
     [
