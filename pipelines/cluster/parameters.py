@@ -4,7 +4,6 @@ Against the inputs of the compiled YAML and the ranges of the stages that they r
 would fail a step when the GPU is already there.
 """
 
-import difflib
 import json
 import math
 import re
@@ -19,6 +18,7 @@ from pydantic import ValidationError
 from components.config import INPUT, SCHEME, complaint, flag, message
 from components.errors import ConfigError
 from pipelines.hardware import hardware_of_run
+from pipelines.k8s.located import meant
 from pipelines.stages import STAGES, config_class
 
 KINDS = {
@@ -223,11 +223,9 @@ def check_parameters(pipeline: Compiled, given: Mapping[str, Given]) -> dict[str
 
 def _checked(pipeline: Compiled, name: str, value: object) -> Any:
     if name not in pipeline.inputs:
-        close = difflib.get_close_matches(name, pipeline.inputs, n=1)
         raise ValueError(
-            f"{name}: unknown parameter"
-            + (f"; did you mean {close[0]}?" if close else "")
-            + f" (allowed: {', '.join(pipeline.inputs)})"
+            f"{name}: unknown parameter{meant(name, pipeline.inputs)} "
+            f"(allowed: {', '.join(pipeline.inputs)})"
         )
     kind = pipeline.inputs[name]["parameterType"]
     if kind not in KINDS:
@@ -331,6 +329,10 @@ def _disagreements(
         for name, definition in pipeline.inputs.items()
         if "defaultValue" in definition
     } | dict(typed)
+    try:
+        hardware_of_run(values)
+    except ConfigError as error:
+        yield str(error)
     for stage, origins in pipeline.stages():
         config = config_class(stage)
         # What the steps hand each other has no value yet.

@@ -415,6 +415,11 @@ def test_every_inputs_default_and_another_legal_value_pass(path: Path) -> None:
     ("setting", "complaint"),
     [
         ("memory=64GB", "memory '64GB': not a quantity (allowed: bytes such as 64Gi"),
+        (
+            "memory=200Gi",
+            "memory 200Gi, train_gpus 1: 200Gi, which a node with 1 nvidia-tesla-a100",
+        ),
+        ("train_gpus=32", "train_gpus 32: 32, more than any machine has (a2-megagpu-16g: 16)"),
         ("train_gpus=-1", "train_gpus -1: Input should be greater than or equal to 0"),
         ('node_selector={"cloud.google.com/gke-accelerator": "nvidia-a200"}', "is no GPU of GKE"),
         ('node_selector={"pool": 1}', "node_selector {'pool': 1}: Input should be a valid string"),
