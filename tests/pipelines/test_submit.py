@@ -337,7 +337,7 @@ def test_what_a_stage_refuses_together_is_refused(tmp_path: Path) -> None:
         check_parameters(pipeline, read_parameters(path, ("processes=1",)))
     assert str(caught.value) == (
         f"{path}:1, --set: sharding 'full', processes 1: train refuses these together: "
-        "--sharding full needs more than one process (--processes 2)"
+        "--sharding full needs more than one process; add --processes 2"
     )
 
 
