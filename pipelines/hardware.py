@@ -12,8 +12,9 @@ from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
+from components.config import flag
 from components.errors import ConfigError
-from pipelines.k8s.job import CONTAINER, Job, Resources, Variable
+from pipelines.k8s.job import Job, Resources, Variable
 from pipelines.k8s.machines import check_fits
 from pipelines.k8s.values import GPU, Bytes, Selector
 from pipelines.manifests import Jobs
@@ -197,13 +198,13 @@ def apply_flags(job: Job, task: "PipelineTask") -> None:
     for name, value in job.settings().items():
         if name in task.inputs:
             raise ConfigError(
-                f"{job.place(*CONTAINER, 'args')}: {name} has a value here, but in the pipeline "
-                "it is a parameter",
+                f"{job.place_of(name)}: {flag(name)} has a value here, but in the pipeline it is "
+                "a parameter",
                 hint="Take the flag out of the args, and give the value when you start a run.",
             )
         if name not in task.component_spec.inputs:
             raise ConfigError(
-                f"{job.place(*CONTAINER, 'args')}: {name} is no parameter of the component, so the "
+                f"{job.place_of(name)}: {flag(name)} is no parameter of the component, so the "
                 "pipeline would run without it"
             )
         task.inputs[name] = list(value) if isinstance(value, tuple) else value

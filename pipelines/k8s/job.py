@@ -320,6 +320,11 @@ class JobSpec(Part):
         return self
 
 
+def _setting(argument: str) -> str:
+    """The setting that an argument such as --batch-size=1 is about: batch_size."""
+    return argument.partition("=")[0].removeprefix("--").replace("-", "_")
+
+
 CONTAINER = ("spec", "template", "spec", "containers", 0)
 
 
@@ -348,6 +353,11 @@ class Job(Part):
         """`file:line` of a field."""
         return self._document.place(*location) if self._document else self.metadata.name
 
+    def place_of(self, name: str) -> str:
+        """`file:line` of the argument that is the flag of a setting."""
+        flags = [_setting(argument) for argument in self.container.args]
+        return self.place(*CONTAINER, "args", flags.index(name))
+
     def settings(self) -> dict[str, Any]:
         """Flags that the Job's args give a value of their own, not one of a $(VARIABLE).
 
@@ -363,7 +373,7 @@ class Job(Part):
         for index, argument in enumerate(self.container.args):
             place = self.place(*CONTAINER, "args", index)
             flag, sign, value = argument.partition("=")
-            name = flag.removeprefix("--").replace("-", "_")
+            name = _setting(argument)
             if not flag.startswith("--") or not sign or name not in config.model_fields:
                 raise ConfigError(
                     f"{place}: {argument!r} (allowed: --flag=value, with a flag of raft "

@@ -199,6 +199,20 @@ def test_so_many_faults_are_tried() -> None:
     assert (len(FAULTS), len(SURROUNDINGS), len(MUTATIONS)) == (74, 24, 69)
 
 
+@pytest.mark.parametrize("flag", ["--epochs=5", "--target-modules=q_proj"], ids=["raft", "study"])
+@pytest.mark.parametrize("whole", [True, False], ids=["folder", "file"])
+def test_a_flag_that_is_a_parameter_of_a_pipeline(flag: str, whole: bool, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(K8S / "base", tmp_path / "base"))
+    path = base / "train.yaml"
+    line = mutate(path, OUTPUT, f"{OUTPUT}            - {flag}\n", flag)
+    with pytest.raises(check.ConfigError) as caught:
+        check.complaints(str(base if whole else path))
+    name = flag.partition("=")[0]
+    assert str(caught.value) == (
+        f"{path}:{line}: {name} has a value here, but in the pipeline it is a parameter"
+    )
+
+
 MATCH = "    matchLabels:\n      app.kubernetes.io/name: raft"
 
 SURROUNDINGS: dict[str, tuple[str, str, str, str]] = {
