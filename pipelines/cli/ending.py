@@ -7,6 +7,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import NoReturn
 
 import click
@@ -28,7 +29,8 @@ def run(command: click.Command, arguments: list[str]) -> NoReturn:
     signal.signal(signal.SIGTERM, _terminate)
     # Once Python is cleaning up, the work is done, and its code stands.
     atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
-    with guarded():
+    # For the shell's completion click writes bytes, which tell of nothing but our own flags.
+    with nullcontext() if "_RAFT_COMPLETE" in os.environ else guarded():
         _run(command, arguments)
 
 

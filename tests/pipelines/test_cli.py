@@ -1,5 +1,6 @@
 """The `raft` command as a user meets it: help, errors, exit codes."""
 
+import os
 import re
 import subprocess
 import sys
@@ -164,3 +165,14 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert not leave.value.code
     assert capsys.readouterr().out.startswith("raft, version ")
+
+
+def test_the_shell_completes_commands_and_flags() -> None:
+    def completed(words: str) -> str:
+        asked = {"_RAFT_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": "2"}
+        program = "import sys; sys.argv = ['raft']; from pipelines.cli import main; main()"
+        return subprocess.run(
+            [sys.executable, "-c", program], env=os.environ | asked, capture_output=True, text=True
+        ).stdout
+
+    assert "plain,--rank\n" in completed("raft train --ra")
