@@ -210,15 +210,10 @@ class Settings(BaseModel):
     def _explain(cls, fault: Any) -> str:
         name = str(fault["loc"][0]) if fault["loc"] else ""
         if name not in cls.model_fields:
-            message = str(fault["msg"]).removeprefix("Value error, ")
-            return f"{flag(name)}: unknown flag" if name else message
+            return f"{flag(name)}: unknown flag" if name else message(fault)
         if fault["type"] == "missing":
             return f"{flag(name)} is missing: {cls.model_fields[name].description}"
-        message = str(fault["msg"]).removeprefix("Value error, ")
-        allowed = allowed_values(cls.model_fields[name])
-        return f"{flag(name)} {fault['input']!r}: {message}" + (
-            f" (allowed: {allowed})" if allowed else ""
-        )
+        return f"{flag(name)} {fault['input']!r}{complaint(fault, cls.model_fields[name])}"
 
 
 class StageConfig(Settings):
@@ -273,10 +268,27 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def message(fault: Any) -> str:
+    """What one of pydantic's errors says."""
+    return str(fault["msg"]).removeprefix("Value error, ")
+
+
+def complaint(fault: Any, field: FieldInfo) -> str:
+    """What stands behind a wrong value: ` (allowed: a | b)`, `: no such arm (allowed: a | b)`."""
+    allowed = allowed_values(field)
+    if not allowed:
+        return f": {message(fault)}"
+    # pydantic itself only says once more, in other words, what is allowed.
+    own = f": {message(fault)}" if fault["type"] == "value_error" else ""
+    return f"{own} (allowed: {allowed})"
+
+
 def allowed_values(field: FieldInfo) -> str:
-    """What a field accepts, in words: `>= 0, <= 1`, `a | b`, `true | false`; "" if anything."""
+    """What a field accepts, in words: `>= 0, <= 1`, `a | b`, `as 2/8`; "" if anything."""
     if get_origin(field.annotation) is Literal:
-        return " | ".join(str(value) for value in get_args(field.annotation))
+        return " | ".join(str(value) for value in get_args(field.annotation) if value)
+    if field.examples:
+        return f"as {field.examples[0]}"
     if field.annotation is bool:
         return "true | false"
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}

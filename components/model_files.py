@@ -101,31 +101,45 @@ def _no_longer_than(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, handler)
 
 
-def check_folder(source: str) -> None:
-    """Refuse a wrong path here: the library would ask the hub for it, for tens of seconds."""
+def check_place(source: str) -> None:
+    """Refuse a wrong path here: the library would ask the hub for it, for tens of seconds.
+
+    Raises:
+        ModelError: a folder without config.json, or no folder, and no hub id.
+    """
     looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1
     folder = Path(source)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"--base-model {source}: no config.json in this folder",
-                hint="Point at the folder that holds config.json, tokenizer.json and safetensors.",
-            )
-        if folder.name.startswith(MERGED):
-            return  # written a moment ago, without a tokenizer, perhaps into an unfinished artifact
-        if not (folder / "tokenizer_config.json").is_file():
-            raise ModelError(
-                f"--base-model {source}: no tokenizer_config.json in this folder",
-                hint="Save the tokenizer beside the weights: tokenizer.save_pretrained(folder).",
-            )
-        _check_files(
-            folder, tuple((path.name, path.stat().st_mtime_ns) for path in sorted(folder.iterdir()))
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ModelError(
+            f"--base-model {source}: no config.json in this folder",
+            hint="Point at the folder that holds config.json, tokenizer.json and safetensors.",
         )
-    elif looks_local or os.environ.get("HF_HUB_OFFLINE") == "1":
+    if not folder.is_dir() and (looks_local or os.environ.get("HF_HUB_OFFLINE") == "1"):
         raise ModelError(
             f"--base-model {source}: no such folder",
             hint="Give a folder that exists, or a hub id such as meta-llama/Llama-3.1-8B-Instruct.",
         )
+
+
+def check_folder(source: str) -> None:
+    """Refuse what is no place of a model, and a folder with a file missing or damaged.
+
+    Raises:
+        ModelError: names it.
+    """
+    check_place(source)
+    folder = Path(source)
+    # One of ours was written a moment ago, without tokenizer, perhaps into an unfinished artifact.
+    if not folder.is_dir() or folder.name.startswith(MERGED):
+        return
+    if not (folder / "tokenizer_config.json").is_file():
+        raise ModelError(
+            f"--base-model {source}: no tokenizer_config.json in this folder",
+            hint="Save the tokenizer beside the weights: tokenizer.save_pretrained(folder).",
+        )
+    _check_files(
+        folder, tuple((path.name, path.stat().st_mtime_ns) for path in sorted(folder.iterdir()))
+    )
 
 
 @lru_cache(maxsize=8)

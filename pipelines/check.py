@@ -14,6 +14,7 @@ from components.errors import ConfigError
 from pipelines import manifests
 from pipelines.compile import PIPELINES, compiled
 from pipelines.k8s import kustomize, objects
+from pipelines.k8s.job import job_of
 from pipelines.k8s.located import Document, Text, parse, read, shown
 from pipelines.specification import specification
 
@@ -66,8 +67,8 @@ def _folder(path: Path) -> list[str]:
     """Complaints about a kustomization, and about the pipeline that its Jobs compile to."""
     documents = kustomize.render(path)
     found = _objects(documents)
-    if not found and any(document.get("kind") == "Job" for document in documents):
-        found = _compiled(manifests.jobs_of(documents, shown(path)), path)
+    if not found and any(map(_is_job, documents)):
+        found = _compiled(manifests.jobs_of(documents, shown(path)), shown(path))
     return found
 
 
@@ -76,7 +77,15 @@ def _contents(documents: list[Document], source: str) -> list[str]:
         return [f"{shown(source)}: holds nothing"]
     if any(map(specification.is_pipeline, documents)):
         return specification.complaints(documents)
-    return _objects(documents)
+    found = _objects(documents)
+    jobs = {job.stage: job for job in map(job_of, filter(_is_job, documents))} if not found else {}
+    if jobs and manifests.BASE.is_dir():
+        found = _compiled({**manifests.load_all(), **jobs}, shown(source))
+    return found
+
+
+def _is_job(document: Document) -> bool:
+    return bool(document.get("kind") == "Job")
 
 
 def _objects(documents: Iterable[Document]) -> list[str]:
@@ -87,6 +96,7 @@ def _objects(documents: Iterable[Document]) -> list[str]:
     return objects.complaints(documents, kustomize.render(manifests.BASE) if there else ())
 
 
-def _compiled(jobs: manifests.Jobs, path: Path) -> list[str]:
-    text = Text(compiled(jobs), f"pipeline of {shown(path)}")
-    return specification.complaints(parse(text))
+def _compiled(jobs: manifests.Jobs, source: str) -> list[str]:
+    """Complaints about the pipelines that Jobs compile to."""
+    texts = [Text(compiled(jobs, name), f"pipeline {name} of {source}") for name in PIPELINES]
+    return [found for text in texts for found in specification.complaints(parse(text))]

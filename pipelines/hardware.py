@@ -9,10 +9,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
+from components.config import flag
 from components.errors import ConfigError
-from pipelines.k8s.job import CONTAINER, Job, Resources, Variable
+from pipelines.k8s.job import Job, Resources, Variable
+from pipelines.k8s.machines import check_fits
 from pipelines.k8s.values import GPU, Bytes, Selector
 from pipelines.manifests import Jobs
 
@@ -53,11 +56,19 @@ def hardware_of_run(parameters: Mapping[str, Any]) -> Hardware:
     """The hardware among the parameters of a run.
 
     Raises:
-        ConfigError: a value is not one that a cluster could take.
+        ConfigError: a value is not one that a cluster could take, or no machine with such GPUs has
+            so much memory.
     """
     values = {name: parameters[name] for name in Hardware._fields if name in parameters}
     try:
-        return Hardware(**TypeAdapter(HardwareValues).validate_python(values))
+        found = Hardware(**TypeAdapter(HardwareValues).validate_python(values))
+        asked = {"memory": found.memory}
+        check_fits(found.node_selector or {}, found.train_gpus or 0, asked)
+        return found
+    except PydanticCustomError as error:
+        raise ConfigError(
+            f"memory {found.memory}, train_gpus {found.train_gpus}: {error}"
+        ) from None
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
@@ -187,13 +198,13 @@ def apply_flags(job: Job, task: "PipelineTask") -> None:
     for name, value in job.settings().items():
         if name in task.inputs:
             raise ConfigError(
-                f"{job.place(*CONTAINER, 'args')}: {name} has a value here, but in the pipeline "
-                "it is a parameter",
+                f"{job.place_of(name)}: {flag(name)} has a value here, but in the pipeline it is "
+                "a parameter",
                 hint="Take the flag out of the args, and give the value when you start a run.",
             )
         if name not in task.component_spec.inputs:
             raise ConfigError(
-                f"{job.place(*CONTAINER, 'args')}: {name} is no parameter of the component, so the "
+                f"{job.place_of(name)}: {flag(name)} is no parameter of the component, so the "
                 "pipeline would run without it"
             )
         task.inputs[name] = list(value) if isinstance(value, tuple) else value

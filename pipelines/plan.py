@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from components.describe import duration, money
+from components.errors import ConfigError
 from components.ledger import Prices, read_prices
 from components.train.config import TrainConfig, profiles
 from components.train.memory import (
@@ -85,11 +86,15 @@ def run(
 
     Raises:
         ConfigError: a setting is out of range.
+        DataError: the price table cannot be read.
         ModelError: the model's shape is not known.
     """
     values = {"dataset": "-", "output": "-", "base_model": base_model, **given}
-    config = TrainConfig.parse(values)
-    prices = read_prices()
+    try:
+        config = TrainConfig.parse(values)
+    except ConfigError as error:
+        raise ConfigError(str(error), hint="raft plan --help shows every flag.") from None
+    prices = read_prices(config.prices)
     found = plan(read_shape(base_model), config, rows, row_tokens, mfu, prices)
     print("\n".join(describe(found, config, mfu, prices)))
     return found
@@ -112,6 +117,8 @@ def describe(found: Plan, config: TrainConfig, mfu: float, prices: Prices) -> It
     if not found.fits:
         yield "  " + "; ".join(what_to_lower(config, found.gpus, found.split))
     cost = money(found.cost, prices.currency)
+    if found.cost is None:
+        cost += f" (--prices FILE, with gpu_hour of {found.gpu})"
     yield (
         f"  {found.steps} steps, {found.tokens:,} tokens: {duration(found.seconds)}, {cost}, if "
         f"the GPU reaches {mfu:.0%} of its peak (an assumption)"

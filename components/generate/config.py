@@ -161,7 +161,8 @@ class GenerateConfig(StageConfig):
     shard: str = option(
         "1/1",
         pattern=r"^[1-9]\d{0,3}/[1-9]\d{0,3}$",
-        help="Which share of the chunks this run asks about, as 2/8; `raft merge` joins them.",
+        examples=["2/8"],
+        help="Which share of the chunks this run asks about; `raft merge` joins them.",
         group="Rows",
     )
 

@@ -203,11 +203,11 @@ class TrainConfig(StageConfig):
     @model_validator(mode="after")
     def _methods_that_agree(self) -> Self:
         if self.method == "full" and self.load_in_4bit:
-            raise ValueError("--method full cannot train 4-bit weights (--load-in-4bit false)")
+            raise ValueError("--method full cannot train 4-bit weights; add --load-in-4bit false")
         if self.sharding == "full" and self.load_in_4bit:
-            raise ValueError("--sharding full cannot split 4-bit weights (--load-in-4bit false)")
+            raise ValueError("--sharding full cannot split 4-bit weights; add --load-in-4bit false")
         if self.sharding == "full" and self.processes == 1:
-            raise ValueError("--sharding full needs more than one process (--processes 2)")
+            raise ValueError("--sharding full needs more than one process; add --processes 2")
         return self
 
     @field_validator("sweep")

@@ -6,11 +6,12 @@ against a GPU yet.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from components.errors import ConfigError, ModelError, first_line
+from components.model_files import check_place
 from components.models import nf4_bytes
 from components.train.config import TrainConfig
 
@@ -182,6 +183,20 @@ def trainable(shape: Shape, config: TrainConfig) -> int:
     return shape.parameters if config.method == "full" else adapter_parameters(shape, config)
 
 
+def check_layers(targets: Sequence[str], linears: Iterable[str]) -> None:
+    """Refuse target modules that are not among the linear layers of a model.
+
+    Raises:
+        ConfigError: names those that there are.
+    """
+    linears = list(linears)
+    if tuple(targets) != ("all-linear",) and (unknown := sorted(set(targets) - set(linears))):
+        raise ConfigError(
+            f"--target-modules {','.join(unknown)}: no such layer (allowed: all-linear, or some "
+            f"of {', '.join(linears)})"
+        )
+
+
 def adapter_parameters(shape: Shape, config: TrainConfig) -> int:
     """Parameters of the LoRA matrices: rank · (inputs + outputs) for every layer that has them.
 
@@ -190,11 +205,7 @@ def adapter_parameters(shape: Shape, config: TrainConfig) -> int:
     """
     linears = {linear.name: linear for linear in shape.linears()}
     targets = config.target_modules
-    if targets != ("all-linear",) and (unknown := sorted(set(targets) - set(linears))):
-        raise ConfigError(
-            f"--target-modules {','.join(unknown)}: no such layer (allowed: all-linear, or some "
-            f"of {', '.join(linears)})"
-        )
+    check_layers(targets, linears)
     chosen = linears.values() if targets == ("all-linear",) else [linears[t] for t in targets]
     sides = sum(linear.inputs + linear.outputs for linear in chosen)
     return shape.layers * config.rank * sides
@@ -239,10 +250,9 @@ def read_shape(source: str) -> Shape:
         ModelError: there is none, or it cannot be used.
     """
     path = Path(source)
-    if path.is_dir():
-        path = path / "config.json"
     if not path.is_file():
-        path = _fetch(source)
+        check_place(source)
+        path = path / "config.json" if path.is_dir() else _fetch(source)
     try:
         return Shape.read(json.loads(path.read_text(encoding="utf-8")), source)
     except ValueError as error:
@@ -252,13 +262,27 @@ def read_shape(source: str) -> Shape:
 
 
 def _fetch(source: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import (
+        constants,
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
 
+    name = "config.json"
     try:
-        return Path(hf_hub_download(source, "config.json"))
-    except (HfHubHTTPError, OSError, ValueError) as error:
+        if isinstance(there := try_to_load_from_cache(source, name), str):
+            return Path(there)
+        get_hf_file_metadata(hf_hub_url(source, name))  # asks once, where a download asks often
+        return Path(hf_hub_download(source, name))
+    except (OSError, ValueError) as error:
         raise ModelError(
             f"--base-model {source}: no config.json to be had ({first_line(error)})",
             hint="Give a folder, a config.json, or a hub id; a gated model needs HF_TOKEN.",
+        ) from None
+    except Exception as error:  # what the hub's client raises has the types of its HTTP library
+        raise ModelError(
+            f"--base-model {source}: cannot reach {constants.ENDPOINT} ({first_line(error)})",
+            hint="Give a folder or a config.json, or try again with a connection.",
         ) from None

@@ -17,7 +17,7 @@ from components.train.batching import batching_in_words, flash_attention, packs
 from components.train.chat import Examples, count_tokens
 from components.train.checkpoints import FINISHED, Checkpoints
 from components.train.config import TrainConfig
-from components.train.memory import GIB, is_split, memory, read_shape
+from components.train.memory import GIB, check_layers, is_split, memory, read_shape
 from components.train.record import count_parameters, make_record, reporting, write_events
 from components.train.shortage import explained
 from components.train.stopping import listening_for_sigterm
@@ -112,27 +112,23 @@ def build(
         ModelError: the base model cannot be used.
     """
     import datasets
-    from peft import NoMatchingPeftModuleError
     from transformers import PrinterCallback, set_seed
 
     from components.train.answer_trainer import AnswerTrainer
 
     datasets.disable_progress_bars()
     set_seed(config.seed)  # the adapter is initialised before the trainer seeds itself
-    try:
-        trainer = AnswerTrainer(
-            model=_model(config, source or config.base_model, split),
-            args=_sft_config(config, folder),
-            train_dataset=datasets.Dataset.from_list(train),
-            eval_dataset=datasets.Dataset.from_list(validation) if validation else None,
-            processing_class=tokenizer,
-            peft_config=_lora_config(config) if config.method == "lora" else None,
-        )
-    except NoMatchingPeftModuleError as error:
-        raise ConfigError(
-            f"--target-modules {','.join(config.target_modules)}: {error}",
-            hint="Use all-linear, or names of the model's layers such as q_proj,v_proj.",
-        ) from None
+    model = _model(config, source or config.base_model, split)
+    if config.method == "lora":
+        _check_targets(config, model)
+    trainer = AnswerTrainer(
+        model=model,
+        args=_sft_config(config, folder),
+        train_dataset=datasets.Dataset.from_list(train),
+        eval_dataset=datasets.Dataset.from_list(validation) if validation else None,
+        processing_class=tokenizer,
+        peft_config=_lora_config(config) if config.method == "lora" else None,
+    )
     if config.load_in_4bit:
         # TRL leaves such an adapter in 16 bits, where Adam's small updates are rounded away.
         for weight in trainer.model.parameters():
@@ -140,6 +136,30 @@ def build(
                 weight.data = weight.data.float()
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _check_targets(config: TrainConfig, model: Any) -> None:
+    """Refuse --target-modules that the model has none of; PEFT minds only where it has none at all.
+
+    Raises:
+        ConfigError: names the model's linear layers.
+    """
+    from torch.nn import Linear
+
+    head = model.get_output_embeddings()
+    modules = dict(model.named_modules())
+    missing = [
+        target
+        for target in config.target_modules
+        if not any(f".{path}".endswith(f".{target}") for path in modules)
+    ]
+    linears = (
+        path.rpartition(".")[2]
+        for path, module in modules.items()
+        if isinstance(module, Linear) and module is not head
+    )
+    if missing:
+        check_layers(missing, dict.fromkeys(linears))
 
 
 def _splitting(config: TrainConfig, tokenizer: Any, examples: Examples) -> tuple[bool, str]:

@@ -7,6 +7,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import NoReturn
 
 import click
@@ -28,7 +29,8 @@ def run(command: click.Command, arguments: list[str]) -> NoReturn:
     signal.signal(signal.SIGTERM, _terminate)
     # Once Python is cleaning up, the work is done, and its code stands.
     atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
-    with guarded():
+    # For the shell's completion click writes bytes, which tell of nothing but our own flags.
+    with nullcontext() if "_RAFT_COMPLETE" in os.environ else guarded():
         _run(command, arguments)
 
 
@@ -42,8 +44,12 @@ def _run(command: click.Command, arguments: list[str]) -> NoReturn:
         _leave("stopped by SIGTERM; give the same command again" * isinstance(stopped, _Terminated))
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()  # the help
+        sys.exit(USER_ERROR)
     except click.ClickException as error:
-        error.show()
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        _say(error.format_message(), f"{context.command_path} --help" if context else "")
         sys.exit(USER_ERROR)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
@@ -93,10 +99,14 @@ def _explain(error: Exception, arguments: Sequence[str]) -> int:
     else:
         problem = f"{type(error).__name__}: {error}"
         hint, code = "This is a fault of raft; --debug shows the traceback.", OUR_ERROR
+    _say(problem, hint)
+    return code
+
+
+def _say(problem: str, hint: str) -> None:
     click.echo(f"error: {shown(problem)}", err=True)
     if hint:
         click.echo(f"  {hint}", err=True)
-    return code
 
 
 def _output(arguments: Sequence[str]) -> str:

@@ -91,6 +91,7 @@ class StageCommand(Command):
 PLANNED = (
     "rank", "target_modules", "method", "epochs", "batch_size", "gradient_accumulation",
     "max_tokens", "load_in_4bit", "gradient_checkpointing", "dtype", "processes", "sharding",
+    "prices",
 )  # fmt: skip
 """The settings of train on which a plan depends."""
 

@@ -181,8 +181,8 @@ def check(paths: tuple[str, ...]) -> None:
     """Check Kubernetes manifests and compiled pipelines without a cluster.
 
     PATH is a file of manifests, a compiled pipeline, a folder with a kustomization.yaml, or - for
-    standard input. Without one: k8s/base, the teacher, every overlay, the pipeline compiled from
-    each, and the committed ones.
+    standard input. Jobs are also compiled, with those of k8s/base beside them. Without a PATH:
+    k8s/base, the teacher, every overlay, the pipelines compiled from each, and the committed ones.
 
     \b
     Examples:

@@ -4,7 +4,6 @@ Against the inputs of the compiled YAML and the ranges of the stages that they r
 would fail a step when the GPU is already there.
 """
 
-import difflib
 import json
 import math
 import re
@@ -16,9 +15,10 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import ValidationError
 
-from components.config import allowed_values
+from components.config import INPUT, SCHEME, complaint, flag, message
 from components.errors import ConfigError
 from pipelines.hardware import hardware_of_run
+from pipelines.k8s.located import meant
 from pipelines.stages import STAGES, config_class
 
 KINDS = {
@@ -76,15 +76,22 @@ class Compiled:
         """Names of the tasks that run a container, in the order of the file."""
         return list(dict.fromkeys(name for name, _, _ in self._tasks(self.specification["root"])))
 
-    def readers(self, parameter: str) -> Iterator["Reader"]:
-        """What every step makes of a pipeline parameter that reaches it unchanged."""
+    def stages(self) -> Iterator[tuple[str, dict[str, "Origin"]]]:
+        """Every step that runs a stage, with the pipeline parameter behind each of its settings."""
         executors = self.specification["deploymentSpec"]["executors"]
         for _, component, origins in self._tasks(self.specification["root"]):
             command = executors[component["executorLabel"]].get("container", {}).get("command", [])
-            if len(command) == 2 and command[0] == "raft":
-                for name, (origin, key) in origins.items():
-                    if origin == parameter:
-                        yield Reader(command[1], name, key)
+            if len(command) == 2 and command[0] == "raft" and command[1] in STAGES:
+                fields = config_class(command[1]).model_fields
+                # KFP hands a pod more than settings, such as the memory that it asks for.
+                yield command[1], {name: origins[name] for name in origins if name in fields}
+
+    def readers(self, parameter: str) -> Iterator["Reader"]:
+        """What every stage makes of a pipeline parameter that reaches it unchanged."""
+        for stage, origins in self.stages():
+            for name, (origin, key) in origins.items():
+                if origin == parameter:
+                    yield Reader(stage, name, key)
 
     def _tasks(
         self, parent: Mapping[str, Any], known: Mapping[str, Origin] | None = None
@@ -190,7 +197,8 @@ def check_parameters(pipeline: Compiled, given: Mapping[str, Given]) -> dict[str
 
     Raises:
         ConfigError: a parameter is unknown, missing, of another type, or out of the range of a
-            stage that it reaches; names each with file and line and what is allowed.
+            stage that it reaches, or a stage takes each but not all of them together; names each
+            with file and line and what is allowed.
     """
     faults = []
     values = {}
@@ -203,6 +211,8 @@ def check_parameters(pipeline: Compiled, given: Mapping[str, Given]) -> dict[str
         if name not in given and not definition.get("isOptional", False):
             description = " ".join(definition.get("description", "").split())
             faults.append(f"{name} is missing: {description}")
+    if not faults:
+        faults = list(dict.fromkeys(_disagreements(pipeline, given, values)))
     if faults:
         raise ConfigError(
             "\n".join(faults),
@@ -213,11 +223,9 @@ def check_parameters(pipeline: Compiled, given: Mapping[str, Given]) -> dict[str
 
 def _checked(pipeline: Compiled, name: str, value: object) -> Any:
     if name not in pipeline.inputs:
-        close = difflib.get_close_matches(name, pipeline.inputs, n=1)
         raise ValueError(
-            f"{name}: unknown parameter"
-            + (f"; did you mean {close[0]}?" if close else "")
-            + f" (allowed: {', '.join(pipeline.inputs)})"
+            f"{name}: unknown parameter{meant(name, pipeline.inputs)} "
+            f"(allowed: {', '.join(pipeline.inputs)})"
         )
     kind = pipeline.inputs[name]["parameterType"]
     if kind not in KINDS:
@@ -288,18 +296,67 @@ def _ask(reader: Reader, place: str, value: object) -> None:
     Raises:
         ValueError: the stage would refuse the value.
     """
-    if reader.stage not in STAGES:
-        return
     config = config_class(reader.stage)
+    if INPUT in config.model_fields[reader.field].metadata:
+        _check_reachable(reader, place, value)
     try:
         config.model_validate({reader.field: value})
     except ValidationError as error:
         # The other fields of the stage are missing here, and not at fault.
         for fault in error.errors():
             if fault["loc"][:1] == (reader.field,) and fault["type"] != "missing":
-                problem = str(fault["msg"]).removeprefix("Value error, ")
-                allowed = allowed_values(config.model_fields[reader.field])
-                raise ValueError(
-                    f"{place} {value!r}: {reader.stage} refuses it: {problem}"
-                    + (f" (allowed: {allowed})" if allowed else "")
-                ) from None
+                problem = complaint(fault, config.model_fields[reader.field])
+                raise ValueError(f"{place} {value!r}: {reader.stage} refuses it{problem}") from None
+
+
+def _check_reachable(reader: Reader, place: str, value: object) -> None:
+    """Refuse a path of this machine: a pod has none of its files."""
+    name = str(value)
+    on_hub = reader.field == "base_model" and not name.startswith((".", "/", "~"))
+    if name and not name.startswith(SCHEME) and not on_hub:
+        raise ValueError(
+            f"{place} {value!r}: {reader.stage} runs in a cluster, which cannot read it "
+            "(allowed: gs://BUCKET/PATH)"
+        )
+
+
+def _disagreements(
+    pipeline: Compiled, given: Mapping[str, Given], typed: Mapping[str, Any]
+) -> Iterator[str]:
+    """What a stage takes each of, but not together; it would say so when it starts."""
+    values = {
+        name: definition["defaultValue"]
+        for name, definition in pipeline.inputs.items()
+        if "defaultValue" in definition
+    } | dict(typed)
+    try:
+        hardware_of_run(values)
+    except ConfigError as error:
+        yield str(error)
+    for stage, origins in pipeline.stages():
+        config = config_class(stage)
+        # What the steps hand each other has no value yet.
+        unset = {
+            name: f"{SCHEME}unset/{name}"
+            for name, field in config.model_fields.items()
+            if field.is_required()
+        }
+        known = {name: origin for name, origin in origins.items() if origin[0] in values}
+        lists = [values[parameter] for parameter, key in known.values() if key is not None]
+        for turn in range(len(lists[0]) if lists else 1):
+            settings = {
+                name: values[parameter] if key is None else values[parameter][turn][key]
+                for name, (parameter, key) in known.items()
+            }
+            try:
+                config.model_validate(unset | settings)
+            except ValidationError as error:
+                problem = message(error.errors()[0])
+                named = [name for name in known if re.search(rf"{flag(name)}(?![\w-])", problem)]
+                parameters = [known[name][0] for name in named or known]
+                places = [given[name].place for name in parameters if name in given]
+                said = ", ".join(f"{name} {settings[name]!r}" for name in named)
+                yield (
+                    f"{', '.join(dict.fromkeys(places)) or pipeline.path}: "
+                    f"{said or stage}: {stage} refuses these together: {problem}"
+                )

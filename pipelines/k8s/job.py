@@ -7,14 +7,17 @@ Field names are Kubernetes' own (https://kubernetes.io/docs/reference/kubernetes
 here and in camel case in the files; what their values may be is in values.py.
 """
 
+import difflib
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 from pydantic.alias_generators import to_camel
 
+from components.config import flag as flag_of
 from components.errors import ConfigError
-from pipelines.k8s.located import Document, Part, fault, validate
+from pipelines.k8s.located import Document, Part, fault, meant, validate
+from pipelines.k8s.machines import check_fits
 from pipelines.k8s.values import (
     GPU,
     AbsolutePath,
@@ -225,6 +228,23 @@ class AnyPod(Part):
     volumes: list[Volume] = Field(default_factory=list)
 
     @model_validator(mode="after")
+    def _finds_a_node(self) -> "AnyPod":
+        at = ("containers", 0, "resources", "requests")
+        resources = self.containers[0].resources
+        gpus = resources.limits.gpu or 0
+        # What is not requested is requested as its limit says.
+        asked = resources.limits.model_dump() | resources.requests.model_dump(exclude_none=True)
+        check_fits(self.node_selector, gpus, asked, *at)
+        for index, toleration in enumerate(self.tolerations if gpus else ()):
+            key = toleration.key or ""
+            if key != GPU and difflib.get_close_matches(key.lower(), [GPU], cutoff=0.9):
+                raise fault(
+                    f"{key!r} is no taint of GPU nodes; did you mean {GPU}?",
+                    *("tolerations", index, "key"),
+                )
+        return self
+
+    @model_validator(mode="after")
     def _mounts_exist(self) -> "AnyPod":
         _once(self.volumes, "name", "volumes")
         known = {volume.name for volume in self.volumes}
@@ -300,6 +320,11 @@ class JobSpec(Part):
         return self
 
 
+def _setting(argument: str) -> str:
+    """The setting that an argument such as --batch-size=1 is about: batch_size."""
+    return argument.partition("=")[0].removeprefix("--").replace("-", "_")
+
+
 CONTAINER = ("spec", "template", "spec", "containers", 0)
 
 
@@ -328,6 +353,11 @@ class Job(Part):
         """`file:line` of a field."""
         return self._document.place(*location) if self._document else self.metadata.name
 
+    def place_of(self, name: str) -> str:
+        """`file:line` of the argument that is the flag of a setting."""
+        flags = [_setting(argument) for argument in self.container.args]
+        return self.place(*CONTAINER, "args", flags.index(name))
+
     def settings(self) -> dict[str, Any]:
         """Flags that the Job's args give a value of their own, not one of a $(VARIABLE).
 
@@ -343,11 +373,11 @@ class Job(Part):
         for index, argument in enumerate(self.container.args):
             place = self.place(*CONTAINER, "args", index)
             flag, sign, value = argument.partition("=")
-            name = flag.removeprefix("--").replace("-", "_")
+            name = _setting(argument)
             if not flag.startswith("--") or not sign or name not in config.model_fields:
                 raise ConfigError(
                     f"{place}: {argument!r} (allowed: --flag=value, with a flag of raft "
-                    f"{self.stage})",
+                    f"{self.stage}){meant(flag, map(flag_of, config.model_fields))}",
                     hint=f"raft {self.stage} --help shows every flag.",
                 )
             if name in given:

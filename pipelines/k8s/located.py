@@ -224,6 +224,12 @@ def explain(document: Document, model: type[Part], found: Any, prefix: Location 
     return f"{start}{value}: {problem}"
 
 
+def meant(word: str, known: Iterable[str]) -> str:
+    """`; did you mean gpu?` for the known word that is most like one that is not; "" for none."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def _instead(model: type[Part], location: Location) -> str:
     """The fields that may stand where an unknown one stands."""
     for step in location[:-1]:
@@ -241,9 +247,7 @@ def _instead(model: type[Part], location: Location) -> str:
                 return ""
             model = inner
     known = [field.alias or name for name, field in model.model_fields.items()]
-    near = difflib.get_close_matches(str(location[-1]), known, n=1)
-    meant = f"; did you mean {near[0]}?" if near else ""
-    return f" (allowed: {', '.join(known)}){meant}"
+    return f" (allowed: {', '.join(known)}){meant(str(location[-1]), known)}"
 
 
 def _model_in(annotation: Any) -> type[Part] | None:

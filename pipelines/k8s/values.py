@@ -13,12 +13,14 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator
 
-from pipelines.k8s.located import fault, shown
+from pipelines.k8s.located import fault, meant, shown
 
 ACCELERATORS = Path(__file__).parents[2] / "k8s" / "accelerators.txt"
+LABELS = ACCELERATORS.with_name("labels.txt")
 
 GPU = "nvidia.com/gpu"
-GKE_ACCELERATOR = "cloud.google.com/gke-accelerator"
+GKE = "cloud.google.com/"
+GKE_ACCELERATOR = f"{GKE}gke-accelerator"
 
 
 def _spelled(what: str, pattern: str, allowed: str) -> Callable[[str], str]:
@@ -114,21 +116,29 @@ def check_labels(labels: dict[str, str]) -> dict[str, str]:
 
 
 @cache
-def accelerators() -> tuple[str, ...]:
-    """GPU names that GKE's nodes carry; a line in k8s/accelerators.txt adds one."""
-    lines = ACCELERATORS.read_text(encoding="utf-8").splitlines()
+def _lines(path: Path) -> tuple[str, ...]:
+    lines = path.read_text(encoding="utf-8").splitlines()
     return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
 
 
 def _check_selector(selector: dict[str, str]) -> dict[str, str]:
-    name = check_labels(selector).get(GKE_ACCELERATOR)
-    if name is not None and name not in accelerators():
-        raise fault(
-            f"{name!r} is no GPU of GKE (allowed: {', '.join(accelerators())}; "
-            f"a new one needs a line in {shown(ACCELERATORS)})",
-            GKE_ACCELERATOR,
-        )
+    for key, value in check_labels(selector).items():
+        if key.startswith(GKE):
+            _check_known(key, "label of GKE", LABELS, key)
+        if key == GKE_ACCELERATOR:
+            _check_known(value, "GPU of GKE", ACCELERATORS, key)
     return selector
+
+
+def _check_known(word: str, what: str, file: Path, key: str) -> None:
+    """Refuse what GKE gives no node; a line in the file adds one."""
+    known = _lines(file)
+    if word not in known:
+        raise fault(
+            f"{word!r} is no {what}{meant(word, known)} (allowed: {', '.join(known)}; "
+            f"a new one needs a line in {shown(file)})",
+            key,
+        )
 
 
 Labels = Annotated[dict[str, str], AfterValidator(check_labels)]

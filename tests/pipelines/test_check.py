@@ -53,6 +53,7 @@ def assert_blamed(found: list[str], path: Path, line: int, problem: str) -> None
 
 MEMORY = "              memory: 64Gi\n"
 GPU = "              nvidia.com/gpu: 1\n"
+LARGE = f'{MEMORY}{GPU}            limits:\n              cpu: "12"\n{MEMORY}'
 SELECTOR = "        cloud.google.com/gke-accelerator: nvidia-tesla-a100\n"
 TOLERATION = "          operator: Equal\n          value: present\n          effect: NoSchedule\n"
 MOUNT = "            - name: shm\n              mountPath: /dev/shm\n"
@@ -78,6 +79,18 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     "bad label": ("name: raft\n    app", "name: raft!\n    app", "is not a label's value"),
     "GPU request over limit": (GPU, GPU.replace("1", "2"), "Kubernetes allows only equal ones"),
     "nvidia.com/gpuu": (GPU, GPU.replace("gpu", "gpuu"), "did you mean nvidia.com/gpu?"),
+    # Pods that would wait for ever.
+    "selector misspelt": (SELECTOR, SELECTOR.replace("accel", "acel"),
+                          "did you mean cloud.google.com/gke-accelerator? (allowed: "),
+    "GPU misspelt": (SELECTOR, SELECTOR.replace("nvidia-tesla-a100", "nvidia-a100-80g"),
+                     "did you mean nvidia-a100-80gb? (allowed: "),
+    "toleration misspelt": ("- key: nvidia.com/gpu\n", "- key: nvidia.com/gpus\n",
+                            "did you mean nvidia.com/gpu?"),
+    "toleration in capitals": ("- key: nvidia.com/gpu\n", "- key: nvidia.com/GPU\n",
+                               "did you mean nvidia.com/gpu?"),
+    "more memory than the machine": (LARGE, LARGE.replace("64", "200"),
+                                     "with 1 nvidia-tesla-a100 does not have (a2-highgpu-1g: 85Gi"),
+    "every CPU of the machine": ('cpu: "8"', 'cpu: "12"', "a2-highgpu-1g: 12, of which it keeps"),
     # More of the kind.
     "GPU limit over request": (f"{GPU}          securityContext",
                                GPU.replace("1", "2") + "          securityContext", ""),
@@ -89,7 +102,7 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     "flag given twice": (OUTPUT, f"{OUTPUT}            - --output=gs://b/x\n",
                          "--output is given twice"),
     "key written twice": (MEMORY, MEMORY + MEMORY, "memory is written twice, first in line"),
-    "GPU unknown to GKE": (SELECTOR, SELECTOR.replace("tesla-", ""), "is no GPU of GKE (allowed: "),
+    "GPU unknown to GKE": (SELECTOR, SELECTOR.replace("tesla-", ""), "is no GPU of GKE; did you "),
     "selector that is true": (SELECTOR, f"{SELECTOR}        cloud.google.com/gke-spot: true\n",
                               "valid string"),
     "selector's key": (SELECTOR, f'{SELECTOR}        "a/b/c": x\n', "is not a key"),
@@ -105,7 +118,7 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     "no image": (f"          {IMAGE}\n", "", "image: is missing"),
     "capital image": (IMAGE, "image: Raft-Train:1", "not a pinned image"),
     "another command": ("command: [raft, train]", "command: [raft, eval]", "['raft', 'train']"),
-    "no such flag": ("--dataset=", "--datasets=", "with a flag of raft train"),
+    "no such flag": ("--dataset=", "--datasets=", "did you mean --dataset?"),
     "value out of range": ("- --output=$(RAFT_RUN)/adapter\n",
                            "- --output=$(RAFT_RUN)/adapter\n            - --rank=0\n", "--rank"),
     "no such variable": ("--dataset=$(RAFT_RUN)", "--dataset=$(RAFT_RAN)",
@@ -183,7 +196,21 @@ def test_a_fault_in_a_job_is_found_in_its_line(name: str, tmp_path: Path) -> Non
 
 
 def test_so_many_faults_are_tried() -> None:
-    assert (len(FAULTS), len(SURROUNDINGS), len(MUTATIONS)) == (68, 24, 69)
+    assert (len(FAULTS), len(SURROUNDINGS), len(MUTATIONS)) == (74, 24, 69)
+
+
+@pytest.mark.parametrize("flag", ["--epochs=5", "--target-modules=q_proj"], ids=["raft", "study"])
+@pytest.mark.parametrize("whole", [True, False], ids=["folder", "file"])
+def test_a_flag_that_is_a_parameter_of_a_pipeline(flag: str, whole: bool, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(K8S / "base", tmp_path / "base"))
+    path = base / "train.yaml"
+    line = mutate(path, OUTPUT, f"{OUTPUT}            - {flag}\n", flag)
+    with pytest.raises(check.ConfigError) as caught:
+        check.complaints(str(base if whole else path))
+    name = flag.partition("=")[0]
+    assert str(caught.value) == (
+        f"{path}:{line}: {name} has a value here, but in the pipeline it is a parameter"
+    )
 
 
 MATCH = "    matchLabels:\n      app.kubernetes.io/name: raft"
@@ -243,9 +270,7 @@ def test_a_new_accelerator_needs_one_line(tmp_path: Path, monkeypatch: pytest.Mo
     accelerators = tmp_path / "accelerators.txt"
     accelerators.write_text((K8S / "accelerators.txt").read_text() + "nvidia-z1000\n")
     monkeypatch.setattr(values, "ACCELERATORS", accelerators)
-    values.accelerators.cache_clear()
     assert check.complaints(str(base)) == []
-    values.accelerators.cache_clear()
 
 
 # The compiled pipeline. The same form of fault; the line is the changed one unless OTHER says so.

@@ -1,5 +1,6 @@
 """The `raft` command as a user meets it: help, errors, exit codes."""
 
+import os
 import re
 import subprocess
 import sys
@@ -87,6 +88,20 @@ def errors(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int,
             ["--gradient-checkpointing 'perhaps'", "true | false"],
         ),
         (["generate", "--documents", "no/such", "--output", "x"], ["no/such: no such file"]),
+        (
+            ["generate", "--documents", "d", "--output", "x", "--teacher", "me", "--shard", "foo"],
+            [
+                "--teacher 'me' (allowed: extractive | openai | vllm)\n",
+                "--shard 'foo' (allowed: as 2/8)\n",
+            ],
+        ),
+        (
+            ["train", "--dataset", "d", "--base-model", "m", "--output", "x", "--profile", "a1"],
+            ["--profile 'a1' (allowed: a100-40gb | a100-80gb | h100 | l4)\n"],
+        ),
+        (["train", "--rnk", "8"], ["error: No such option '--rnk'", "\n  raft train --help"]),
+        (["plan", "--base-model", "m"], ["error: Missing option '--profile'", "raft plan --help"]),
+        (["trian"], ["error: No such command 'trian'", "\n  raft --help"]),
         (["train", "--dataset", "no/such", "--base-model", "m", "--output", "x"],
          ["no/such: no such file or folder", "Check --dataset"]),
     ],
@@ -150,3 +165,14 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert not leave.value.code
     assert capsys.readouterr().out.startswith("raft, version ")
+
+
+def test_the_shell_completes_commands_and_flags() -> None:
+    def completed(words: str) -> str:
+        asked = {"_RAFT_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": "2"}
+        program = "import sys; sys.argv = ['raft']; from pipelines.cli import main; main()"
+        return subprocess.run(
+            [sys.executable, "-c", program], env=os.environ | asked, capture_output=True, text=True
+        ).stdout
+
+    assert "plain,--rank\n" in completed("raft train --ra")

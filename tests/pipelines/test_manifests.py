@@ -41,10 +41,10 @@ def edit(jobs: Path, old: str, new: str) -> None:
         ),
         (
             "memory: 64Gi",
-            "memory: 128Gi",
+            "memory: 72Gi",
             {
-                f"{EXECUTOR}.resources.resourceMemoryLimit": "128Gi",
-                f"{EXECUTOR}.resources.resourceMemoryRequest": "128Gi",
+                f"{EXECUTOR}.resources.resourceMemoryLimit": "72Gi",
+                f"{EXECUTOR}.resources.resourceMemoryRequest": "72Gi",
             },
         ),
         (

@@ -722,7 +722,7 @@ def test_a_flag_that_is_the_pipelines_parameter_is_refused(
     objects = copy.deepcopy(rendered["base"])
     arguments = job_of(objects, "train")["spec"]["template"]["spec"]["containers"][0]["args"]
     arguments.append("--rank=8")
-    with pytest.raises(ConfigError, match=r"objects\.yaml:\d+: rank has a value here"):
+    with pytest.raises(ConfigError, match=r"objects\.yaml:\d+: --rank has a value here"):
         compile_objects(objects, tmp_path / "objects.yaml")
     arguments[-1] = "--prices=prices.json"
     with pytest.raises(ConfigError, match="prices is no parameter of the component"):

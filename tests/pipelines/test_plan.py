@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from components.train.config import TrainConfig, profiles
 from components.train.memory import GIB, Shape, is_split, memory, read_shape
 from components.train.shortage import what_to_lower
 from pipelines.plan import Plan, plan
-from tests.conftest import Raft
+from tests.conftest import REPOSITORY, Raft
 
 LLAMA_3_70B = {
     "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "vocab_size": 128256,
@@ -168,3 +171,43 @@ def test_the_command(raft: Raft, tmp_path: Path) -> None:
     assert "on each of 2 NVIDIA L4\n  split over them (FSDP)" in pair.stdout
     wrong = raft("plan", "--base-model", tmp_path, "--profile", "l4", "--rank", "0")
     assert wrong.returncode == 2 and "--rank" in wrong.stderr
+
+
+def test_a_price_table_of_ones_own(raft: Raft, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_3_8B), encoding="utf-8")
+    asked = ("plan", "--base-model", tmp_path, "--profile", "h100")
+    gpu = profiles()["h100"]["gpu"]
+    assert f"not priced (--prices FILE, with gpu_hour of {gpu})" in raft(*asked).stdout
+    prices = tmp_path / "prices.json"
+    table = {"date": "2026-11-01", "source": "me", "currency": "EUR", "teacher_request": 0.0}
+    prices.write_text(json.dumps(table | {"gpu_hour": {gpu: 3600.0}}), encoding="utf-8")
+    assert " EUR, if the GPU reaches" in raft(*asked, "--prices", prices).stdout
+    wrong = raft(*asked, "--prices", tmp_path / "none.json")
+    assert wrong.returncode == 2 and "none.json: No such file" in wrong.stderr
+
+
+def test_settings_that_exclude_each_other(raft: Raft) -> None:
+    done = raft("plan", "--base-model", "m", "--profile", "l4", "--method", "full")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: --method full cannot train 4-bit weights; add --load-in-4bit false\n"
+        "  raft plan --help shows every flag.\n"
+    )
+
+
+def test_a_wrong_path_is_not_looked_for_on_the_hub(raft: Raft, tmp_path: Path) -> None:
+    profile = ("--profile", "l4")
+    assert "nope: no such folder" in raft("plan", "--base-model", "nope", *profile).stderr
+    empty = raft("plan", "--base-model", tmp_path, *profile)
+    assert empty.returncode == 2 and "no config.json in this folder" in empty.stderr
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(tmp_path: Path) -> None:
+    here = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines", "plan", "--base-model", "a/b", "--profile", "l4"],
+        env=os.environ | here, cwd=REPOSITORY, capture_output=True, text=True, timeout=15,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --base-model a/b: cannot reach http://127.0.0.1:1 (")
+    assert len(done.stderr.splitlines()) == 2

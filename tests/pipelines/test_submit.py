@@ -226,11 +226,12 @@ def test_wrong_parameters_are_named_before_a_server_is_asked(tmp_path: Path, lea
 def test_json_settings_and_exponents_are_read_as_meant(tmp_path: Path) -> None:
     path = tmp_path / "parameters.json"
     path.write_text('{\n\t"rank": 8,\n\t"learning_rate": 1e-4,\n\t"epochs": 2\n}\n')
-    given = read_parameters(path, ("rank=16", "documents=a=b", "questions=q"))
+    given = read_parameters(path, ("rank=16", "documents=gs://b/a=b", "questions=gs://b/q"))
     assert given["epochs"].place == f"{path}:4"
     values = check_parameters(load(PIPELINE), given)
     assert values == {
-        "rank": 16, "learning_rate": 1e-4, "epochs": 2.0, "documents": "a=b", "questions": "q",
+        "rank": 16, "learning_rate": 1e-4, "epochs": 2.0, "documents": "gs://b/a=b",
+        "questions": "gs://b/q",
     }  # fmt: skip
     assert isinstance(values["epochs"], float)
 
@@ -305,6 +306,57 @@ def test_a_parameter_is_followed_into_a_loop() -> None:
     assert pipeline.steps == ["train"]
 
 
+def test_what_a_stage_refuses_together_is_refused(tmp_path: Path) -> None:
+    """Each of them passes alone; the stage would find out when its GPU is there."""
+    parameters = {"sharding": "STRING", "processes": "NUMBER_INTEGER"}
+    train = {
+        "componentRef": {"name": "comp-train"},
+        "inputs": {
+            "parameters": {name: {"componentInputParameter": name} for name in parameters},
+        },
+    }
+    definitions = {
+        name: {"parameterType": kind, "isOptional": True, "defaultValue": default}
+        for (name, kind), default in zip(parameters.items(), ("auto", 0), strict=True)
+    }
+    specification = {
+        "components": {"comp-train": {"executorLabel": "exec-train"}},
+        "deploymentSpec": {
+            "executors": {"exec-train": {"container": {"command": ["raft", "train"]}}}
+        },
+        "root": {
+            "dag": {"tasks": {"train": train}},
+            "inputDefinitions": {"parameters": definitions},
+        },
+    }
+    pipeline = Compiled(PIPELINE, specification)
+    path = tmp_path / "parameters.yaml"
+    path.write_text("sharding: full\n")
+    check_parameters(pipeline, read_parameters(path))
+    with pytest.raises(ConfigError) as caught:
+        check_parameters(pipeline, read_parameters(path, ("processes=1",)))
+    assert str(caught.value) == (
+        f"{path}:1, --set: sharding 'full', processes 1: train refuses these together: "
+        "--sharding full needs more than one process; add --processes 2"
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "stage"),
+    [
+        ("documents=/local/d", "generate"), ("documents=docs", "generate"),
+        ("questions=dev.json", "eval"), ("base_model=./llama", "eval"),
+    ],
+)  # fmt: skip
+def test_a_path_of_this_machine_is_refused(setting: str, stage: str, leave: Leave) -> None:
+    name, _, value = setting.partition("=")
+    others = [f"--set={key}={INPUTS[key]}" for key in INPUTS if key != name]
+    code, _, err = leave("submit", *others, "--set", setting, "--host", "http://127.0.0.1:1")
+    assert code == 2
+    assert f"{name} {value!r}: {stage} runs in a cluster, which cannot read it" in err
+    assert "(allowed: gs://BUCKET/PATH)" in err
+
+
 STUDY = PIPELINE.with_name("study.yaml")
 TRIAL = {
     "base_model": "a/b", "rank": 8, "alpha": 8, "learning_rate": 1e-4, "target_modules": ["q_proj"],
@@ -337,10 +389,37 @@ def test_the_trials_that_are_the_default_pass() -> None:
     assert len(check_parameters(study, given)["trials"]) == 4
 
 
+TEACHER = {"teacher": "openai", "teacher_endpoint": "http://t:8000/v1", "teacher_model": "llama"}
+OTHERS: dict[str, Any] = {
+    "documents": "gs://b/other", "questions": "gs://b/other.json", "base_model": "gs://b/model",
+    **TEACHER,
+    "chunk_tokens": 256, "max_chunks": 7, "questions_per_chunk": 2, "distractors": 5,
+    "oracle_probability": 1.0, "rank": 16, "alpha": 32, "learning_rate": 1e-4, "epochs": 1.5,
+    "sweep": '[{"rank": 16}, {"rank": 64}]', "max_memory_ratio": 0.4, "gate": "stop",
+    "max_questions": 9, "seed": 3, "train_gpus": 2, "memory": "80Gi", "trials": [TRIAL],
+    "node_selector": {"cloud.google.com/gke-accelerator": "nvidia-l4"}, "arms": ["base", "raft"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", [PIPELINE, STUDY], ids=["raft", "study"])
+def test_every_inputs_default_and_another_legal_value_pass(path: Path) -> None:
+    pipeline = load(path)
+    for name, definition in pipeline.inputs.items():
+        for value in (definition.get("defaultValue", INPUTS.get(name)), OTHERS[name]):
+            whole = name.startswith("teacher") and value not in ("", "extractive")
+            given = INPUTS | (TEACHER if whole else {}) | {name: value}
+            check_parameters(pipeline, {key: Given(given[key], "here") for key in given})
+
+
 @pytest.mark.parametrize(
     ("setting", "complaint"),
     [
         ("memory=64GB", "memory '64GB': not a quantity (allowed: bytes such as 64Gi"),
+        (
+            "memory=200Gi",
+            "memory 200Gi, train_gpus 1: 200Gi, which a node with 1 nvidia-tesla-a100",
+        ),
+        ("train_gpus=32", "train_gpus 32: 32, more than any machine has (a2-megagpu-16g: 16)"),
         ("train_gpus=-1", "train_gpus -1: Input should be greater than or equal to 0"),
         ('node_selector={"cloud.google.com/gke-accelerator": "nvidia-a200"}', "is no GPU of GKE"),
         ('node_selector={"pool": 1}', "node_selector {'pool': 1}: Input should be a valid string"),

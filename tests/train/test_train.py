@@ -269,7 +269,25 @@ def test_a_sweep_needs_validation_rows(
         train.run(config(dataset, demo_model, tmp_path / "out", sweep=[{"rank": 2}, {"rank": 4}]))
 
 
-def test_layers_that_the_model_lacks(world_dataset: Path, demo_model: Path, tmp_path: Path) -> None:
-    settings = config(world_dataset, demo_model, tmp_path / "out", target_modules="nope")
-    with pytest.raises(ConfigError, match="--target-modules nope"):
+@pytest.mark.parametrize("given", ["q_prj", "q_prj,v_proj"], ids=["alone", "beside a right one"])
+def test_layers_that_the_model_lacks(
+    given: str, world_dataset: Path, demo_model: Path, tmp_path: Path
+) -> None:
+    settings = config(world_dataset, demo_model, tmp_path / "out", target_modules=given)
+    with pytest.raises(ConfigError) as caught:
         train.run(settings)
+    assert str(caught.value) == (
+        "--target-modules q_prj: no such layer (allowed: all-linear, or some of q_proj, k_proj, "
+        "v_proj, o_proj, gate_proj, up_proj, down_proj)"
+    )
+
+
+def test_layers_may_be_named_by_their_path(
+    world_dataset: Path, demo_model: Path, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(str(demo_model))
+    kept, _ = examples(read_jsonl(world_dataset / "train.jsonl", RaftRow), tokenizer, 4096)
+    given = "layers.0.self_attn.q_proj"
+    settings = config(world_dataset, demo_model, tmp_path / "out", target_modules=given)
+    trainer = build(settings, tokenizer, kept, [], tmp_path / "out")
+    assert sum(weight.requires_grad for weight in trainer.model.parameters()) == 2
