@@ -7,6 +7,7 @@ it. Values may arrive as text (Kubeflow hands every parameter over as text: `tru
 """
 
 import json
+import os
 import re
 import stat
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationError,
     field_validator,
     model_validator,
@@ -26,7 +28,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from components.errors import ConfigError
-from components.redaction import has_password
+from components.redaction import has_password, redact
 
 SCHEME = "gs://"
 INPUT = "input"
@@ -216,7 +218,39 @@ class Settings(BaseModel):
         return f"{flag(name)} {fault['input']!r}{complaint(fault, cls.model_fields[name])}"
 
 
-class StageConfig(Settings):
+class ArtifactSettings(Settings):
+    """Settings of a command whose artifact is not made anew without being asked to."""
+
+    without_effect: ClassVar[tuple[str, ...]] = ()
+    """Settings on which what is made does not depend."""
+
+    _recorded: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    overwrite: bool = option(
+        False,
+        help="Make the artifact anew where --output holds a finished one; else the same settings "
+        "leave it as it is, and others are refused. Not for Jobs, which would begin again.",
+        group="Output",
+    )
+
+    def model_post_init(self, _context: Any, /) -> None:
+        """Keep the settings as they were given: a copy may have others, such as local folders."""
+        left_out = {"output", "overwrite", "prices", "fresh", self.kept(), *self.without_effect}
+        settings = self.model_dump(mode="json", exclude=left_out)
+        for name, field in type(self).model_fields.items():
+            if name in settings and INPUT in field.metadata:
+                value = settings[name]
+                one = isinstance(value, str)
+                settings[name] = _spelled(value) if one else [*map(_spelled, value)]
+        self._recorded = settings
+
+    def recorded(self) -> dict[str, Any]:
+        """All on which the artifact depends, as JSON and without secrets, for its manifest."""
+        found: dict[str, Any] = json.loads(redact(json.dumps(self._recorded)))
+        return found
+
+
+class StageConfig(ArtifactSettings):
     """Settings that every stage has; subclasses add their own."""
 
     seed: int = option(
@@ -245,6 +279,13 @@ class StageConfig(Settings):
             if output.startswith(SCHEME) or (output and cls.kept_beside_local):
                 return values | {kept: beside(output, kept)}
         return values
+
+
+def _spelled(location: str) -> str:
+    """A location as it is compared: `docs/` is `docs`."""
+    if not location or location.startswith(SCHEME):
+        return location.rstrip("/")
+    return os.path.normpath(location)
 
 
 def _mode(path: str) -> int | None:

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
-from components.config import Settings
+from components.config import ArtifactSettings, Settings
 
 
 class Stage(NamedTuple):
@@ -90,15 +90,22 @@ def config_class(name: str) -> type[Settings]:
 
 
 def run_stage(config: Settings, *, as_step: bool = False) -> object:
-    """Run one stage with `gs://` locations fetched before and published after; what it found."""
-    from components.storage import localized
+    """Run one stage with `gs://` locations fetched before and published after; what it found.
 
-    stage = importlib.import_module(COMMANDS[config.stage].work)
-    with localized(config) as local:
-        found: object = stage.run(local)
-    # A step of Kubeflow has only been handed a folder, which goes up after the process has ended.
-    if hasattr(stage, "published") and not as_step:
-        stage.published(config)
+    Where the output holds what would be made, nothing is run or found. A step of Kubeflow is handed
+    a folder of its own, which is new.
+    """
+    from components.storage import done_before, localized, locked
+
+    with nullcontext() if as_step else locked(config.output):
+        if not as_step and isinstance(config, ArtifactSettings) and done_before(config):
+            return None
+        stage = importlib.import_module(COMMANDS[config.stage].work)
+        with localized(config) as local:
+            found: object = stage.run(local)
+        # What a step has made goes up after the process has ended.
+        if hasattr(stage, "published") and not as_step:
+            stage.published(config)
     return found
 
 

@@ -1,9 +1,12 @@
 """Storage on local folders, and with the real client against an emulator of GCS."""
 
+import errno
 import itertools
 import json
+import os
 import random
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -31,6 +34,7 @@ from components.storage import (
     fetching,
     find,
     localized,
+    locked,
     publish,
     publishing,
     put,
@@ -42,6 +46,7 @@ from components.storage import (
 from components.storage.artifacts import path_inside
 from components.storage.bucket import locate
 from components.summary import SummaryConfig
+from pipelines.stages import run_stage
 from tests.conftest import REPOSITORY
 from tests.gcs import BUCKET, Emulator
 
@@ -91,10 +96,98 @@ def test_damage_is_named(tmp_path: Path, damage: Any, complaint: str) -> None:
 def test_a_manifest_cannot_point_outside(tmp_path: Path) -> None:
     folder = artifact(tmp_path / "artifact")
     manifest = folder / "manifest.json"
-    text = manifest.read_text(encoding="utf-8").replace("sub/b.txt", "../b.txt")
-    manifest.write_text(text, encoding="utf-8")
+    listed = json.loads(manifest.read_text(encoding="utf-8"))
+    listed["files"][1]["path"] = "../b.txt"
+    forged = storage.Manifest(files=listed["files"]).checked()
+    manifest.write_text(forged.model_dump_json(), encoding="utf-8")
     with pytest.raises(DataError, match="outside the artifact"):
         verify(folder, "--dataset")
+
+
+def test_a_manifest_guards_itself(tmp_path: Path) -> None:
+    folder = tmp_path / "artifact"
+    unseal(folder, "train", settings={"epochs": 3.0})
+    seal(folder)
+    whole = (folder / MANIFEST).read_text(encoding="utf-8")
+    verify(folder, "--dataset")
+    for word, other in (("3.0", "4.0"), ("epochs", "epoch"), ("train", "eval")):
+        assert word in whole
+        (folder / MANIFEST).write_text(whole.replace(word, other), encoding="utf-8")
+        with pytest.raises(DataError, match="its own crc32c differs"):
+            verify(folder, "--dataset")
+
+
+@pytest.mark.parametrize("where", ["local", "gs"])
+def test_a_finished_artifact_is_not_destroyed(
+    where: str, gcs: Emulator, texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output = str(tmp_path / "rows") if where == "local" else f"gs://{BUCKET}/run/rows"
+
+    def make(**settings: Any) -> object:
+        given = {"documents": str(texts), "output": output, "distractors": 2}
+        return run_stage(GenerateConfig.parse(given | settings))
+
+    def content() -> dict[str, str]:
+        return dict(find(output, lambda _: True))
+
+    assert make() is not None
+    before = content()
+    asked = len(gcs.uploads), capfd.readouterr()[1]
+    assert make(documents=f"{texts}/", prices="") is None
+    assert "done before: " in capfd.readouterr().err
+    with pytest.raises(ConfigError) as refused:
+        make(distractors=3, seed=1)
+    assert "--distractors was 2 there and is 3 now" in str(refused.value)
+    assert "--seed was 0 there and is 1 now" in str(refused.value)
+    assert "--overwrite true" in refused.value.hint
+    assert content() == before and len(gcs.uploads) == asked[0]
+
+    manifest = json.loads(next(text for name, text in before.items() if name.endswith(MANIFEST)))
+    older = {"files": manifest["files"], "stage": "generate"}
+    put(json.dumps(older), f"{output}/{MANIFEST}")
+    with pytest.raises(ConfigError, match="an earlier version made it"):
+        make()
+    put(json.dumps(manifest), f"{output}/{MANIFEST}")
+
+    put("damaged", f"{output}/train.jsonl")
+    assert make() is not None, "what is damaged is made anew"
+    rows = f"{output}/train.jsonl"
+    assert content()[rows] == before[rows]
+    assert make(distractors=3, overwrite="true") is not None
+    assert content()[rows] != before[rows]
+
+
+def test_two_commands_on_one_output(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "new" / "rows"
+    config = GenerateConfig(documents=str(texts), output=str(output))
+    with locked(str(output)):
+        with pytest.raises(StorageError, match=rf"another raft \(pid {os.getpid()} on .+\) writes"):
+            run_stage(config)
+        unseal(output, "generate")
+        assert (output / ".raft.lock").exists(), "what clears the folder leaves the lock"
+        seal(output)
+        assert ".raft.lock" not in (output / MANIFEST).read_text(encoding="utf-8")
+        shutil.rmtree(output)
+    assert not (tmp_path / "new").exists(), "a folder made for the lock alone does not stay"
+
+    # A process that was killed leaves the file, and no lock.
+    code = (
+        "import os, sys; from components.storage import locked\n"
+        "with locked(sys.argv[1]): os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(output)], cwd=REPOSITORY, check=False)
+    assert done.returncode == -signal.SIGKILL and (output / ".raft.lock").exists()
+    run_stage(config)
+    assert not (output / ".raft.lock").exists()
+
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with locked(str(tmp_path / "network")), locked(str(tmp_path / "network")):
+        pass
 
 
 def test_a_folder_made_by_hand_needs_no_manifest(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def run(config: EvalConfig) -> Evaluation:
     names = ", ".join(arm.name for arm in config.variants())
     progress.headline("eval", f"{counted(len(questions), 'question')} to {names}{ways}")
     with Ledger("eval", output, config.prices) as ledger:
-        unseal(output, "eval", keep=PARTIAL)
+        unseal(output, "eval", keep=PARTIAL, settings=config.recorded())
         for name in (TrainingRecord.FILE, ROBUSTNESS):  # of an earlier run
             (output / name).unlink(missing_ok=True)
         runs = ask_arms(config, shown)

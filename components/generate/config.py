@@ -19,6 +19,12 @@ class GenerateConfig(StageConfig):
 
     stage: ClassVar[str] = "generate"
     kept_beside_local: ClassVar[bool] = True
+    without_effect: ClassVar[tuple[str, ...]] = (
+        "teacher_concurrency",
+        "teacher_timeout",
+        "teacher_requests_per_minute",
+        "teacher_tokens_per_minute",
+    )
 
     documents: InputLocation = option(
         help="Folder or file: .txt, .md, .rst, .html, .pdf, .docx; .json and .jsonl with texts, "

@@ -76,7 +76,7 @@ def run(config: GenerateConfig) -> GenerationReport:
         )
         if not held_out:
             say("  no validation rows: too few chunks, or --validation-fraction 0")
-        unseal(output, "generate")
+        unseal(output, "generate", settings=config.recorded())
         dropped: Counter[str] = Counter()
         quotes: Counter[str] = Counter()
         with (

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from components.config import InputLocations, Settings, option
+from components.config import ArtifactSettings, InputLocations, option
 from components.describe import counted
 from components.errors import DataError
 from components.generate.dataset import (
@@ -28,7 +28,7 @@ from components.records import GenerationReport, RaftRow, read_json, read_jsonl
 from components.storage import seal, unseal, verify
 
 
-class MergeConfig(Settings):
+class MergeConfig(ArtifactSettings):
     """Datasets of shards in, one dataset out."""
 
     stage: ClassVar[str] = "merge"
@@ -48,7 +48,7 @@ def run(config: MergeConfig) -> GenerationReport:
     output = Path(config.output)
     headline("merge", f"{counted(len(config.shards), 'shard')} → {output}")
     shards = _ordered([Path(folder) for folder in config.shards])
-    unseal(output, "merge")
+    unseal(output, "merge", settings=config.recorded())
     dropped: Counter[str] = Counter()
     quotes: Counter[str] = Counter()
     for report in shards.values():

@@ -64,7 +64,7 @@ def run(config: QuantizeCheckConfig) -> QuantizationReport:
         if config.head == "4bit":
             check_head_is_untied(config.base_model)
         rows, too_long = _conversations(config, tokenizer)
-        unseal(output, "quantize-check")
+        unseal(output, "quantize-check", settings=config.recorded())
         # Beside the output, whose disk has room for a model.
         with tempfile.TemporaryDirectory(prefix=MERGED, dir=output) as scratch:
             merged = Path(scratch) / f"{MERGED}model"

@@ -37,13 +37,15 @@ from components.storage.files import (
     temporary_file,
     write_json,
 )
+from components.storage.lock import locked
+from components.storage.outputs import done_before
 from components.storage.places import find, folders, is_artifact, put, reachable, remove
 from components.storage.publishing import publish
 from components.storage.staged import localized, scratch
 
 __all__ = [
     "LEDGER", "MANIFEST", "PARTIAL_MANIFEST", "SCHEME", "Manifest", "ManifestFile", "atomic_write",
-    "check_output", "checked_line", "checksum", "faults", "fetch", "find", "folders", "is_artifact",
-    "localized", "publish", "put", "reachable", "read_checked_line", "remove", "scratch", "seal",
-    "temporary_file", "unseal", "verify", "write_json",
+    "check_output", "checked_line", "checksum", "done_before", "faults", "fetch", "find", "folders",
+    "is_artifact", "localized", "locked", "publish", "put", "reachable", "read_checked_line",
+    "remove", "scratch", "seal", "temporary_file", "unseal", "verify", "write_json",
 ]  # fmt: skip

@@ -1,11 +1,13 @@
 """Artifacts: folders with a manifest that is written last, by which a reader knows them whole."""
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import Any, Self
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from components.errors import DataError, StorageError
 from components.records import Record, read_json
@@ -14,6 +16,7 @@ from components.storage.files import cannot_write, checksum, checksum_of, make_r
 MANIFEST = "manifest.json"
 PARTIAL_MANIFEST = "manifest.partial.json"
 LEDGER = "ledger.json"
+LOCK = ".raft.lock"  # in a folder that is being written; no part of the artifact
 FOLDERS_ABOVE = 2  # in which the manifest of an artifact may lie that a file or folder is part of
 AGAIN = (
     "Run the stage that made this artifact again; or, if it was changed on purpose, remove its "
@@ -30,13 +33,33 @@ class ManifestFile(Record):
 
 
 class Manifest(Record):
-    """The listing that makes an artifact whole, and the stage that made it, where one did."""
+    """The listing that makes an artifact whole, and what made it, where a stage did.
+
+    `settings` are those on which the artifact depends; older artifacts have none.
+    """
 
     files: list[ManifestFile]
     stage: str = ""
+    settings: dict[str, Any] | None = None
+    own_crc32c: str = ""
+    """Of all the rest; older manifests have none."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.own_crc32c and self != self.checked():
+            raise ValueError("its own crc32c differs")
+        return self
+
+    def checked(self) -> "Manifest":
+        """The same with its checksum."""
+        rest = self.model_dump(mode="json", exclude={"own_crc32c"})
+        digest = checksum_of([json.dumps(rest, sort_keys=True).encode()])
+        return self.model_copy(update={"own_crc32c": digest})
 
 
-def unseal(folder: Path, stage: str = "", keep: str = "") -> None:
+def unseal(
+    folder: Path, stage: str = "", keep: str = "", settings: dict[str, Any] | None = None
+) -> None:
     """Mark an artifact as unfinished: it is about to be made or changed.
 
     What the artifact before consisted of is removed, and what a killed attempt has left behind: if
@@ -46,6 +69,7 @@ def unseal(folder: Path, stage: str = "", keep: str = "") -> None:
         folder: the artifact.
         stage: whose artifact it will be; one of another stage is not removed for it.
         keep: a folder or file in it from which the stage goes on.
+        settings: with which it will be made, for the manifest.
 
     Raises:
         StorageError: the folder cannot be written, or holds something else than an artifact.
@@ -64,11 +88,12 @@ def unseal(folder: Path, stage: str = "", keep: str = "") -> None:
         unfinished = not (folder / MANIFEST).exists()
         try:
             for leftover in folder.glob("*" if unfinished else ".*"):
-                if leftover.name not in (keep, PARTIAL_MANIFEST):
+                if leftover.name not in (keep, PARTIAL_MANIFEST, LOCK):
                     shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         except OSError as error:
             raise cannot_write(folder, error) from None
-    write_json(folder / PARTIAL_MANIFEST, Manifest(files=[], stage=stage))
+    unfilled = Manifest(files=[], stage=stage, settings=settings)
+    write_json(folder / PARTIAL_MANIFEST, unfilled.checked())
     if (folder / MANIFEST).exists():
         # Nothing of the artifact before may end up in the next: a stale adapter would be loaded.
         for path in before:
@@ -85,14 +110,15 @@ def check_output(folder: Path, stage: str = "") -> None:
     """
     if folder.is_dir():
         # A first attempt that was killed here may have left half of the partial manifest.
-        others = [p for p in folder.iterdir() if not p.name.startswith(f".{PARTIAL_MANIFEST}.")]
+        passed_over = (LOCK, f".{PARTIAL_MANIFEST}.")
+        others = [path for path in folder.iterdir() if not path.name.startswith(passed_over)]
         ours = (folder / MANIFEST).exists() or (folder / PARTIAL_MANIFEST).exists()
         if others and not ours:
             raise StorageError(
                 f"--output {folder}: the folder holds something else",
                 hint="Give a new or empty folder: everything in it becomes part of the artifact.",
             )
-        refuse_another(folder, stage, _made_by(folder))
+        refuse_another(folder, stage, _made_by(folder).stage)
 
 
 def refuse_another(output: Path | str, stage: str, made_by: str) -> None:
@@ -108,12 +134,12 @@ def refuse_another(output: Path | str, stage: str, made_by: str) -> None:
         )
 
 
-def _made_by(folder: Path) -> str:
-    """The stage that the manifest of a folder names; "" where there is none."""
+def _made_by(folder: Path) -> Manifest:
+    """What the manifest of a folder tells; where there is none, nothing."""
     for name in (MANIFEST, PARTIAL_MANIFEST):
         with suppress(DataError):
-            return read_json(folder / name, Manifest).stage
-    return ""
+            return read_json(folder / name, Manifest)
+    return Manifest(files=[])
 
 
 def seal(folder: Path, without: str = "") -> None:
@@ -123,16 +149,16 @@ def seal(folder: Path, without: str = "") -> None:
         folder: the artifact.
         without: a folder or file in it that is no part of the artifact.
     """
-    stage = _made_by(folder)
+    made_by = _made_by(folder)
     files = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if without and f"{name}/".startswith(f"{without}/"):
             continue
-        if path.is_file() and name not in (MANIFEST, PARTIAL_MANIFEST):
+        if path.is_file() and name not in (MANIFEST, PARTIAL_MANIFEST, LOCK):
             make_readable(path)
             files.append(ManifestFile(path=name, size=path.stat().st_size, crc32c=checksum(path)))
-    write_json(folder / MANIFEST, Manifest(files=files, stage=stage))
+    write_json(folder / MANIFEST, made_by.model_copy(update={"files": files}).checked())
     (folder / PARTIAL_MANIFEST).unlink(missing_ok=True)
 
 

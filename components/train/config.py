@@ -48,6 +48,8 @@ class TrainConfig(StageConfig):
     """A dataset and a base model in, a LoRA adapter out."""
 
     stage: ClassVar[str] = "train"
+    # A profile's own settings are recorded.
+    without_effect: ClassVar[tuple[str, ...]] = ("profile", "checkpoint_steps", "checkpoints_kept")
 
     dataset: InputLocation = option(
         help="Folder with train.jsonl and validation.jsonl, as generate writes it.", group="Inputs"

@@ -73,7 +73,7 @@ def run(config: TrainConfig) -> TrainingRecord:
                 path=Path(config.dataset) / "validation.jsonl",
                 hint="Generate with --validation-fraction above 0, or give one setting.",
             )
-        unseal(output, "train", keep=CHECKPOINTS)
+        unseal(output, "train", keep=CHECKPOINTS, settings=config.recorded())
         record = _best(config, tokenizer, examples, ledger)
         write_json(output / TrainingRecord.FILE, record)
         with storage.atomic_write(output / "report.html") as file:

@@ -344,7 +344,7 @@ def test_kept_responses(texts: Path, tmp_path: Path, leave: Leave, tally: Tally)
     with teacher_server() as server:
         command = ["generate", "--documents", texts, "--output", tmp_path / "dataset", "--teacher",
                    "openai", "--teacher-endpoint", server.endpoint, "--teacher-model", "m",
-                   "--teacher-concurrency", 1]  # fmt: skip
+                   "--teacher-concurrency", 1, "--overwrite", "true"]  # fmt: skip
         assert leave(*command)[0] == 0
         rows = (tmp_path / "dataset" / "train.jsonl").read_bytes()
         (kept,) = (tmp_path / "dataset-responses").iterdir()
@@ -455,7 +455,7 @@ def test_a_manifest_that_leads_out(
     (broken / MANIFEST).write_text(Manifest(files=[entry]).model_dump_json())
     for command in (
         ["merge", "--shards", broken, "--output", tmp_path / "merged"],
-        ["generate", "--documents", texts, "--output", broken],
+        ["generate", "--documents", texts, "--output", broken, "--overwrite", "true"],
     ):
         refused(leave(*command), "outside the artifact")
     assert outside.read_text() == "keep"

@@ -23,6 +23,7 @@ from components.generate import generate
 from components.generate.config import GenerateConfig
 from components.records import read_json
 from components.storage import MANIFEST, PARTIAL_MANIFEST, SCHEME, Manifest, fetch, verify
+from components.storage.artifacts import LOCK
 from pipelines.demo.world import articles, write_documents, write_questions
 from tests.faults import memory
 from tests.faults.conftest import Tally
@@ -323,6 +324,8 @@ class Chain:
             return False
         for kept in ("checkpoints", "generations.partial.jsonl", PARTIAL_MANIFEST):
             remove(copy / kept)
+        for left in (LOCK, PARTIAL_MANIFEST):  # the next attempt takes it away
+            (copy / left).unlink(missing_ok=True)
         self.command.same(copy, self.whole.output)
         return True
 

@@ -22,7 +22,7 @@ KFP_TYPES = {int: "Integer", float: "Float", bool: "Boolean", str: "String"}
 # step that begins anew would do so at every attempt, and a profile would never win over a
 # component's defaults, which Kubeflow always passes on. Further adapters are for the command line.
 NOT_EXPOSED = {
-    "output", "prices", "checkpoints", "partial", "fresh", "profile", "adapters",
+    "output", "overwrite", "prices", "checkpoints", "partial", "fresh", "profile", "adapters",
 }  # fmt: skip
 
 SHOWN = {"system.Metrics", "system.HTML", "system.Markdown"}
