@@ -148,6 +148,14 @@ class Settings(BaseModel):
             raise ValueError("holds a user name or password, which a setting must not")
         return value
 
+    @field_validator("output")
+    @classmethod
+    def _a_folder(cls, output: str) -> str:
+        mode = None if output.startswith(SCHEME) else _mode(output)
+        if mode is not None and not stat.S_ISDIR(mode):
+            raise ValueError("is a file, not a folder")
+        return output
+
     @model_validator(mode="after")
     def _locations_are_sound(self) -> Self:
         """What is read must not be written: a stage clears its output before it begins.

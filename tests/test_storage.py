@@ -47,7 +47,7 @@ from components.storage.artifacts import path_inside
 from components.storage.bucket import locate
 from components.summary import SummaryConfig
 from pipelines.stages import run_stage
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, Raft
 from tests.gcs import BUCKET, Emulator
 
 
@@ -133,6 +133,7 @@ def test_a_finished_artifact_is_not_destroyed(
     assert make() is not None
     before = content()
     asked = len(gcs.uploads), capfd.readouterr()[1]
+    assert "next: raft train --dataset" in asked[1]
     assert make(documents=f"{texts}/", prices="") is None
     assert "done before: " in capfd.readouterr().err
     with pytest.raises(ConfigError) as refused:
@@ -188,6 +189,15 @@ def test_two_commands_on_one_output(
     monkeypatch.setattr("fcntl.flock", unsupported)
     with locked(str(tmp_path / "network")), locked(str(tmp_path / "network")):
         pass
+
+
+def test_an_output_that_is_a_file(tmp_path: Path, raft: Raft) -> None:
+    (tmp_path / "file").write_text("keep", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"--output .*file'?: is a file, not a folder"):
+        GenerateConfig.parse({"documents": str(tmp_path), "output": str(tmp_path / "file")})
+    done = raft("demo", "--output", tmp_path / "file")
+    assert done.returncode == 2 and "file: is a file, not a folder" in done.stderr
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "keep"
 
 
 def test_a_folder_made_by_hand_needs_no_manifest(tmp_path: Path) -> None:

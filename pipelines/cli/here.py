@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from components.errors import ConfigError
 from pipelines.cli.flags import Command, PlanCommand
 
 
@@ -12,6 +13,8 @@ def _local_folder(_context: click.Context, _option: click.Parameter, value: str)
     """An output of a command that writes on this machine alone."""
     if "://" in value:
         raise click.BadParameter(f"{value} is no folder on this machine")
+    if Path(value).exists() and not Path(value).is_dir():
+        raise ConfigError(f"--output {value}: is a file, not a folder")
     return Path(value)
 
 
