@@ -5,11 +5,13 @@ when they are asked for.
 """
 
 import importlib
+import shlex
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 from components.config import ArtifactSettings, Settings
+from components.progress import say
 
 
 class Stage(NamedTuple):
@@ -23,7 +25,11 @@ class Stage(NamedTuple):
     example: str
     filled_by_step: str = ""
     """The setting that a step of Kubeflow fills with the artifacts it is given."""
+    ending: str = ""
+    """What a person reads last: where to look, or what comes next."""
 
+
+_NEXT = "next: raft train --dataset {output} --base-model MODEL --output ADAPTER"
 
 COMMANDS = {
     "generate": Stage(
@@ -31,12 +37,14 @@ COMMANDS = {
         config="components.generate.config.GenerateConfig",
         summary="Write RAFT rows from documents.",
         example="raft generate --documents my-documents/ --output dataset/ --distractors 3",
+        ending=_NEXT,
     ),
     "train": Stage(
         work="components.train.train",
         config="components.train.config.TrainConfig",
         summary="Fine-tune a chat model on RAFT rows with LoRA.",
         example="raft train --dataset dataset/ --base-model models/llama --output adapter/",
+        ending="→ {output}/report.html",
     ),
     "quantize-check": Stage(
         work="components.quantize_check.quantize_check",
@@ -44,6 +52,7 @@ COMMANDS = {
         summary="Measure what 4-bit weights save and cost.",
         example="raft quantize-check --dataset dataset/ --base-model models/llama "
         "--adapter adapter/ --output quantization/",
+        ending="→ {output}/quantization.json",
     ),
     "eval": Stage(
         work="components.eval.eval",
@@ -51,6 +60,7 @@ COMMANDS = {
         summary="Score base and tuned models; write the report.",
         example="raft eval --questions dev.json --base-model models/llama --adapter adapter/ "
         "--output evaluation/",
+        ending="→ {output}/report.html",
     ),
     "summary": Stage(
         work="components.summary",
@@ -65,6 +75,7 @@ COMMANDS = {
         summary="Join the datasets of several shards.",
         example="raft merge --shards shard-1/,shard-2/ --output dataset/",
         filled_by_step="shards",
+        ending=_NEXT,
     ),
     "export": Stage(
         work="components.generate.export",
@@ -106,6 +117,8 @@ def run_stage(config: Settings, *, as_step: bool = False) -> object:
         # What a step has made goes up after the process has ended.
         if hasattr(stage, "published") and not as_step:
             stage.published(config)
+    if (ending := COMMANDS[config.stage].ending) and not as_step:
+        say("  " + ending.format(output=shlex.quote(config.output.rstrip("/") or "/")))
     return found
 
 
