@@ -30,11 +30,13 @@ from components.storage import (
     atomic_write,
     bucket,
     checksum,
+    done_before,
     fetch,
     fetching,
     find,
     localized,
     locked,
+    made_with,
     publish,
     publishing,
     put,
@@ -46,6 +48,7 @@ from components.storage import (
 from components.storage.artifacts import path_inside
 from components.storage.bucket import locate
 from components.summary import SummaryConfig
+from components.train.config import TrainConfig
 from pipelines.stages import run_stage
 from tests.conftest import REPOSITORY, Raft
 from tests.gcs import BUCKET, Emulator
@@ -156,6 +159,31 @@ def test_a_finished_artifact_is_not_destroyed(
     assert content()[rows] == before[rows]
     assert make(distractors=3, overwrite="true") is not None
     assert content()[rows] != before[rows]
+
+
+@pytest.mark.parametrize("where", ["local", "gs"])
+def test_an_artifact_of_an_input_that_was_made_anew(
+    where: str, gcs: Emulator, tmp_path: Path
+) -> None:
+    def dataset(text: str) -> str:
+        folder = tmp_path / "dataset"
+        unseal(folder)
+        (folder / "train.jsonl").write_text(text, encoding="utf-8")
+        seal(folder)
+        if where == "local":
+            return str(folder)
+        publish(folder, f"gs://{BUCKET}/dataset")
+        return f"gs://{BUCKET}/dataset"
+
+    adapter = tmp_path / "adapter"
+    given = {"dataset": dataset("first"), "base_model": "model", "output": str(adapter)}
+    config = TrainConfig.parse(given)
+    unseal(adapter, "train", settings=made_with(config))
+    seal(adapter)
+    assert done_before(config)
+    dataset("second")
+    with pytest.raises(ConfigError, match="--dataset was made anew since"):
+        done_before(config)
 
 
 def test_two_commands_on_one_output(

@@ -28,7 +28,7 @@ from components.records import (
     TrainingRecord,
     read_json,
 )
-from components.storage import LEDGER, atomic_write, seal, unseal, verify, write_json
+from components.storage import LEDGER, atomic_write, made_with, seal, unseal, verify, write_json
 
 SAMPLES, CHART, REPORT = "samples.jsonl", "f1.png", "report.html"
 ROBUSTNESS, MARKDOWN = "robustness.jsonl", "report.md"
@@ -62,7 +62,7 @@ def run(config: EvalConfig) -> Evaluation:
     names = ", ".join(arm.name for arm in config.variants())
     progress.headline("eval", f"{counted(len(questions), 'question')} to {names}{ways}")
     with Ledger("eval", output, config.prices) as ledger:
-        unseal(output, "eval", keep=PARTIAL, settings=config.recorded())
+        unseal(output, "eval", keep=PARTIAL, settings=made_with(config))
         for name in (TrainingRecord.FILE, ROBUSTNESS):  # of an earlier run
             (output / name).unlink(missing_ok=True)
         runs = ask_arms(config, shown)

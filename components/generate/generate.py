@@ -35,7 +35,7 @@ from components.ledger import Ledger
 from components.progress import headline, say, task
 from components.raft_form import instruction
 from components.records import Chunk, Context, GenerationReport, RaftRow
-from components.storage import check_output, seal, unseal
+from components.storage import check_output, made_with, seal, unseal
 
 SplitBy = Literal["document", "chunk"]
 Best = Callable[[str], Sequence[int]]
@@ -76,7 +76,7 @@ def run(config: GenerateConfig) -> GenerationReport:
         )
         if not held_out:
             say("  no validation rows: too few chunks, or --validation-fraction 0")
-        unseal(output, "generate", settings=config.recorded())
+        unseal(output, "generate", settings=made_with(config))
         dropped: Counter[str] = Counter()
         quotes: Counter[str] = Counter()
         with (

@@ -25,7 +25,7 @@ from components.generate.dataset import (
 from components.ledger import Ledger
 from components.progress import headline, task
 from components.records import GenerationReport, RaftRow, read_json, read_jsonl
-from components.storage import seal, unseal, verify
+from components.storage import made_with, seal, unseal, verify
 
 
 class MergeConfig(ArtifactSettings):
@@ -48,7 +48,7 @@ def run(config: MergeConfig) -> GenerationReport:
     output = Path(config.output)
     headline("merge", f"{counted(len(config.shards), 'shard')} → {output}")
     shards = _ordered([Path(folder) for folder in config.shards])
-    unseal(output, "merge", settings=config.recorded())
+    unseal(output, "merge", settings=made_with(config))
     dropped: Counter[str] = Counter()
     quotes: Counter[str] = Counter()
     for report in shards.values():

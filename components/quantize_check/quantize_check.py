@@ -31,7 +31,7 @@ from components.models import (
 from components.progress import headline, say, task
 from components.quantize_check.config import QuantizeCheckConfig
 from components.records import HeadComparison, QuantizationReport, RaftRow, read_jsonl
-from components.storage import seal, unseal, verify, write_json
+from components.storage import made_with, seal, unseal, verify, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +64,7 @@ def run(config: QuantizeCheckConfig) -> QuantizationReport:
         if config.head == "4bit":
             check_head_is_untied(config.base_model)
         rows, too_long = _conversations(config, tokenizer)
-        unseal(output, "quantize-check", settings=config.recorded())
+        unseal(output, "quantize-check", settings=made_with(config))
         # Beside the output, whose disk has room for a model.
         with tempfile.TemporaryDirectory(prefix=MERGED, dir=output) as scratch:
             merged = Path(scratch) / f"{MERGED}model"

@@ -38,7 +38,7 @@ from components.storage.files import (
     write_json,
 )
 from components.storage.lock import locked
-from components.storage.outputs import done_before
+from components.storage.outputs import done_before, made_with
 from components.storage.places import find, folders, is_artifact, put, reachable, remove
 from components.storage.publishing import publish
 from components.storage.staged import localized, scratch
@@ -46,6 +46,7 @@ from components.storage.staged import localized, scratch
 __all__ = [
     "LEDGER", "MANIFEST", "PARTIAL_MANIFEST", "SCHEME", "Manifest", "ManifestFile", "atomic_write",
     "check_output", "checked_line", "checksum", "done_before", "faults", "fetch", "find", "folders",
-    "is_artifact", "localized", "locked", "publish", "put", "reachable", "read_checked_line",
-    "remove", "scratch", "seal", "temporary_file", "unseal", "verify", "write_json",
+    "is_artifact", "localized", "locked", "made_with", "publish", "put", "reachable",
+    "read_checked_line", "remove", "scratch", "seal", "temporary_file", "unseal", "verify",
+    "write_json",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from components.config import SCHEME, ArtifactSettings, flag
+from components.config import INPUT, SCHEME, ArtifactSettings, flag
 from components.errors import ConfigError, DataError, printable
 from components.progress import say
 from components.records import read_json
@@ -28,6 +28,17 @@ from components.storage.bucket import (
     read_object,
     same_bytes,
 )
+
+INPUTS = "inputs"
+
+
+def made_with(config: ArtifactSettings) -> dict[str, Any]:
+    """What a manifest records: the settings, and which artifacts were the inputs, by checksum.
+
+    Raises:
+        StorageError: an input on gs:// cannot be read.
+    """
+    return config.recorded() | {INPUTS: _contents(config)}
 
 
 def done_before(config: ArtifactSettings) -> bool:
@@ -84,6 +95,21 @@ def _differences(config: ArtifactSettings, manifest: Manifest) -> list[str]:
         before = manifest.settings.get(name, list(default) if type(default) is tuple else default)
         if before != now:
             found.append(f"{flag(name)} was {_shown(before)} there and is {_shown(now)} now")
+    contents = manifest.settings.get(INPUTS, {})
+    for name, now in _contents(config).items():
+        if contents.get(name, now) != now:
+            found.append(f"{flag(name)} was made anew since")
+    return found
+
+
+def _contents(config: ArtifactSettings) -> dict[str, list[str]]:
+    """The checksums of the artifacts among the inputs; "" for one that is none."""
+    found = {}
+    for name, field in type(config).model_fields.items():
+        if INPUT in field.metadata:
+            value = getattr(config, name)
+            manifests = map(_manifest, [value] if isinstance(value, str) else value)
+            found[name] = [manifest.own_crc32c if manifest else "" for manifest in manifests]
     return found
 
 

@@ -24,7 +24,7 @@ from components.models import (
 )
 from components.progress import headline, say
 from components.records import Run, SweepTrial, TrainingRecord, read_json
-from components.storage import seal, unseal, verify, write_json
+from components.storage import made_with, seal, unseal, verify, write_json
 from components.train import distributed
 from components.train.chat import Examples, read_examples
 from components.train.checkpoints import FINISHED, Checkpoints
@@ -73,7 +73,7 @@ def run(config: TrainConfig) -> TrainingRecord:
                 path=Path(config.dataset) / "validation.jsonl",
                 hint="Generate with --validation-fraction above 0, or give one setting.",
             )
-        unseal(output, "train", keep=CHECKPOINTS, settings=config.recorded())
+        unseal(output, "train", keep=CHECKPOINTS, settings=made_with(config))
         record = _best(config, tokenizer, examples, ledger)
         write_json(output / TrainingRecord.FILE, record)
         with storage.atomic_write(output / "report.html") as file:
