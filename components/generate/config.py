@@ -200,4 +200,11 @@ class GenerateConfig(StageConfig):
                 f"{', '.join(given)} {verb} given, but --teacher is extractive, which asks no "
                 "model; add --teacher openai (an endpoint) or --teacher vllm (in this process)"
             )
+        for name in ("teacher_endpoint", "teacher_model"):
+            if self.teacher == "openai" and not getattr(self, name):
+                raise ValueError(
+                    f"{flag(name)} is missing: --teacher openai needs it, for example "
+                    "--teacher-endpoint http://localhost:8000/v1 "
+                    "--teacher-model meta-llama/Llama-3.3-70B-Instruct"
+                )
         return self

@@ -287,8 +287,11 @@ def test_an_endpoint_that_is_not_there(texts: Path, tmp_path: Path) -> None:
 
 
 def test_endpoint_and_model_are_needed(texts: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--teacher-endpoint is missing"):
-        generate.run(config(texts, tmp_path / "out", ""))
+    given = {"documents": str(texts), "output": str(tmp_path / "out"), "teacher": "openai"}
+    for name in ("teacher_endpoint", "teacher_model"):
+        other = {"teacher_endpoint": "http://t/v1", "teacher_model": "m"} | {name: ""}
+        with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} is missing"):
+            GenerateConfig.parse(given | other)
 
 
 def test_an_endpoint_without_a_scheme_is_named(texts: Path, tmp_path: Path) -> None:

@@ -113,13 +113,6 @@ class OpenAITeacher:
     """See the module."""
 
     def __init__(self, config: GenerateConfig) -> None:
-        for name in ("teacher_endpoint", "teacher_model"):
-            if not getattr(config, name):
-                raise ConfigError(
-                    f"--{name.replace('_', '-')} is missing: --teacher openai needs it",
-                    hint="For example --teacher-endpoint http://localhost:8000/v1 "
-                    "--teacher-model meta-llama/Llama-3.3-70B-Instruct",
-                )
         if fault := _fault_of(config.teacher_endpoint):
             raise ConfigError(fault, hint="For example http://localhost:8000/v1")
         if find_spec("aiohttp") is None:
