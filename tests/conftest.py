@@ -23,12 +23,14 @@ Raft = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In several processes, a file's tests stay together, and all that need the Docker engine."""
+    """In several processes, a file's tests stay together, and those that share what takes minutes:
+    the Docker engine with its images, the demo.
+    """
     if not config.pluginmanager.hasplugin("xdist"):
         return
     for item in items:
         folder = item.path.parent
-        group = folder if folder.name == "docker" else item.path
+        group = folder if folder.name in ("docker", "demo") else item.path
         item.add_marker(pytest.mark.xdist_group(str(group.relative_to(REPOSITORY))))
 
 
