@@ -6,7 +6,6 @@ DEMO   ?= run/demo
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 VLLM   ?= .venv-vllm
-PROCESSES ?= 2
 
 # Images: raft-train:0.1.0 has the GPU libraries, raft-train:0.1.0-cpu the CPU ones. BUILD takes
 # further words for `docker build`.
@@ -29,8 +28,12 @@ help: ## show this list
 demo: $(STAMP) ## documents to F1 chart on a tiny model, in minutes (DEMO=folder)
 	$(BIN)/raft demo --output $(DEMO)
 
-test: $(STAMP) ## run all tests, two at a time (PROCESSES=)
-	$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadgroup
+# Those that need the Docker engine, and the demo, take as long as all the others: beside them.
+test: $(STAMP) ## run all tests
+	@$(BIN)/pytest tests/docker tests/demo > docker.log 2>&1 & beside=$$!; \
+	trap 'kill $$beside; exit 130' INT TERM; \
+	$(BIN)/pytest --ignore tests/docker --ignore tests/demo; others=$$?; \
+	wait $$beside; docker=$$?; cat docker.log; exit $$((others + docker))
 
 test-vllm: $(VLLM)/.installed ## run the tests of the vLLM engine and server (CPU build, own environment)
 	VLLM_CPU_KVCACHE_SPACE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 TORCHDYNAMO_DISABLE=1 \

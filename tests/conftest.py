@@ -21,19 +21,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 Raft = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In several processes, a file's tests stay together, and those that share what takes minutes:
-    the Docker engine with its images, the demo.
-    """
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        folder = item.path.parent
-        group = folder if folder.name in ("docker", "demo") else item.path
-        item.add_marker(pytest.mark.xdist_group(str(group.relative_to(REPOSITORY))))
-
-
 @pytest.fixture(scope="session")
 def raft() -> Raft:
     """Run the `raft` command as a user does."""
