@@ -22,7 +22,7 @@ from components.errors import DataError, MissingDependencyError, StorageError, f
 from components.progress import headline, say
 from components.raft_form import find_answer
 from components.records import RaftRow, explain, read_jsonl
-from components.storage import MANIFEST, atomic_write, seal, unseal, verify
+from components.storage import LOCK, MANIFEST, atomic_write, seal, unseal, verify
 
 PUBLISHED = (
     "id", "type", "question", "context", "oracle_context", "cot_answer", "instruction",
@@ -100,7 +100,7 @@ def _push(folder: Path, repository: str) -> str:
             repo_id=repository,
             repo_type="dataset",
             folder_path=folder,
-            ignore_patterns=[MANIFEST],
+            ignore_patterns=[MANIFEST, LOCK],
             commit_message="RAFT rows",
         )
     except Exception as error:  # its transport has errors of its own, and changes names

@@ -18,6 +18,7 @@ up, bytes on the way down.
 from components.config import SCHEME
 from components.storage.artifacts import (
     LEDGER,
+    LOCK,
     MANIFEST,
     PARTIAL_MANIFEST,
     Manifest,
@@ -44,9 +45,9 @@ from components.storage.publishing import publish
 from components.storage.staged import localized, scratch
 
 __all__ = [
-    "LEDGER", "MANIFEST", "PARTIAL_MANIFEST", "SCHEME", "Manifest", "ManifestFile", "atomic_write",
-    "check_output", "checked_line", "checksum", "done_before", "faults", "fetch", "find", "folders",
-    "is_artifact", "localized", "locked", "made_with", "publish", "put", "reachable",
+    "LEDGER", "LOCK", "MANIFEST", "PARTIAL_MANIFEST", "SCHEME", "Manifest", "ManifestFile",
+    "atomic_write", "check_output", "checked_line", "checksum", "done_before", "faults", "fetch", "find",
+    "folders", "is_artifact", "localized", "locked", "made_with", "publish", "put", "reachable",
     "read_checked_line", "remove", "scratch", "seal", "temporary_file", "unseal", "verify",
     "write_json",
 ]  # fmt: skip

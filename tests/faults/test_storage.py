@@ -549,7 +549,8 @@ def test_a_read_only_disk(
         (disk / "dataset" / ".train.jsonl.killed").write_text("what a killed attempt left")
         seal(disk / "dataset")
     _as_root("mount", "-o", "remount,ro", str(disk))
-    _refused(generate(texts, disk / "dataset"), disk / "dataset", "Read-only", "--output")
+    done = generate(texts, disk / "dataset", "--overwrite", "true")
+    _refused(done, disk / "dataset", "Read-only", "--output")
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(disk)])
     with pytest.raises(SystemExit) as leaves:

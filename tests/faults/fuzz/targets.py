@@ -728,7 +728,9 @@ def prompts(given: tuple[str, str, str]) -> None:
     template, chunk, question = given
     path = SCRATCH / "prompt.md"
     path.write_bytes(template.encode("utf-8", "surrogatepass"))
-    config = GenerateConfig(documents="d", output="o", answer_prompt=str(path))
+    config = GenerateConfig(
+        documents="d", output="o", answer_prompt=str(path), teacher="vllm", teacher_model="m"
+    )
     try:
         with redirect_stderr(io.StringIO()):
             loaded = Prompts.load(config)
