@@ -47,7 +47,7 @@ from components.storage.staged import localized, scratch
 __all__ = [
     "LEDGER", "LOCK", "MANIFEST", "PARTIAL_MANIFEST", "SCHEME", "Manifest", "ManifestFile",
     "atomic_write", "check_output", "checked_line", "checksum", "done_before", "faults", "fetch",
-    "find", "folders", "is_artifact", "localized", "locked", "made_with", "publish", "put", "reachable",
-    "read_checked_line", "remove", "scratch", "seal", "temporary_file", "unseal", "verify",
-    "write_json",
+    "find", "folders", "is_artifact", "localized", "locked", "made_with", "publish", "put",
+    "reachable", "read_checked_line", "remove", "scratch", "seal", "temporary_file", "unseal",
+    "verify", "write_json",
 ]  # fmt: skip
