@@ -186,7 +186,7 @@ def test_the_parameters_of_a_run_are_looked_at(preflight: Preflight, tmp_path: P
         parameters = tmp_path / "parameters.yaml"
         parameters.write_text(
             "documents: gs://bucket/nothing\n"
-            f"questions: {tmp_path}/questions.json\n"
+            "questions: gs://bucket/documents\n"
             f"base_model: gs://bucket/documents\nteacher: openai\nteacher_model: qwen\n"
             f"teacher_endpoint: {teacher}/v1\n"
         )
@@ -196,9 +196,8 @@ def test_the_parameters_of_a_run_are_looked_at(preflight: Preflight, tmp_path: P
         assert code == 2
         told = lines(found, "missing")
         assert told[0] == "documents: gs://bucket/nothing: nothing there"
-        assert told[1].endswith("questions.json is a path, which the pods do not see")
-        assert told[2].startswith("run: gs://elsewhere/root: ")
-        assert told[3].endswith("has no model qwen")
+        assert told[1].startswith("run: gs://elsewhere/root: ")
+        assert told[2].endswith("has no model qwen")
         assert "base_model: gs://bucket/documents is readable from here" in lines(found, "ok")
         assert not any("ConfigMap" in line for line in found), "the Jobs' settings are not used"
         _, found, _ = preflight("--parameters", parameters, "--set", "teacher_model=llama")
