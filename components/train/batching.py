@@ -10,8 +10,8 @@ from components.train.config import TrainConfig
 PASS_TOKENS = 256
 """What a pass costs beside its tokens, in tokens: weights are read and kernels are started again.
 
-An estimate, with which no lengths tried on a CPU were slower (tests/benchmarks/bench_train.py); on a
-GPU not measured.
+An estimate, with which no lengths tried on a CPU were slower (tests/benchmarks/bench_train.py); not
+measured on a GPU.
 """
 
 
