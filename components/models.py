@@ -296,14 +296,16 @@ def check_base(adapter: str, source: str, base: str = "") -> None:
         ModelError: names both bases.
     """
     try:
-        trained = read_json(Path(adapter) / "training.json", TrainingRecord)
+        trained = read_json(Path(adapter) / TrainingRecord.FILE, TrainingRecord)
     except DataError:  # of another tool
+        return
+    if not trained.base_fingerprint:
         return
     theirs, ours = trained.base_fingerprint, base or fingerprint(source)
     if "@" in theirs and "@" in ours:
         # Most commits of a hub model change its card alone.
         theirs, ours = theirs.partition("@")[0], ours.partition("@")[0]
-    if not theirs or ("@" in theirs) != ("@" in ours) or theirs == ours:
+    if ("@" in theirs) != ("@" in ours) or theirs == ours:
         return
     raise ModelError(
         f"--adapter {adapter}: was trained on {trained.base_model}, which is another model than "

@@ -53,6 +53,7 @@ def train(model: Path, shape: str, in_4bit: bool, scratch: Path) -> None:
 
     from components.models import load_tokenizer
     from components.train import trainer
+    from components.train.answer_trainer import IGNORED
     from components.train.chat import Examples
     from components.train.config import TrainConfig
     from components.train.memory import GIB, memory, read_shape
@@ -62,7 +63,7 @@ def train(model: Path, shape: str, in_4bit: bool, scratch: Path) -> None:
     rows = []
     for _ in range(ROWS):
         ids = [chance.randrange(10, SHAPES[shape]["vocab_size"]) for _ in range(TOKENS)]
-        labels = [trainer.IGNORED] * (TOKENS - ANSWER) + ids[TOKENS - ANSWER :]
+        labels = [IGNORED] * (TOKENS - ANSWER) + ids[TOKENS - ANSWER :]
         rows.append({"input_ids": ids, "labels": labels})
     config = TrainConfig.parse(
         {"dataset": "-", "base_model": str(model), "output": str(scratch), "epochs": EPOCHS,

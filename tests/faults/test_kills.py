@@ -25,6 +25,7 @@ from components.records import read_json
 from components.storage import MANIFEST, PARTIAL_MANIFEST, SCHEME, Manifest, fetch, verify
 from components.storage.artifacts import LOCK
 from pipelines.demo.world import articles, write_documents, write_questions
+from tests.conftest import lacking
 from tests.faults import memory
 from tests.faults.conftest import Tally
 from tests.faults.warm import Mother, Order, Run
@@ -555,7 +556,7 @@ def test_killed_while_publishing(workshop: Workshop, stage: str, tally: Tally) -
 def test_out_of_memory(workshop: Workshop, stage: str, tally: Tally) -> None:
     with memory.limit() as made:
         if made is None:
-            pytest.skip("no memory cgroup can be made here (needs root and /sys/fs/cgroup)")
+            lacking("no memory cgroup can be made here (needs root and /sys/fs/cgroup)")
     attacks = [Attack(workshop, COMMANDS[stage], place, tally) for place in PLACES]
     for number in tally.tries(1):
         attacks[number % 2].out_of_memory()

@@ -26,7 +26,7 @@ from components.generate.export import ExportConfig
 from components.storage import bucket, fetch, publish, seal
 from pipelines.cli import main
 from pipelines.stages import run_stage
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, lacking
 from tests.faults.conftest import Tally
 from tests.gcs import BUCKET, FLIPPED, LOST, RESET, SHORT, SILENT, Emulator
 from tests.generate.teacher_server import teacher_server
@@ -399,7 +399,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     place.mkdir()
     owner = f"size=192k,uid={os.geteuid()},mode=755"
     if not _as_root("mount", "-t", "tmpfs", "-o", owner, "tmpfs", str(place)):
-        pytest.skip("only root can mount a small disk")
+        lacking("only root can mount a small disk")
     try:
         yield place
     finally:
