@@ -188,8 +188,8 @@ class GenerateConfig(StageConfig):
         return shard
 
     @model_validator(mode="after")
-    def _no_model_is_meant(self) -> Self:
-        """A forgotten --teacher must not give rule-made rows to those who name a model.
+    def _teacher_is_given_what_it_reads(self) -> Self:
+        """No rule-made rows for those who name a model, and no endpoint left to guess.
 
         A pipeline passes every setting on, so one at its default was not given.
         """
