@@ -32,7 +32,7 @@ def run(
         compiled: the YAML of `raft compile`.
         inputs: parameters of the pipeline.
         flags: settings of single stages. One that the pipeline has a parameter for is given to
-            it; any other replaces the step's default.
+            it; any other replaces the constant that the step's task passes.
         folder: receives a folder of the run, with one for every step.
         variant: of the images; `cpu` runs `raft-train:0.1.0-cpu` where `raft-train:0.1.0` is named.
         seen: folders and files, beside `folder`, that containers may read at the same place.
@@ -52,19 +52,25 @@ def run(
     specification, *platform = yaml.safe_load_all(compiled.read_text(encoding="utf-8"))
     given = dict(inputs)
     known = specification["root"]["inputDefinitions"]["parameters"]
+    graphs = [
+        part["dag"]["tasks"]
+        for part in (specification["root"], *specification["components"].values())
+        if "dag" in part
+    ]
     for stage, values in flags.items():
-        defaults = specification["components"][f"comp-{stage}"]["inputDefinitions"]["parameters"]
+        tasks = [graph[stage] for graph in graphs if stage in graph]
         for name, value in values.items():
             if name in known:
                 given[name] = value
             else:
-                defaults[name]["defaultValue"] = value
+                for task in tasks:
+                    task["inputs"]["parameters"][name] = {"runtimeValue": {"constant": value}}
     executors = specification["deploymentSpec"]["executors"].values()
     for executor in executors:
         executor["container"]["image"] += f"-{variant}"
     # What fails on this machine fails again, and the pauses between attempts are for clusters.
-    for graph in (specification["root"], *specification["components"].values()):
-        for task in graph.get("dag", {}).get("tasks", {}).values():
+    for graph in graphs:
+        for task in graph.values():
             task.pop("retryPolicy", None)
     _check_images({executor["container"]["image"] for executor in executors})
 

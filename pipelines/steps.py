@@ -26,6 +26,7 @@ def placed(
         chosen = chosen._replace(train_gpus=None)
     apply(jobs[stage], task, steering(jobs, chosen))
     apply_flags(jobs[stage], task)
+    _pass_every_parameter(task)
     # KFP finds cached results by the image's name, the command and the *text* of the inputs. For no
     # step does equal text mean an equal result: documents and questions change under the same
     # gs:// URI, a teacher answers anew, and a hub id names whatever its owner uploaded last.
@@ -44,3 +45,14 @@ def reading(task: "PipelineTask", jobs: Jobs) -> "PipelineTask":
     task.set_memory_request("256Mi").set_memory_limit("1Gi")
     task.set_caching_options(False)  # no run is among its inputs: all would look the same
     return task.set_retry(RETRIES, backoff_duration="10s", backoff_factor=2)
+
+
+def _pass_every_parameter(task: "PipelineTask") -> None:
+    """Pass the defaults of the component's optional parameters as constants.
+
+    The driver of Kubeflow Pipelines 2.17.0 fills placeholders before it applies a component's
+    defaults, and ends the run with `parameter "text_field" not found in executor input`.
+    """
+    for name, declared in task.component_spec.inputs.items():
+        if name not in task.inputs and declared.default is not None:
+            task.inputs[name] = declared.default

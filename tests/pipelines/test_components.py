@@ -211,6 +211,25 @@ def test_docstrings_explain_every_output(stage: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["pipeline", "study"])
+def test_every_task_passes_every_parameter_of_its_component(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    """Kubeflow Pipelines 2.17.0 ends a run at a task that relies on a default."""
+    pipeline = request.getfixturevalue(name)
+    constants = 0
+    for step, task in tasks_of(pipeline).items():
+        component = pipeline["components"][task["componentRef"]["name"]]
+        declared = component.get("inputDefinitions", {}).get("parameters", {})
+        passed = task.get("inputs", {}).get("parameters", {})
+        assert declared.keys() <= passed.keys(), step
+        for key, definition in declared.items():
+            if "runtimeValue" in passed[key]:
+                assert passed[key]["runtimeValue"]["constant"] == definition["defaultValue"], key
+                constants += 1
+    assert constants > 50
+
+
+@pytest.mark.parametrize("name", ["pipeline", "study"])
 def test_every_step_is_retried_for_days_and_none_is_cached(
     name: str, request: pytest.FixtureRequest
 ) -> None:
