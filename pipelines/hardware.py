@@ -6,9 +6,9 @@ of a manifest changes both.
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from pydantic import NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
@@ -37,10 +37,15 @@ class Hardware(NamedTuple):
     node_selector: Any = None
 
 
+GpuCount = Annotated[str, Field(pattern="^[0-9]+$")]
+"""GPUs as text: the driver of Kubeflow Pipelines gives a pod no GPU where the limit comes from a
+parameter of another type, and reports nothing."""
+
+
 class HardwareValues(TypedDict, total=False):
     """What may be chosen for each."""
 
-    train_gpus: NonNegativeInt
+    train_gpus: GpuCount
     memory: Bytes
     node_selector: Selector
 
@@ -49,7 +54,7 @@ def hardware_of_train(jobs: Jobs) -> Hardware:
     """What the Job of train asks for: the default of the pipeline's parameters."""
     job = jobs["train"]
     limits = job.container.resources.limits
-    return Hardware(limits.gpu or 0, limits.memory or "", dict(job.pod.node_selector))
+    return Hardware(str(limits.gpu or 0), limits.memory or "", dict(job.pod.node_selector))
 
 
 def hardware_of_run(parameters: Mapping[str, Any]) -> Hardware:
@@ -63,7 +68,7 @@ def hardware_of_run(parameters: Mapping[str, Any]) -> Hardware:
     try:
         found = Hardware(**TypeAdapter(HardwareValues).validate_python(values))
         asked = {"memory": found.memory}
-        check_fits(found.node_selector or {}, found.train_gpus or 0, asked)
+        check_fits(found.node_selector or {}, int(found.train_gpus or 0), asked)
         return found
     except PydanticCustomError as error:
         raise ConfigError(
@@ -73,6 +78,8 @@ def hardware_of_run(parameters: Mapping[str, Any]) -> Hardware:
         first = error.errors()[0]
         name = str(first["loc"][0])
         problem = first["msg"].removeprefix("Value error, ")
+        if name == "train_gpus":
+            problem = "not a number of GPUs (allowed: 0, 1, 2, ...)"
         raise ConfigError(f"{name} {values[name]!r}: {problem}") from None
 
 
@@ -106,7 +113,7 @@ def chosen(jobs: Jobs, values: Hardware) -> Jobs:
         for amounts in pod["containers"][0].get("resources", {}).values():
             amounts["memory"] = steer("memory", amounts.get("memory"))
             if stage == "train":
-                amounts[GPU] = steer("train_gpus", amounts.get(GPU, 0)) or None
+                amounts[GPU] = int(steer("train_gpus", str(amounts.get(GPU, 0)))) or None
         try:
             found[stage] = Job.model_validate(data)
         except ValidationError as error:
@@ -170,8 +177,8 @@ def _apply_resources(resources: Resources, task: "PipelineTask", steered: Steer)
         task.set_cpu_limit(resources.limits.cpu)
     if resources.limits.memory:
         task.set_memory_limit(steered("memory", resources.limits.memory))
-    gpus = steered("train_gpus", resources.limits.gpu or 0)
-    if gpus:
+    gpus = steered("train_gpus", str(resources.limits.gpu or 0))
+    if gpus != "0":
         # KFP has no request for accelerators: Kubernetes takes the limit for it.
         task.set_accelerator_type(GPU)
         task.set_accelerator_limit(gpus)

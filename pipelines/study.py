@@ -54,7 +54,7 @@ def pipeline(jobs: Jobs) -> Any:
         epochs: float = TrainConfig.default("epochs"),
         max_questions: int = EvalConfig.default("max_questions"),
         seed: int = GenerateConfig.default("seed"),
-        train_gpus: int = asked.train_gpus,
+        train_gpus: str = asked.train_gpus,
         memory: str = asked.memory,
         node_selector: dict = asked.node_selector,  # type: ignore[type-arg]
     ) -> None:

@@ -231,7 +231,7 @@ def _checked(pipeline: Compiled, name: str, value: object) -> Any:
     if kind not in KINDS:
         raise ValueError(f"{name}: set by Kubeflow, not by a user")
     try:
-        typed = _typed(kind, value)
+        typed = _typed(name, kind, value)
     except ValueError:
         hint = "; put it in quotes" if kind == "STRING" else ""
         raise ValueError(f"{name} {value!r}: not {KINDS[kind]}{hint}") from None
@@ -239,11 +239,13 @@ def _checked(pipeline: Compiled, name: str, value: object) -> Any:
     return typed
 
 
-def _typed(kind: str, value: Any) -> Any:
+def _typed(name: str, kind: str, value: Any) -> Any:
     """A value, perhaps given as text, as the type that the pipeline declares."""
     if kind == "STRING":
         if isinstance(value, str):
             return value
+        if name == "train_gpus" and type(value) is int:
+            return str(value)  # text for Kubeflow's sake; nobody quotes a number
     elif kind == "BOOLEAN":
         if isinstance(value, bool):
             return value

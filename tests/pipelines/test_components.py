@@ -230,6 +230,15 @@ def test_every_task_passes_every_parameter_of_its_component(
 
 
 @pytest.mark.parametrize("name", ["pipeline", "study"])
+def test_gpu_counts_are_text(name: str, request: pytest.FixtureRequest) -> None:
+    """From a parameter of another type the driver reads no count, and the pod has no GPU."""
+    pipeline = request.getfixturevalue(name)
+    count = executor(pipeline, "train")["resources"]["accelerator"]["resourceCount"]
+    (source,) = re.findall(r"pipelinechannel--(\w+)", count)
+    assert pipeline["root"]["inputDefinitions"]["parameters"][source]["parameterType"] == "STRING"
+
+
+@pytest.mark.parametrize("name", ["pipeline", "study"])
 def test_every_step_is_retried_for_days_and_none_is_cached(
     name: str, request: pytest.FixtureRequest
 ) -> None:

@@ -561,7 +561,7 @@ def asked_of_all(pipeline: dict, **given: object) -> dict[str, Any]:
 
 
 CHOSEN = {
-    "train_gpus": (4, {"train.gpus": "4"}),
+    "train_gpus": ("4", {"train.gpus": "4"}),
     "memory": (
         "999Gi",
         {

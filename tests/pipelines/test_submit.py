@@ -396,7 +396,7 @@ OTHERS: dict[str, Any] = {
     "chunk_tokens": 256, "max_chunks": 7, "questions_per_chunk": 2, "distractors": 5,
     "oracle_probability": 1.0, "rank": 16, "alpha": 32, "learning_rate": 1e-4, "epochs": 1.5,
     "sweep": '[{"rank": 16}, {"rank": 64}]', "max_memory_ratio": 0.4, "gate": "stop",
-    "max_questions": 9, "seed": 3, "train_gpus": 2, "memory": "80Gi", "trials": [TRIAL],
+    "max_questions": 9, "seed": 3, "train_gpus": "2", "memory": "80Gi", "trials": [TRIAL],
     "node_selector": {"cloud.google.com/gke-accelerator": "nvidia-l4"}, "arms": ["base", "raft"],
 }  # fmt: skip
 
@@ -420,7 +420,7 @@ def test_every_inputs_default_and_another_legal_value_pass(path: Path) -> None:
             "memory 200Gi, train_gpus 1: 200Gi, which a node with 1 nvidia-tesla-a100",
         ),
         ("train_gpus=32", "train_gpus 32: 32, more than any machine has (a2-megagpu-16g: 16)"),
-        ("train_gpus=-1", "train_gpus -1: Input should be greater than or equal to 0"),
+        ("train_gpus=-1", "train_gpus '-1': not a number of GPUs (allowed: 0, 1, 2, ...)"),
         ('node_selector={"cloud.google.com/gke-accelerator": "nvidia-a200"}', "is no GPU of GKE"),
         ('node_selector={"pool": 1}', "node_selector {'pool': 1}: Input should be a valid string"),
     ],
