@@ -230,8 +230,10 @@ def _checked(pipeline: Compiled, name: str, value: object) -> Any:
     kind = pipeline.inputs[name]["parameterType"]
     if kind not in KINDS:
         raise ValueError(f"{name}: set by Kubeflow, not by a user")
+    if name == "train_gpus" and type(value) is int:
+        value = str(value)  # text for Kubeflow's sake; nobody quotes a number
     try:
-        typed = _typed(name, kind, value)
+        typed = _typed(kind, value)
     except ValueError:
         hint = "; put it in quotes" if kind == "STRING" else ""
         raise ValueError(f"{name} {value!r}: not {KINDS[kind]}{hint}") from None
@@ -239,13 +241,11 @@ def _checked(pipeline: Compiled, name: str, value: object) -> Any:
     return typed
 
 
-def _typed(name: str, kind: str, value: Any) -> Any:
+def _typed(kind: str, value: Any) -> Any:
     """A value, perhaps given as text, as the type that the pipeline declares."""
     if kind == "STRING":
         if isinstance(value, str):
             return value
-        if name == "train_gpus" and type(value) is int:
-            return str(value)  # text for Kubeflow's sake; nobody quotes a number
     elif kind == "BOOLEAN":
         if isinstance(value, bool):
             return value

@@ -182,6 +182,7 @@ def asked_by_task(pipeline: dict, stage: str, **given: object) -> dict[str, Any]
     platform = run["platforms"][f"exec-{stage}"]
     resources = container["resources"]
     accelerator = resources.get("accelerator", {})
+    declared = pipeline["components"][f"comp-{stage}"]["inputDefinitions"]["parameters"]
     assert accelerator.get("resourceType", "nvidia.com/gpu") == "nvidia.com/gpu"
     assert set(platform) <= {
         "emptyDirMounts", "nodeSelector", "podMetadata", "secretAsEnv", "securityContext",
@@ -213,7 +214,8 @@ def asked_by_task(pipeline: dict, stage: str, **given: object) -> dict[str, Any]
             name: f"{source['runtimeValue']['constant']:g}"
             for name, source in tasks_of(pipeline)[stage]["inputs"]["parameters"].items()
             if "runtimeValue" in source
-            and name in pipeline["components"][f"comp-{stage}"]["inputDefinitions"]["parameters"]
+            and name in declared
+            and source["runtimeValue"]["constant"] != declared[name]["defaultValue"]
         },
     }
 
