@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from components.errors import ConfigError
+from components.core.errors import ConfigError
 from pipelines import manifests
 from pipelines.compile import PIPELINES, compiled
 from pipelines.k8s import kustomize, objects

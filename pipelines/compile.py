@@ -13,9 +13,9 @@ import tempfile
 from itertools import islice
 from pathlib import Path
 
-from components.errors import ConfigError
-from components.progress import say
-from components.storage import atomic_write
+from components.core.errors import ConfigError
+from components.core.progress import say
+from components.core.storage import atomic_write
 from pipelines import manifests
 
 DIFF_LINES = 20

@@ -12,8 +12,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
-from components.config import flag
-from components.errors import ConfigError
+from components.core.config import flag
+from components.core.errors import ConfigError
 from pipelines.k8s.job import Job, Resources, Variable
 from pipelines.k8s.machines import check_fits
 from pipelines.k8s.values import GPU, Bytes, Selector

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from components.errors import ClusterError, ConfigError, RunError
+from components.core.errors import ClusterError, ConfigError, RunError
 
 Flags = Mapping[str, Mapping[str, object]]
 """Settings by stage and name, as the config classes spell them."""

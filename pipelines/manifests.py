@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TextIO
 
-from components.errors import ConfigError
+from components.core.errors import ConfigError
 from pipelines.k8s import kustomize
 from pipelines.k8s.job import Job, job_of
 from pipelines.k8s.located import Document, parse, shown

@@ -8,9 +8,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from components.describe import duration, money
-from components.errors import ConfigError
-from components.ledger import Prices, read_prices
+from components.core.describe import duration, money
+from components.core.errors import ConfigError
+from components.core.ledger import Prices, read_prices
 from components.train.config import TrainConfig, profiles
 from components.train.memory import (
     CONTEXT_BYTES,

@@ -10,8 +10,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
-from components.config import ArtifactSettings, Settings
-from components.progress import say
+from components.core.config import ArtifactSettings, Settings
+from components.core.progress import say
 
 
 class Stage(NamedTuple):
@@ -63,8 +63,8 @@ COMMANDS = {
         ending="→ {output}/report.html",
     ),
     "summary": Stage(
-        work="components.summary",
-        config="components.summary.SummaryConfig",
+        work="components.report.summary",
+        config="components.report.summary.SummaryConfig",
         summary="Sum up a run: results, time, cost, what failed.",
         example="raft summary --folders run/ --output run/summary",
         filled_by_step="folders",
@@ -106,7 +106,7 @@ def run_stage(config: Settings, *, as_step: bool = False) -> object:
     Where the output holds what would be made, nothing is run or found. A step of Kubeflow is handed
     a folder of its own, which is new.
     """
-    from components.storage import done_before, localized, locked
+    from components.core.storage import done_before, localized, locked
 
     with nullcontext() if as_step else locked(config.output):
         if not as_step and isinstance(config, ArtifactSettings) and done_before(config):
@@ -124,7 +124,7 @@ def run_stage(config: Settings, *, as_step: bool = False) -> object:
 
 def run_step(kind: type[Settings], given: dict[str, object], executor_input: str) -> None:
     """Run one stage as a step of Kubeflow, and show there what it found."""
-    from components.kubeflow import Step
+    from components.core.kubeflow import Step
 
     step = Step.parse(executor_input, str(given.get("output", "")))
     filled = COMMANDS[kind.stage].filled_by_step

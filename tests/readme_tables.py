@@ -3,7 +3,7 @@
 Write them again after a change: python -m tests.readme_tables
 """
 
-from components.config import allowed_values, flag
+from components.core.config import allowed_values, flag
 from pipelines.stages import COMMANDS, STAGES, config_class
 from tests.conftest import REPOSITORY
 

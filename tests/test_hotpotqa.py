@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from components.records import Evaluation, RaftRow, Sample, read_json, read_jsonl
-from components.storage import verify
+from components.core.records import Evaluation, RaftRow, Sample, read_json, read_jsonl
+from components.core.storage import verify
 from pipelines.cli import main
 
 QUESTIONS = 6

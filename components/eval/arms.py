@@ -11,21 +11,21 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
-from components import progress
-from components.errors import DataError
-from components.eval import engines, harness, quotes
-from components.eval.config import Arm, EvalConfig, Layout
-from components.eval.generations import Batch, Generation, Generations, key_of
-from components.eval.questions import AskedQuestion
-from components.models import (
+from components.core import progress
+from components.core.errors import DataError
+from components.core.models import (
     check_base,
     choose_dtype,
     context_length,
     fingerprint,
     load_tokenizer,
 )
-from components.raft_form import find_answer
-from components.records import Sample
+from components.core.raft_form import find_answer
+from components.core.records import Sample
+from components.eval import engines, harness, quotes
+from components.eval.config import Arm, EvalConfig, Layout
+from components.eval.generations import Batch, Generation, Generations, key_of
+from components.eval.questions import AskedQuestion
 
 PARTIAL = "generations.partial.jsonl"
 """What is finished so far, in the output folder of a run under way."""

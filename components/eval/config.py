@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple, cast, get_args
 
 from pydantic import Field, field_validator
 
-from components.config import (
+from components.core.config import (
     InputLocation,
     KeptLocation,
     NumberList,
@@ -14,8 +14,8 @@ from components.config import (
     TextList,
     option,
 )
-from components.errors import DataError
-from components.records import Oracle
+from components.core.errors import DataError
+from components.core.records import Oracle
 
 ARMS = ("base", "raft", "base-4bit", "raft-4bit")
 """The model variants that can be compared, in the order in which they are asked by default."""

@@ -14,16 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from components.errors import (
+from components.core.errors import (
     ConfigError,
     MissingDependencyError,
     ModelError,
     OutOfMemory,
     first_line,
 )
-from components.eval.config import Arm, EvalConfig
-from components.model_files import check_adapter
-from components.models import (
+from components.core.model_files import check_adapter
+from components.core.models import (
     choose_dtype,
     free_memory,
     lacks_memory,
@@ -34,6 +33,7 @@ from components.models import (
     load_tuned,
     weight_bytes,
 )
+from components.eval.config import Arm, EvalConfig
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's max_lora_rank may be."""

@@ -10,25 +10,33 @@ command goes on from them.
 from collections.abc import Sequence
 from pathlib import Path
 
-from components import progress
-from components.describe import counted
-from components.errors import DataError
-from components.eval import figure, findings, report
-from components.eval.arms import PARTIAL, ArmRun, ask_arms
-from components.eval.config import EvalConfig
-from components.eval.engines import choose_engine, group_arms
-from components.eval.questions import AskedQuestion, choose_questions, show
-from components.ledger import Ledger, LedgerEntry
-from components.model_files import check_adapter
-from components.models import choose_dtype
-from components.records import (
+from components.core import progress
+from components.core.describe import counted
+from components.core.errors import DataError
+from components.core.ledger import Ledger, LedgerEntry
+from components.core.model_files import check_adapter
+from components.core.models import choose_dtype
+from components.core.records import (
     Evaluation,
     QuantizationReport,
     Sample,
     TrainingRecord,
     read_json,
 )
-from components.storage import LEDGER, atomic_write, made_with, seal, unseal, verify, write_json
+from components.core.storage import (
+    LEDGER,
+    atomic_write,
+    made_with,
+    seal,
+    unseal,
+    verify,
+    write_json,
+)
+from components.eval import figure, findings, report
+from components.eval.arms import PARTIAL, ArmRun, ask_arms
+from components.eval.config import EvalConfig
+from components.eval.engines import choose_engine, group_arms
+from components.eval.questions import AskedQuestion, choose_questions, show
 
 SAMPLES, CHART, REPORT = "samples.jsonl", "f1.png", "report.html"
 ROBUSTNESS, MARKDOWN = "robustness.jsonl", "report.md"

@@ -7,9 +7,9 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components.describe import counted
+from components.core.describe import counted
+from components.core.records import ArmResult, Evaluation, Oracle
 from components.eval.findings import BITS
-from components.records import ArmResult, Evaluation, Oracle
 
 BASE_COLOR, RAFT_COLOR, INK, GRID = "#bcc4cd", "#2a7fc4", "#1d2733", "#e3e7ec"
 """Grey and blue differ in lightness too: they stay apart in print and to every kind of eye."""

@@ -7,10 +7,10 @@ does not exclude is not claimed.
 from collections.abc import Mapping, Sequence
 from itertools import product
 
-from components.describe import counted
+from components.core.describe import counted
+from components.core.records import ArmResult, Comparison, CurvePoint, Evaluation, Sample
 from components.eval.arms import ArmRun
 from components.eval.statistics import DIGITS, mean, mean_interval, paired_difference
-from components.records import ArmResult, Comparison, CurvePoint, Evaluation, Sample
 
 PAIRS = (("raft", "base"), ("raft-4bit", "base-4bit"), ("raft-4bit", "raft"))
 COMPARED = ("f1", "contains")

@@ -21,10 +21,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from components import progress, storage
-from components.errors import StorageError
-from components.records import Record
-from components.redaction import redact
+from components.core import progress, storage
+from components.core.errors import StorageError
+from components.core.records import Record
+from components.core.redaction import redact
 
 SECONDS_BETWEEN_COPIES = 60.0
 

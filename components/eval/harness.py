@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components import storage
+from components.core import storage
 from components.eval.questions import AskedQuestion
 
 TASKS = Path(__file__).parent / "tasks"

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from components.errors import DataError, first_line
-from components.raft_form import find_answer
-from components.records import Oracle, Question, RaftRow, Record, explain
-from components.rows import fault_at, read_entries
+from components.core.errors import DataError, first_line
+from components.core.raft_form import find_answer
+from components.core.records import Oracle, Question, RaftRow, Record, explain
+from components.core.rows import fault_at, read_entries
 
 ALL_DISTRACTORS = -1
 HUB = "hotpotqa/hotpot_qa"

@@ -7,7 +7,7 @@ RAFT's point is reasoning from the documents: an answer quotes them between `##b
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from components.raft_form import QUOTE_BEGIN, QUOTE_END
+from components.core.raft_form import QUOTE_BEGIN, QUOTE_END
 
 SHORTEST = 8
 """Characters; shorter stretches stand in any text."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median_high
 from typing import Any, Literal, NamedTuple
 
-from components.describe import (
+from components.core.describe import (
     Table,
     counted,
     duration,
@@ -25,14 +25,14 @@ from components.describe import (
     plain,
     with_interval,
 )
-from components.eval import figure, findings, quotes
-from components.ledger import LedgerEntry
-from components.records import (
+from components.core.ledger import LedgerEntry
+from components.core.records import (
     Comparison,
     Evaluation,
     QuantizationReport,
     Sample,
 )
+from components.eval import figure, findings, quotes
 
 FOLDER = Path(__file__).parent
 MAX_SAMPLES = 60

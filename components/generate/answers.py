@@ -11,8 +11,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
+from components.core.raft_form import ANSWER_MARKER, QUOTE_BEGIN, QUOTE_END, find_answer
 from components.generate.text import find_words, folded, normalized, on_word_boundaries, widen
-from components.raft_form import ANSWER_MARKER, QUOTE_BEGIN, QUOTE_END, find_answer
 
 _QUOTE = re.compile(f"{QUOTE_BEGIN}(.*?){QUOTE_END}", re.DOTALL)
 _QUOTE_MARK = re.compile(f"{QUOTE_BEGIN}|{QUOTE_END}")

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from components.errors import ConfigError
+from components.core.errors import ConfigError
+from components.core.records import Chunk, Document
 from components.generate.config import GenerateConfig
-from components.records import Chunk, Document
 
 BLOCK = 100_000
 """Characters cut at a time: on a line of a million without a space, tokenizers take minutes."""

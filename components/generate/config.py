@@ -4,7 +4,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
-from components.config import InputLocation, KeptLocation, StageConfig, flag, option
+from components.core.config import InputLocation, KeptLocation, StageConfig, flag, option
 
 READ_BY_MODELS = (
     "teacher_endpoint", "teacher_model", "teacher_concurrency", "teacher_max_tokens",

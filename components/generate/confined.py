@@ -24,12 +24,12 @@ from typing import IO, NamedTuple
 
 from pydantic import Field
 
-from components.errors import ConfigError, DataError
+from components.core.errors import ConfigError, DataError
+from components.core.records import Chunk, Record
 from components.generate.chunking import Chunker, make_chunker
 from components.generate.config import GenerateConfig
 from components.generate.documents import Bad, find_documents, read_document
 from components.generate.text import digest
-from components.records import Chunk, Record
 
 MEGABYTE = 1_000_000
 NO_MEMORY = 77  # exit code

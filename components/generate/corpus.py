@@ -13,7 +13,10 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from components.errors import DataError, printable
+from components.core.errors import DataError, printable
+from components.core.progress import say, task
+from components.core.records import Chunk
+from components.core.storage import temporary_file
 from components.generate.config import GenerateConfig
 from components.generate.confined import read_all
 from components.generate.digests import Digests
@@ -26,9 +29,6 @@ from components.generate.documents import (
 )
 from components.generate.leaks import LeakGuard
 from components.generate.text import digest, forging
-from components.progress import say, task
-from components.records import Chunk
-from components.storage import temporary_file
 
 HEADINGS = re.compile(r"(\s*#{1,6} .*(\n|$))+")
 

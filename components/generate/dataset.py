@@ -8,12 +8,12 @@ from string import Template
 from types import TracebackType
 from typing import IO, Self
 
-from components.describe import counted
+from components.core.describe import counted
+from components.core.progress import say
+from components.core.records import GenerationReport, RaftRow
+from components.core.storage import atomic_write, write_json
 from components.generate.digests import Digests
 from components.generate.text import normalized
-from components.progress import say
-from components.records import GenerationReport, RaftRow
-from components.storage import atomic_write, write_json
 
 CARD = Path(__file__).with_name("card.md")
 SPLITS = ("train", "validation")

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from components.describe import counted
-from components.errors import ConfigError
+from components.core.describe import counted
+from components.core.errors import ConfigError
+from components.core.records import Chunk
 from components.generate.answers import Unusable
 from components.generate.text import find_words
-from components.records import Chunk
 
 MOST_DRAWS = 200  # for one row, when chunk after chunk holds the answer
 SPARE_HITS = 24  # of a search, beyond those wanted: for those that hold the answer

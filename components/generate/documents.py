@@ -21,11 +21,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from components.describe import counted
-from components.errors import DataError, printable
+from components.core.describe import counted
+from components.core.errors import DataError, printable
+from components.core.records import Document, Paragraphs, explain
+from components.core.rows import fault_at, read_entries
 from components.generate.restructured import to_html
-from components.records import Document, Paragraphs, explain
-from components.rows import fault_at, read_entries
 
 MOST_UNPACKED_BYTES = 500_000_000
 """Of a .docx, which is a zip: a small one can unpack to fill any memory."""

@@ -17,12 +17,12 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ValidationError
 
-from components.config import InputLocation, Settings, option
-from components.errors import DataError, MissingDependencyError, StorageError, first_line
-from components.progress import headline, say
-from components.raft_form import find_answer
-from components.records import RaftRow, explain, read_jsonl
-from components.storage import LOCK, MANIFEST, atomic_write, seal, unseal, verify
+from components.core.config import InputLocation, Settings, option
+from components.core.errors import DataError, MissingDependencyError, StorageError, first_line
+from components.core.progress import headline, say
+from components.core.raft_form import find_answer
+from components.core.records import RaftRow, explain, read_jsonl
+from components.core.storage import LOCK, MANIFEST, atomic_write, seal, unseal, verify
 
 PUBLISHED = (
     "id", "type", "question", "context", "oracle_context", "cot_answer", "instruction",

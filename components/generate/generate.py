@@ -12,8 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from components.describe import counted
-from components.errors import DataError
+from components.core.describe import counted
+from components.core.errors import DataError
+from components.core.ledger import Ledger
+from components.core.progress import headline, say, task
+from components.core.raft_form import instruction
+from components.core.records import Chunk, Context, GenerationReport, RaftRow
+from components.core.storage import check_output, made_with, seal, unseal
 from components.generate.answers import Checked, Unusable, check
 from components.generate.config import GenerateConfig
 from components.generate.corpus import Corpus, Pool, read_corpus
@@ -31,11 +36,6 @@ from components.generate.leaks import LeakGuard
 from components.generate.questions import is_contentless
 from components.generate.teachers import make_teacher
 from components.generate.teachers.teacher import Draft
-from components.ledger import Ledger
-from components.progress import headline, say, task
-from components.raft_form import instruction
-from components.records import Chunk, Context, GenerationReport, RaftRow
-from components.storage import check_output, made_with, seal, unseal
 
 SplitBy = Literal["document", "chunk"]
 Best = Callable[[str], Sequence[int]]

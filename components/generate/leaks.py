@@ -11,10 +11,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from components.errors import DataError
+from components.core.errors import DataError
+from components.core.records import Question, explain
+from components.core.rows import fault_at, read_entries
 from components.generate.text import normalized
-from components.records import Question, explain
-from components.rows import fault_at, read_entries
 
 WORDS_IN_A_ROW = 8
 LEAST_SHARE = 0.5

@@ -10,9 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from components.config import ArtifactSettings, InputLocations, option
-from components.describe import counted
-from components.errors import DataError
+from components.core.config import ArtifactSettings, InputLocations, option
+from components.core.describe import counted
+from components.core.errors import DataError
+from components.core.ledger import Ledger
+from components.core.progress import headline, task
+from components.core.records import GenerationReport, RaftRow, read_json, read_jsonl
+from components.core.storage import made_with, seal, unseal, verify
 from components.generate.dataset import (
     ASKED_BEFORE,
     SPLITS,
@@ -22,10 +26,6 @@ from components.generate.dataset import (
     say_rows,
     write_report,
 )
-from components.ledger import Ledger
-from components.progress import headline, task
-from components.records import GenerationReport, RaftRow, read_json, read_jsonl
-from components.storage import made_with, seal, unseal, verify
 
 
 class MergeConfig(ArtifactSettings):

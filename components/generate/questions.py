@@ -4,8 +4,8 @@ import json
 import re
 from typing import Any
 
+from components.core.raft_form import ANSWER_MARKER, QUOTE_BEGIN, QUOTE_END
 from components.generate.text import without_spaces
-from components.raft_form import ANSWER_MARKER, QUOTE_BEGIN, QUOTE_END
 
 _LIST_MARK = re.compile(r"^\s*(?:[-*•]|\(?\d{1,3}[.):])\s+")
 _FENCE = re.compile(r"```\w*\n(.*?)```", re.DOTALL)

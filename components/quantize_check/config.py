@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from components.config import InputLocation, StageConfig, option
+from components.core.config import InputLocation, StageConfig, option
 
 
 class QuantizeCheckConfig(StageConfig):

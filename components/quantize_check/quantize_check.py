@@ -13,10 +13,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from components.errors import DataError, ModelError, OutOfMemory
-from components.ledger import Ledger, peak_memory, stopwatch
-from components.model_files import MERGED
-from components.models import (
+from components.core.errors import DataError, ModelError, OutOfMemory
+from components.core.ledger import Ledger, peak_memory, stopwatch
+from components.core.model_files import MERGED
+from components.core.models import (
     check_base,
     check_head_is_untied,
     free_memory,
@@ -28,10 +28,10 @@ from components.models import (
     save_merged,
     weight_bytes,
 )
-from components.progress import headline, say, task
+from components.core.progress import headline, say, task
+from components.core.records import HeadComparison, QuantizationReport, RaftRow, read_jsonl
+from components.core.storage import made_with, seal, unseal, verify, write_json
 from components.quantize_check.config import QuantizeCheckConfig
-from components.records import HeadComparison, QuantizationReport, RaftRow, read_jsonl
-from components.storage import made_with, seal, unseal, verify, write_json
 
 if TYPE_CHECKING:
     import torch

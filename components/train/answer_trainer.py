@@ -18,7 +18,7 @@ from transformers import Trainer
 from transformers.distributed.utils import gather_full_state_dict, is_dtensor
 from trl import SFTTrainer
 
-from components.ledger import peak_memory
+from components.core.ledger import peak_memory
 from components.train import optimizer
 from components.train.batching import length_grouped, passes
 

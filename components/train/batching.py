@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 
-from components.models import choose_dtype
+from components.core.models import choose_dtype
 from components.train import varlen
 from components.train.config import TrainConfig
 

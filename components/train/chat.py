@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from components.errors import DataError
-from components.raft_form import ANSWER_MARKER
-from components.records import RaftRow, read_jsonl
+from components.core.errors import DataError
+from components.core.raft_form import ANSWER_MARKER
+from components.core.records import RaftRow, read_jsonl
 from components.train.config import TrainConfig
 
 if TYPE_CHECKING:

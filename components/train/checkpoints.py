@@ -15,11 +15,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from components import storage
-from components.config import flag
-from components.errors import ConfigError, DataError, RaftError, StorageError
-from components.progress import say
-from components.records import Run, read_json
+from components.core import storage
+from components.core.config import flag
+from components.core.errors import ConfigError, DataError, RaftError, StorageError
+from components.core.progress import say
+from components.core.records import Run, read_json
 
 FINISHED = "finished"
 PREFIX = "checkpoint-"

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
-from components.config import (
+from components.core.config import (
     InputLocation,
     KeptLocation,
     ObjectList,

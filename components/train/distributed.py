@@ -19,9 +19,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from components.errors import Diverged, RaftError
-from components.records import Record, Run, TrainingRecord, read_json
-from components.redaction import guarded
+from components.core.errors import Diverged, RaftError
+from components.core.records import Record, Run, TrainingRecord, read_json
+from components.core.redaction import guarded
 from components.train.checkpoints import FINISHED, Checkpoints
 from components.train.config import TrainConfig
 
@@ -176,7 +176,7 @@ def work(scratch: Path) -> None:
     _end_with(job.stage)
     import torch
 
-    from components.models import load_tokenizer
+    from components.core.models import load_tokenizer
     from components.train.chat import read_examples
     from components.train.trainer import fit as train_alone
 

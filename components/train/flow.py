@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerState
 
-from components.errors import Diverged
-from components.progress import say
-from components.records import Run
+from components.core.errors import Diverged
+from components.core.progress import say
+from components.core.records import Run
 from components.train.answer_trainer import AnswerTrainer
 from components.train.checkpoints import Checkpoints
 from components.train.config import TrainConfig

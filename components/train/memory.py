@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components.errors import ConfigError, ModelError, first_line
-from components.model_files import check_place
-from components.models import nf4_bytes
+from components.core.errors import ConfigError, ModelError, first_line
+from components.core.model_files import check_place
+from components.core.models import nf4_bytes
 from components.train.config import TrainConfig
 
 GIB = 2**30

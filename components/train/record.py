@@ -6,10 +6,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.ledger import peak_memory
-from components.models import choose_dtype
-from components.progress import Task, task
-from components.records import LossPoint, TrainingRecord
+from components.core.ledger import peak_memory
+from components.core.models import choose_dtype
+from components.core.progress import Task, task
+from components.core.records import LossPoint, TrainingRecord
 from components.train.batching import batching_in_words
 from components.train.chat import Examples
 from components.train.config import TrainConfig, profiles

@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from components.errors import OutOfMemory, StorageError, disk_is_full, first_line
-from components.models import lacks_memory
+from components.core.errors import OutOfMemory, StorageError, disk_is_full, first_line
+from components.core.models import lacks_memory
 from components.train.config import TrainConfig
 
 

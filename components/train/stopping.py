@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from components.progress import say
+from components.core.progress import say
 
 STOPPED = 128 + signal.SIGTERM  # 143, the code of a process that SIGTERM has ended
 

@@ -12,19 +12,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from components import storage
-from components.errors import DataError, Diverged
-from components.ledger import Ledger
-from components.models import (
+from components.core import storage
+from components.core.errors import DataError, Diverged
+from components.core.ledger import Ledger
+from components.core.models import (
     choose_dtype,
     context_length,
     fingerprint,
     free_memory,
     load_tokenizer,
 )
-from components.progress import headline, say
-from components.records import Run, SweepTrial, TrainingRecord, read_json
-from components.storage import made_with, seal, unseal, verify, write_json
+from components.core.progress import headline, say
+from components.core.records import Run, SweepTrial, TrainingRecord, read_json
+from components.core.storage import made_with, seal, unseal, verify, write_json
 from components.train import distributed
 from components.train.chat import Examples, read_examples
 from components.train.checkpoints import FINISHED, Checkpoints

@@ -5,13 +5,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.errors import ConfigError, ModelError
-from components.metrics import score
-from components.models import choose_dtype, load_model
-from components.progress import say
-from components.raft_form import find_answer
-from components.records import Run, TrainingRecord
-from components.storage import write_json
+from components.core.errors import ConfigError, ModelError
+from components.core.metrics import score
+from components.core.models import choose_dtype, load_model
+from components.core.progress import say
+from components.core.raft_form import find_answer
+from components.core.records import Run, TrainingRecord
+from components.core.storage import write_json
 from components.train import varlen
 from components.train.batching import batching_in_words, flash_attention, packs
 from components.train.chat import Examples, count_tokens

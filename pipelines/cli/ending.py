@@ -12,9 +12,9 @@ from typing import NoReturn
 
 import click
 
-from components.config import flag
-from components.errors import RaftError, disk_is_full, shown
-from components.redaction import guarded
+from components.core.config import flag
+from components.core.errors import RaftError, disk_is_full, shown
+from components.core.redaction import guarded
 
 USER_ERROR, OUR_ERROR = 2, 1
 TERMINATED = 128 + signal.SIGTERM

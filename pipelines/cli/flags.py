@@ -12,7 +12,7 @@ from typing import Any
 import click
 from pydantic.fields import FieldInfo
 
-from components.config import INPUT, KEPT, OUTPUT, allowed_values, flag
+from components.core.config import INPUT, KEPT, OUTPUT, allowed_values, flag
 from pipelines.stages import COMMANDS, EXECUTOR_INPUT, config_class, run_stage, run_step
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from components.errors import ConfigError
+from components.core.errors import ConfigError
 from pipelines.cli.flags import Command, PlanCommand
 
 
@@ -118,8 +118,8 @@ def compare(runs: tuple[str, ...], output: Path) -> None:
     Example:
       raft compare runs/llama-3.1 runs/mistral --output comparison/
     """
-    from components.progress import say
-    from components.summary import compare
+    from components.core.progress import say
+    from components.report.summary import compare
 
     trials = compare(runs, output)
     say(f"{len(trials)} evaluations: {output / 'comparison.html'}")

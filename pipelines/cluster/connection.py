@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.errors import ClusterError, NotPermitted
-from components.redaction import keep_secret
+from components.core.errors import ClusterError, NotPermitted
+from components.core.redaction import keep_secret
 
 SECONDS_FOR_AN_ANSWER = 30
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from components.config import INPUT, OUTPUT, flag
-from components.errors import ClusterError, ConfigError, NotPermitted, RunError
-from components.progress import headline, say
-from components.storage import SCHEME
+from components.core.config import INPUT, OUTPUT, flag
+from components.core.errors import ClusterError, ConfigError, NotPermitted, RunError
+from components.core.progress import headline, say
+from components.core.storage import SCHEME
 from pipelines import manifests
 from pipelines.cluster.connection import Cluster, NotThere, connect
 from pipelines.stages import config_class

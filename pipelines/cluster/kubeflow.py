@@ -11,8 +11,8 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from components.errors import ClusterError, NotPermitted, first_line
-from components.redaction import keep_secret
+from components.core.errors import ClusterError, NotPermitted, first_line
+from components.core.redaction import keep_secret
 
 TOKEN, COOKIES = "RAFT_KFP_TOKEN", "RAFT_KFP_COOKIES"
 """Environment variables with a bearer token, or the cookies of a session, for the server."""

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import ValidationError
 
-from components.config import INPUT, SCHEME, complaint, flag, message
-from components.errors import ConfigError
+from components.core.config import INPUT, SCHEME, complaint, flag, message
+from components.core.errors import ConfigError
 from pipelines.hardware import hardware_of_run
 from pipelines.k8s.located import meant
 from pipelines.stages import STAGES, config_class

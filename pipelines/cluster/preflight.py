@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 import click
 
-from components.errors import AccessError, ClusterError, NotPermitted, RaftError
-from components.storage import SCHEME, reachable
+from components.core.errors import AccessError, ClusterError, NotPermitted, RaftError
+from components.core.storage import SCHEME, reachable
 from pipelines import hardware, manifests
 from pipelines.cluster.connection import Cluster, NotThere, connect
 from pipelines.cluster.kubeflow import connect as connect_to_kubeflow

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from components.errors import ClusterError, NotPermitted, RunError
-from components.progress import Task, headline, say, task
+from components.core.errors import ClusterError, NotPermitted, RunError
+from components.core.progress import Task, headline, say, task
 from pipelines.cluster.kubeflow import connect, explained, quiet
 from pipelines.cluster.parameters import check_parameters, load, read_parameters
 

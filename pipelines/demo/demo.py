@@ -9,12 +9,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from components.describe import arms
-from components.errors import ConfigError
-from components.ledger import RunLedger, merge
-from components.progress import headline, say
-from components.records import Evaluation, Record, read_json
-from components.storage import LEDGER, write_json
+from components.core.describe import arms
+from components.core.errors import ConfigError
+from components.core.ledger import RunLedger, merge
+from components.core.progress import headline, say
+from components.core.records import Evaluation, Record, read_json
+from components.core.storage import LEDGER, write_json
 from pipelines.demo.world import articles, write_documents, write_questions
 
 MODEL = Path(__file__).with_name("model")

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr, model_validator
 from pydantic.alias_generators import to_camel
 
-from components.config import flag as flag_of
-from components.errors import ConfigError
+from components.core.config import flag as flag_of
+from components.core.errors import ConfigError
 from pipelines.k8s.located import Document, Part, fault, meant, validate
 from pipelines.k8s.machines import check_fits
 from pipelines.k8s.values import (

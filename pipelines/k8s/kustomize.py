@@ -16,7 +16,7 @@ from typing import Literal
 import yaml
 from pydantic import Field
 
-from components.errors import ConfigError
+from components.core.errors import ConfigError
 from pipelines.k8s.located import Document, Part, place, read, shown, validate
 
 FILE = "kustomization.yaml"

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
-from components.errors import ConfigError, printable
+from components.core.errors import ConfigError, printable
 
 MOST_DEPTH = 100
 KINDS = ("map", "seq", "str", "int", "float", "bool", "null", "timestamp")

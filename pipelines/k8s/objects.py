@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from components.errors import ConfigError
+from components.core.errors import ConfigError
 from pipelines.k8s.job import CONTAINER, AnyPod, Container, PodMetadata, job_of
 from pipelines.k8s.located import Document, Part, fault, validate
 from pipelines.k8s.values import GPU, Annotations, Labels, Name

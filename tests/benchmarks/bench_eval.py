@@ -25,9 +25,9 @@ def prepare(folder: Path, questions: int) -> dict[str, str]:
     """Questions, an adapter, and every arm as the stock harness takes it."""
     import torch
 
+    from components.core.models import load_4bit, load_tokenizer
     from components.generate import generate
     from components.generate.config import GenerateConfig
-    from components.models import load_4bit, load_tokenizer
     from components.train import train
     from components.train.config import TrainConfig
     from pipelines.demo.world import articles, write_documents, write_questions

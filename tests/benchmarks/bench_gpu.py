@@ -51,7 +51,7 @@ def train(model: Path, shape: str, in_4bit: bool, scratch: Path) -> None:
     """Train, and print how it went."""
     import torch
 
-    from components.models import load_tokenizer
+    from components.core.models import load_tokenizer
     from components.train import trainer
     from components.train.answer_trainer import IGNORED
     from components.train.chat import Examples

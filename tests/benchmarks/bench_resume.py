@@ -18,8 +18,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from components.errors import DataError
-from components.storage import fetch, publish, seal
+from components.core.errors import DataError
+from components.core.storage import fetch, publish, seal
 
 FILES, SIZE, KILLS = 50, 4_000_000, 20
 SERVER = """
@@ -33,7 +33,7 @@ with emulator() as running:
 PUBLISH = """
 import sys
 from pathlib import Path
-from components.storage import publish
+from components.core.storage import publish
 print(flush=True)
 publish(Path(sys.argv[1]), sys.argv[2])
 """

@@ -19,11 +19,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from components.core.records import Chunk, RaftRow
 from components.generate import generate
 from components.generate.config import GenerateConfig
 from components.generate.corpus import Reading
 from components.generate.teachers.teacher import Draft
-from components.records import Chunk, RaftRow
 
 SMALL, LARGE, ROWS = 10_000, 1_000_000, 100_000
 BM25_ROWS = 10_000

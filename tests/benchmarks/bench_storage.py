@@ -42,7 +42,7 @@ def main() -> None:
     from google.cloud import storage
     from google.cloud.storage import transfer_manager
 
-    from components.storage import fetch, publish, seal
+    from components.core.storage import fetch, publish, seal
 
     server = subprocess.Popen([sys.executable, "-c", SERVER], text=True, stderr=subprocess.DEVNULL,
                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip

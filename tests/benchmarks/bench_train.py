@@ -93,7 +93,7 @@ def write_model(folder: Path, shape: dict[str, int]) -> None:
 
 
 def ours(model: Path, rows: list[dict[str, Any]], scratch: Path, **settings: Any) -> Any:
-    from components.models import load_tokenizer
+    from components.core.models import load_tokenizer
     from components.train import trainer
     from components.train.config import TrainConfig
 
@@ -109,7 +109,7 @@ def theirs(model: Path, rows: list[dict[str, Any]], scratch: Path) -> Any:
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    from components.models import load_model, load_tokenizer
+    from components.core.models import load_model, load_tokenizer
 
     made = SFTTrainer(
         model=load_model(str(model), torch.float32),

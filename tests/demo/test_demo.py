@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from components.ledger import RunLedger
-from components.records import Evaluation, Question, RaftRow, read_json, read_jsonl
-from components.storage import verify
+from components.core.ledger import RunLedger
+from components.core.records import Evaluation, Question, RaftRow, read_json, read_jsonl
+from components.core.storage import verify
 from tests.conftest import Raft
 
 pytestmark = pytest.mark.timeout(1200)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from components.core.ledger import Ledger
+from components.core.records import Chunk, Question
 from components.generate.teachers.extractive import ExtractiveTeacher
-from components.ledger import Ledger
-from components.records import Chunk, Question
 from pipelines.demo.world import articles, write_documents, write_questions
 
 

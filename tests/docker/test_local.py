@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from components.ledger import RunLedger
-from components.records import Evaluation, QuantizationReport, TrainingRecord, read_json
+from components.core.ledger import RunLedger
+from components.core.records import Evaluation, QuantizationReport, TrainingRecord, read_json
 from pipelines.compile import compiled
 from pipelines.demo.world import articles, write_documents, write_questions
 from pipelines.local import exit_codes_kept

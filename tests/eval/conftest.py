@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from components.records import Sample
+from components.core.records import Sample
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>\n"

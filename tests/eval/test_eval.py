@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from components.errors import ConfigError, DataError
+from components.core.errors import ConfigError, DataError
+from components.core.records import Evaluation, Sample, read_json, read_jsonl
+from components.core.storage import verify
 from components.eval.config import ARMS, EvalConfig
 from components.eval.eval import run
-from components.records import Evaluation, Sample, read_json, read_jsonl
-from components.storage import verify
 
 LIMIT = 24
 Stage = Callable[..., EvalConfig]
@@ -94,8 +94,8 @@ def test_an_arm_says_what_transformers_says(evaluated: Path, configure: Stage, a
 
 
 def test_the_4bit_arms_say_what_4bit_models_say(evaluated: Path, configure: Stage) -> None:
+    from components.core.models import choose_dtype, load_4bit, load_tokenizer
     from components.eval.engines import end_tokens
-    from components.models import choose_dtype, load_4bit, load_tokenizer
 
     config = configure(evaluated)
     tokenizer: Any = load_tokenizer(config.base_model)

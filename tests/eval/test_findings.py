@@ -2,9 +2,9 @@
 
 import pytest
 
+from components.core.records import ArmResult, Comparison, Evaluation
 from components.eval import findings
 from components.eval.arms import ArmRun
-from components.records import ArmResult, Comparison, Evaluation
 from tests.eval.conftest import make_sample
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from components.errors import OutOfMemory
+from components.core.errors import OutOfMemory
+from components.core.storage import checked_line
 from components.eval import engines, generations
 from components.eval.arms import PARTIAL
 from components.eval.config import EvalConfig
 from components.eval.eval import run
 from components.eval.generations import Batch, Generation, Generations, key_of
-from components.storage import checked_line
 from tests.conftest import REPOSITORY
 from tests.eval.conftest import make_question
 from tests.gcs import BUCKET, emulator

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from components.metrics import contains, normalize, score
+from components.core.metrics import contains, normalize, score
 
 
 def test_identical_to_the_official_script_on_all_recorded_pairs(shared_data: Path) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from components.errors import DataError
+from components.core.errors import DataError
+from components.core.records import Oracle, Question
 from components.eval.questions import choose_questions, read_questions, show
-from components.records import Oracle, Question
 from tests.eval.conftest import make_question
 
 

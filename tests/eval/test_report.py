@@ -6,10 +6,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from components import comparison, describe
+from components.core import describe
+from components.core.ledger import LedgerEntry
+from components.core.records import CurvePoint, Evaluation, QuantizationReport, Sample
 from components.eval import quotes, report
-from components.ledger import LedgerEntry
-from components.records import CurvePoint, Evaluation, QuantizationReport, Sample
+from components.report import comparison
 from tests.eval.conftest import make_sample
 from tests.eval.test_findings import arm, evaluation
 

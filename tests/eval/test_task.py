@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import yaml
 
-from components.errors import ConfigError
+from components.core.errors import ConfigError
+from components.core.raft_form import instruction
+from components.core.records import Question
+from components.core.storage import put
 from components.eval import questions
 from components.eval.config import EvalConfig
 from components.eval.eval import run
 from components.eval.tasks.hotpotqa import task
-from components.raft_form import instruction
-from components.records import Question
-from components.storage import put
 from tests.conftest import REPOSITORY
 from tests.eval.conftest import make_question
 from tests.gcs import BUCKET, emulator

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from components.errors import ModelError
+from components.core.errors import ModelError
+from components.core.records import Evaluation, Sample, read_json, read_jsonl
 from components.eval import engines
 from components.eval.config import EvalConfig
 from components.eval.eval import run
-from components.records import Evaluation, Sample, read_json, read_jsonl
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="vllm is not installed"
@@ -47,7 +47,7 @@ def config(demo_model: Path, world_adapter: Path, tmp_path_factory: pytest.TempP
 @pytest.fixture(scope="module")
 def asked(config: EvalConfig) -> list[engines.Request]:
     """Base and adapter in turn, so that every batch mixes them."""
-    from components.models import load_tokenizer
+    from components.core.models import load_tokenizer
 
     tokenizer: Any = load_tokenizer(config.base_model)
     requests = []

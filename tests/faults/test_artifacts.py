@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from components import storage
+from components.core import storage
+from components.core.records import read_json
+from components.core.storage import MANIFEST, Manifest, ManifestFile, seal, verify
+from components.core.storage.bucket import locate
 from components.eval.generations import Generations
-from components.records import read_json
-from components.storage import MANIFEST, Manifest, ManifestFile, seal, verify
-from components.storage.bucket import locate
 from components.train.checkpoints import Checkpoints
 from pipelines.cli import main
 from tests.faults.conftest import Tally
@@ -57,7 +57,7 @@ def leave(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("COLUMNS", "1000")
 
     def run(*arguments: object) -> tuple[int, str]:
-        from components.progress import console
+        from components.core.progress import console
 
         console.cache_clear()
         with pytest.raises(SystemExit) as left:
@@ -410,7 +410,7 @@ def test_kept_generations(
     "passed over for the one before, and said so",
 )  # fmt: skip
 def test_checkpoints(tmp_path: Path, capfd: pytest.CaptureFixture[str], tally: Tally) -> None:
-    from components.progress import console
+    from components.core.progress import console
 
     def make() -> Checkpoints:
         checkpoints = Checkpoints(tmp_path / "kept", "", 2, {"rank": "4"})

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from components.errors import ModelError
-from components.model_files import SECONDS_OF_A_TEMPLATE, check_adapter
-from components.models import load_model, load_tokenizer
-from components.storage import checksum
+from components.core.errors import ModelError
+from components.core.model_files import SECONDS_OF_A_TEMPLATE, check_adapter
+from components.core.models import load_model, load_tokenizer
+from components.core.storage import checksum
 from tests.conftest import Raft
 from tests.faults.conftest import Tally
 from tests.gcs import Emulator
@@ -484,7 +484,9 @@ def test_chat_templates(
     model: Path, tmp_path: Path, tally: Tally, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("components.model_files.SECONDS_OF_A_TEMPLATE", SECONDS_OF_A_TEMPLATE / 10)
+    monkeypatch.setattr(
+        "components.core.model_files.SECONDS_OF_A_TEMPLATE", SECONDS_OF_A_TEMPLATE / 10
+    )
     for template, complaint in TEMPLATES.items():
         (model / "chat_template.jinja").write_text(template, encoding="utf-8")
         with pytest.raises(ModelError, match=complaint) as refusal:
@@ -533,7 +535,7 @@ def test_an_adapter_with_another_base(
 ) -> None:
     import torch
 
-    from components.models import load_tuned
+    from components.core.models import load_tuned
 
     adapter = Path(shutil.copytree(world_adapter, tmp_path / "adapter"))
     changed(

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from components.raft_form import ANSWER_MARKER, QUOTE_BEGIN, QUOTE_END, find_answer
-from components.records import GenerationReport, RaftRow, read_json, read_jsonl
+from components.core.raft_form import ANSWER_MARKER, QUOTE_BEGIN, QUOTE_END, find_answer
+from components.core.records import GenerationReport, RaftRow, read_json, read_jsonl
 from tests.conftest import REPOSITORY
 from tests.faults.bombs import BOMBS, docx, paragraph
 from tests.faults.conftest import Tally
@@ -376,9 +376,9 @@ def test_rows_that_repeat_themselves(texts: Path, tmp_path: Path) -> None:
 
 @pytest.mark.fault(KIND, "tens of thousands of spaces in a sentence", "asked about at once")
 def test_spaces_do_not_keep_the_teacher_busy() -> None:
+    from components.core.ledger import Ledger
+    from components.core.records import Chunk
     from components.generate.teachers.extractive import ExtractiveTeacher
-    from components.ledger import Ledger
-    from components.records import Chunk
 
     text = "TownX was founded" + " " * 200_000 + "in 1999."
     chunk = Chunk(id="a", document_id="a", title="", text=text, start=0, end=len(text))

@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 
+from components.core.records import read_json
+from components.core.storage import MANIFEST, PARTIAL_MANIFEST, SCHEME, Manifest, fetch, verify
+from components.core.storage.artifacts import LOCK
 from components.generate import generate
 from components.generate.config import GenerateConfig
-from components.records import read_json
-from components.storage import MANIFEST, PARTIAL_MANIFEST, SCHEME, Manifest, fetch, verify
-from components.storage.artifacts import LOCK
 from pipelines.demo.world import articles, write_documents, write_questions
 from tests.conftest import lacking
 from tests.faults import memory

@@ -22,9 +22,9 @@ from urllib.parse import quote
 import pytest
 import yaml
 
-from components import redaction
+from components.core import redaction
+from components.core.storage import bucket
 from components.generate.teachers import circuit
-from components.storage import bucket
 from pipelines.cli import main
 from pipelines.cluster import submit
 from tests.conftest import REPOSITORY
@@ -144,7 +144,7 @@ def leave(capfd: pytest.CaptureFixture[str]) -> Leave:
     """Exit code and everything printed by a command."""
 
     def run(*arguments: object) -> tuple[int, str]:
-        from components.progress import console
+        from components.core.progress import console
 
         console.cache_clear()
         with pytest.raises(SystemExit) as left:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from components.storage import publish, verify
+from components.core.storage import publish, verify
 from components.train import train
 from components.train.checkpoints import Checkpoints
 from components.train.config import TrainConfig

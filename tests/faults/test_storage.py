@@ -19,11 +19,11 @@ from types import SimpleNamespace
 import pytest
 from google.api_core.retry import retry_unary
 
-from components import storage
-from components.errors import AccessError, DataError, RaftError, StorageError
+from components.core import storage
+from components.core.errors import AccessError, DataError, RaftError, StorageError
+from components.core.storage import bucket, fetch, publish, seal
 from components.generate.config import GenerateConfig
 from components.generate.export import ExportConfig
-from components.storage import bucket, fetch, publish, seal
 from pipelines.cli import main
 from pipelines.stages import run_stage
 from tests.conftest import REPOSITORY, lacking
@@ -338,8 +338,8 @@ def test_no_access_is_the_users_to_mend(
 PUBLISH = """
 import sys
 from pathlib import Path
-from components.errors import StorageError
-from components.storage import publish
+from components.core.errors import StorageError
+from components.core.storage import publish
 for _ in range(int(sys.argv[3])):
     try:
         publish(Path(sys.argv[1]), sys.argv[2])

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from components.errors import ConfigError, TeacherError
+from components.core.errors import ConfigError, TeacherError
+from components.core.records import RaftRow, read_jsonl
 from components.generate import generate
 from components.generate.config import GenerateConfig
 from components.generate.teachers import circuit, openai
-from components.records import RaftRow, read_jsonl
 from tests.conftest import REPOSITORY
 from tests.faults.conftest import Tally
 from tests.generate.teacher_server import (

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.errors import ConfigError
+from components.core.errors import ConfigError
+from components.core.records import Chunk
 from components.generate import distractors
 from components.generate.answers import Unusable
 from components.generate.distractors import Search, check_enough, show
-from components.records import Chunk
 
 HOSTILE = st.lists(
     st.sampled_from(

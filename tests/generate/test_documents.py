@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from components.errors import DataError
+from components.core.errors import DataError
+from components.core.records import Document
 from components.generate import generate
 from components.generate.chunking import make_chunker
 from components.generate.config import GenerateConfig
 from components.generate.corpus import read_corpus
 from components.generate.documents import Bad, bad_document, find_documents, read_document
-from components.records import Document
 
 
 def read(source: Path, text_field: str = "") -> list[Document]:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from components.errors import DataError
+from components.core.errors import DataError
+from components.core.records import RaftRow, read_jsonl
+from components.core.storage import verify
 from components.generate import export, generate
 from components.generate.config import GenerateConfig
 from components.generate.export import PUBLISHED, ExportConfig, read_raft_rows
-from components.records import RaftRow, read_jsonl
-from components.storage import verify
 from tests.conftest import REPOSITORY
 
 

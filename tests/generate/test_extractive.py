@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from components.core.ledger import Ledger
+from components.core.records import Chunk
 from components.generate.teachers.extractive import ExtractiveTeacher
-from components.ledger import Ledger
-from components.records import Chunk
 
 
 def ask(text: str, tmp_path: Path, questions: int = 1) -> list[tuple[str, str]]:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from components import progress
-from components.errors import ConfigError, DataError, MissingDependencyError, StorageError
+from components.core import progress
+from components.core.errors import ConfigError, DataError, MissingDependencyError, StorageError
+from components.core.records import RaftRow, read_jsonl
+from components.core.storage import verify
 from components.generate import generate
 from components.generate.config import GenerateConfig
-from components.records import RaftRow, read_jsonl
-from components.storage import verify
 
 PUBLISHED_COLUMNS = [
     "id", "type", "question", "context", "oracle_context", "cot_answer", "instruction",

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from components.errors import DataError
+from components.core.errors import DataError
+from components.core.records import RaftRow, read_jsonl
 from components.generate import generate
 from components.generate.config import GenerateConfig
 from components.generate.leaks import LeakGuard
-from components.records import RaftRow, read_jsonl
 from tests.eval.conftest import make_question
 
 PARAGRAPH = (

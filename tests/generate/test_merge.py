@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from components.errors import ConfigError, DataError
+from components.core.errors import ConfigError, DataError
+from components.core.storage import fetch, publish, verify
 from components.generate import generate, merge
 from components.generate.config import GenerateConfig
 from components.generate.merge import MergeConfig
-from components.storage import fetch, publish, verify
 from pipelines.stages import run_stage, run_step
 from tests.gcs import Emulator
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from components.errors import ConfigError, TeacherError
+from components.core.errors import ConfigError, TeacherError
+from components.core.records import RaftRow, read_jsonl
 from components.generate import generate
 from components.generate.config import GenerateConfig
 from components.generate.teachers import circuit
-from components.records import RaftRow, read_jsonl
 from tests.generate.teacher_server import (
     Answer,
     asks_for_answer,

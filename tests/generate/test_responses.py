@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from components.errors import StorageError
+from components.core.errors import StorageError
 from components.generate import generate
 from components.generate.config import GenerateConfig
 from components.generate.teachers import responses

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from components.errors import ConfigError, MissingDependencyError
+from components.core.errors import ConfigError, MissingDependencyError
+from components.core.ledger import Ledger
+from components.core.records import Chunk
 from components.generate.config import GenerateConfig
 from components.generate.teachers import openai
 from components.generate.teachers.interview import Interview, Prompts
 from components.generate.teachers.vllm import VllmTeacher
-from components.ledger import Ledger
-from components.records import Chunk
 
 needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from components.config import flag
+from components.core.config import flag
 from pipelines.cli import main, raft
 from pipelines.stages import COMMANDS, STAGES, config_class
 from tests.conftest import Raft

@@ -9,7 +9,7 @@ import click
 import pytest
 import yaml
 
-from components.config import INPUT, OUTPUT, Settings, beside, flag
+from components.core.config import INPUT, OUTPUT, Settings, beside, flag
 from pipelines.cli import raft
 from pipelines.hardware import Hardware
 from pipelines.stages import STAGES, config_class

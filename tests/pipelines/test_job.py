@@ -51,7 +51,7 @@ def leave(capfd: pytest.CaptureFixture[str]) -> Leave:
     """Exit code, standard output and standard error of `raft job train`."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
-        from components.progress import console
+        from components.core.progress import console
 
         console.cache_clear()  # it keeps the standard error of an earlier test
         with pytest.raises(SystemExit) as left:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from components.errors import ConfigError
+from components.core.errors import ConfigError
 from pipelines import manifests
 from pipelines.compile import compiled
 from pipelines.k8s.values import amount

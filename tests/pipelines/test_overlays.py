@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from components.errors import ConfigError
+from components.core.errors import ConfigError
 from pipelines import hardware, manifests
 from pipelines.k8s import kustomize
 from pipelines.k8s.job import Job

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from components.errors import ConfigError, ModelError
-from components.ledger import read_prices
+from components.core.errors import ConfigError, ModelError
+from components.core.ledger import read_prices
 from components.train.config import TrainConfig, profiles
 from components.train.memory import GIB, Shape, is_split, memory, read_shape
 from components.train.shortage import what_to_lower
@@ -79,7 +79,7 @@ def test_bytes_are_those_of_real_modules(shape: dict[str, Any], settings: dict[s
 
 
 def test_4_bit_bytes_are_those_of_bitsandbytes(demo_model: Path) -> None:
-    from components.models import load_model, weight_bytes
+    from components.core.models import load_model, weight_bytes
 
     shape = json.loads((demo_model / "config.json").read_text(encoding="utf-8"))
     measured = weight_bytes(load_model(str(demo_model), torch.float32, in_4bit=True))

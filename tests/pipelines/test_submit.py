@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from components.errors import ConfigError
+from components.core.errors import ConfigError
 from pipelines.cli import main
 from pipelines.cluster import kubeflow, submit
 from pipelines.cluster.parameters import (
@@ -63,7 +63,7 @@ def leave(capfd: pytest.CaptureFixture[str]) -> Leave:
     """Exit code, standard output and standard error of a command."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
-        from components.progress import console
+        from components.core.progress import console
 
         console.cache_clear()  # it keeps the standard error of an earlier test
         with pytest.raises(SystemExit) as left:

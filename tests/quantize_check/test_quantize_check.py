@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from components.describe import describe
-from components.errors import DataError, ModelError
-from components.models import (
+from components.core.describe import describe
+from components.core.errors import DataError, ModelError
+from components.core.models import (
     check_base,
     load_4bit,
     load_model,
@@ -15,10 +15,10 @@ from components.models import (
     predict_weight_bytes,
     weight_bytes,
 )
+from components.core.records import QuantizationReport, RaftRow, read_json, read_jsonl
+from components.core.storage import verify
 from components.quantize_check import quantize_check
 from components.quantize_check.config import QuantizeCheckConfig
-from components.records import QuantizationReport, RaftRow, read_json, read_jsonl
-from components.storage import verify
 
 
 def check(

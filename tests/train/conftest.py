@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from components.models import load_tokenizer
-from components.records import RaftRow, read_jsonl
+from components.core.models import load_tokenizer
+from components.core.records import RaftRow, read_jsonl
 from components.train import trainer
 from components.train.chat import examples
 from components.train.config import TrainConfig

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.errors import ConfigError, DataError
-from components.models import load_tokenizer
-from components.records import RaftRow, TrainingRecord, read_json, read_jsonl
+from components.core.errors import ConfigError, DataError
+from components.core.models import load_tokenizer
+from components.core.records import RaftRow, TrainingRecord, read_json, read_jsonl
 from components.train import batching, train, trainer
 from components.train.batching import PASS_TOKENS, length_grouped, passes
 from components.train.chat import examples
@@ -273,7 +273,7 @@ def test_too_many_rows_too_long_stop_the_stage(
 def test_weights_in_pickles_are_refused(
     world_dataset: Path, demo_model: Path, tmp_path: Path
 ) -> None:
-    from components.errors import ModelError
+    from components.core.errors import ModelError
 
     model = shutil.copytree(demo_model, tmp_path / "model")
     (model / "model.safetensors").rename(model / "pytorch_model.bin")

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from components.errors import ConfigError
-from components.records import TrainingRecord, read_json
-from components.storage import MANIFEST, fetch, verify
+from components.core.errors import ConfigError
+from components.core.records import TrainingRecord, read_json
+from components.core.storage import MANIFEST, fetch, verify
 from components.train import batching, train
 from components.train.checkpoints import Checkpoints
 from components.train.config import TrainConfig

@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from components.errors import ConfigError, RaftError
-from components.models import load_tokenizer
-from components.records import TrainingRecord, read_json
-from components.storage import MANIFEST, seal
+from components.core.errors import ConfigError, RaftError
+from components.core.models import load_tokenizer
+from components.core.records import TrainingRecord, read_json
+from components.core.storage import MANIFEST, seal
 from components.train import train
 from components.train.chat import read_examples
 from components.train.config import TrainConfig

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from components.errors import ConfigError, OutOfMemory, StorageError
-from components.records import LossPoint, TrainingRecord, read_json
+from components.core.errors import ConfigError, OutOfMemory, StorageError
+from components.core.records import LossPoint, TrainingRecord, read_json
 from components.train import train
 from components.train.config import TrainConfig
 from components.train.report import warnings, write_page

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from components.errors import ConfigError, DataError, Diverged, ModelError
-from components.ledger import LedgerEntry
-from components.models import load_tokenizer
-from components.records import RaftRow, TrainingRecord, read_json, read_jsonl
-from components.storage import MANIFEST, verify
+from components.core.errors import ConfigError, DataError, Diverged, ModelError
+from components.core.ledger import LedgerEntry
+from components.core.models import load_tokenizer
+from components.core.records import RaftRow, TrainingRecord, read_json, read_jsonl
+from components.core.storage import MANIFEST, verify
 from components.train import train
 from components.train.chat import examples
 from components.train.config import TrainConfig

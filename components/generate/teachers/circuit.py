@@ -18,11 +18,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from components.errors import RaftError, TeacherError
+from components.core.errors import RaftError, TeacherError
+from components.core.progress import say
+from components.core.records import Chunk
 from components.generate.teachers.responses import Reply
 from components.generate.teachers.teacher import Draft
-from components.progress import say
-from components.records import Chunk
 
 FAILURES_TO_OPEN = 4
 PROBES = 5  # calls of an open circuit, one after the other, before it gives up

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
 
+from components.core.ledger import Ledger
+from components.core.records import Chunk
 from components.generate.teachers.teacher import Draft
-from components.ledger import Ledger
-from components.records import Chunk
 
 ANSWER_TEMPLATE = Path(__file__).parents[1] / "prompts" / "extractive_answer.md"
 

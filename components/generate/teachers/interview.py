@@ -13,14 +13,14 @@ from pathlib import Path
 from string import Template
 from typing import Self
 
-from components.config import flag
-from components.errors import ConfigError
+from components.core.config import flag
+from components.core.errors import ConfigError
+from components.core.progress import say
+from components.core.records import Chunk
 from components.generate.config import GenerateConfig
 from components.generate.questions import parse_questions
 from components.generate.teachers.responses import Reply, Request
 from components.generate.teachers.teacher import Draft
-from components.progress import say
-from components.records import Chunk
 
 PROMPTS = Path(__file__).parents[1] / "prompts"
 PLACEHOLDERS = {"question_prompt": {"chunk", "count"}, "answer_prompt": {"chunk", "question"}}

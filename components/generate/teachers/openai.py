@@ -23,15 +23,15 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
-from components.errors import ConfigError, MissingDependencyError, StorageError, TeacherError
+from components.core.errors import ConfigError, MissingDependencyError, StorageError, TeacherError
+from components.core.ledger import Ledger
+from components.core.progress import say
+from components.core.records import Chunk, explain
 from components.generate.config import GenerateConfig
 from components.generate.teachers.circuit import LONGEST_ASKED_PAUSE, Busy, Circuit, Refused
 from components.generate.teachers.interview import CUT_OFF, REFUSED, Prompts, interview
 from components.generate.teachers.responses import Reply, Request, Responses, opened
 from components.generate.teachers.teacher import Draft
-from components.ledger import Ledger
-from components.progress import say
-from components.records import Chunk, explain
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession

@@ -31,13 +31,13 @@ from uuid import uuid4
 
 from pydantic import AfterValidator
 
-from components.errors import StorageError
+from components.core.errors import StorageError
+from components.core.progress import say
+from components.core.records import Record
+from components.core.redaction import redact
+from components.core.storage import SCHEME, checked_line, find, put, read_checked_line, scratch
 from components.generate.config import GenerateConfig
 from components.generate.digests import Digests
-from components.progress import say
-from components.records import Record
-from components.redaction import redact
-from components.storage import SCHEME, checked_line, find, put, read_checked_line, scratch
 
 SUFFIX = ".responses.jsonl"
 FETCHED = f"fetched{SUFFIX}"

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from components.ledger import Ledger
-from components.records import Chunk, Record
+from components.core.ledger import Ledger
+from components.core.records import Chunk, Record
 
 
 class Draft(Record):

@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from components.errors import ConfigError, MissingDependencyError, ModelError
+from components.core.errors import ConfigError, MissingDependencyError, ModelError
+from components.core.ledger import Ledger
+from components.core.progress import say
+from components.core.records import Chunk
 from components.generate.config import GenerateConfig
 from components.generate.teachers.interview import Interview, Prompts, interview
 from components.generate.teachers.responses import Reply, Request, Responses, opened
 from components.generate.teachers.teacher import Draft
-from components.ledger import Ledger
-from components.progress import say
-from components.records import Chunk
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput, SamplingParams

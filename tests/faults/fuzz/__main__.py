@@ -30,8 +30,9 @@ def main(arguments: list[str]) -> None:
     with atheris.instrument_imports(include=WATCHED):
         # Instrumented as they are imported, so before the targets are.
         for module in (
-            "components.raft_form", "components.rows", "components.records", "components.storage",
-            "components.ledger", "components.describe", "components.kubeflow",
+            "components.core.raft_form", "components.core.rows", "components.core.records",
+            "components.core.storage", "components.core.ledger", "components.core.describe",
+            "components.core.kubeflow",
             "components.generate.answers", "components.generate.questions",
             "components.generate.documents", "components.generate.teachers.interview",
             "components.generate.teachers.responses", "components.eval.questions",

@@ -19,8 +19,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from components.errors import ConfigError, DataError, RaftError, StorageError
-from components.raft_form import ANSWER_MARKER, QUOTE_BEGIN, QUOTE_END, find_answer
+from components.core.errors import ConfigError, DataError, RaftError, StorageError
+from components.core.raft_form import ANSWER_MARKER, QUOTE_BEGIN, QUOTE_END, find_answer
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SCRATCH = Path(
@@ -363,8 +363,8 @@ def rows_of(*kinds: Any) -> st.SearchStrategy[str]:
 @target(rows_of(ROW, QUESTION))
 def rows(file: str) -> None:
     """Numbers count up; an error names the file; what is read can be written and read again."""
-    from components.records import RaftRow, read_jsonl
-    from components.rows import read_entries
+    from components.core.records import RaftRow, read_jsonl
+    from components.core.rows import read_entries
 
     path = as_file("rows.jsonl", file)
     try:
@@ -721,9 +721,9 @@ PROMPT = st.lists(
 @target(st.tuples(PROMPT, TEXT, TEXT))
 def prompts(given: tuple[str, str, str]) -> None:
     """A prompt is filled once: what stands in a chunk or question is never a placeholder."""
+    from components.core.records import Chunk
     from components.generate.config import GenerateConfig
     from components.generate.teachers.interview import Prompts
-    from components.records import Chunk
 
     template, chunk, question = given
     path = SCRATCH / "prompt.md"
@@ -758,9 +758,9 @@ LEDGER = {
 @target(rows_of(LEDGER))
 def ledgers(file: str) -> None:
     """A ledger is refused with its file's name, or adds up and is read again."""
-    from components.describe import costs, markdown_table
-    from components.ledger import LedgerEntry, total
-    from components.records import read_json
+    from components.core.describe import costs, markdown_table
+    from components.core.ledger import LedgerEntry, total
+    from components.core.records import read_json
 
     path = as_file("ledger.json", file.strip("[]"))
     try:
@@ -814,7 +814,7 @@ NAMES = st.sampled_from(
 )
 def artifact_manifests(file: str) -> None:
     """Any manifest is refused or held to; nothing outside the folder is read, made or removed."""
-    from components.storage import seal, unseal, verify
+    from components.core.storage import seal, unseal, verify
 
     outside = as_file("artifact-outside/outside", "keep")
     folder = SCRATCH / "artifact-outside" / "artifact"
@@ -839,8 +839,8 @@ def artifact_manifests(file: str) -> None:
 @target(st.one_of(TEXT, st.text(alphabet="gs:/ab.-_%#?[]\n\0", max_size=24).map("gs://".__add__)))
 def uris(location: str) -> None:
     """A location is understood or refused; none is another one's."""
-    from components.config import SCHEME
-    from components.storage.bucket import locate, refuse_wrong
+    from components.core.config import SCHEME
+    from components.core.storage.bucket import locate, refuse_wrong
 
     os.environ["STORAGE_EMULATOR_HOST"] = "http://127.0.0.1:9"
     if not location.startswith(SCHEME):
@@ -926,7 +926,7 @@ STEP = {
 @target(rows_of(STEP))
 def steps(text: str) -> None:
     """Kubeflow's description of a step is read, or refused with the flag's name."""
-    from components.kubeflow import Step
+    from components.core.kubeflow import Step
 
     try:
         step = Step.parse(text.strip("[]"), "out")

@@ -4,14 +4,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.errors import ConfigError
+from components.core.errors import ConfigError
+from components.core.metrics import contains, score
+from components.core.raft_form import find_answer, instruction
+from components.core.records import Oracle
+from components.core.storage import SCHEME, fetch
 from components.eval.config import ORACLES
 from components.eval.harness import read_asked
 from components.eval.questions import HUB, choose_questions, show
-from components.metrics import contains, score
-from components.raft_form import find_answer, instruction
-from components.records import Oracle
-from components.storage import SCHEME, fetch
 
 if TYPE_CHECKING:
     import datasets

@@ -1,0 +1,209 @@
+"""What a stage took: time, tokens, requests, hardware, and what that costs.
+
+Costs come from a dated price table (`prices.json` beside this file, or the user's own). What the
+table does not price is reported as unknown (null), never as free.
+"""
+
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pydantic import Field
+
+from components.core.records import Record, read_json
+from components.core.storage import LEDGER, write_json
+
+
+class Prices(Record):
+    """A dated price table. `gpu_hour` is by the device's name as the driver reports it."""
+
+    date: str
+    source: str
+    currency: str
+    gpu_hour: dict[str, float]
+    teacher_request: float
+
+
+def read_prices(path: str = "") -> Prices:
+    """The price table at a path, or the one that comes with the project."""
+    return read_json(Path(path) if path else Path(__file__).with_name("prices.json"), Prices)
+
+
+class LedgerEntry(Record):
+    """One stage's account: `ledger.json` in its artifact. Tokens are the model's or teacher's.
+
+    failed: why an attempt ended early; empty for one that succeeded. parts: seconds of parts of
+    the stage, earlier attempts that it went on from included. requests_failed: calls to a teacher
+    that failed, by kind; they are not among `requests`, and most were made again.
+    """
+
+    stage: str
+    seconds: float
+    tokens_in: int
+    tokens_out: int
+    requests: int
+    gpu: str
+    gpu_count: int
+    peak_memory_bytes: int
+    peak_gpu_memory_bytes: int
+    cost: float | None
+    currency: str
+    prices_date: str
+    failed: str = ""
+    parts: dict[str, float] = Field(default_factory=dict)
+    requests_failed: dict[str, int] = Field(default_factory=dict)
+
+
+class RunLedger(Record):
+    """A whole run's account: its stages and their sum. `cost` is null when any stage's is."""
+
+    stages: list[LedgerEntry]
+    seconds: float
+    cost: float | None
+    currency: str
+
+
+class Ledger:
+    """Measures a stage while its body runs and writes `ledger.json` when it succeeds.
+
+    Use as `with Ledger("train", folder, prices) as ledger: ...; ledger.count(tokens_in=12)`.
+    """
+
+    def __init__(self, stage: str, folder: Path, prices: str = "") -> None:
+        self.stage = stage
+        self.folder = folder
+        self.prices = read_prices(prices)
+        self.tokens_in = self.tokens_out = self.requests = 0
+        self.requests_failed: Counter[str] = Counter()
+        self.tokens_cached = self.tokens_cacheable = 0
+        self.parts: dict[str, float] = {}
+
+    def count(self, *, tokens_in: int = 0, tokens_out: int = 0, requests: int = 0) -> None:
+        """Add to the running totals. `requests` are calls to a teacher that someone charges for."""
+        self.tokens_in += tokens_in
+        self.tokens_out += tokens_out
+        self.requests += requests
+
+    def count_cached(self, tokens: int, *, of: int) -> None:
+        """Add prompt tokens that a prefix cache could serve, and how many of them it did."""
+        self.tokens_cached += tokens
+        self.tokens_cacheable += of
+
+    def so_far(self) -> dict[str, object]:
+        """Requests, tokens and the requests' price until now, to be shown; what is zero is not."""
+        found: dict[str, object] = {}
+        if self.requests:
+            cost = self.requests * self.prices.teacher_request
+            found = {"requests": self.requests, "cost": f"{cost:.2f} {self.prices.currency}"}
+        if tokens := self.tokens_in + self.tokens_out:
+            found["tokens"] = tokens
+        return found
+
+    def __enter__(self) -> Self:
+        self.started = time.monotonic()
+        return self
+
+    @contextmanager
+    def timed(self) -> Iterator[Self]:
+        """Measure a body without writing anything."""
+        self.started = time.monotonic()
+        yield self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            write_json(self.folder / LEDGER, self.entry())
+
+    def entry(self) -> LedgerEntry:
+        """The account so far."""
+        seconds = time.monotonic() - self.started
+        gpu, gpu_count, gpu_memory = _gpu()
+        return LedgerEntry(
+            stage=self.stage,
+            seconds=round(seconds, 3),
+            tokens_in=self.tokens_in,
+            tokens_out=self.tokens_out,
+            requests=self.requests,
+            gpu=gpu,
+            gpu_count=gpu_count,
+            peak_memory_bytes=_peak_memory(),
+            peak_gpu_memory_bytes=gpu_memory,
+            cost=self._cost(seconds, gpu, gpu_count),
+            currency=self.prices.currency,
+            prices_date=self.prices.date,
+            parts=self.parts,
+            requests_failed=dict(self.requests_failed.most_common()),
+        )
+
+    def _cost(self, seconds: float, gpu: str, gpu_count: int) -> float | None:
+        requests = self.requests * self.prices.teacher_request
+        if not gpu:
+            # A CPU machine is not priced; a stage that only calls a paid endpoint is.
+            return round(requests, 6) if self.requests else None
+        if gpu not in self.prices.gpu_hour:
+            return None
+        return round(requests + seconds / 3600 * gpu_count * self.prices.gpu_hour[gpu], 6)
+
+
+def merge(folders: list[Path]) -> RunLedger:
+    """Add up the ledgers of a run's artifacts."""
+    return total([read_json(folder / LEDGER, LedgerEntry) for folder in folders])
+
+
+def total(stages: list[LedgerEntry]) -> RunLedger:
+    """Add up the accounts of a run; amounts in several currencies have no sum."""
+    costs = [entry.cost for entry in stages if entry.cost is not None]
+    currencies = {entry.currency for entry in stages}
+    return RunLedger(
+        stages=stages,
+        seconds=round(sum(entry.seconds for entry in stages), 3),
+        cost=round(sum(costs), 6) if len(costs) == len(stages) and len(currencies) < 2 else None,
+        currency=currencies.pop() if len(currencies) == 1 else "",
+    )
+
+
+def peak_memory() -> int:
+    """Most memory this process has held, in bytes: of the GPU where there is one, else resident."""
+    return _gpu()[2] or _peak_memory()
+
+
+def _peak_memory() -> int:
+    # Linux hands ru_maxrss on to what a process starts; its own status says what is its own.
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        own = next(line for line in lines if line.startswith("VmHWM:"))
+        return int(own.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _gpu() -> tuple[str, int, int]:
+    """Name, count and peak allocated bytes of the GPUs; asks torch only where a stage loaded it."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return "", 0, 0
+    count = torch.cuda.device_count()
+    return (
+        torch.cuda.get_device_name(0),
+        count,
+        max(torch.cuda.max_memory_allocated(index) for index in range(count)),
+    )
+
+
+@contextmanager
+def stopwatch() -> Iterator[list[float]]:
+    """Time a block; the list holds its seconds afterwards."""
+    seconds: list[float] = []
+    started = time.monotonic()
+    yield seconds
+    seconds.append(time.monotonic() - started)

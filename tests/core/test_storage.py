@@ -1,0 +1,652 @@
+"""Storage on local folders, and with the real client against an emulator of GCS."""
+
+import errno
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.core import storage
+from components.core.errors import ConfigError, DataError, StorageError
+from components.core.kubeflow import Step
+from components.core.storage import (
+    MANIFEST,
+    PARTIAL_MANIFEST,
+    ManifestFile,
+    atomic_write,
+    bucket,
+    checksum,
+    done_before,
+    fetch,
+    fetching,
+    find,
+    localized,
+    locked,
+    made_with,
+    publish,
+    publishing,
+    put,
+    scratch,
+    seal,
+    unseal,
+    verify,
+)
+from components.core.storage.artifacts import path_inside
+from components.core.storage.bucket import locate
+from components.generate import generate
+from components.generate.config import GenerateConfig
+from components.report import summary
+from components.report.summary import SummaryConfig
+from components.train.config import TrainConfig
+from pipelines.stages import run_stage
+from tests.conftest import REPOSITORY, Raft
+from tests.gcs import BUCKET, Emulator
+
+
+def test_atomic_write_leaves_nothing_behind_on_failure(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "file.txt"
+    with atomic_write(path) as file:
+        file.write("whole")
+    assert stat.S_IMODE(path.stat().st_mode) & 0o044 == 0o044, "others can read it"
+    with pytest.raises(RuntimeError), atomic_write(path) as file:
+        file.write("half")
+        raise RuntimeError
+    assert path.read_text(encoding="utf-8") == "whole"
+    assert [found.name for found in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    with pytest.raises(StorageError, match="cannot write here"), atomic_write(tmp_path / "file/x"):
+        pass
+
+
+def artifact(folder: Path) -> Path:
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.txt").write_text("first", encoding="utf-8")
+    (folder / "sub" / "b.txt").write_text("second", encoding="utf-8")
+    seal(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda path: path.unlink(), "missing"),
+        (lambda path: path.write_text("sec", encoding="utf-8"), "has 3 bytes"),
+        (lambda path: path.write_text("sekond", encoding="utf-8"), "damaged"),
+    ],
+)
+def test_damage_is_named(tmp_path: Path, damage: Any, complaint: str) -> None:
+    folder = artifact(tmp_path / "artifact")
+    verify(folder, "--dataset")
+    damage(folder / "sub" / "b.txt")
+    with pytest.raises(DataError, match=rf"sub/b\.txt: .*{complaint}"):
+        verify(folder, "--dataset")
+
+
+def test_a_manifest_cannot_point_outside(tmp_path: Path) -> None:
+    folder = artifact(tmp_path / "artifact")
+    manifest = folder / "manifest.json"
+    listed = json.loads(manifest.read_text(encoding="utf-8"))
+    listed["files"][1]["path"] = "../b.txt"
+    forged = storage.Manifest(files=listed["files"]).checked()
+    manifest.write_text(forged.model_dump_json(), encoding="utf-8")
+    with pytest.raises(DataError, match="outside the artifact"):
+        verify(folder, "--dataset")
+
+
+def test_a_manifest_guards_itself(tmp_path: Path) -> None:
+    folder = tmp_path / "artifact"
+    unseal(folder, "train", settings={"epochs": 3.0})
+    seal(folder)
+    whole = (folder / MANIFEST).read_text(encoding="utf-8")
+    verify(folder, "--dataset")
+    for word, other in (("3.0", "4.0"), ("epochs", "epoch"), ("train", "eval")):
+        assert word in whole
+        (folder / MANIFEST).write_text(whole.replace(word, other), encoding="utf-8")
+        with pytest.raises(DataError, match="its own crc32c differs"):
+            verify(folder, "--dataset")
+
+
+@pytest.mark.parametrize("where", ["local", "gs"])
+def test_a_finished_artifact_is_not_destroyed(
+    where: str, gcs: Emulator, texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output = str(tmp_path / "rows") if where == "local" else f"gs://{BUCKET}/run/rows"
+
+    def make(**settings: Any) -> object:
+        given = {"documents": str(texts), "output": output, "distractors": 2}
+        return run_stage(GenerateConfig.parse(given | settings))
+
+    def content() -> dict[str, str]:
+        return dict(find(output, lambda _: True))
+
+    assert make() is not None
+    before = content()
+    asked = len(gcs.uploads), capfd.readouterr()[1]
+    assert "next: raft train --dataset" in asked[1]
+    assert make(documents=f"{texts}/", prices="") is None
+    assert "done before: " in capfd.readouterr().err
+    with pytest.raises(ConfigError) as refused:
+        make(distractors=3, seed=1)
+    assert "--distractors was 2 there and is 3 now" in str(refused.value)
+    assert "--seed was 0 there and is 1 now" in str(refused.value)
+    assert "--overwrite true" in refused.value.hint
+    assert content() == before and len(gcs.uploads) == asked[0]
+
+    manifest = json.loads(next(text for name, text in before.items() if name.endswith(MANIFEST)))
+    older = {"files": manifest["files"], "stage": "generate"}
+    put(json.dumps(older), f"{output}/{MANIFEST}")
+    with pytest.raises(ConfigError, match="an earlier version made it"):
+        make()
+    put(json.dumps(manifest), f"{output}/{MANIFEST}")
+
+    put("damaged", f"{output}/train.jsonl")
+    assert make() is not None, "what is damaged is made anew"
+    rows = f"{output}/train.jsonl"
+    assert content()[rows] == before[rows]
+    assert make(distractors=3, overwrite="true") is not None
+    assert content()[rows] != before[rows]
+
+
+@pytest.mark.parametrize("where", ["local", "gs"])
+def test_an_artifact_of_an_input_that_was_made_anew(
+    where: str, gcs: Emulator, tmp_path: Path
+) -> None:
+    def dataset(text: str) -> str:
+        folder = tmp_path / "dataset"
+        unseal(folder)
+        (folder / "train.jsonl").write_text(text, encoding="utf-8")
+        seal(folder)
+        if where == "local":
+            return str(folder)
+        publish(folder, f"gs://{BUCKET}/dataset")
+        return f"gs://{BUCKET}/dataset"
+
+    adapter = tmp_path / "adapter"
+    given = {"dataset": dataset("first"), "base_model": "model", "output": str(adapter)}
+    config = TrainConfig.parse(given)
+    unseal(adapter, "train", settings=made_with(config))
+    seal(adapter)
+    assert done_before(config)
+    dataset("second")
+    with pytest.raises(ConfigError, match="--dataset was made anew since"):
+        done_before(config)
+
+
+def test_two_commands_on_one_output(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "new" / "rows"
+    config = GenerateConfig(documents=str(texts), output=str(output))
+    with locked(str(output)):
+        with pytest.raises(StorageError, match=rf"another raft \(pid {os.getpid()} on .+\) writes"):
+            run_stage(config)
+        unseal(output, "generate")
+        assert (output / ".raft.lock").exists(), "what clears the folder leaves the lock"
+        seal(output)
+        assert ".raft.lock" not in (output / MANIFEST).read_text(encoding="utf-8")
+        shutil.rmtree(output)
+    assert not (tmp_path / "new").exists(), "a folder made for the lock alone does not stay"
+
+    # A process that was killed leaves the file, and no lock.
+    code = (
+        "import os, sys; from components.core.storage import locked\n"
+        "with locked(sys.argv[1]): os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(output)], cwd=REPOSITORY, check=False)
+    assert done.returncode == -signal.SIGKILL and (output / ".raft.lock").exists()
+    run_stage(config)
+    assert not (output / ".raft.lock").exists()
+
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with locked(str(tmp_path / "network")), locked(str(tmp_path / "network")):
+        pass
+
+
+def test_an_output_that_is_a_file(tmp_path: Path, raft: Raft) -> None:
+    (tmp_path / "file").write_text("keep", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"--output .*file'?: is a file, not a folder"):
+        GenerateConfig.parse({"documents": str(tmp_path), "output": str(tmp_path / "file")})
+    done = raft("demo", "--output", tmp_path / "file")
+    assert done.returncode == 2 and "file: is a file, not a folder" in done.stderr
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "keep"
+
+
+def test_a_folder_made_by_hand_needs_no_manifest(tmp_path: Path) -> None:
+    verify(tmp_path, "--dataset")
+    with pytest.raises(DataError, match="no such file or folder"):
+        verify(tmp_path / "nowhere", "--dataset")
+
+
+def test_an_unfinished_artifact_is_refused(tmp_path: Path) -> None:
+    folder = artifact(tmp_path / "artifact")
+    unseal(folder)
+    with pytest.raises(DataError, match="not finished"):
+        verify(folder, "--dataset")
+    seal(folder)
+    verify(folder, "--dataset")
+    assert not (folder / PARTIAL_MANIFEST).exists()
+
+
+def test_nothing_of_an_artifact_is_left_in_the_next(tmp_path: Path) -> None:
+    folder = artifact(tmp_path / "artifact")
+    (folder / "unlisted").write_text("a checkpoint", encoding="utf-8")
+    before = [entry["path"] for entry in json.loads((folder / MANIFEST).read_text())["files"]]
+    assert before
+    unseal(folder)
+    assert not any((folder / name).exists() for name in before)
+    assert (folder / "unlisted").exists(), "what an interrupted run keeps is not of the artifact"
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "id_rsa").write_text("secret", encoding="utf-8")
+    (tmp_path / "id_rsa").chmod(0o600)
+    with pytest.raises(StorageError, match="the folder holds something else"):
+        unseal(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["id_rsa"]
+    assert stat.S_IMODE((tmp_path / "id_rsa").stat().st_mode) == 0o600
+
+
+def test_leftovers_of_a_killed_attempt_are_not_sealed(tmp_path: Path) -> None:
+    folder = artifact(tmp_path / "artifact")
+    (folder / ".half").write_text("x", encoding="utf-8")
+    (folder / ".sweep").mkdir()
+    (folder / ".sweep" / "weights").write_text("x", encoding="utf-8")
+    unseal(folder)
+    seal(folder)
+    assert "weights" not in (folder / MANIFEST).read_text(encoding="utf-8")
+    assert not (folder / ".half").exists()
+
+
+def test_what_an_attempt_with_other_settings_left_is_not_sealed(tmp_path: Path) -> None:
+    unseal(tmp_path / "a")
+    for name in ("model/of-before", "rows.parquet", "checkpoints/1"):
+        (tmp_path / "a" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "a" / name).write_text("x", encoding="utf-8")
+    unseal(tmp_path / "a", keep="checkpoints")
+    seal(tmp_path / "a", without="checkpoints")
+    assert '"files": []' in (tmp_path / "a" / MANIFEST).read_text(encoding="utf-8")
+    assert (tmp_path / "a" / "checkpoints" / "1").exists()
+
+
+def test_killed_at_its_very_first_write_the_folder_is_still_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / f".{storage.PARTIAL_MANIFEST}.x7f3").write_text("{", encoding="utf-8")
+    unseal(folder)
+    assert [path.name for path in folder.iterdir()] == [storage.PARTIAL_MANIFEST]
+
+
+# ---- gs:// -------------------------------------------------------------------------------------
+
+
+def fill(folder: Path, files: int, size: int) -> Path:
+    """A sealed artifact of random files."""
+    folder.mkdir(parents=True)
+    for number in range(files):
+        (folder / f"{number:03}.bin").write_bytes(random.Random(number).randbytes(size))
+    seal(folder)
+    return folder
+
+
+def same(one: Path, other: Path) -> bool:
+    files = {path.relative_to(one) for path in one.rglob("*") if path.is_file()}
+    assert files == {path.relative_to(other) for path in other.rglob("*") if path.is_file()}
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in files)
+
+
+def test_artifact_to_bucket_and_back(gcs: Emulator, tmp_path: Path) -> None:
+    folder = artifact(tmp_path / "artifact")
+    publish(folder, "gs://bucket/run/artifact")
+    assert gcs.uploads[0].endswith(PARTIAL_MANIFEST) and gcs.uploads[-1].endswith(f"/{MANIFEST}")
+    assert gcs.names() == {f"run/artifact/{name}" for name in ("a.txt", "sub/b.txt", MANIFEST)}
+    fetch("gs://bucket/run/artifact", tmp_path / "copy")
+    verify(tmp_path / "copy", "--dataset")
+    assert same(folder, tmp_path / "copy")
+
+
+def test_only_what_changed_is_copied_again(gcs: Emulator, tmp_path: Path) -> None:
+    folder = fill(tmp_path / "artifact", 5, 1000)
+    publish(folder, "gs://bucket/a")
+    fetch("gs://bucket/a", tmp_path / "copy")
+    gcs.uploads.clear()
+    gcs.downloads.clear()
+    publish(folder, "gs://bucket/a")
+    fetch("gs://bucket/a", tmp_path / "copy")
+    assert gcs.uploads == [] and set(gcs.downloads) == {f"a/{MANIFEST}"}
+
+    (folder / "001.bin").write_bytes(b"changed")
+    (folder / "002.bin").unlink()
+    seal(folder)
+    publish(folder, "gs://bucket/a")
+    assert {name for name in gcs.uploads if name.endswith(".bin")} == {"a/001.bin"}
+    assert "a/002.bin" not in gcs.names()
+    gcs.downloads.clear()
+    fetch("gs://bucket/a", tmp_path / "copy")
+    assert {name for name in gcs.downloads if name.endswith(".bin")} == {"a/001.bin"}
+    assert same(folder, tmp_path / "copy")
+
+
+PUBLISH = """
+import sys
+from pathlib import Path
+from components.core.storage import publish
+publish(Path(sys.argv[1]), sys.argv[2])
+"""
+
+
+def killer(writer: subprocess.Popen[bytes], after: int, done: bool) -> Callable[[str, str], int]:
+    """A fault that kills a writer at its n-th change, before or after that change is done."""
+    changes = itertools.count(1)
+
+    def fault(method: str, path: str) -> int:
+        if method == "GET" or (change := next(changes)) < after:
+            return 0
+        writer.kill()
+        return 0 if done and change == after else 503
+
+    return fault
+
+
+def test_killed_at_twenty_moments_it_is_never_half_there(gcs: Emulator, tmp_path: Path) -> None:
+    """A second version replaces a first; readers see one of them, or "not finished"."""
+    first, second = fill(tmp_path / "first", 50, 1000), tmp_path / "second"
+    second.mkdir()
+    for number in range(50):
+        (second / f"{number:03}.bin").write_bytes(random.Random(-number).randbytes(2000))
+    seal(second)
+    publish(first, "gs://bucket/a")
+    gcs.uploads.clear()
+    rng = random.Random(0)
+    outcomes = Counter[str]()
+    for _ in range(20):
+        writer = subprocess.Popen([sys.executable, "-c", PUBLISH, str(second), "gs://bucket/a"],
+                                  cwd=REPOSITORY, stderr=subprocess.DEVNULL)  # fmt: skip
+        gcs.fault = killer(writer, after=rng.randrange(1, 4), done=rng.random() < 0.5)
+        writer.wait()
+        time.sleep(0.1)  # what it had sent is refused before anyone looks
+        copy = tmp_path / "copy"
+        try:
+            fetch("gs://bucket/a", copy)
+        except DataError as error:
+            assert "not finished" in str(error)
+            outcomes["unfinished"] += 1
+        else:
+            assert same(copy, first) or same(copy, second)
+            outcomes["whole"] += 1
+        shutil.rmtree(copy, ignore_errors=True)
+    gcs.fault = lambda method, path: 0
+    publish(second, "gs://bucket/a")
+    fetch("gs://bucket/a", tmp_path / "copy")
+    assert same(second, tmp_path / "copy")
+    copied = Counter(name for name in gcs.uploads if name.endswith(".bin"))
+    assert len(copied) == 50 and max(copied.values()) == 1, "a finished part was copied again"
+    assert outcomes["unfinished"] > 10, outcomes
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An artifact with one file of ten parts, the last of them short."""
+    monkeypatch.setattr(publishing, "PART", 2**16)
+    monkeypatch.setattr(bucket, "TRANSFERS", 2)
+    return fill(tmp_path / "large", 1, 9 * 2**16 + 5)
+
+
+@pytest.mark.parametrize("after", [0, 1, 7, 10])
+def test_a_large_file_goes_on_with_the_parts_that_are_missing(
+    gcs: Emulator, large: Path, tmp_path: Path, after: int
+) -> None:
+    """Refused after so many parts; the last case, when they are to become one object."""
+    sent = itertools.count()
+    gcs.fault = lambda method, path: (
+        (403 if ".parts" in path and method == "POST" and next(sent) >= after else 0)
+        or (403 if path.split("?")[0].endswith("/compose") else 0)
+    )
+    with pytest.raises(StorageError, match="not allowed"):
+        publish(large, "gs://bucket/a")
+    with pytest.raises(DataError, match="not finished"):
+        fetch("gs://bucket/a", tmp_path / "copy")
+    gcs.fault = lambda method, path: 0
+    publish(large, "gs://bucket/a")
+    parts = Counter(name for name in gcs.uploads if ".parts/" in name)
+    assert len(parts) == 10 and max(parts.values()) == 1, "a part was sent again"
+    assert gcs.names("a/") == {"a/000.bin", "a/manifest.json"}, "parts are taken away"
+    fetch("gs://bucket/a", tmp_path / "copy")
+    assert same(large, tmp_path / "copy")
+
+
+def test_parts_that_do_not_make_the_file_are_thrown_away(
+    gcs: Emulator, large: Path, tmp_path: Path
+) -> None:
+    entry = ManifestFile(path="000.bin", size=9 * 2**16 + 5, crc32c=checksum(large / "000.bin"))
+    name, part = next(iter(publishing._parts(entry).items()))
+    locate("gs://bucket")[0].blob(f"a/{name}").upload_from_string(b"x" * part.size)
+    with pytest.raises(StorageError, match="do not make the file"):
+        publish(large, "gs://bucket/a")
+    publish(large, "gs://bucket/a")
+    fetch("gs://bucket/a", tmp_path / "copy")
+    assert same(large, tmp_path / "copy")
+
+
+def test_a_download_goes_on_where_it_stopped(gcs: Emulator, large: Path, tmp_path: Path) -> None:
+    publish(large, "gs://bucket/a")
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    whole = (large / "000.bin").read_bytes()
+    half = fetching._half(copy / "000.bin", locate("gs://bucket")[0].get_blob("a/000.bin"))
+    half.write_bytes(whole[:1000])
+    fetch("gs://bucket/a", copy)
+    assert gcs.ranges == ["bytes=1000-"]
+    assert same(large, copy)
+
+    (copy / "000.bin").unlink()
+    half.write_bytes(b"y" * 1000)
+    fetch("gs://bucket/a", copy)
+    assert same(large, copy), "half of something else is thrown away"
+
+
+def test_passing_faults_are_retried(gcs: Emulator, tmp_path: Path) -> None:
+    failed = Counter[str]()
+
+    def flaky(method: str, path: str) -> int:
+        key = f"{method} {path}"
+        failed[key] += 1
+        return 503 if failed[key] == 1 and len(failed) % 3 == 0 else 0
+
+    gcs.fault = flaky
+    folder = fill(tmp_path / "artifact", 6, 1000)
+    publish(folder, "gs://bucket/a")
+    fetch("gs://bucket/a", tmp_path / "copy")
+    assert same(folder, tmp_path / "copy")
+    assert max(failed.values()) > 1
+
+
+def test_two_writers_do_not_mix(gcs: Emulator, tmp_path: Path) -> None:
+    mine, theirs = fill(tmp_path / "mine", 3, 1000), fill(tmp_path / "theirs", 3, 2000)
+
+    posts = itertools.count(1)
+
+    def interfere(method: str, path: str) -> int:
+        if method == "POST" and next(posts) == 3:
+            gcs.fault = lambda method, path: 0
+            publish(theirs, "gs://bucket/a")
+        return 0
+
+    gcs.fault = interfere
+    with pytest.raises(StorageError, match="somebody else is writing here"):
+        publish(mine, "gs://bucket/a")
+    fetch("gs://bucket/a", tmp_path / "copy")
+    assert same(theirs, tmp_path / "copy")
+
+
+def test_damage_in_the_bucket_is_named(gcs: Emulator, tmp_path: Path) -> None:
+    from google.cloud import storage
+
+    publish(fill(tmp_path / "artifact", 3, 1000), "gs://bucket/a")
+    storage.Client().bucket(BUCKET).blob("a/001.bin").delete()
+    with pytest.raises(DataError, match=r"a/001\.bin: is listed in manifest\.json but missing"):
+        fetch("gs://bucket/a", tmp_path / "copy")
+
+
+def put_by_hand(folder: Path, prefix: str) -> None:
+    from google.cloud import storage
+
+    for path in folder.iterdir():
+        storage.Client().bucket(BUCKET).blob(f"{prefix}/{path.name}").upload_from_filename(path)
+
+
+def test_a_stage_reads_and_writes_a_bucket(gcs: Emulator, texts: Path, tmp_path: Path) -> None:
+    put_by_hand(texts, "docs")
+    config = GenerateConfig(documents="gs://bucket/docs", output="gs://bucket/run/dataset")
+    with localized(config) as local:
+        generate.run(local)
+    fetch("gs://bucket/run/dataset", tmp_path / "copy")
+    verify(tmp_path / "copy", "--dataset")
+    generate.run(GenerateConfig(documents=str(texts), output=str(tmp_path / "direct")))
+    for name in ("train.jsonl", "validation.jsonl", "report.json"):
+        assert (tmp_path / "copy" / name).read_bytes() == (tmp_path / "direct" / name).read_bytes()
+
+
+@pytest.mark.parametrize("left", [MANIFEST, PARTIAL_MANIFEST])
+def test_what_another_stage_published_is_left_alone(
+    gcs: Emulator, texts: Path, tmp_path: Path, left: str
+) -> None:
+    unseal(tmp_path / "adapter", "train")
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+    seal(tmp_path / "adapter")
+    publish(tmp_path / "adapter", "gs://bucket/run/1")
+    if left == PARTIAL_MANIFEST:  # the writer was killed
+        put((tmp_path / "adapter" / MANIFEST).read_text(), f"gs://bucket/run/1/{left}")
+        locate("gs://bucket")[0].blob(f"run/1/{MANIFEST}").delete()
+    before = gcs.names("run")
+    config = GenerateConfig(documents=str(texts), output="gs://bucket/run/1")
+    with (
+        pytest.raises(StorageError, match="gs://bucket/run/1: holds what raft train wrote"),
+        localized(config),
+    ):
+        pytest.fail("the stage began")
+    assert gcs.names("run") == before
+    with localized(config.model_copy(update={"output": "gs://bucket/run/10"})) as local:
+        generate.run(local)
+    with localized(config.model_copy(update={"output": "gs://bucket/run/10"})) as local:
+        generate.run(local)  # its own it may replace
+
+
+def test_nothing_is_published_when_the_stage_fails(gcs: Emulator, texts: Path) -> None:
+    put_by_hand(texts, "docs")
+    config = GenerateConfig(documents="gs://bucket/docs", output="gs://bucket/out", distractors=50)
+    with pytest.raises(ConfigError, match="--distractors 50"), localized(config) as local:
+        generate.run(local)
+    assert gcs.names("out") == set()
+
+
+@pytest.mark.parametrize(
+    ("uri", "complaint"),
+    [
+        ("gs://bucket/nothing", "nothing there"),
+        ("gs://no-such-bucket/x", "no such bucket"),
+        ("gs:///x", "no bucket named"),
+    ],
+)
+def test_bad_uris(gcs: Emulator, tmp_path: Path, uri: str, complaint: str) -> None:
+    with pytest.raises(StorageError, match=complaint):
+        fetch(uri, tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("status", "complaint"), [(403, "not allowed"), (401, "expired or are not")]
+)
+def test_permissions(gcs: Emulator, tmp_path: Path, status: int, complaint: str) -> None:
+    gcs.fault = lambda method, path: status
+    with pytest.raises(StorageError, match=complaint):
+        fetch("gs://bucket/x", tmp_path / "copy")
+
+
+def test_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "no-key.json"))
+    with pytest.raises(StorageError, match="no Google Cloud credentials"):
+        fetch("gs://bucket/x", tmp_path / "copy")
+
+
+def test_the_credentials_of_a_person_name_no_project(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    login = tmp_path / "application_default_credentials.json"
+    login.write_text(json.dumps({"type": "authorized_user", "client_id": "x",
+                                 "client_secret": "y", "refresh_token": "z"}))  # fmt: skip
+    for name in ("STORAGE_EMULATOR_HOST", "GOOGLE_CLOUD_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(login))
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    bucket, prefix = locate("gs://bucket/a/b")
+    assert (bucket.name, prefix) == ("bucket", "a/b")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "a\0b", ""])
+def test_a_name_cannot_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="outside the artifact"):
+        path_inside(tmp_path, name)
+    assert path_inside(tmp_path, "a/b..c/.d") == tmp_path / "a" / "b..c" / ".d"
+
+
+def test_single_files_are_found_and_put_in_a_bucket_as_in_a_folder(
+    gcs: Emulator, tmp_path: Path
+) -> None:
+    for root in ("gs://bucket/runs/1", str(tmp_path / "1")):
+        put("{}", f"{root}/train/adapter/ledger.json")
+        put("other", f"{root}/train/adapter/weights")
+        assert dict(find(root, lambda name: name == "ledger.json")) == {
+            f"{root}/train/adapter/ledger.json": "{}"
+        }
+    put("{}", "gs://bucket/runs/10/ledger.json")
+    assert len(list(find("gs://bucket/runs/1", bool))) == 2, "not those of the run 10"
+    for location in ("minio://bucket/x", "s3://bucket/x"):
+        with pytest.raises(
+            StorageError, match="//bucket/x: .*:// is not read here .allowed: a local path, gs://"
+        ):
+            put("{}", location)
+
+
+def test_the_summary_of_a_run_in_a_bucket_counts_an_attempt_that_failed(
+    gcs: Emulator, tmp_path: Path
+) -> None:
+    root = "gs://bucket/runs/raft/1a2b"
+    place = {"uri": f"{root}/generate/7c/dataset"}
+    told = {"outputs": {"artifacts": {"dataset": {"artifacts": [place]}}, "outputFile": "x"}}
+    with (
+        pytest.raises(StorageError, match="gone"),
+        Step.parse(json.dumps(told)).accounted("generate"),
+    ):
+        raise StorageError("the documents are gone")
+    place["uri"] = f"{root}/summary/9f/text"
+    folders = Step.parse(json.dumps(told)).folders_to_read("summary")
+    account = summary.run(SummaryConfig(folders=tuple(folders), output=str(tmp_path)))
+    assert [entry.failed for entry in account.stages] == ["the documents are gone"]
+    assert "**generate failed:** the documents are gone" in (tmp_path / "summary.md").read_text()
+
+
+def test_two_processes_at_one_uri_do_not_share_a_folder(tmp_path: Path) -> None:
+    with scratch("input", "gs://bucket/model") as first:
+        (first / "weights").write_text("x", encoding="utf-8")
+        with scratch("input", "gs://bucket/model") as second:
+            assert second != first
+        assert (first / "weights").exists() and not second.exists()
+    assert not first.exists()

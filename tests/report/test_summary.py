@@ -1,0 +1,243 @@
+"""The summary of a run: whole, half, with a closed gate, with several trials, or of nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from components.core.errors import StorageError
+from components.core.ledger import LedgerEntry, RunLedger
+from components.core.records import (
+    ArmResult,
+    Comparison,
+    Evaluation,
+    GenerationReport,
+    LossPoint,
+    Record,
+    TrainingRecord,
+    read_json,
+)
+from components.core.storage import seal, write_json
+from components.report import summary
+from components.report.comparison import COLORS
+from components.report.summary import SummaryConfig
+from tests.conftest import Raft
+from tests.core.test_kubeflow import REPORT
+
+GENERATED = GenerationReport(
+    documents=3, documents_duplicate=0, chunks=9, chunks_duplicate=0, chunks_used=9,
+    rows={"train": 8, "validation": 1},
+    dropped={"no question | found": 2}, rows_without_oracle=1, split_by="document",
+    teacher="extractive", seed=0,
+)  # fmt: skip
+
+
+def trained(rank: int) -> TrainingRecord:
+    return TrainingRecord(
+        base_model="m", rows_train=8, rows_validation=1, rows_too_long=0, steps=2, epochs=1,
+        trainable_parameters=10, total_parameters=100, tokens=50, tokens_per_second=5,
+        peak_memory_bytes=1, validation_loss=1.25, settings={"rank": rank, "target_modules": ["a"]},
+        curve=[LossPoint(step=2, loss=1.25, split="validation")],
+    )  # fmt: skip
+
+
+def evaluated(f1: float) -> Evaluation:
+    arms = [
+        ArmResult(
+            name=name, f1=score, em=0.1, precision=0.2, recall=0.3, n=5, contains=0.4, truncated=0,
+            unanswered=0, f1_ci=(score - 0.1, score + 0.1), em_ci=(0, 1), contains_ci=(0, 1),
+            weight_bytes=10,
+        )
+        for name, score in (("base", 0.2), ("raft", f1))
+    ]  # fmt: skip
+    return Evaluation(
+        task="t", base_model="org/<model>", dtype="bfloat16", questions=5, max_new_tokens=8, seed=0,
+        arms=arms, comparisons=[], retention=None, memory_ratio=None, warnings=[],
+    )  # fmt: skip
+
+
+def entry(stage: str, cost: float | None = 0.5, failed: str = "") -> LedgerEntry:
+    return LedgerEntry(
+        stage=stage, seconds=61, tokens_in=1, tokens_out=2, requests=0, gpu="NVIDIA A100",
+        gpu_count=1, peak_memory_bytes=1, peak_gpu_memory_bytes=1, cost=cost, currency="USD",
+        prices_date="2026-01-01", failed=failed,
+    )  # fmt: skip
+
+
+def artifact(folder: Path, stage: str, **records: Record) -> Path:
+    for name, record in records.items():
+        write_json(folder / f"{name}.json", record)
+    write_json(folder / "ledger.json", entry(stage))
+    seal(folder)
+    return folder
+
+
+def sum_up(run: Path, status: str = "") -> tuple[str, RunLedger]:
+    output = run / "out"
+    config = SummaryConfig(folders=(str(run),), output=str(output), status=status)
+    account = summary.run(config)
+    assert read_json(output / "ledger.json", RunLedger) == account
+    return (output / "summary.md").read_text(), account
+
+
+def test_a_whole_run(tmp_path: Path) -> None:
+    artifact(tmp_path / "a", "generate", report=GENERATED)
+    artifact(tmp_path / "b", "train", training=trained(8))
+    artifact(tmp_path / "c", "quantize-check", quantization=REPORT.model_copy(
+        update={"decision": "go"}))  # fmt: skip
+    artifact(tmp_path / "d", "eval", results=evaluated(0.6), training=trained(8))
+    text, account = sum_up(tmp_path, '{"state": "SUCCEEDED", "error": {}}')
+    titles = [line for line in text.splitlines() if line.startswith("#")]
+    assert titles == [
+        "# RAFT run", "## generate", "## train", "## quantize-check", "## eval",
+        "## time and cost",
+    ]  # fmt: skip
+    assert "**Succeeded.**" in text and "Without a result" not in text
+    assert "| no question \\| found | 2 |" in text
+    assert "&lt;b&gt;" in text and "<b>" not in text
+    assert account.cost == 2.0 and "| all |  | 4 min 4 s |  |  | 2.00 USD |" in text
+    again, _ = sum_up(tmp_path, '{"state": "SUCCEEDED", "error": {}}')
+    assert again == text, "its own output is not taken for a stage's"
+
+
+def test_a_failed_run_names_the_step_and_counts_every_attempt(tmp_path: Path) -> None:
+    artifact(tmp_path / "a", "generate", report=GENERATED)
+    adapter = tmp_path / "b"
+    adapter.mkdir()
+    write_json(adapter / "training.json", trained(8))  # not sealed: half-written
+    write_json(adapter / "ledger.failed-2.json", entry("train", failed="out of memory"))
+    write_json(adapter / "ledger.failed-1.json", entry("train", failed="stopped from outside"))
+    status = {"state": "FAILED", "error": {"message": "node `x` died"}}
+    text, account = sum_up(tmp_path, json.dumps(status))
+    assert "**Failed.** node \\`x\\` died" in text
+    assert [found.failed for found in account.stages] == [
+        "",
+        "stopped from outside",
+        "out of memory",
+    ]
+    assert "**train failed:** out of memory" in text, "the last attempt's reason"
+    assert text.count("**train failed:**") == 1
+    assert "## train" not in text
+    assert "Without a result: train, quantize-check, eval." in text
+    assert account.cost == 1.5
+
+
+def test_a_step_that_succeeded_at_last_has_not_failed(tmp_path: Path) -> None:
+    folder = artifact(tmp_path / "b", "train", training=trained(8))
+    write_json(folder / "ledger.failed-1.json", entry("train", failed="stopped from outside"))
+    text, account = sum_up(tmp_path)
+    assert "**train failed" not in text and "| train | stopped from outside |" in text
+    assert [found.failed for found in account.stages] == ["stopped from outside", ""]
+
+
+def test_a_trial_that_failed_is_named_though_another_succeeded(tmp_path: Path) -> None:
+    artifact(tmp_path / "1", "train", training=trained(8))
+    (tmp_path / "2").mkdir()
+    write_json(tmp_path / "2" / "ledger.failed-1.json", entry("train", failed="out of memory"))
+    text, _ = sum_up(tmp_path)
+    assert "**train failed:** out of memory" in text and "## train" in text
+
+
+def test_a_closed_gate_is_no_failure_and_says_what_to_do(tmp_path: Path) -> None:
+    artifact(tmp_path / "c", "quantize-check", quantization=REPORT)
+    text, _ = sum_up(tmp_path)
+    assert "**The gate is closed:**" in text and "`gate` set to `warn`" in text
+    assert "Without a result: generate, train." in text
+
+
+def test_several_trials_are_compared(tmp_path: Path) -> None:
+    for number, (rank, f1) in enumerate(((8, 0.4), (64, 0.7))):
+        artifact(tmp_path / f"{number}", "eval", results=evaluated(f1), training=trained(rank))
+    text, _ = sum_up(tmp_path)
+    assert "| 64 |" in text and "0.700 (0.600 – 0.800)" in text
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert page.count("<rect") == 4 and COLORS["raft"] in page
+    assert "org/&lt;model&gt;, rank 64" in page and "<model>" not in page
+    assert "http" not in page, "self-contained"
+
+
+@pytest.mark.parametrize("folders", [(), ("gone",), (".",)])
+def test_nothing_to_read_is_an_error_where_no_run_has_ended(
+    folders: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StorageError) as caught:
+        summary.run(SummaryConfig(folders=folders, output=str(tmp_path / "out")))
+    assert "gone: no such folder" in str(caught.value) or "nothing of a run" in str(caught.value)
+    assert "--folders run/dataset,run/adapter" in caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("status", ["nonsense", "[]", '{"state": "CANCELLED"}'])
+def test_nothing_to_read_is_a_sentence(status: str, tmp_path: Path) -> None:
+    config = SummaryConfig(
+        folders=("minio://bucket/run", str(tmp_path / "gone")), output=str(tmp_path / "out"),
+        status=status,
+    )  # fmt: skip
+    assert summary.run(config).stages == []
+    text = (tmp_path / "out" / "summary.md").read_text()
+    assert "minio:// is not read here (allowed: a local path, gs://BUCKET/PATH)" in text
+    assert "pipeline root on gs://" in text and "no such folder" in text
+    assert ("**Cancelled.**" in text) is ("CANCELLED" in status)
+
+
+def test_what_an_interrupted_training_kept_is_no_result(tmp_path: Path) -> None:
+    artifact(tmp_path / "run" / "adapter", "train", training=trained(8))
+    kept = tmp_path / "run" / "adapter-checkpoints" / "1" / "finished"
+    kept.mkdir(parents=True)
+    (kept / "run.json").write_text("{}", encoding="utf-8")
+    artifact(kept, "train", training=trained(4))
+    text, account = sum_up(tmp_path / "run", '{"state": "SUCCEEDED"}')
+    assert text.count("## train") == 1
+    assert len(account.stages) == 1
+
+
+def test_shards_that_were_merged_are_told_by_their_accounts(tmp_path: Path) -> None:
+    for number in (1, 2):
+        report = GENERATED.model_copy(update={"shard": f"{number}/2"})
+        artifact(tmp_path / "run" / f"part-{number}", "generate", report=report)
+    text, _ = sum_up(tmp_path / "run", '{"state": "FAILED"}')
+    assert text.count("## generate") == 2, "before they are merged, they are all there is"
+    artifact(tmp_path / "run" / "merged", "merge", report=GENERATED)
+    text, account = sum_up(tmp_path / "run", '{"state": "SUCCEEDED"}')
+    assert text.count("## generate") == 1
+    assert [entry.stage for entry in account.stages].count("generate") == 2
+
+
+def test_a_record_of_another_version_is_named(tmp_path: Path) -> None:
+    folder = artifact(tmp_path / "a", "generate", report=GENERATED)
+    (folder / "report.json").write_text('{"rows": 1}')
+    seal(folder)
+    text, _ = sum_up(tmp_path)
+    assert "report.json is no GenerationReport that this version can read." in text
+
+
+def test_finished_runs_are_compared_from_the_command_line(tmp_path: Path, raft: Raft) -> None:
+    for name, f1, settings in (
+        ("one", 0.5, {"max_new_tokens": 8}),
+        ("two", 0.6, {"max_new_tokens": 9}),
+    ):
+        gain = Comparison(
+            arm="raft", baseline="base", metric="f1", difference=f1 - 0.2, ci=(0.1, 0.5),
+            p_value=0.0005,
+        )  # fmt: skip
+        result = evaluated(f1).model_copy(update={**settings, "comparisons": [gain]})
+        artifact(tmp_path / name / "evaluation", "eval", results=result, training=trained(16))
+    done = raft("compare", tmp_path / "one", tmp_path / "two", "--output", tmp_path / "out")
+    assert (done.returncode, "2 evaluations" in done.stderr) == (0, True), done.stderr
+    page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
+    assert "org/&lt;model&gt;" in page and "<model>" not in page
+    assert "The runs differ in max_new_tokens (8, 9): compare their gains" in page
+    assert f"({tmp_path}/two/evaluation)" in page, "titles that are the same name their folder"
+    text = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
+    assert f"| org/&lt;model&gt; ({tmp_path}/one/evaluation) |".replace("_", "\\_") in text
+    assert page.count(f"({tmp_path}/two/evaluation)") == 3, "in the figure and both tables"
+    assert "+0.400 (+0.100 – +0.500), p &lt; 0.001" in text
+
+
+def test_a_run_without_an_evaluation_is_named(tmp_path: Path, raft: Raft) -> None:
+    (tmp_path / "empty").mkdir()
+    done = raft("compare", tmp_path / "empty")
+    assert done.returncode == 2
+    assert f"{tmp_path / 'empty'}: holds no finished evaluation" in done.stderr
+    assert raft("compare").returncode == 2
