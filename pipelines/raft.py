@@ -11,18 +11,18 @@ from typing import Any
 
 from kfp import dsl
 
-from components.eval.component import eval as evaluate
 from components.eval.config import EvalConfig
-from components.generate.component import generate, merge
 from components.generate.config import GenerateConfig
-from components.quantize_check.component import quantize_check
 from components.quantize_check.config import QuantizeCheckConfig
-from components.train.component import train
 from components.train.config import TrainConfig
+from pipelines.component import component
 from pipelines.hardware import Hardware, hardware_of_train
 from pipelines.manifests import Jobs
 from pipelines.steps import placed, reading
-from pipelines.summary import summary
+from pipelines.summary import merge, summary
+
+generate, train = component("generate"), component("train")
+quantize_check, evaluate = component("quantize-check"), component("eval")
 
 
 def pipeline(jobs: Jobs, shards: int = 1) -> Any:

@@ -12,17 +12,17 @@ from typing import Any
 
 from kfp import dsl
 
-from components.eval.component import eval as evaluate
 from components.eval.config import EvalConfig
-from components.generate.component import generate
 from components.generate.config import GenerateConfig
-from components.quantize_check.component import quantize_check
-from components.train.component import train
 from components.train.config import TrainConfig
+from pipelines.component import component
 from pipelines.hardware import Hardware, hardware_of_train
 from pipelines.manifests import Jobs
 from pipelines.steps import placed, reading
 from pipelines.summary import compare, summary
+
+generate, train = component("generate"), component("train")
+quantize_check, evaluate = component("quantize-check"), component("eval")
 
 BASE_MODELS = ("meta-llama/Meta-Llama-3-8B-Instruct", "meta-llama/Llama-3.1-8B-Instruct")
 SETTINGS = (

@@ -58,3 +58,26 @@ def compare(
             "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
         ],
     )  # fmt: skip
+
+
+@dsl.container_component
+def merge(
+    shards: dsl.Input[List[dsl.Dataset]],  # noqa: UP006
+    dataset: dsl.Output[dsl.Dataset],
+    card: dsl.Output[dsl.Markdown],
+) -> dsl.ContainerSpec:
+    """Join the datasets that several generate steps wrote: the rows of a single one.
+
+    Args:
+        shards: Datasets of all shards.
+        dataset: Training and validation rows, a dataset card, a report of what was dropped.
+        card: The dataset card, to read on the run's page.
+    """
+    return dsl.ContainerSpec(
+        image=IMAGE,
+        command=["raft", "merge"],
+        args=[
+            "--output", dataset.path,
+            "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
+        ],
+    )  # fmt: skip

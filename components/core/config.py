@@ -118,14 +118,32 @@ ObjectList = Annotated[tuple[dict[str, Any], ...], BeforeValidator(_parse_object
 """JSON objects, given as `[{"a": 1}, {"a": 2}]`."""
 
 
-def option(default: Any = ..., *, help: str, group: str, **limits: Any) -> Any:
+def option(
+    default: Any = ..., *, help: str, group: str, in_pipeline: bool = True, **limits: Any
+) -> Any:
     """Declare one setting: its default, range, help text and the heading that `--help` gives it.
+
+    Every setting is also a parameter of the stage's Kubeflow component, unless `in_pipeline` is
+    false: for what Kubeflow decides itself, and what makes no sense in a step.
 
     A setting without a default is a location or a name, and may not be empty.
     """
     if default is ...:
         limits.setdefault("min_length", 1)
-    return Field(default, description=help, json_schema_extra={"group": group}, **limits)
+    extra = {"group": group, "in_pipeline": in_pipeline}
+    return Field(default, description=help, json_schema_extra=extra, **limits)
+
+
+def group_of(field: FieldInfo) -> str:
+    """The heading of a setting in `--help` and on the dashboard."""
+    extra = field.json_schema_extra
+    return str(extra["group"]) if isinstance(extra, dict) else "Other"
+
+
+def in_pipeline(field: FieldInfo) -> bool:
+    """Whether a setting is a parameter of the stage's Kubeflow component."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and bool(extra["in_pipeline"])
 
 
 class Settings(BaseModel):
@@ -137,7 +155,9 @@ class Settings(BaseModel):
     stage: ClassVar[str]
 
     output: OutputLocation = option(
-        help="Folder (local or gs://) that receives the artifact.", group="Output"
+        help="Folder (local or gs://) that receives the artifact.",
+        group="Output",
+        in_pipeline=False,
     )
 
     @field_validator("*", mode="before")
@@ -239,6 +259,7 @@ class ArtifactSettings(Settings):
         help="Make the artifact anew where --output holds a finished one; else the same settings "
         "leave it as it is, and others are refused. Not for Jobs, which would begin again.",
         group="Output",
+        in_pipeline=False,
     )
 
     def model_post_init(self, _context: Any, /) -> None:
@@ -272,6 +293,7 @@ class StageConfig(ArtifactSettings):
         "",
         help="JSON price table that replaces the built-in, dated one in the ledger.",
         group="Output",
+        in_pipeline=False,
     )
 
     kept_beside_local: ClassVar[bool] = False

@@ -57,6 +57,7 @@ class EvalConfig(StageConfig):
         help="Folder of further adapters of the same base, one a subfolder; each becomes a 16-bit "
         "arm raft:SUBFOLDER.",
         group="Inputs",
+        in_pipeline=False,
     )
     quantization: InputLocation = option(
         "",
@@ -117,6 +118,7 @@ class EvalConfig(StageConfig):
         help="Folder or gs:// prefix that receives finished generations while it runs, so that "
         "another machine can go on from them; by default OUTPUT-partial beside a gs:// --output.",
         group="Output",
+        in_pipeline=False,
     )
 
     @field_validator("arms")

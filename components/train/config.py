@@ -139,6 +139,7 @@ class TrainConfig(StageConfig):
         help="GPU whose settings (components/train/profiles.json) take the place of the defaults; "
         "flags that are given win.",
         group="Hardware",
+        in_pipeline=False,
     )
     processes: int = option(
         0,
@@ -177,6 +178,7 @@ class TrainConfig(StageConfig):
         help="Folder (local or gs://) of checkpoints, from which a stopped run goes on; by default "
         "checkpoints/ in a local --output, and OUTPUT-checkpoints beside one on gs://.",
         group="Checkpoints",
+        in_pipeline=False,
     )
     checkpoint_steps: int = option(
         20,
@@ -193,6 +195,7 @@ class TrainConfig(StageConfig):
         help="Throw away earlier checkpoints and begin anew; not for Jobs, whose next attempt "
         "would begin anew too.",
         group="Checkpoints",
+        in_pipeline=False,
     )
 
     @model_validator(mode="before")

@@ -12,7 +12,7 @@ from typing import Any
 import click
 from pydantic.fields import FieldInfo
 
-from components.core.config import INPUT, KEPT, OUTPUT, allowed_values, flag
+from components.core.config import INPUT, KEPT, OUTPUT, allowed_values, flag, group_of
 from pipelines.stages import COMMANDS, EXECUTOR_INPUT, config_class, run_stage, run_step
 
 
@@ -62,7 +62,7 @@ class StageCommand(Command):
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
-                group = _group(fields[parameter.name]) if parameter.name in fields else "Other"
+                group = group_of(fields[parameter.name]) if parameter.name in fields else "Other"
                 sections.setdefault(group, []).append(record)
         for title in ("Output", "Other"):  # in this order at the end
             sections[title] = sections.pop(title)
@@ -104,11 +104,6 @@ class PlanCommand(Command):
             fields = config_class("train").model_fields
             self.params += [_option(name, fields[name]) for name in PLANNED]
         return super().get_params(ctx)
-
-
-def _group(field: FieldInfo) -> str:
-    extra = field.json_schema_extra
-    return str(extra["group"]) if isinstance(extra, dict) else "Other"
 
 
 def _option(name: str, field: FieldInfo) -> click.Option:
