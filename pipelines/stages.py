@@ -62,6 +62,13 @@ COMMANDS = {
         "--output evaluation/",
         ending="→ {output}/report.html",
     ),
+    "hardware": Stage(
+        work="components.core.hardware",
+        config="components.core.hardware.HardwareConfig",
+        summary="Resolve what the GPU steps of a pipeline run ask for.",
+        example='raft hardware --compiled \'{"train": {"gpus": "1", "memory_request": '
+        '"64Gi", "memory_limit": "64Gi"}}\' --memory 96Gi --output hardware/',
+    ),
     "summary": Stage(
         work="components.report.summary",
         config="components.report.summary.SummaryConfig",

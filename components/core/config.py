@@ -20,6 +20,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    JsonValue,
     PrivateAttr,
     ValidationError,
     field_validator,
@@ -89,12 +90,12 @@ def _split_text(value: object) -> object:
     return [word.strip() for word in value.split(",") if word.strip()]
 
 
-def _parse_objects(value: object) -> object:
-    """Accept a list of JSON objects as text; an empty text is an empty list."""
+def _parse_json(value: object, empty: str) -> object:
+    """Accept JSON as text; an empty text stands for `empty`."""
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value or "[]")
+        return json.loads(value or empty)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at character {error.pos}") from None
 
@@ -114,7 +115,12 @@ def _split_numbers(value: object) -> object:
 NumberList = Annotated[tuple[int, ...], BeforeValidator(_split_numbers)]
 """Whole numbers, given as `0,2` or `[0, 2]`; one alone is a list of one."""
 
-ObjectList = Annotated[tuple[dict[str, Any], ...], BeforeValidator(_parse_objects)]
+JsonObject = Annotated[dict[str, Any], BeforeValidator(lambda value: _parse_json(value, "{}"))]
+"""A JSON object, given as `{"a": 1}`."""
+
+ObjectList = Annotated[
+    tuple[dict[str, Any], ...], BeforeValidator(lambda value: _parse_json(value, "[]"))
+]
 """JSON objects, given as `[{"a": 1}, {"a": 2}]`."""
 
 
@@ -130,7 +136,7 @@ def option(
     """
     if default is ...:
         limits.setdefault("min_length", 1)
-    extra = {"group": group, "in_pipeline": in_pipeline}
+    extra: dict[str, JsonValue] = {"group": group, "in_pipeline": in_pipeline}
     return Field(default, description=help, json_schema_extra=extra, **limits)
 
 

@@ -135,10 +135,11 @@ class Step(_Part):
                     _write(artifact.path, _text(result, folder))
             entry = {"name": artifact.name, "uri": artifact.uri, "metadata": figures(result)}
             told[key] = {"artifacts": [entry]}
-        values = {}
+        values: dict[str, Any] = {}
         for name, parameter in self.outputs.parameters.items():
-            values[name] = str(getattr(result, name))
-            _write(Path(parameter.output_file), values[name])
+            value = values[name] = getattr(result, name)
+            text = value if isinstance(value, str) else json.dumps(value)
+            _write(Path(parameter.output_file), text)
         message = {"artifacts": told, "parameterValues": values}
         _write(Path(self.outputs.output_file), json.dumps(message))
 

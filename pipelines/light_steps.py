@@ -1,16 +1,17 @@
-"""The steps that only read what others left, as Kubeflow components: declarations only.
+"""The steps that need no GPU and little memory, as Kubeflow components: declarations only.
 
-Both run `raft summary`, in the lightest image there is: the one of generate.
+They run in the lightest image that there is: the one of generate.
 """
 
 # kfp is untyped.
 # mypy: allow-untyped-decorators
-from importlib.metadata import version
 from typing import List  # noqa: UP035 (kfp knows no other spelling)
 
 from kfp import dsl
 
-IMAGE = f"raft-generate:{version('raft-pipelines')}"
+from pipelines.component import image
+
+EXECUTOR_INPUT = ("--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER)
 
 
 @dsl.container_component
@@ -27,14 +28,10 @@ def summary(
         account: Folder with the summary and the run's cost ledger.
     """
     return dsl.ContainerSpec(
-        image=IMAGE,
+        image=image("generate"),
         command=["raft", "summary"],
-        args=[
-            "--status", status,
-            "--output", account.path,
-            "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
-        ],
-    )  # fmt: skip
+        args=["--status", status, "--output", account.path, *EXECUTOR_INPUT],
+    )
 
 
 @dsl.container_component
@@ -51,13 +48,10 @@ def compare(
         comparison: Folder with the same.
     """
     return dsl.ContainerSpec(
-        image=IMAGE,
+        image=image("generate"),
         command=["raft", "summary"],
-        args=[
-            "--output", comparison.path,
-            "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
-        ],
-    )  # fmt: skip
+        args=["--output", comparison.path, *EXECUTOR_INPUT],
+    )
 
 
 @dsl.container_component
@@ -74,10 +68,7 @@ def merge(
         card: The dataset card, to read on the run's page.
     """
     return dsl.ContainerSpec(
-        image=IMAGE,
+        image=image("generate"),
         command=["raft", "merge"],
-        args=[
-            "--output", dataset.path,
-            "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
-        ],
-    )  # fmt: skip
+        args=["--output", dataset.path, *EXECUTOR_INPUT],
+    )

@@ -1,0 +1,170 @@
+"""Makes Kubeflow components and pipeline parameters from the stages' config classes.
+
+A setting is written once, in its config class: the parameter of the component with its type,
+default and description, and the flag in the container's arguments follow from it. kfp reads
+signatures and docstrings, so a function is given the ones that the config class implies.
+
+    train = component("train")      # a kfp component: train(dataset=..., base_model=..., rank=64)
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from components.core.config import allowed_values, flag, group_of, in_pipeline
+from components.core.declaration import Declaration
+
+EMPTY = inspect.Parameter.empty
+Form = Mapping[str, Sequence[str]]
+"""Which settings of each stage are parameters of a pipeline; stages may share one."""
+
+
+@cache
+def declaration(stage: str) -> Declaration:
+    """The declaration of a stage ("quantize-check"), or of the step `hardware`."""
+    room = "core.hardware" if stage == "hardware" else f"{stage.replace('-', '_')}.component"
+    module = importlib.import_module(f"components.{room}")
+    declared: Declaration = module.DECLARATION
+    return declared
+
+
+def image(stage: str) -> str:
+    """The image that a checkout builds; the Job manifest's `image:` replaces it in a pipeline."""
+    return f"raft-{stage}:{version('raft-pipelines')}"
+
+
+@cache
+def component(stage: str) -> Any:
+    """A stage, or the step `hardware`, as a KFP container component."""
+    from kfp import dsl
+
+    declared = declaration(stage)
+    fields = _step_settings(declared)
+    artifacts = {name: dsl.Input[getattr(dsl, kind)] for name, kind in declared.inputs.items()}
+    outputs = {name: _output_type(output.kind) for name, output in declared.outputs.items()}
+    main = next(iter(outputs))
+    kinds = {name: kfp_type(field) for name, field in fields.items()} | artifacts | outputs
+    defaults = {
+        name: _default(field) for name, field in fields.items() if name not in declared.inputs
+    }
+    texts = {name: describe(field) for name, field in fields.items()}
+    texts |= {name: output.description for name, output in declared.outputs.items()}
+
+    @with_signature(
+        stage.replace("-", "_"),
+        declared.description,
+        {name: (kind, defaults.get(name, EMPTY), texts[name]) for name, kind in kinds.items()},
+    )
+    def build(**given: Any) -> dsl.ContainerSpec:
+        flags: list[Any] = []
+        for name in fields:
+            flags += [flag(name), given[name].path if name in artifacts else given[name]]
+        return dsl.ContainerSpec(
+            image=image("generate" if stage == "hardware" else stage),
+            command=["raft", stage],
+            args=[
+                *flags,
+                *("--output", given[main].path),
+                *("--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER),
+            ],
+        )
+
+    return dsl.container_component(build)
+
+
+Arguments = Mapping[str, tuple[Any, Any, str]]
+"""Type, default (EMPTY for none) and description of each argument of a function."""
+
+
+def with_signature(
+    name: str, description: str, arguments: Arguments
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a function of keywords the name, signature and docstring that kfp reads."""
+    required = [key for key, (_, default, _) in arguments.items() if default is EMPTY]
+    order = [*required, *(key for key in arguments if key not in required)]
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*values: Any) -> Any:
+            return function(**dict(zip(order, values, strict=True)))
+
+        call.__name__ = name
+        lines = [f"    {key}: {arguments[key][2]}" for key in order]
+        call.__doc__ = "\n".join([description, "", "Args:", *lines])
+        call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter(
+                    key,
+                    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                    annotation=arguments[key][0],
+                    default=arguments[key][1],
+                )
+                for key in order
+            ]
+        )
+        return call
+
+    return decorate
+
+
+def pipeline_arguments(form: Form, defaults: Mapping[str, Any]) -> Arguments:
+    """The parameters of a pipeline, from the settings in its form.
+
+    Args:
+        form: settings by stage.
+        defaults: defaults that differ from the config class's, by name.
+    """
+    arguments: dict[str, tuple[Any, Any, str]] = {}
+    for stage, names in form.items():
+        for name in names:
+            field = declaration(stage).config.model_fields[name]
+            text = f"{group_of(field)}. {describe(field)}"
+            default = defaults.get(name, _default(field))
+            arguments.setdefault(name, (kfp_type(field), default, text))
+    return arguments
+
+
+def describe(field: FieldInfo) -> str:
+    """A setting's help, and what it may be."""
+    allowed, text = allowed_values(field), str(field.description)
+    return f"{text.rstrip('.')} (allowed: {allowed})." if allowed else text
+
+
+def kfp_type(field: FieldInfo) -> Any:
+    """The type of a parameter: KFP refuses Literal, and has no tuples."""
+    annotation = field.annotation
+    if get_origin(annotation) is Literal:
+        return str
+    if get_origin(annotation) is dict:
+        return dict
+    if get_origin(annotation) is tuple:
+        (item, *_) = get_args(annotation)
+        return list[item] if item in (str, int) else list  # type: ignore[valid-type]
+    return annotation
+
+
+def _default(field: FieldInfo) -> Any:
+    if field.is_required():
+        return EMPTY
+    return list(field.default) if isinstance(field.default, tuple) else field.default
+
+
+def _step_settings(declared: Declaration) -> dict[str, FieldInfo]:
+    """The settings that a step takes, the stage's own before those that every stage has."""
+    fields = declared.config.model_fields
+    own = inspect.get_annotations(declared.config)
+    names = sorted(fields, key=lambda name: name not in own)
+    return {name: fields[name] for name in names if in_pipeline(fields[name])}
+
+
+def _output_type(kind: str) -> Any:
+    from kfp import dsl
+
+    parameters = {"text": str, "object": dict, "list": list}
+    if kind in parameters:
+        return dsl.OutputPath(parameters[kind])
+    return dsl.Output[getattr(dsl, kind)]
