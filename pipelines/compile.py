@@ -21,6 +21,7 @@ from pipelines import manifests
 DIFF_LINES = 20
 OBJECT_DEFAULT = re.compile(r"^(#    \w+: (?:list|dict) \[Default: )(.*)\]$", re.MULTILINE)
 PIPELINES = ("raft", "study")
+SETTINGS = Path("docs/settings.md")
 
 
 def run(
@@ -47,6 +48,8 @@ def run(
         ConfigError: a Job manifest is not understood, there is no such overlay; with `check`, also
             where a file is missing or differs.
     """
+    from pipelines.settings_page import settings_page
+
     jobs = _jobs(overlay, manifest_file)
     options = [f"--overlay {overlay}"] if overlay else []
     options += [f"--manifests {manifest_file}"] if manifest_file else []
@@ -65,9 +68,20 @@ def run(
             _compare(path, text, " ".join(words))
             say(f"{path} is up to date")
             continue
-        with atomic_write(path) as file:
-            file.write(text)
-        say(f"wrote {path}")
+        _write(path, text)
+    if names == PIPELINES and not source:
+        page = settings_page()
+        if check:
+            _compare(SETTINGS, page, "raft compile")
+            say(f"{SETTINGS} is up to date")
+        else:
+            _write(SETTINGS, page)
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_write(path) as file:
+        file.write(text)
+    say(f"wrote {path}")
 
 
 def _jobs(overlay: str, manifest_file: str) -> manifests.Jobs:

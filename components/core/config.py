@@ -360,6 +360,17 @@ def complaint(fault: Any, field: FieldInfo) -> str:
     return f"{own} (allowed: {allowed})"
 
 
+def default_text(field: FieldInfo) -> str:
+    """A setting's default as one would type it; `required` where there is none."""
+    if field.is_required():
+        return "required"
+    if isinstance(field.default, bool):
+        return str(field.default).lower()
+    if isinstance(field.default, tuple):
+        return ",".join(map(str, field.default))
+    return str(field.default)
+
+
 def allowed_values(field: FieldInfo) -> str:
     """What a field accepts, in words: `>= 0, <= 1`, `a | b`, `as 2/8`; "" if anything."""
     if get_origin(field.annotation) is Literal:

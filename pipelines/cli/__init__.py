@@ -30,6 +30,7 @@ SECTIONS: dict[str, list[click.Command]] = {
         cluster.watch,
         cluster.terminate,
         cluster.job,
+        StageCommand("hardware"),
     ],
 }
 """Every command, under the heading that `raft --help` gives it."""

@@ -12,7 +12,7 @@ from typing import Any
 import click
 from pydantic.fields import FieldInfo
 
-from components.core.config import INPUT, KEPT, OUTPUT, allowed_values, flag, group_of
+from components.core.config import INPUT, KEPT, OUTPUT, allowed_values, default_text, flag, group_of
 from pipelines.stages import COMMANDS, EXECUTOR_INPUT, config_class, run_stage, run_step
 
 
@@ -118,18 +118,11 @@ def _option(name: str, field: FieldInfo) -> click.Option:
 
 
 def _default(field: FieldInfo) -> str:
-    default = field.default
     if field.is_required():
         return "required"
     if KEPT in field.metadata:
         return ""  # it depends on the output, as the field's own text says
-    if isinstance(default, bool):
-        text = str(default).lower()
-    elif isinstance(default, tuple):
-        text = ",".join(map(str, default))
-    else:
-        text = str(default)
-    return f"default: {text or 'none'}"
+    return f"default: {default_text(field) or 'none'}"
 
 
 def _metavar(name: str, field: FieldInfo) -> str:

@@ -1,7 +1,8 @@
 """The demo: all four stages on invented documents and a tiny model, on a CPU, in minutes.
 
-The documents come from `world`, the model from `pretrain` (shipped in `model/`). Questions are
-about documents that no stage has seen; settings were chosen on other seeds than those reported.
+The documents come from `world`; tests/demo/pretrain.py made the model that is shipped in `model/`.
+Questions are about documents that no stage has seen; settings were chosen on other seeds than those
+reported.
 """
 
 import os

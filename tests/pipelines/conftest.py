@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from components.core.hardware import HardwareConfig, Placement, output_name
 from pipelines import manifests
 from pipelines.compile import compiled
 from pipelines.k8s import kustomize
@@ -60,36 +61,56 @@ def tasks_of(pipeline: dict) -> dict[str, dict]:
     }
 
 
-CHANNEL = re.compile(r"\{\{\$\.inputs\.parameters\['pipelinechannel--(\w+)'\]\}\}")
+CHANNEL = re.compile(r"\{\{\$\.inputs\.parameters\['pipelinechannel--(?:hardware-)?(\w+)'\]\}\}")
 
 
 def as_started(pipeline: dict, **given: object) -> dict:
-    """The deployment of a run: what each step asks for once its parameters have their values.
+    """The deployment of a run: what each step asks for once the hardware step has answered.
 
     Without the older spelling of amounts, which kfp writes beside the other for constants.
     """
     older = {"cpuLimit", "cpuRequest", "memoryLimit", "memoryRequest", "count", "type"}
-    definitions = pipeline["root"]["inputDefinitions"]["parameters"]
-    values = {name: found.get("defaultValue") for name, found in definitions.items()} | given
+    compiled = tasks_of(pipeline)["hardware"]["inputs"]["parameters"]["compiled"]
+    settings = {"compiled": compiled["runtimeValue"]["constant"], "output": "-", **given}
+    resolved = HardwareConfig.parse(settings).placements()
 
-    def filled(value: object) -> object:
+    def filled(value: object, stage: str) -> object:
         if isinstance(value, dict):
-            return {key: filled(entry) for key, entry in value.items() if key not in older}
+            return {key: filled(entry, stage) for key, entry in value.items() if key not in older}
         if isinstance(value, str) and (match := CHANNEL.fullmatch(value)):
-            found = values[match[1]]
-            return f"{found:g}" if isinstance(found, float) else str(found)
+            return of_hardware(match[1], stage)
         return value
 
+    def of_hardware(name: str, stage: str) -> object:
+        # Behind the gate the outputs are parameters of the nested pipeline, without the stage.
+        return getattr(resolved, name if name not in FIELDS else output_name(stage, name))
+
     executors: dict = copy.deepcopy(pipeline["deploymentSpec"]["executors"])
-    for executor in executors.values():
-        executor["container"]["resources"] = filled(executor["container"].get("resources", {}))
+    for name, executor in executors.items():
+        resources = executor["container"].get("resources", {})
+        executor["container"]["resources"] = filled(resources, name.removeprefix("exec-"))
     platforms = copy.deepcopy(pipeline["platforms"]["kubernetes"]["deploymentSpec"]["executors"])
-    for settings in platforms.values():
-        selector = settings.get("nodeSelector", {})
+    for name, settings in platforms.items():
+        stage = name.removeprefix("exec-")
+        selector, tolerations = settings.get("nodeSelector", {}), settings.get("tolerations", [])
         if "nodeSelectorJson" in selector:
-            name = selector.pop("nodeSelectorJson")["componentInputParameter"]
-            selector["labels"] = values[name.removeprefix("pipelinechannel--")]
+            selector["labels"] = of_hardware(source_of(selector.pop("nodeSelectorJson")), stage)
+        if tolerations and "tolerationJson" in tolerations[0]:
+            settings["tolerations"] = list(
+                of_hardware(source_of(tolerations[0]["tolerationJson"]), stage)
+            )
     return {"executors": executors, "platforms": platforms}
+
+
+FIELDS = set(Placement.model_fields)
+
+
+def source_of(channel: dict) -> str:
+    """The name of the parameter or output that a value comes from."""
+    if "taskOutputParameter" in channel:
+        return channel["taskOutputParameter"]["outputParameterKey"]
+    name = channel["componentInputParameter"].removeprefix("pipelinechannel--")
+    return name.removeprefix("hardware-")
 
 
 def leaves(value: object, path: str = "") -> dict[str, object]:

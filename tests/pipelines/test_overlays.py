@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from components.core.errors import ConfigError
-from pipelines import hardware, manifests
+from components.core.hardware import GPU_STEPS, OVERRIDES
+from pipelines import manifests
 from pipelines.k8s import kustomize
 from pipelines.k8s.job import Job
 from pipelines.k8s.located import Part, _model_in
@@ -423,11 +424,12 @@ EDITS = {
             {"key": "a", "operator": "Equal", "value": "b", "effect": "PreferNoSchedule"}
         ),
         {
-            f"{PLATFORM}.tolerations.0.key": "a",
-            f"{PLATFORM}.tolerations.0.operator": "Equal",
-            f"{PLATFORM}.tolerations.0.value": "b",
-            f"{PLATFORM}.tolerations.0.effect": "PreferNoSchedule",
+            "tolerations.0.key": "a",
+            "tolerations.0.operator": "Equal",
+            "tolerations.0.value": "b",
+            "tolerations.0.effect": "PreferNoSchedule",
         },
+        choosable=True,
     ),
     "toleration for a while": Edit(
         (f"{POD}.tolerations.tolerationSeconds",),
@@ -435,11 +437,12 @@ EDITS = {
             {"key": "a", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60}
         ),
         {
-            f"{PLATFORM}.tolerations.0.key": "a",
-            f"{PLATFORM}.tolerations.0.operator": "Exists",
-            f"{PLATFORM}.tolerations.0.effect": "NoExecute",
-            f"{PLATFORM}.tolerations.0.tolerationSeconds": "60",
+            "tolerations.0.key": "a",
+            "tolerations.0.operator": "Exists",
+            "tolerations.0.effect": "NoExecute",
+            "tolerations.0.tolerationSeconds": 60,
         },
+        choosable=True,
     ),
     "variable": Edit(
         (f"{CONTAINER}.env.name", f"{CONTAINER}.env.value"),
@@ -552,7 +555,7 @@ def test_an_edit_changes_exactly_that(
     expected = {key: leaf for key, leaf in expected.items() if found.get(key) != leaf}
     assert expected
     assert {key: leaf for key, leaf in changed.items() if found.get(key) != leaf} == expected
-    allowed = f"{PLATFORM}.tolerations" if "toleration" in edit else "nothing"
+    allowed = "train.tolerations" if "toleration" in edit else "nothing"
     assert all(key.startswith(allowed) for key in found.keys() - changed.keys())
 
 
@@ -566,17 +569,21 @@ CHOSEN = {
     "train_gpus": ("4", {"train.gpus": "4"}),
     "memory": (
         "999Gi",
-        {
-            f"{stage}.{end}.memory": "999Gi"
-            for stage in hardware.PLACED
-            for end in ("requests", "limits")
-        },
+        {f"{stage}.{end}.memory": "999Gi" for stage in GPU_STEPS for end in ("requests", "limits")},
     ),
     "node_selector": (
         {"cloud.google.com/gke-accelerator": "nvidia-b200"},
         {
             f"{stage}.selector.cloud.google.com/gke-accelerator": "nvidia-b200"
-            for stage in hardware.PLACED
+            for stage in GPU_STEPS
+        },
+    ),
+    "tolerations": (
+        [{"key": "a", "operator": "Exists"}],
+        {
+            f"{stage}.tolerations.0.{key}": value
+            for stage in GPU_STEPS
+            for key, value in (("key", "a"), ("operator", "Exists"))
         },
     ),
 }
@@ -590,16 +597,13 @@ def test_a_run_can_be_started_on_other_hardware(
     value, expected = CHOSEN[field]
     before = leaves(asked_of_all(pipelines[name]))
     after = leaves(asked_of_all(pipelines[name], **{field: value}))
-    # A Job that requests less memory than its limit, for a small machine, goes on doing so.
-    own = {key for key in expected if name == "cpu-smoke" and ".requests." in key}
-    expected = {key: leaf for key, leaf in expected.items() if key not in own}
     assert {key: leaf for key, leaf in after.items() if before.get(key) != leaf} == expected
     gone = before.keys() - after.keys()
-    assert all(key.split(".")[1] == "selector" for key in gone)
-    assert tuple(CHOSEN) == hardware.Hardware._fields
+    assert all(key.split(".")[1] in ("selector", "tolerations") for key in gone)
+    assert CHOSEN.keys() == OVERRIDES.keys()
 
 
-def test_a_step_that_asks_for_something_else_keeps_it(
+def test_a_step_keeps_its_own_manifest_until_a_run_overrides_it(
     rendered: dict[str, list[dict]], pipelines: dict[str, dict], tmp_path: Path
 ) -> None:
     objects = copy.deepcopy(rendered["base"])
@@ -607,9 +611,13 @@ def test_a_step_that_asks_for_something_else_keeps_it(
     for amounts in container["resources"].values():
         amounts["memory"] = "32Gi"
     pipeline = compile_objects(objects, tmp_path / "objects.yaml")
+    asked = asked_of_all(pipeline)
+    assert {stage: found["limits"]["memory"] for stage, found in asked.items()} == {
+        "generate": "8Gi", "train": "64Gi", "quantize-check": "64Gi", "eval": "32Gi",
+    }  # fmt: skip
     asked = asked_of_all(pipeline, memory="999Gi")
     assert {stage: found["limits"]["memory"] for stage, found in asked.items()} == {
-        "generate": "8Gi", "train": "999Gi", "quantize-check": "999Gi", "eval": "32Gi",
+        "generate": "8Gi", "train": "999Gi", "quantize-check": "999Gi", "eval": "999Gi",
     }  # fmt: skip
 
 

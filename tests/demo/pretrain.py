@@ -1,6 +1,6 @@
 """Make the demo's base model again: a tiny Llama that reads one paragraph and talks plainly.
 
-    python -m pipelines.demo.pretrain --output pipelines/demo/model
+    python -m tests.demo.pretrain --output pipelines/demo/model
 
 *Copying* comes first, in three steps and on random tokens only: walks and repeated strings ("what
 came after this token last time?"), then records "name, frame, value" that share their frames, so

@@ -1,0 +1,59 @@
+"""Writes docs/settings.md: every setting of every command, from the config classes."""
+
+from collections.abc import Iterator
+
+from pydantic.fields import FieldInfo
+
+from components.core.config import (
+    allowed_values,
+    default_text,
+    flag,
+    group_of,
+    in_pipeline,
+)
+from pipelines import raft, study
+from pipelines.stages import COMMANDS, config_class
+
+HEAD = """\
+# Settings
+
+Every setting of every command, written by `raft compile` from the config classes; do not edit.
+A setting is a flag of the command and a parameter of its Kubeflow component. *Form* names the
+pipelines whose form on the dashboard has it as a field; `–` marks a setting that no pipeline step
+takes.
+"""
+
+
+def settings_page() -> str:
+    """The page, in Markdown."""
+    return "\n".join([HEAD, *(line for name in COMMANDS for line in _command(name))]) + "\n"
+
+
+def _command(name: str) -> Iterator[str]:
+    yield f"## raft {name}"
+    yield ""
+    yield f"{COMMANDS[name].summary} Example: `{COMMANDS[name].example}`"
+    yield ""
+    groups: dict[str, list[tuple[str, FieldInfo]]] = {}
+    for field_name, field in config_class(name).model_fields.items():
+        groups.setdefault(group_of(field), []).append((field_name, field))
+    for group, fields in groups.items():
+        yield f"| {group} | default | allowed | form | |"
+        yield "|---|---|---|---|---|"
+        for field_name, field in fields:
+            cells = (
+                f"`{flag(field_name)}`",
+                default_text(field),
+                allowed_values(field),
+                _form(name, field_name, field),
+                str(field.description),
+            )
+            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        yield ""
+
+
+def _form(command: str, name: str, field: FieldInfo) -> str:
+    if not in_pipeline(field):
+        return "–"
+    forms = {"raft": raft.FORM, "study": study.FORM}
+    return ", ".join(pipeline for pipeline, form in forms.items() if name in form.get(command, ()))
