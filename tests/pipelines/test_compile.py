@@ -93,7 +93,9 @@ def test_an_overlay_compiles_beside_the_committed_file(
 
     assert run("--overlay", "h100") == (0, "wrote raft-h100.yaml\nwrote study-h100.yaml\n")
     compiled = (tmp_path / "raft-h100.yaml").read_text()
-    assert compiled.count("gke-accelerator: nvidia-h100-80gb") == 3  # of train, quantize-check, eval
+    assert (
+        compiled.count("gke-accelerator: nvidia-h100-80gb") == 3
+    )  # of train, quantize-check, eval
     assert run("--overlay", "h100", "--check")[0] == 0
     code, stale = run("--overlay", "l4", "--check", "--output", "raft-h100.yaml")
     assert code == 2
