@@ -58,9 +58,17 @@ def _run(command: click.Command, arguments: list[str]) -> NoReturn:
         if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:  # which a library made this of
             _leave("stopped by SIGTERM; give the same command again")
         if "--debug" in arguments:
+            _show_causes(error)
             traceback.print_exc()  # here, where secrets are taken out of it
         sys.exit(_explain(error, arguments))
     sys.exit(0)
+
+
+def _show_causes(error: BaseException) -> None:
+    """Let the traceback show what `raise ... from None` hides from a person."""
+    while error.__context__ is not None and error.__cause__ is None:
+        error.__suppress_context__ = False
+        error = error.__context__
 
 
 class _Terminated(SystemExit):

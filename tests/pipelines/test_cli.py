@@ -121,6 +121,18 @@ def test_a_users_mistake_is_explained_and_exits_2(
         assert complaint in text
 
 
+def test_debug_shows_the_cause_of_a_users_mistake_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["export", "--dataset", tmp_path / "none", "--output", tmp_path / "x"]
+    code, text = errors(capsys, *arguments, "--format", "nothing")
+    assert code == 2 and "Traceback" not in text
+    code, text = errors(capsys, *arguments, "--format", "nothing", "--debug")
+    assert code == 2
+    assert "pydantic_core._pydantic_core.ValidationError" in text, "what ours was raised from"
+    assert text.count("Traceback") == 2
+
+
 def test_our_own_fault_exits_1_and_debug_shows_where(
     texts: Path,
     tmp_path: Path,
