@@ -1,6 +1,4 @@
-"""Writes the overlays of GPU kinds, k8s/overlays/KIND, from components/core/gpus.yaml.
-
-    python -m pipelines.overlays [--check]    (make overlays)
+"""Writes k8s/overlays/KIND for the kinds of GPU in components/core/gpus.yaml: `make overlays`.
 
 The kind of k8s/base has no overlay. For hardware of your own, copy a folder and edit the copy.
 """
@@ -77,8 +75,8 @@ def overlay(kind: str, gpu: Gpu) -> dict[str, str]:
     note = f"#\n{textwrap.indent(textwrap.fill(gpu.note, 98), '# ')}\n" if gpu.note else ""
     files = {"kustomization.yaml": KUSTOMIZATION.format(hardware=hardware, kind=kind, note=note)}
     for stage in get_args(Stage):
-        values = {"stage": stage, "hardware": hardware, "kind": kind, "gpu": gpu}
         arguments = _arguments(stage, gpu.pods.flags.get(stage, []))
+        values = {"stage": stage, "hardware": hardware, "kind": kind, "gpu": gpu}
         files[f"{stage}.yaml"] = PATCH.format(arguments=arguments, **values)
     return files
 
@@ -89,9 +87,8 @@ def _arguments(stage: str, flags: list[str]) -> str:
     job = yaml.safe_load((BASE / f"{stage}.yaml").read_text(encoding="utf-8"))
     (container,) = job["spec"]["template"]["spec"]["containers"]
     entries = "".join(f"  - {flag}\n" for flag in [*container["args"], *flags])
-    return textwrap.indent(
-        f"# Replaces the base's list, and so repeats its flags.\nargs:\n{entries}", " " * 10
-    )
+    text = f"# A patched list replaces the base's, so it repeats its flags.\nargs:\n{entries}"
+    return textwrap.indent(text, " " * 10)
 
 
 @click.command()

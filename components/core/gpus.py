@@ -97,4 +97,4 @@ def of_label(label: str) -> Gpu | None:
 
 def gke_labels() -> list[str]:
     """All values of the label cloud.google.com/gke-accelerator."""
-    return sorted([*(gpu.gke_label for gpu in kinds().values()), *table().other_gke_labels])
+    return sorted({*(gpu.gke_label for gpu in kinds().values()), *table().other_gke_labels})

@@ -27,7 +27,7 @@ from tests.pipelines.conftest import (
     tasks_of,
 )
 
-OVERLAYS = {"a100-80gb", "cpu-smoke", "h100", "kueue", "l4", "spot"}
+OVERLAYS = {"a100-80gb", "cpu-smoke", "h100", "h200", "kueue", "l4", "spot"}
 TEACHER = manifests.BASE / "teacher"
 KUBECTL = shutil.which("kubectl")
 
@@ -235,6 +235,7 @@ def test_what_the_overlays_change(pipelines: dict[str, dict]) -> None:
         "base": "nvidia-tesla-a100",
         "a100-80gb": "nvidia-a100-80gb",
         "h100": "nvidia-h100-80gb",
+        "h200": "nvidia-h200-141gb",
         "l4": "nvidia-l4",
         "spot": "nvidia-tesla-a100",
         "kueue": "nvidia-tesla-a100",
