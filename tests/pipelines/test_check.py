@@ -474,8 +474,8 @@ def test_kinds_of_steps_that_our_pipeline_has_not(tmp_path: Path) -> None:
 
 def test_what_is_committed_has_no_fault(raft: Raft) -> None:
     done = raft("check")
-    assert (done.returncode, done.stderr) == (0, "10 checked, nothing to fix\n")
-    assert len(check.everything()) == 2 + 6 + 2
+    assert (done.returncode, done.stderr) == (0, "11 checked, nothing to fix\n")
+    assert len(check.everything()) == 2 + 7 + 2
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -393,8 +393,8 @@ EDITS = {
     ),
     "memory limit": Edit(
         (f"{CONTAINER}.resources.limits.memory",),
-        set_in("resources", "limits", "memory", "200G"),
-        {"limits.memory": "200G"},
+        set_in("resources", "limits", "memory", "300G"),
+        {"limits.memory": "300G"},
         choosable=True,
     ),
     "GPUs": Edit(
@@ -529,7 +529,7 @@ def test_every_field_that_is_understood_is_edited_below() -> None:
     understood = {path for path, job_only in fields(Job) if not job_only}
     edited = {path for edit in EDITS.values() for path in edit.fields}
     assert edited == understood - IDENTITY
-    assert (len(edited), len(EDITS), len(sources())) == (31, 27, 7)
+    assert (len(edited), len(EDITS), len(sources())) == (31, 27, 8)
 
 
 @pytest.mark.parametrize("edit", EDITS)
