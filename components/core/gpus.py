@@ -77,6 +77,7 @@ class Table(Entry):
 
 @cache
 def table() -> Table:
+    """The file, read once."""
     return Table.model_validate(yaml.safe_load(PATH.read_text(encoding="utf-8")))
 
 
