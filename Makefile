@@ -19,7 +19,7 @@ TAG        := $(VERSION)$(if $(filter-out gpu,$(VARIANT)),-$(VARIANT))
 IMAGE       = $(if $(REGISTRY),$(REGISTRY)/)raft-$*:$(TAG)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vllm lint format bench compile lock images push docker-demo clean \
+.PHONY: help demo test test-vllm lint format bench compile overlays lock images push docker-demo clean \
         $(STAGES:%=image-%) $(STAGES:%=push-%)
 
 help: ## show this list
@@ -43,6 +43,7 @@ lint: $(STAMP) ## style, types, manifests, and the compiled pipelines
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pipelines.overlays --check
 	$(BIN)/raft compile --check
 	$(BIN)/raft check
 
@@ -55,6 +56,9 @@ bench: $(STAMP) ## run the benchmarks
 
 compile: $(STAMP) ## compile both pipelines to pipelines/raft.yaml and study.yaml
 	$(BIN)/raft compile
+
+overlays: $(STAMP) ## write the overlays of GPU kinds from components/core/gpus.yaml
+	$(BIN)/python -m pipelines.overlays
 
 images: $(STAGES:%=image-%) ## build all images, or one: image-train (VARIANT=cpu, REGISTRY=)
 

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from components.core.describe import duration, money
 from components.core.errors import ConfigError
+from components.core.gpus import kinds
 from components.core.ledger import Prices, read_prices
-from components.train.config import TrainConfig, profiles
+from components.train.config import TrainConfig
 from components.train.memory import (
     CONTEXT_BYTES,
     GIB,
@@ -54,15 +55,15 @@ def plan(
     shape: Shape, config: TrainConfig, rows: int, row_tokens: int, mfu: float, prices: Prices
 ) -> Plan:
     """What a training on `--processes` GPUs of the config's profile takes."""
-    gpu, gpus = profiles()[config.profile], max(config.processes, 1)
-    available, longest = round(gpu["memory_gib"] * GIB), 2 * row_tokens
+    gpu, gpus = kinds()[config.profile], max(config.processes, 1)
+    available, longest = round(gpu.memory_gib * GIB), 2 * row_tokens
     split = is_split(config, shape, longest, available, gpus)
     trained = trainable(shape, config)
     frozen = 0 if config.method == "full" else shape.in_layers
     tokens = round(rows * row_tokens * config.epochs)
     a_token = flops_per_token(trained, frozen, shape.layers, shape.hidden, row_tokens)
-    seconds = a_token * tokens / (gpu["bfloat16_tflops"] * 1e12 * mfu * gpus)
-    price = prices.gpu_hour.get(gpu["gpu"])
+    seconds = a_token * tokens / (gpu.bf16_tflops * 1e12 * mfu * gpus)
+    price = prices.gpu_hour.get(gpu.device)
     passes = math.ceil(rows / config.batch_size / gpus)
     return Plan(
         held=memory(shape, config, longest, gpus if split else 1),
@@ -73,7 +74,7 @@ def plan(
         seconds=seconds,
         cost=None if price is None else price * gpus * seconds / 3600,
         memory=available,
-        gpu=gpu["gpu"],
+        gpu=gpu.device,
         gpus=gpus,
         split=split,
     )

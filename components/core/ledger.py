@@ -1,7 +1,7 @@
 """What a stage took: time, tokens, requests, hardware, and what that costs.
 
-Costs come from a dated price table (`prices.json` beside this file, or the user's own). What the
-table does not price is reported as unknown (null), never as free.
+Costs come from dated prices (`gpus.yaml` beside this file, or the user's own table). What has no
+price there is reported as unknown (null), never as free.
 """
 
 import resource
@@ -16,23 +16,40 @@ from typing import Self
 
 from pydantic import Field
 
+from components.core.gpus import kinds, table
 from components.core.records import Record, read_json
 from components.core.storage import LEDGER, write_json
 
 
 class Prices(Record):
-    """A dated price table. `gpu_hour` is by the device's name as the driver reports it."""
+    """A dated price table.
+
+    gpu_hour: by the device's name as the driver reports it. gpu_dates: of GPU prices that have
+    another date than the table.
+    """
 
     date: str
     source: str
     currency: str
     gpu_hour: dict[str, float]
     teacher_request: float
+    gpu_dates: dict[str, str] = Field(default_factory=dict)
 
 
 def read_prices(path: str = "") -> Prices:
-    """The price table at a path, or the one that comes with the project."""
-    return read_json(Path(path) if path else Path(__file__).with_name("prices.json"), Prices)
+    """The price table at a path, or the prices of `gpus.yaml`."""
+    if path:
+        return read_json(Path(path), Prices)
+    request = table().teacher_request
+    gpu_hour = {gpu.device: gpu.price for gpu in kinds().values() if gpu.price}
+    return Prices(
+        date=request.date,
+        source=request.source,
+        currency="USD",
+        gpu_hour={device: price.usd for device, price in gpu_hour.items()},
+        teacher_request=request.usd,
+        gpu_dates={device: price.date for device, price in gpu_hour.items()},
+    )
 
 
 class LedgerEntry(Record):
@@ -140,7 +157,7 @@ class Ledger:
             peak_gpu_memory_bytes=gpu_memory,
             cost=self._cost(seconds, gpu, gpu_count),
             currency=self.prices.currency,
-            prices_date=self.prices.date,
+            prices_date=self.prices.gpu_dates.get(gpu, self.prices.date),
             parts=self.parts,
             requests_failed=dict(self.requests_failed.most_common()),
         )

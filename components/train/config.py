@@ -1,9 +1,6 @@
 """Settings of the train stage."""
 
-import json
-from functools import cache
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
@@ -15,6 +12,12 @@ from components.core.config import (
     TextList,
     option,
 )
+from components.core.gpus import kinds
+
+if TYPE_CHECKING:
+    GpuKind = str
+else:
+    GpuKind = Literal[("", *kinds())]
 
 SWEPT = (
     "rank",
@@ -34,14 +37,6 @@ SHAPES_WEIGHTS = {
     *SWEPT, "method", "load_in_4bit", "max_tokens", "seed", "batching", "stop_on_overfitting",
 }  # fmt: skip
 """The settings on which the trained weights depend; a checkpoint is resumed under the same only."""
-
-
-@cache
-def profiles() -> dict[str, dict[str, Any]]:
-    """What is known of each GPU, and the settings with which an 8B model is meant to fit it."""
-    text = Path(__file__).with_name("profiles.json").read_text(encoding="utf-8")
-    found: dict[str, dict[str, Any]] = json.loads(text)
-    return found
 
 
 class TrainConfig(StageConfig):
@@ -134,10 +129,10 @@ class TrainConfig(StageConfig):
         "stage stops.",
         group="Optimizer",
     )
-    profile: Literal["", "a100-40gb", "a100-80gb", "h100", "l4"] = option(
+    profile: GpuKind = option(
         "",
-        help="GPU whose settings (components/train/profiles.json) take the place of the defaults; "
-        "flags that are given win.",
+        help="GPU whose training settings (components/core/gpus.yaml) replace the defaults; "
+        "explicit flags win.",
         group="Hardware",
         in_pipeline=False,
     )
@@ -201,8 +196,8 @@ class TrainConfig(StageConfig):
     @model_validator(mode="before")
     @classmethod
     def _profile_before_defaults(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("profile") in profiles():
-            return profiles()[values["profile"]]["settings"] | values
+        if isinstance(values, dict) and values.get("profile") in kinds():
+            return {**kinds()[values["profile"]].training, **values}
         return values
 
     @model_validator(mode="after")

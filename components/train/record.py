@@ -6,13 +6,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.core.gpus import of_device
 from components.core.ledger import peak_memory
 from components.core.models import choose_dtype
 from components.core.progress import Task, task
 from components.core.records import LossPoint, TrainingRecord
 from components.train.batching import batching_in_words
 from components.train.chat import Examples
-from components.train.config import TrainConfig, profiles
+from components.train.config import TrainConfig
 from components.train.memory import flops_per_token
 from components.train.report import warnings
 
@@ -115,10 +116,9 @@ def _mfu(
 
     if not torch.cuda.is_available() or choose_dtype(config.dtype) != torch.bfloat16:
         return None
-    name = torch.cuda.get_device_name(0)
-    peaks = [entry["bfloat16_tflops"] for entry in profiles().values() if entry["gpu"] == name]
+    gpu = of_device(torch.cuda.get_device_name(0))
     rows = len(trainer.train_dataset) * (trainer.state.epoch or 0)  # overfitting may end it early
-    if not peaks or not rows:
+    if gpu is None or not rows:
         return None
     shape = trainer.model.config.get_text_config()
     trainable, total = counts
@@ -131,7 +131,7 @@ def _mfu(
         shape.hidden_size,
         tokens / rows,
     )
-    peak = float(peaks[0]) * 1e12 * int(os.environ.get("WORLD_SIZE", "1"))
+    peak = gpu.bf16_tflops * 1e12 * int(os.environ.get("WORLD_SIZE", "1"))
     return round(a_token * tokens / max(seconds, 1e-9) / peak, 4)
 
 

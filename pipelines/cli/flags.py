@@ -89,7 +89,7 @@ class StageCommand(Command):
 
 
 PLANNED = (
-    "rank", "target_modules", "method", "epochs", "batch_size", "gradient_accumulation",
+    "profile", "rank", "target_modules", "method", "epochs", "batch_size", "gradient_accumulation",
     "max_tokens", "load_in_4bit", "gradient_checkpointing", "dtype", "processes", "sharding",
     "prices",
 )  # fmt: skip
@@ -102,14 +102,16 @@ class PlanCommand(Command):
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         if not any(parameter.name == PLANNED[0] for parameter in self.params):
             fields = config_class("train").model_fields
-            self.params += [_option(name, fields[name]) for name in PLANNED]
+            self.params += [_option(name, fields[name], name == "profile") for name in PLANNED]
         return super().get_params(ctx)
 
 
-def _option(name: str, field: FieldInfo) -> click.Option:
-    notes = "; ".join(filter(None, [_default(field), allowed_values(field)]))
+def _option(name: str, field: FieldInfo, required: bool = False) -> click.Option:
+    default = "" if required else _default(field)
+    notes = "; ".join(filter(None, [default, allowed_values(field)]))
     return click.Option(
         [flag(name), name],
+        required=required,
         # The config class checks values, so that one wording serves flags and KFP parameters.
         type=click.UNPROCESSED,
         metavar=_metavar(name, field),

@@ -55,12 +55,6 @@ def demo(**options: Any) -> None:
 @click.command(cls=PlanCommand, short_help="Say what a training will take, before it is paid for.")
 @click.option("--base-model", required=True, metavar="MODEL", help="Folder, config.json or hub id.")
 @click.option(
-    "--profile",
-    required=True,
-    type=click.Choice(["a100-40gb", "a100-80gb", "h100", "l4"]),
-    help="The GPU; its settings take the place of the defaults.",
-)
-@click.option(
     "--rows",
     default=100,
     show_default=True,
@@ -84,9 +78,7 @@ def demo(**options: Any) -> None:
     metavar="X",
     help="Share of its peak that the GPU is taken to reach.",
 )
-def plan(
-    base_model: str, profile: str, rows: int, row_tokens: int, mfu: float, **given: Any
-) -> None:
+def plan(base_model: str, rows: int, row_tokens: int, mfu: float, **given: Any) -> None:
     """Say how much memory, time and money a training will take, and whether it fits the GPU.
 
     \b
@@ -96,7 +88,7 @@ def plan(
     from pipelines.plan import run
 
     settings = {name: value for name, value in given.items() if value is not None}
-    run(base_model, {"profile": profile, **settings}, rows, row_tokens, mfu)
+    run(base_model, settings, rows, row_tokens, mfu)
 
 
 @click.command(cls=Command, short_help="Put finished runs side by side: one figure, one table.")

@@ -5,7 +5,7 @@ as a pod that waits for ever.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
@@ -13,10 +13,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator
 
+from components.core.gpus import PATH, gke_labels
 from pipelines.k8s.located import fault, meant, shown
 
-ACCELERATORS = Path(__file__).parents[2] / "k8s" / "accelerators.txt"
-LABELS = ACCELERATORS.with_name("labels.txt")
+LABELS = Path(__file__).parents[2] / "k8s" / "labels.txt"
 
 GPU = "nvidia.com/gpu"
 GKE = "cloud.google.com/"
@@ -124,15 +124,14 @@ def _lines(path: Path) -> tuple[str, ...]:
 def _check_selector(selector: dict[str, str]) -> dict[str, str]:
     for key, value in check_labels(selector).items():
         if key.startswith(GKE):
-            _check_known(key, "label of GKE", LABELS, key)
+            _check_known(key, "label of GKE", _lines(LABELS), LABELS, key)
         if key == GKE_ACCELERATOR:
-            _check_known(value, "GPU of GKE", ACCELERATORS, key)
+            _check_known(value, "GPU of GKE", gke_labels(), PATH, key)
     return selector
 
 
-def _check_known(word: str, what: str, file: Path, key: str) -> None:
+def _check_known(word: str, what: str, known: Sequence[str], file: Path, key: str) -> None:
     """Refuse what GKE gives no node; a line in the file adds one."""
-    known = _lines(file)
     if word not in known:
         raise fault(
             f"{word!r} is no {what}{meant(word, known)} (allowed: {', '.join(known)}; "

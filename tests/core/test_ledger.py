@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from components.core import ledger as ledger_module
 from components.core.errors import DataError
+from components.core.gpus import kinds
 from components.core.ledger import LEDGER, Ledger, LedgerEntry, merge
 from components.core.records import read_json
 
@@ -28,6 +30,14 @@ def test_gpu_hours_are_priced(tmp_path: Path) -> None:
     assert ledger._cost(600, "NVIDIA A100-SXM4-40GB", 1) == pytest.approx(4 / 6)
     assert ledger._cost(600, "NVIDIA A100-SXM4-40GB", 2) == pytest.approx(8 / 6)
     assert ledger._cost(600, "NVIDIA B999", 1) is None
+
+
+def test_a_gpus_own_price_has_its_own_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger("train", tmp_path)
+    with ledger.timed():
+        assert ledger.entry().prices_date == "2024-10-01"
+        monkeypatch.setattr(ledger_module, "_gpu", lambda: ("NVIDIA H200", 1, 0))
+        assert ledger.entry().prices_date == kinds()["h200"].price.date
 
 
 def test_own_prices(tmp_path: Path) -> None:

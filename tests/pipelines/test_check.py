@@ -266,10 +266,8 @@ def test_a_fault_around_the_jobs_is_found_in_its_line(name: str, tmp_path: Path)
 def test_a_new_accelerator_needs_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = Path(shutil.copytree(K8S / "base", tmp_path / "base"))
     mutate(base / "train.yaml", SELECTOR, SELECTOR.replace("tesla-a100", "z1000"), None)
-    assert "accelerators.txt" in check.complaints(str(base))[0]
-    accelerators = tmp_path / "accelerators.txt"
-    accelerators.write_text((K8S / "accelerators.txt").read_text() + "nvidia-z1000\n")
-    monkeypatch.setattr(values, "ACCELERATORS", accelerators)
+    assert "a line in components/core/gpus.yaml)" in check.complaints(str(base))[0]
+    monkeypatch.setattr(values, "gke_labels", lambda: ["nvidia-tesla-a100", "nvidia-z1000"])
     assert check.complaints(str(base)) == []
 
 
@@ -476,8 +474,8 @@ def test_kinds_of_steps_that_our_pipeline_has_not(tmp_path: Path) -> None:
 
 def test_what_is_committed_has_no_fault(raft: Raft) -> None:
     done = raft("check")
-    assert (done.returncode, done.stderr) == (0, "10 checked, nothing to fix\n")
-    assert len(check.everything()) == 2 + 6 + 2
+    assert (done.returncode, done.stderr) == (0, "11 checked, nothing to fix\n")
+    assert len(check.everything()) == 2 + 7 + 2
 
 
 @pytest.mark.parametrize("stage", STAGES)

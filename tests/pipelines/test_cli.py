@@ -97,7 +97,7 @@ def errors(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int,
         ),
         (
             ["train", "--dataset", "d", "--base-model", "m", "--output", "x", "--profile", "a1"],
-            ["--profile 'a1' (allowed: a100-40gb | a100-80gb | h100 | l4)\n"],
+            ["--profile 'a1' (allowed: a100-40gb | a100-80gb | h100 | h200 | l4)\n"],
         ),
         (["train", "--rnk", "8"], ["error: No such option '--rnk'", "\n  raft train --help"]),
         (["plan", "--base-model", "m"], ["error: Missing option '--profile'", "raft plan --help"]),

@@ -117,7 +117,8 @@ def test_an_overlay_compiles_beside_the_committed_file(
     ("arguments", "problem"),
     [
         (("--overlay", "h10"),
-         "--overlay 'h10': no such overlay (allowed: a100-80gb, cpu-smoke, h100, kueue, l4, spot)"),
+         "--overlay 'h10': no such overlay (allowed: a100-80gb, cpu-smoke, h100, h200, kueue, "
+         "l4, spot)"),
         (("--overlay", "no/where"), "no/where: no kustomization.yaml there"),
         (("--overlay", "l4", "--manifests", "-"), "--overlay and --manifests: give one of the two"),
         (("--manifests", "nowhere.yaml"), "nowhere.yaml: No such file"),

@@ -120,9 +120,9 @@ def test_an_overlay_gives_the_hardware(
 
 
 def test_an_unknown_overlay(leave: Leave) -> None:
-    code, _, err = leave("--overlay", "h200", "--", *FLAGS)
+    code, _, err = leave("--overlay", "h300", "--", *FLAGS)
     assert code == 2
-    assert "--overlay 'h200': no such overlay (allowed: a100-80gb, " in err
+    assert "--overlay 'h300': no such overlay (allowed: a100-80gb, " in err
 
 
 @pytest.mark.parametrize(

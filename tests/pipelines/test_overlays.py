@@ -28,7 +28,7 @@ from tests.pipelines.conftest import (
     tasks_of,
 )
 
-OVERLAYS = {"a100-80gb", "cpu-smoke", "h100", "kueue", "l4", "spot"}
+OVERLAYS = {"a100-80gb", "cpu-smoke", "h100", "h200", "kueue", "l4", "spot"}
 TEACHER = manifests.BASE / "teacher"
 KUBECTL = shutil.which("kubectl")
 
@@ -236,6 +236,7 @@ def test_what_the_overlays_change(pipelines: dict[str, dict]) -> None:
         "base": "nvidia-tesla-a100",
         "a100-80gb": "nvidia-a100-80gb",
         "h100": "nvidia-h100-80gb",
+        "h200": "nvidia-h200-141gb",
         "l4": "nvidia-l4",
         "spot": "nvidia-tesla-a100",
         "kueue": "nvidia-tesla-a100",
@@ -393,8 +394,8 @@ EDITS = {
     ),
     "memory limit": Edit(
         (f"{CONTAINER}.resources.limits.memory",),
-        set_in("resources", "limits", "memory", "200G"),
-        {"limits.memory": "200G"},
+        set_in("resources", "limits", "memory", "300G"),
+        {"limits.memory": "300G"},
         choosable=True,
     ),
     "GPUs": Edit(
@@ -531,7 +532,7 @@ def test_every_field_that_is_understood_is_edited_below() -> None:
     understood = {path for path, job_only in fields(Job) if not job_only}
     edited = {path for edit in EDITS.values() for path in edit.fields}
     assert edited == understood - IDENTITY
-    assert (len(edited), len(EDITS), len(sources())) == (31, 27, 7)
+    assert (len(edited), len(EDITS), len(sources())) == (31, 27, 8)
 
 
 @pytest.mark.parametrize("edit", EDITS)

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from components.core.errors import ConfigError, ModelError
+from components.core.gpus import kinds
 from components.core.ledger import read_prices
-from components.train.config import TrainConfig, profiles
+from components.train.config import TrainConfig
 from components.train.memory import GIB, Shape, is_split, memory, read_shape
 from components.train.shortage import what_to_lower
 from pipelines.plan import Plan, plan
@@ -88,7 +89,7 @@ def test_4_bit_bytes_are_those_of_bitsandbytes(demo_model: Path) -> None:
 
 
 def test_profiles_fit_llama_3_8b() -> None:
-    for name in profiles():
+    for name in kinds():
         assert planned(LLAMA_3_8B, profile=name).fits, name
     assert not planned(LLAMA_3_8B, profile="l4", load_in_4bit=False, batch_size=8).fits
     assert not planned(LLAMA_3_8B, method="full").fits
@@ -176,12 +177,14 @@ def test_the_command(raft: Raft, tmp_path: Path) -> None:
 def test_a_price_table_of_ones_own(raft: Raft, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_3_8B), encoding="utf-8")
     asked = ("plan", "--base-model", tmp_path, "--profile", "h100")
-    gpu = profiles()["h100"]["gpu"]
-    assert f"not priced (--prices FILE, with gpu_hour of {gpu})" in raft(*asked).stdout
+    gpu = kinds()["h100"].device
     prices = tmp_path / "prices.json"
     table = {"date": "2026-11-01", "source": "me", "currency": "EUR", "teacher_request": 0.0}
     prices.write_text(json.dumps(table | {"gpu_hour": {gpu: 3600.0}}), encoding="utf-8")
     assert " EUR, if the GPU reaches" in raft(*asked, "--prices", prices).stdout
+    prices.write_text(json.dumps(table | {"gpu_hour": {}}), encoding="utf-8")
+    unknown = raft(*asked, "--prices", prices).stdout
+    assert f"not priced (--prices FILE, with gpu_hour of {gpu})" in unknown
     wrong = raft(*asked, "--prices", tmp_path / "none.json")
     assert wrong.returncode == 2 and "none.json: No such file" in wrong.stderr
 

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.core.errors import ConfigError, DataError
+from components.core.gpus import kinds
 from components.core.models import load_tokenizer
 from components.core.records import RaftRow, TrainingRecord, read_json, read_jsonl
 from components.train import batching, train, trainer
 from components.train.batching import PASS_TOKENS, length_grouped, passes
 from components.train.chat import examples
-from components.train.config import TrainConfig, profiles
+from components.train.config import TrainConfig
 from components.train.memory import memory, read_shape
 from tests.train.conftest import config, row_losses
 
@@ -240,7 +241,7 @@ def test_full_and_4_bits_do_not_agree(tmp_path: Path) -> None:
 def test_profiles_fill_in_and_flags_win() -> None:
     base = {"dataset": "d", "base_model": "m", "output": "o"}
     names = set(get_args(TrainConfig.model_fields["profile"].annotation)) - {""}
-    assert names == set(profiles())
+    assert names == set(kinds())
     for name in names:
         assert TrainConfig.parse(base | {"profile": name}).profile == name
     l4 = TrainConfig.parse(base | {"profile": "l4"})
