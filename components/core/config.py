@@ -1,155 +1,62 @@
-"""What the config classes of all stages have in common.
+"""The base classes of the stages' settings.
 
 A stage's settings are one frozen pydantic class: the only place where a default, a range and a
-help text are written. The command line, the KFP signature and the README's tables are read from
-it. Values may arrive as text (Kubeflow hands every parameter over as text: `true`, `0.800000`,
-`["a","b"]`), and are parsed here, nowhere else.
+help text are written. The command line, the KFP signature and docs/settings.md are made from it.
+A config class needs nothing but this module: the types of `locations` and `options` are here too.
 """
 
 import json
-import os
-import re
-import stat
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
+from typing import Any, ClassVar, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
-    Field,
-    JsonValue,
     PrivateAttr,
     ValidationError,
     field_validator,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 
 from components.core.errors import ConfigError
+from components.core.locations import (
+    INPUT,
+    KEPT,
+    OUTPUT,
+    SCHEME,
+    InputLocation,
+    InputLocations,
+    KeptLocation,
+    Location,
+    OutputLocation,
+    beside,
+    check_apart,
+    check_folder,
+    check_location,
+    normalized,
+)
+from components.core.options import (
+    JsonObject,
+    NumberList,
+    ObjectList,
+    TextList,
+    allowed_values,
+    complaint,
+    default_text,
+    flag,
+    group_of,
+    in_pipeline,
+    message,
+    option,
+)
 from components.core.redaction import has_password, redact
 
-SCHEME = "gs://"
-INPUT = "input"
-OUTPUT = "output"
-KEPT = "kept"
-
-
-def beside(output: str, name: str) -> str:
-    """Where a stage keeps what an interrupted run has done: next to its output, `OUTPUT-name`."""
-    place = output.rstrip("/") if output.startswith(SCHEME) else Path(output).resolve()
-    return f"{place}-{name}"
-
-
-def check_location(value: str) -> str:
-    """Refuse what is neither a local path nor a name that Cloud Storage can have.
-
-    Raises:
-        ValueError: says what is wrong, and what is allowed.
-    """
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", value)
-    if scheme is None:
-        return value
-    if scheme[0] != SCHEME:
-        raise ValueError(f"{scheme[0]} is not read here (allowed: a local path, gs://BUCKET/PATH)")
-    bucket, _, path = value[len(scheme[0]) :].partition("/")
-    if not bucket:
-        raise ValueError("no bucket named; write gs://BUCKET/PATH")
-    if not re.fullmatch(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?", bucket):
-        raise ValueError(
-            f"no bucket is called {bucket!r} (allowed: small letters, digits, and - _ . between)"
-        )
-    if not path.isprintable():
-        raise ValueError("a path on gs:// with a line end, or another character that is not seen")
-    if any(part in ("", ".", "..") for part in path.removesuffix("/").split("/") if path):
-        raise ValueError("a path on gs:// has no empty part, no . and no ..")
-    return value
-
-
-Location = Annotated[str, AfterValidator(check_location)]
-"""A local path or a `gs://` URI ("" = not given)."""
-
-InputLocation = Annotated[Location, INPUT]
-"""One that exists before the stage starts."""
-
-OutputLocation = Annotated[Location, OUTPUT]
-"""One that the stage writes, and that holds nothing else."""
-
-KeptLocation = Annotated[Location, KEPT]
-"""One that keeps what an interrupted run has done."""
-
-
-def _split_text(value: object) -> object:
-    """Accept a list as JSON (Kubeflow) or as comma-separated words (a person at a terminal)."""
-    if not isinstance(value, str):
-        return value
-    if value.lstrip().startswith("["):
-        return json.loads(value)
-    return [word.strip() for word in value.split(",") if word.strip()]
-
-
-def _parse_json(value: object, empty: str) -> object:
-    """Accept JSON as text; an empty text stands for `empty`."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value or empty)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at character {error.pos}") from None
-
-
-InputLocations = Annotated[tuple[Location, ...], BeforeValidator(_split_text), INPUT]
-"""Several of them, given as `a,b` or `["a","b"]`."""
-
-TextList = Annotated[tuple[str, ...], BeforeValidator(_split_text)]
-"""Words, given as `a,b` or `["a","b"]`."""
-
-
-def _split_numbers(value: object) -> object:
-    """Accept one number, too: a list of one."""
-    return (value,) if isinstance(value, int) else _split_text(value)
-
-
-NumberList = Annotated[tuple[int, ...], BeforeValidator(_split_numbers)]
-"""Whole numbers, given as `0,2` or `[0, 2]`; one alone is a list of one."""
-
-JsonObject = Annotated[dict[str, Any], BeforeValidator(lambda value: _parse_json(value, "{}"))]
-"""A JSON object, given as `{"a": 1}`."""
-
-ObjectList = Annotated[
-    tuple[dict[str, Any], ...], BeforeValidator(lambda value: _parse_json(value, "[]"))
-]
-"""JSON objects, given as `[{"a": 1}, {"a": 2}]`."""
-
-
-def option(
-    default: Any = ..., *, help: str, group: str, in_pipeline: bool = True, **limits: Any
-) -> Any:
-    """Declare one setting: its default, range, help text and the heading that `--help` gives it.
-
-    Every setting is also a parameter of the stage's Kubeflow component, unless `in_pipeline` is
-    false: for what Kubeflow decides itself, and what makes no sense in a step.
-
-    A setting without a default is a location or a name, and may not be empty.
-    """
-    if default is ...:
-        limits.setdefault("min_length", 1)
-    extra: dict[str, JsonValue] = {"group": group, "in_pipeline": in_pipeline}
-    return Field(default, description=help, json_schema_extra=extra, **limits)
-
-
-def group_of(field: FieldInfo) -> str:
-    """The heading of a setting in `--help` and on the dashboard."""
-    extra = field.json_schema_extra
-    return str(extra["group"]) if isinstance(extra, dict) else "Other"
-
-
-def in_pipeline(field: FieldInfo) -> bool:
-    """Whether a setting is a parameter of the stage's Kubeflow component."""
-    extra = field.json_schema_extra
-    return isinstance(extra, dict) and bool(extra["in_pipeline"])
+__all__ = [
+    "INPUT", "KEPT", "OUTPUT", "SCHEME", "ArtifactSettings", "InputLocation", "InputLocations",
+    "JsonObject", "KeptLocation", "Location", "NumberList", "ObjectList", "OutputLocation",
+    "Settings", "StageConfig", "TextList", "allowed_values", "beside", "check_location",
+    "complaint", "default_text", "flag", "group_of", "in_pipeline", "message", "option",
+]  # fmt: skip
 
 
 class Settings(BaseModel):
@@ -177,44 +84,17 @@ class Settings(BaseModel):
     @field_validator("output")
     @classmethod
     def _a_folder(cls, output: str) -> str:
-        mode = None if output.startswith(SCHEME) else _mode(output)
-        if mode is not None and not stat.S_ISDIR(mode):
-            raise ValueError("is a file, not a folder")
-        return output
+        return check_folder(output)
 
     @model_validator(mode="after")
-    def _locations_are_sound(self) -> Self:
-        """What is read must not be written: a stage clears its output before it begins.
-
-        And nothing is read that may never end, such as a pipe or a device.
-        """
-        places: dict[str, list[tuple[str, str]]] = {INPUT: [], OUTPUT: [], KEPT: []}
+    def _locations_are_apart(self) -> Self:
+        locations: dict[str, list[tuple[str, str]]] = {INPUT: [], OUTPUT: [], KEPT: []}
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
-            for kind in places.keys() & set(map(str, field.metadata)):
-                given = value if isinstance(value, tuple) else (value,)
-                places[kind] += [(name, str(location)) for location in given if location]
-        for name, source in places[INPUT]:
-            if not source.startswith(SCHEME):
-                mode = _mode(source)
-                if mode is None:  # a model of the hub lies nowhere
-                    continue
-                if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-                    raise ValueError(f"{flag(name)} {source}: neither a file nor a folder")
-            for other, target in places[OUTPUT] + places[KEPT]:
-                cleared = (other, target) in places[OUTPUT]
-                if (cleared and _holds(target, source)) or _holds(source, target):
-                    raise ValueError(
-                        f"{flag(other)} {target} and {flag(name)} {source} lie in each other; "
-                        f"give {flag(other)} a folder of its own"
-                    )
-        for name, kept in places[KEPT]:
-            for other, target in places[OUTPUT]:
-                if _holds(target, kept):
-                    raise ValueError(
-                        f"{flag(name)} {kept} lies in {flag(other)} {target}, all of which becomes "
-                        f"the artifact; leave {flag(name)} out, or give a folder elsewhere"
-                    )
+            for kind in locations.keys() & set(map(str, field.metadata)):
+                values = value if isinstance(value, tuple) else (value,)
+                locations[kind] += [(name, str(location)) for location in values if location]
+        check_apart(locations)
         return self
 
     @classmethod
@@ -234,12 +114,12 @@ class Settings(BaseModel):
 
     @classmethod
     def default(cls, name: str) -> Any:
-        """The default of one setting, for those who repeat the signature (the KFP components)."""
+        """The default of one setting."""
         return cls.model_fields[name].default
 
     @classmethod
     def kept(cls) -> str:
-        """The setting that says where an interrupted attempt is kept; "" if there is none."""
+        """The setting that names where resume state is kept; "" if there is none."""
         return next((name for name, f in cls.model_fields.items() if KEPT in f.metadata), "")
 
     @classmethod
@@ -253,10 +133,10 @@ class Settings(BaseModel):
 
 
 class ArtifactSettings(Settings):
-    """Settings of a command whose artifact is not made anew without being asked to."""
+    """Settings of a command that replaces a finished artifact only where `overwrite` is set."""
 
     without_effect: ClassVar[tuple[str, ...]] = ()
-    """Settings on which what is made does not depend."""
+    """Settings on which the artifact does not depend."""
 
     _recorded: dict[str, Any] = PrivateAttr(default_factory=dict)
 
@@ -269,20 +149,20 @@ class ArtifactSettings(Settings):
     )
 
     def model_post_init(self, _context: Any, /) -> None:
-        """Keep the settings as they were given: a copy may have others, such as local folders."""
+        """Remember the settings as they were given: a copy may name local folders instead."""
         left_out = {"output", "overwrite", "prices", "fresh", self.kept(), *self.without_effect}
         settings = self.model_dump(mode="json", exclude=left_out)
         for name, field in type(self).model_fields.items():
             if name in settings and INPUT in field.metadata:
                 value = settings[name]
                 one = isinstance(value, str)
-                settings[name] = _spelled(value) if one else [*map(_spelled, value)]
+                settings[name] = normalized(value) if one else [*map(normalized, value)]
         self._recorded = settings
 
     def recorded(self) -> dict[str, Any]:
         """All on which the artifact depends, as JSON and without secrets, for its manifest."""
-        found: dict[str, Any] = json.loads(redact(json.dumps(self._recorded)))
-        return found
+        settings: dict[str, Any] = json.loads(redact(json.dumps(self._recorded)))
+        return settings
 
 
 class StageConfig(ArtifactSettings):
@@ -303,7 +183,7 @@ class StageConfig(ArtifactSettings):
     )
 
     kept_beside_local: ClassVar[bool] = False
-    """Whether that of an interrupted attempt is kept beside a local output, too, not in it."""
+    """Whether resume state is also kept next to a local output rather than inside it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -315,77 +195,3 @@ class StageConfig(ArtifactSettings):
             if output.startswith(SCHEME) or (output and cls.kept_beside_local):
                 return values | {kept: beside(output, kept)}
         return values
-
-
-def _spelled(location: str) -> str:
-    """A location as it is compared: `docs/` is `docs`."""
-    if not location or location.startswith(SCHEME):
-        return location.rstrip("/")
-    return os.path.normpath(location)
-
-
-def _mode(path: str) -> int | None:
-    """What lies at a path, as `stat` says it; None if nothing does."""
-    try:
-        return Path(path).stat().st_mode
-    except (OSError, ValueError):
-        return None
-
-
-def _holds(folder: str, location: str) -> bool:
-    """Whether a location is a folder or lies in it."""
-    if folder.startswith(SCHEME) or location.startswith(SCHEME):
-        return (location.rstrip("/") + "/").startswith(folder.rstrip("/") + "/")
-    outer, inner = Path(folder).resolve(), Path(location).resolve()
-    return outer in (inner, *inner.parents)
-
-
-def flag(name: str) -> str:
-    """The command-line spelling of a field: `max_chunks` becomes `--max-chunks`."""
-    return "--" + name.replace("_", "-")
-
-
-def message(fault: Any) -> str:
-    """What one of pydantic's errors says."""
-    return str(fault["msg"]).removeprefix("Value error, ")
-
-
-def complaint(fault: Any, field: FieldInfo) -> str:
-    """What stands behind a wrong value: ` (allowed: a | b)`, `: no such arm (allowed: a | b)`."""
-    allowed = allowed_values(field)
-    if not allowed:
-        return f": {message(fault)}"
-    # pydantic itself only says once more, in other words, what is allowed.
-    own = f": {message(fault)}" if fault["type"] == "value_error" else ""
-    return f"{own} (allowed: {allowed})"
-
-
-def default_text(field: FieldInfo) -> str:
-    """A setting's default as one would type it; `required` where there is none."""
-    if field.is_required():
-        return "required"
-    if isinstance(field.default, bool):
-        return str(field.default).lower()
-    if isinstance(field.default, tuple):
-        return ",".join(map(str, field.default))
-    return str(field.default)
-
-
-def allowed_values(field: FieldInfo) -> str:
-    """What a field accepts, in words: `>= 0, <= 1`, `a | b`, `as 2/8`; "" if anything."""
-    if get_origin(field.annotation) is Literal:
-        return " | ".join(str(value) for value in get_args(field.annotation) if value)
-    if field.examples:
-        return f"as {field.examples[0]}"
-    if field.annotation is bool:
-        return "true | false"
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    bounds = [
-        f"{sign} {getattr(limit, name)}"
-        for limit in field.metadata
-        for name, sign in signs.items()
-        if getattr(limit, name, None) is not None
-    ]
-    kinds: dict[object, str] = {int: "a whole number", float: "a number"}
-    kind = kinds.get(field.annotation, "")
-    return ", ".join([kind, *bounds] if kind else bounds)

@@ -127,7 +127,7 @@ def test_outputs_on_inputs(
     link = tmp_path / "link"
     link.symlink_to(dataset)
     before = contents(tmp_path)
-    each_other = "lie in each other"
+    each_other = "overlap"
     attacks = [
         (texts, each_other), (texts / "sub", each_other), (tmp_path, each_other),
         ("/", each_other), (texts / "Townaa.txt", each_other),

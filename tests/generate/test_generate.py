@@ -147,7 +147,7 @@ def test_equal_chunks_of_different_documents_are_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("documents", "output"), [("a", "a"), ("a", "a/out"), ("a/in", "a")])
 def test_output_and_documents_keep_apart(tmp_path: Path, documents: str, output: str) -> None:
     (tmp_path / documents).mkdir(parents=True)
-    with pytest.raises(ConfigError, match="lie in each other"):
+    with pytest.raises(ConfigError, match="overlap"):
         run(tmp_path / documents, tmp_path / output)
 
 

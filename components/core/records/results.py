@@ -1,114 +1,12 @@
-"""The typed records that stages exchange: the only vocabulary they share.
+"""What the stages report: one record for each stage, with the figures that judge it."""
 
-One RAFT row, as `generate` writes it and `train` reads it (shortened)::
+from typing import Any, ClassVar, Literal
 
-    {"id": "seed_task_0", "type": "general", "question": "Where was Ada Voss born?",
-     "context": {"title": [["Ada Voss", "Bram Kell"]],
-                 "sentences": [["Ada Voss was born in Kelden.", "Bram Kell …"]]},
-     "oracle_context": "Ada Voss was born in Kelden.",
-     "cot_answer": "… ##begin_quote##…##end_quote## … <ANSWER>: Kelden",
-     "instruction": "<DOCUMENT>Ada Voss was born in Kelden.</DOCUMENT>\\n…Where was …?",
-     "answer": "Kelden", "document_id": "ada_voss.md", "chunk_id": "ada_voss.md#0",
-     "oracle_index": 0, "distractor_ids": ["bram_kell.md#0"], "teacher": "extractive"}
+from pydantic import Field
 
-The first seven columns are those of the published RAFT code, nesting included, so that its readers
-read ours; the rest is provenance.
-"""
-
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-
-from components.core.errors import DataError, printable
-
-
-class Record(BaseModel):
-    """A record on disk: unknown fields and non-finite numbers are refused."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
-    )
-
+from components.core.records.record import Record
 
 # ---- generate ----------------------------------------------------------------------------------
-
-DocumentForm = Literal["text", "markdown", "api"]
-RowType = Literal["general", "api call"]
-"""A row about a text, or about the documentation of an API call; the published code's words."""
-
-
-class Document(Record):
-    """One source text. `id` is unique in a corpus and says where the text came from."""
-
-    id: str
-    title: str = Field(max_length=1000)  # it is repeated in every chunk
-    text: str
-    form: DocumentForm = "text"
-
-
-class Paragraphs(BaseModel):
-    """A row in HotpotQA form, of which only the paragraphs are read: titles with sentences.
-
-    Takes the original nesting `[[title, [sentence, …]], …]` and the hub's
-    `{"title": [...], "sentences": [[...], ...]}`.
-    """
-
-    context: list[tuple[str, list[str]]]
-
-    @field_validator("context", mode="before")
-    @classmethod
-    def _from_columns(cls, value: Any) -> Any:
-        if isinstance(value, dict) and {"title", "sentences"} <= value.keys():
-            titles, sentences = value["title"], value["sentences"]
-            if not isinstance(titles, list) or not isinstance(sentences, list):
-                raise ValueError("title and sentences must be lists")
-            if len(titles) != len(sentences):
-                raise ValueError(f"{len(titles)} titles but {len(sentences)} lists of sentences")
-            return list(zip(titles, sentences, strict=True))
-        return value
-
-
-class Chunk(Record):
-    """A piece of a document; `start` and `end` are character offsets into its text."""
-
-    id: str
-    document_id: str
-    title: str
-    text: str
-    start: int
-    end: int
-    type: RowType = "general"
-
-
-class Context(Record):
-    """The documents shown with a question, nested as HotpotQA and the published code nest them.
-
-    Both lists have one inner list, with one entry a document.
-    """
-
-    title: list[list[str]]
-    sentences: list[list[str]]
-
-
-class RaftRow(Record):
-    """One training row; see the module's example."""
-
-    id: str
-    type: RowType
-    question: str
-    context: Context
-    oracle_context: str
-    cot_answer: str
-    instruction: str
-    # provenance; absent in published RAFT files, which we read too
-    answer: str = ""
-    document_id: str = ""
-    chunk_id: str = ""
-    oracle_index: int | None = None
-    distractor_ids: list[str] = Field(default_factory=list)
-    teacher: str = ""
 
 
 class GenerationReport(Record):
@@ -139,7 +37,7 @@ class GenerationReport(Record):
 
     @property
     def is_shard(self) -> bool:
-        """Whether it tells of a part of the chunks."""
+        """Whether it reports on a part of the chunks only."""
         return not self.shard.endswith("/1")
 
 
@@ -283,23 +181,6 @@ class QuantizationReport(Record):
 # ---- eval --------------------------------------------------------------------------------------
 
 
-class Question(Record):
-    """One evaluation question in HotpotQA form.
-
-    `context` pairs each paragraph's title with its sentences (they join without a separator);
-    `supporting_facts` pairs a title with a sentence index; titles named there are the oracle
-    paragraphs. Source: https://hotpotqa.github.io, "distractor" setting.
-    """
-
-    id: str = Field(alias="_id")
-    question: str
-    answer: str
-    supporting_facts: list[tuple[str, int]]
-    context: list[tuple[str, list[str]]]
-    type: str = ""
-    level: str = ""
-
-
 class ArmResult(Record):
     """Scores of one arm (a model variant under test), each a mean over `n` questions in [0, 1].
 
@@ -419,75 +300,3 @@ class Sample(Record):
     quotes_oracle: int = 0
     distractors: int = -1
     oracle: Oracle = "present"
-
-
-# ---- reading and writing -----------------------------------------------------------------------
-
-R = TypeVar("R", bound=BaseModel)
-
-FOREIGN = 3
-"""Fields that a row of another tool lacks, at least; HotpotQA's has no more in common than that."""
-
-
-def read_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
-    """Stream the records of a JSON Lines file; blank lines are skipped.
-
-    Raises:
-        DataError: a line is not JSON or not a `kind`; names file and line.
-    """
-    try:
-        lines = path.open("rb")  # pydantic decodes, and says where a line is not UTF-8
-    except OSError as error:
-        raise DataError(error.strerror or str(error), path=path) from None
-    with lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    record = kind.model_validate_json(line)
-                except ValidationError as error:
-                    raise _malformed(error, path, kind, number) from None
-                yield record
-
-
-def read_json(path: Path, kind: type[R]) -> R:
-    """Read one record from a JSON file.
-
-    Raises:
-        DataError: the file is missing, not JSON or not a `kind`.
-    """
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise DataError(error.strerror or str(error), path=path) from None
-    except ValidationError as error:
-        raise _malformed(error, path, kind) from None
-
-
-def _malformed(
-    error: ValidationError, path: Path, kind: type[BaseModel], line: int | None = None
-) -> DataError:
-    """The error about a record; fields that are unknown or missing may come with a version."""
-    missing = [fault for fault in error.errors() if fault["type"] == "missing"]
-    if kind is RaftRow and len(missing) >= FOREIGN and isinstance(missing[0]["input"], dict):
-        found = [printable(name)[:40] for name in missing[0]["input"]]
-        expected = [name for name, field in kind.model_fields.items() if field.is_required()]
-        return DataError(
-            f"these are not RAFT rows (found: {', '.join(found[:8])}{', …' * (len(found) > 8)}; "
-            f"expected: {', '.join(expected)})",
-            path=path,
-            line=line,
-            hint="raft generate writes such rows from documents; the README shows their form.",
-        )
-    fields = {"extra_forbidden", "missing"} & {fault["type"] for fault in error.errors()}
-    hint = "If another version of raft-pipelines wrote it, read it with that one." * bool(fields)
-    return DataError(explain(error), path=path, line=line, hint=hint)
-
-
-def explain(error: ValidationError) -> str:
-    """A validation error in one line: the first faults by field name, without pydantic's links."""
-    faults = [
-        ": ".join(filter(None, (".".join(map(str, fault["loc"])), fault["msg"])))
-        for fault in error.errors(include_url=False)
-    ]
-    rest = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
-    return "; ".join(faults[:3]) + rest

@@ -1,0 +1,27 @@
+"""The typed records that stages exchange: the only vocabulary they share."""
+
+from components.core.records.files import read_json, read_jsonl
+from components.core.records.record import Record, explain
+from components.core.records.results import (
+    ArmResult,
+    Comparison,
+    CurvePoint,
+    Evaluation,
+    GenerationReport,
+    HeadComparison,
+    LossPoint,
+    Oracle,
+    QuantizationReport,
+    Run,
+    Sample,
+    SweepTrial,
+    TrainingRecord,
+)
+from components.core.records.rows import Chunk, Context, Document, Paragraphs, Question, RaftRow
+
+__all__ = [
+    "ArmResult", "Chunk", "Comparison", "Context", "CurvePoint", "Document", "Evaluation",
+    "GenerationReport", "HeadComparison", "LossPoint", "Oracle", "Paragraphs",
+    "QuantizationReport", "Question", "RaftRow", "Record", "Run", "Sample", "SweepTrial",
+    "TrainingRecord", "explain", "read_json", "read_jsonl",
+]  # fmt: skip

@@ -1,0 +1,115 @@
+"""What flows through the stages: documents, chunks, RAFT rows, questions.
+
+One RAFT row, as `generate` writes it and `train` reads it (shortened)::
+
+    {"id": "seed_task_0", "type": "general", "question": "Where was Ada Voss born?",
+     "context": {"title": [["Ada Voss", "Bram Kell"]],
+                 "sentences": [["Ada Voss was born in Kelden.", "Bram Kell …"]]},
+     "oracle_context": "Ada Voss was born in Kelden.",
+     "cot_answer": "… ##begin_quote##…##end_quote## … <ANSWER>: Kelden",
+     "instruction": "<DOCUMENT>Ada Voss was born in Kelden.</DOCUMENT>\\n…Where was …?",
+     "answer": "Kelden", "document_id": "ada_voss.md", "chunk_id": "ada_voss.md#0",
+     "oracle_index": 0, "distractor_ids": ["bram_kell.md#0"], "teacher": "extractive"}
+
+The first seven columns are those of the published RAFT code, nesting included, so that its readers
+read ours; the rest is provenance.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, field_validator
+
+from components.core.records.record import Record
+
+DocumentForm = Literal["text", "markdown", "api"]
+RowType = Literal["general", "api call"]
+"""A row about a text, or about the documentation of an API call; the published code's words."""
+
+
+class Document(Record):
+    """One source text. `id` is unique in a corpus and says where the text came from."""
+
+    id: str
+    title: str = Field(max_length=1000)  # it is repeated in every chunk
+    text: str
+    form: DocumentForm = "text"
+
+
+class Paragraphs(BaseModel):
+    """A row in HotpotQA format, of which only the paragraphs are read: titles with sentences.
+
+    Takes the original nesting `[[title, [sentence, …]], …]` and the hub's
+    `{"title": [...], "sentences": [[...], ...]}`.
+    """
+
+    context: list[tuple[str, list[str]]]
+
+    @field_validator("context", mode="before")
+    @classmethod
+    def _from_columns(cls, value: Any) -> Any:
+        if isinstance(value, dict) and {"title", "sentences"} <= value.keys():
+            titles, sentences = value["title"], value["sentences"]
+            if not isinstance(titles, list) or not isinstance(sentences, list):
+                raise ValueError("title and sentences must be lists")
+            if len(titles) != len(sentences):
+                raise ValueError(f"{len(titles)} titles but {len(sentences)} lists of sentences")
+            return list(zip(titles, sentences, strict=True))
+        return value
+
+
+class Chunk(Record):
+    """A piece of a document; `start` and `end` are character offsets into its text."""
+
+    id: str
+    document_id: str
+    title: str
+    text: str
+    start: int
+    end: int
+    type: RowType = "general"
+
+
+class Context(Record):
+    """The documents shown with a question, nested as HotpotQA and the published code nest them.
+
+    Both lists have one inner list, with one entry a document.
+    """
+
+    title: list[list[str]]
+    sentences: list[list[str]]
+
+
+class RaftRow(Record):
+    """One training row; see the module's example."""
+
+    id: str
+    type: RowType
+    question: str
+    context: Context
+    oracle_context: str
+    cot_answer: str
+    instruction: str
+    # provenance; absent in published RAFT files, which we read too
+    answer: str = ""
+    document_id: str = ""
+    chunk_id: str = ""
+    oracle_index: int | None = None
+    distractor_ids: list[str] = Field(default_factory=list)
+    teacher: str = ""
+
+
+class Question(Record):
+    """One evaluation question in HotpotQA format.
+
+    `context` pairs each paragraph's title with its sentences (they join without a separator);
+    `supporting_facts` pairs a title with a sentence index; titles named there are the oracle
+    paragraphs. Source: https://hotpotqa.github.io, "distractor" setting.
+    """
+
+    id: str = Field(alias="_id")
+    question: str
+    answer: str
+    supporting_facts: list[tuple[str, int]]
+    context: list[tuple[str, list[str]]]
+    type: str = ""
+    level: str = ""
