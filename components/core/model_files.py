@@ -1,7 +1,7 @@
-"""Whether a folder can be a chat model or an adapter: looked at before a library makes it one.
+"""Check the files of a chat model or an adapter before a library loads them.
 
-Libraries draw weights that are missing at random, ask a hub about a mistyped path, and run what a
-template says. Every fault here names the file and what to do.
+Libraries initialise missing weights at random, look a mistyped path up on the hub, and execute
+chat templates. Every error here names the file and what to do.
 """
 
 import json
@@ -22,7 +22,7 @@ from components.core.records import explain
 from components.core.storage import verify
 
 MERGED = ".merged-"
-"""How the folders begin that this module's users write merged models to, for themselves."""
+"""Prefix of the temporary folders that merged models are written to."""
 _FETCH_AGAIN = "Fetch the folder again, or make it again with what made it."
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 SECONDS_OF_A_TEMPLATE = 10.0
@@ -30,7 +30,7 @@ MOST_RANK = 4096
 
 
 class _AdapterConfig(BaseModel):
-    """What of an adapter's settings could harm: sizes, patterns (which may take for ever), code."""
+    """The settings of an adapter that could do harm: sizes, slow patterns, code."""
 
     peft_type: Literal["LORA"]
     r: int = Field(ge=1, le=MOST_RANK)
@@ -41,19 +41,18 @@ class _AdapterConfig(BaseModel):
     auto_mapping: None = None
 
 
-def check_complete(source: str, config: Any, found: Any) -> None:
-    """Refuse weights that are not those of the model: the library would draw the rest at random.
+def check_complete(source: str, config: Any, report: Any) -> None:
+    """Refuse weights that do not match config.json: the library initialises the rest at random.
 
     Raises:
-        ModelError: config.json asks for weights that are missing, or for fewer layers than are
-            there.
+        ModelError: weights are missing, or there are more layers than config.json has.
     """
-    missing = sorted(found["missing_keys"])
-    # Of surplus weights only whole layers are a fault: some models bring along buffers or heads.
+    missing = sorted(report["missing_keys"])
+    # Surplus buffers or heads are harmless, and some models have them; whole layers are not.
     layers = getattr(config, "num_hidden_layers", None)
     surplus = [
         name
-        for name in sorted(found["unexpected_keys"])
+        for name in sorted(report["unexpected_keys"])
         if layers is not None and (number := _LAYER.search(name)) and int(number[1]) >= layers
     ]
     if missing or surplus:
@@ -68,14 +67,14 @@ def check_complete(source: str, config: Any, found: Any) -> None:
 
 
 def check_template(source: str, tokenizer: Any) -> None:
-    """Try the chat template, which is a program of the model's makers, on two words."""
+    """Render a short conversation, since a chat template is a program that may fail or hang."""
     turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "There."}]
     try:
         with _no_longer_than(SECONDS_OF_A_TEMPLATE):
             text = tokenizer.apply_chat_template(turns, tokenize=False)
         if any(turn["content"] not in text for turn in turns):
             raise ValueError("it leaves out what is said")
-    except Exception as error:  # what a program may raise: anything
+    except Exception as error:  # a template may raise anything
         raise ModelError(
             f"--base-model {source}: its chat template cannot be used ({first_line(error)})",
             hint="Look at chat_template.jinja in the folder, or take the model from its makers.",
@@ -84,7 +83,7 @@ def check_template(source: str, tokenizer: Any) -> None:
 
 @contextmanager
 def _no_longer_than(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in a body of Python code that takes longer (in the main thread only)."""
+    """Raise TimeoutError in Python code that takes longer (in the main thread only)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -102,7 +101,7 @@ def _no_longer_than(seconds: float) -> Iterator[None]:
 
 
 def check_place(source: str) -> None:
-    """Refuse a wrong path here: the library would ask the hub for it, for tens of seconds.
+    """Refuse a wrong path, which the library would look up on the hub for tens of seconds.
 
     Raises:
         ModelError: a folder without config.json, or no folder, and no hub id.
@@ -122,14 +121,14 @@ def check_place(source: str) -> None:
 
 
 def check_folder(source: str) -> None:
-    """Refuse what is no place of a model, and a folder with a file missing or damaged.
+    """Refuse a wrong path, and a folder with a file missing or damaged.
 
     Raises:
         ModelError: names it.
     """
     check_place(source)
     folder = Path(source)
-    # One of ours was written a moment ago, without tokenizer, perhaps into an unfinished artifact.
+    # A merged model of ours is new, has no tokenizer, and may be in an unfinished artifact.
     if not folder.is_dir() or folder.name.startswith(MERGED):
         return
     if not (folder / "tokenizer_config.json").is_file():
@@ -144,10 +143,10 @@ def check_folder(source: str) -> None:
 
 @lru_cache(maxsize=8)
 def _check_files(folder: Path, state: tuple[tuple[str, int], ...]) -> None:
-    """Check a model's files once for each state they are in, before anything is made of them.
+    """Check a model's files, once as long as their times do not change.
 
-    Checksums where the folder is an artifact, or a part of one. Any other's weights are held
-    against the length that their headers announce, which finds a download that was cut off.
+    By checksums where the folder is an artifact or part of one. Other folders' weights must have
+    the length that their headers announce, which detects an incomplete download.
 
     Raises:
         ModelError: a file is missing or damaged; names it.
@@ -158,7 +157,7 @@ def _check_files(folder: Path, state: tuple[tuple[str, int], ...]) -> None:
         raise ModelError(f"--base-model {error}", hint=error.hint) from None
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         if (folder / name).is_file():
-            _read_object(folder / name, "--base-model")
+            _read_object(folder / name)
     template = folder / "chat_template.jinja"
     if template.is_file():
         try:
@@ -171,7 +170,7 @@ def _check_files(folder: Path, state: tuple[tuple[str, int], ...]) -> None:
         _check_weights(path, "--base-model")
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        parts = _read_object(index, "--base-model").get("weight_map")
+        parts = _read_object(index).get("weight_map")
         if not isinstance(parts, dict):
             raise ModelError(f"--base-model {index}: has no weight_map", hint=_FETCH_AGAIN)
         for part in sorted({str(part) for part in parts.values()}):
@@ -182,7 +181,7 @@ def _check_files(folder: Path, state: tuple[tuple[str, int], ...]) -> None:
                 )
 
 
-def _read_object(path: Path, flag: str) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
@@ -191,14 +190,14 @@ def _read_object(path: Path, flag: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{flag} {path}: not JSON ({error})", hint=_FETCH_AGAIN) from None
+        raise ModelError(f"--base-model {path}: not JSON ({error})", hint=_FETCH_AGAIN) from None
     if not isinstance(value, dict):
-        raise ModelError(f"{flag} {path}: not a JSON object", hint=_FETCH_AGAIN)
+        raise ModelError(f"--base-model {path}: not a JSON object", hint=_FETCH_AGAIN)
     return value
 
 
 def _check_weights(path: Path, flag: str) -> None:
-    """Hold a safetensors file against its own header, which tells where the tensors end.
+    """Open a safetensors file, which compares its length with its header.
 
     Raises:
         ModelError: it is cut off, or no safetensors file.
@@ -239,9 +238,9 @@ def check_adapter(adapter: str) -> None:
 
 
 def check_adapter_complete(adapter: str, model: Any) -> None:
-    """Refuse an adapter whose weights are not those of its config on this model.
+    """Refuse an adapter whose weights do not match its config on this model.
 
-    The library starts at zero what is missing, and passes over what is too much.
+    The library sets missing weights to zero and ignores surplus ones.
 
     Raises:
         ModelError: names them.
@@ -250,14 +249,14 @@ def check_adapter_complete(adapter: str, model: Any) -> None:
     from safetensors import safe_open
 
     with safe_open(Path(adapter) / "adapter_model.safetensors", framework="np") as file:
-        there = set(file.keys())
+        present = set(file.keys())
     expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    if surplus := sorted(name for name in there - expected if "lora_" in name):
+    if surplus := sorted(name for name in present - expected if "lora_" in name):
         raise ModelError(
             f"--adapter {adapter}: --base-model has no layer for {', '.join(surplus[:3])}",
             hint="Give the base model that the adapter was trained on (see its training.json).",
         )
-    missing = sorted(expected - there)
+    missing = sorted(expected - present)
     if missing:
         raise ModelError(
             f"--adapter {adapter}: weights are missing: {', '.join(missing[:3])}",
@@ -267,7 +266,7 @@ def check_adapter_complete(adapter: str, model: Any) -> None:
 
 
 def for_gated(source: str, error: BaseException) -> str:
-    """What to do about a hub model that this account may not read; "" if that is not the fault."""
+    """How to get access to a gated hub model; "" if that is not what is wrong."""
     text = str(error).lower()
     if Path(source).is_dir() or not any(word in text for word in ("gated", "401", "403")):
         return ""

@@ -1,18 +1,15 @@
-"""Load chat models: 16-bit, with an adapter, merged, and in 4 bits; the only place that knows how.
+"""Load chat models: in 16 bits, with an adapter, merged, and in 4 bits.
 
 Weights are read from safetensors only, and code in a model folder is never run. A model is a hub
-id or a folder; `gs://` folders have become local ones before a stage starts (see `storage`).
+id or a local folder: `storage` fetches `gs://` folders before a stage starts.
 """
 
 import gc
-import hashlib
-import json
 import logging
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.core.errors import DataError, MissingDependencyError, ModelError, first_line
+from components.core.errors import MissingDependencyError, ModelError, first_line
 from components.core.model_files import (
     MERGED,
     check_adapter,
@@ -22,16 +19,11 @@ from components.core.model_files import (
     check_template,
     for_gated,
 )
-from components.core.records import TrainingRecord, read_json
-from components.core.storage import LEDGER, MANIFEST, checksum, scratch
+from components.core.storage import scratch
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-NF4_BLOCK, NF4_OUTER_BLOCK = 64, 256
-NOT_THE_MODEL = (MANIFEST, LEDGER, TrainingRecord.FILE)
-"""JSON files of an adapter's folder that tell of a run; they differ where the weights do not."""
 
 
 def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
@@ -46,7 +38,7 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
     load_config(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # what the tokenizers library raises has no type of its own
+    except Exception as error:  # the tokenizers library raises plain ones
         raise ModelError(
             f"--base-model {source}: its tokenizer cannot be loaded ({first_line(error)})",
             hint=for_gated(source, error)
@@ -69,7 +61,7 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
 
 
 def load_config(source: str) -> Any:
-    """The shape of a model, as transformers reads it from config.json.
+    """The config.json of a model, as transformers reads it.
 
     Raises:
         ModelError: no such model, or its files are missing or damaged.
@@ -79,7 +71,7 @@ def load_config(source: str) -> Any:
     check_folder(source)
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # pydantic's, the hub's and plain ones, by what is wrong
+    except Exception as error:  # pydantic's, the hub's and plain ones
         raise ModelError(
             f"--base-model {source}: its config.json cannot be read ({first_line(error)})",
             hint=for_gated(source, error)
@@ -96,7 +88,7 @@ def load_model(
         source: hub id or folder.
         dtype: of the weights; with `in_4bit`, what it computes in.
         in_4bit: the weights of linear layers in NF4, to train an adapter on them.
-        options: what else transformers' `from_pretrained` is to know.
+        options: further arguments of transformers' `from_pretrained`.
 
     Raises:
         ModelError: no such model, or its weights cannot be read.
@@ -190,40 +182,6 @@ def check_head_is_untied(source: str) -> None:
         )
 
 
-def predict_weight_bytes(source: str, *, head: bool = False) -> tuple[int, int]:
-    """Weight bytes in 16 bits and in NF4, counted from the model's shape; no weight is read."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    config = load_config(source)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    kept = None if head else model.get_output_embeddings()
-    packed = {
-        id(module.weight)
-        for module in model.modules()
-        if isinstance(module, torch.nn.Linear) and module is not kept
-    }
-    full = small = 0
-    for parameter in model.parameters():
-        count = parameter.numel()
-        full += 2 * count
-        small += nf4_bytes(count) if id(parameter) in packed else 2 * count
-    return full, small
-
-
-def nf4_bytes(weights: int) -> int:
-    """Bytes of a linear layer in NF4 with double quantization, as bitsandbytes holds it.
-
-    Half a byte a weight; a byte of scale for 64 weights; a 32-bit scale of scales for 256 of those,
-    with one offset; and two tables of codes, of 16 and of 256 entries, for each layer.
-    Source: QLoRA (arXiv 2305.14314), section 3, which does not count offset and tables.
-    """
-    scales = math.ceil(weights / NF4_BLOCK)
-    outer = math.ceil(scales / NF4_OUTER_BLOCK)
-    return math.ceil(weights / 2) + scales + 4 * outer + 4 + 4 * 16 + 4 * 256
-
-
 def _nf4(dtype: "torch.dtype", head: bool = False) -> Any:
     from transformers import BitsAndBytesConfig
 
@@ -255,92 +213,23 @@ def choose_dtype(name: str) -> "torch.dtype":
     return chosen
 
 
-def fingerprint(source: str) -> str:
-    """What a model, tokenizer or adapter is, whatever its folder is called: a hash of its files.
-
-    A hub id stands for itself, with the commit that its files are of.
-
-    Raises:
-        ModelError: no such model.
-    """
-    folder = Path(source)
-    if folder.is_dir():
-        files = {
-            path.name: checksum(path)
-            for path in sorted(folder.iterdir())
-            if path.suffix in (".json", ".safetensors", ".jinja", ".model")
-            and path.name not in NOT_THE_MODEL
-        }
-        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
-    return f"{source}@{getattr(load_config(source), '_commit_hash', None)}"
-
-
 def context_length(source: str, tokenizer: Any) -> int:
-    """Most tokens, prompt and generation, that a model takes."""
+    """Maximum tokens of prompt and generation together."""
     config = load_config(source)
     length: int = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
     return length
 
 
-def check_base(adapter: str, source: str, base: str = "") -> None:
-    """Refuse an adapter that was trained on another base of the same shape: nothing else would.
-
-    One that does not say what it was trained on is let through, and so is a folder for a hub id.
-
-    Args:
-        adapter: its folder.
-        source: the base model.
-        base: the base model's fingerprint, where it is known already.
-
-    Raises:
-        ModelError: names both bases.
-    """
-    try:
-        trained = read_json(Path(adapter) / TrainingRecord.FILE, TrainingRecord)
-    except DataError:  # of another tool
-        return
-    if not trained.base_fingerprint:
-        return
-    theirs, ours = trained.base_fingerprint, base or fingerprint(source)
-    if "@" in theirs and "@" in ours:
-        # Most commits of a hub model change its card alone.
-        theirs, ours = theirs.partition("@")[0], ours.partition("@")[0]
-    if ("@" in theirs) != ("@" in ours) or theirs == ours:
-        return
-    raise ModelError(
-        f"--adapter {adapter}: was trained on {trained.base_model}, which is another model than "
-        f"--base-model {source}",
-        hint="Give the model that it was trained on, or train an adapter for this one.",
-    )
-
-
-def weight_bytes(model: Any) -> int:
-    """Bytes of the weights in memory, tied tensors once, quantization constants included.
-
-    Measure right after loading: on a CPU bitsandbytes repacks 4-bit weights at their first use.
-    """
-    seen: dict[int, int] = {}
-    for tensor in [*model.parameters(), *model.buffers()]:
-        seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
-        state = getattr(tensor, "quant_state", None)
-        while state is not None:  # double quantization nests one state in another
-            for constant in (state.absmax, state.code, state.offset):
-                if constant is not None:
-                    seen[constant.data_ptr()] = constant.numel() * constant.element_size()
-            state = state.state2
-    return sum(seen.values())
-
-
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: Python's, torch's on any device, or vLLM's."""
-    said = str(error).lower()
+    """Whether an error means that memory ran out: Python's, torch's on any device, or vLLM's."""
+    message = str(error).lower()
     signs = ("out of memory", "not enough memory", "can't allocate", "no available memory",
              "free memory on device", "larger than the available kv cache")  # fmt: skip
-    return isinstance(error, MemoryError) or any(sign in said for sign in signs)
+    return isinstance(error, MemoryError) or any(sign in message for sign in signs)
 
 
 def free_memory() -> None:
-    """Give back the memory of models that are no longer held, the GPU's too."""
+    """Release the memory of models that are no longer in use, the GPU's too."""
     import torch
 
     gc.collect()
@@ -356,12 +245,12 @@ def _load(source: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel
     _quiet()
     check_folder(source)
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,
-            trust_remote_code=False,  # unset, the library would ask, and run it on a "y"
+            trust_remote_code=False,  # unset, the library prompts, and runs it on "y"
             **({"device_map": "auto" if torch.cuda.is_available() else "cpu"} | options),
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -373,14 +262,14 @@ def _load(source: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel
             or "It needs config.json and weights in safetensors; a gated model needs HF_TOKEN and "
             "its licence accepted on the hub.",
         ) from None
-    check_complete(source, model.config, found)
+    check_complete(source, model.config, report)
     model.eval()
     loaded: PreTrainedModel = model
     return loaded
 
 
 def _quiet() -> None:
-    """Keep the libraries' own bars and hints out of the log; their errors still come through."""
+    """Keep the libraries' progress bars and hints out of the log; their errors still appear."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

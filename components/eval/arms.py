@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 
 from components.core import progress
 from components.core.errors import DataError
+from components.core.fingerprints import check_base, fingerprint
 from components.core.models import (
-    check_base,
     choose_dtype,
     context_length,
-    fingerprint,
     load_tokenizer,
 )
 from components.core.raft_form import find_answer

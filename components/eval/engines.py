@@ -31,8 +31,8 @@ from components.core.models import (
     load_model,
     load_tokenizer,
     load_tuned,
-    weight_bytes,
 )
+from components.core.weight_sizes import weight_bytes
 from components.eval.config import Arm, EvalConfig
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)

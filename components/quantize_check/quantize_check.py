@@ -14,23 +14,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from components.core.errors import DataError, ModelError, OutOfMemory
+from components.core.fingerprints import check_base
 from components.core.ledger import Ledger, peak_memory, stopwatch
 from components.core.model_files import MERGED
 from components.core.models import (
-    check_base,
     check_head_is_untied,
     free_memory,
     lacks_memory,
     load_4bit,
     load_model,
     load_tokenizer,
-    predict_weight_bytes,
     save_merged,
-    weight_bytes,
 )
 from components.core.progress import headline, say, task
 from components.core.records import HeadComparison, QuantizationReport, RaftRow, read_jsonl
 from components.core.storage import made_with, seal, unseal, verify, write_json
+from components.core.weight_sizes import predict_weight_bytes, weight_bytes
 from components.quantize_check.config import QuantizeCheckConfig
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from components.core.errors import ConfigError, ModelError, first_line
 from components.core.model_files import check_place
-from components.core.models import nf4_bytes
+from components.core.weight_sizes import nf4_bytes
 from components.train.config import TrainConfig
 
 GIB = 2**30

@@ -14,11 +14,11 @@ from typing import Any
 
 from components.core import storage
 from components.core.errors import DataError, Diverged
+from components.core.fingerprints import fingerprint
 from components.core.ledger import Ledger
 from components.core.models import (
     choose_dtype,
     context_length,
-    fingerprint,
     free_memory,
     load_tokenizer,
 )

@@ -80,7 +80,8 @@ def test_bytes_are_those_of_real_modules(shape: dict[str, Any], settings: dict[s
 
 
 def test_4_bit_bytes_are_those_of_bitsandbytes(demo_model: Path) -> None:
-    from components.core.models import load_model, weight_bytes
+    from components.core.models import load_model
+    from components.core.weight_sizes import weight_bytes
 
     shape = json.loads((demo_model / "config.json").read_text(encoding="utf-8"))
     measured = weight_bytes(load_model(str(demo_model), torch.float32, in_4bit=True))

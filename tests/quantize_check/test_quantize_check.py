@@ -6,17 +6,16 @@ import pytest
 
 from components.core.describe import describe
 from components.core.errors import DataError, ModelError
+from components.core.fingerprints import check_base
 from components.core.models import (
-    check_base,
     load_4bit,
     load_model,
     load_tokenizer,
     load_tuned,
-    predict_weight_bytes,
-    weight_bytes,
 )
 from components.core.records import QuantizationReport, RaftRow, read_json, read_jsonl
 from components.core.storage import verify
+from components.core.weight_sizes import predict_weight_bytes, weight_bytes
 from components.quantize_check import quantize_check
 from components.quantize_check.config import QuantizeCheckConfig
 
