@@ -137,7 +137,7 @@ def run_step(kind: type[Settings], given: dict[str, object], executor_input: str
     filled = COMMANDS[kind.stage].filled_by_step
     if filled:
         given[filled] = tuple(step.folders_to_read(kind.stage))
-    with step.accounted(kind.stage) if kind.stage in STAGES else nullcontext():
+    with step.ledger_on_failure(kind.stage) if kind.stage in STAGES else nullcontext():
         kept = kind.kept()
         if kept and not given.get(kept):
             # Kubeflow uploads nothing of an attempt that fails.

@@ -1,7 +1,7 @@
-"""What a stage found, in the few figures and words that a run's page has room for.
+"""A stage's result in a few figures, one sentence and one table, as Markdown and as HTML.
 
-Made from the records alone, so that a step can show its own result and the summary can show
-everyone's. Texts from models and data (a model's name, an error) are escaped.
+Made from the records alone, so that a step shows its own result and the summary those of all
+stages. Texts from models and data (a model's name, an error) are escaped.
 """
 
 import html
@@ -17,6 +17,7 @@ from components.core.records import (
 )
 
 Figure = float | int | str | bool
+MEGABYTE = 1e6
 
 
 class Table(NamedTuple):
@@ -34,51 +35,40 @@ class Description(NamedTuple):
     table: Table
 
 
+FIGURES: dict[type, tuple[str, ...]] = {
+    GenerationReport: ("documents", "chunks_used"),
+    TrainingRecord: (
+        "validation_loss", "rows_train", "steps", "tokens_per_second", "trainable_parameters",
+        "peak_memory_bytes", "mfu",
+    ),
+    QuantizationReport: (
+        "passed", "decision", "memory_ratio", "token_agreement", "mean_kl", "perplexity_16bit",
+        "perplexity_4bit", "weight_bytes_16bit", "weight_bytes_4bit", "verdict",
+    ),
+    Evaluation: ("questions", "retention"),
+}  # fmt: skip
+"""The fields of a record that its step shows as metrics."""
+
+
 def figures(record: object) -> dict[str, Figure]:
-    """The scalars of a result by name, for a table of metrics; what is unknown is left out."""
-    found: dict[str, Figure | None] = {}
+    """The scalars of a result by name, for a table of metrics, without those that are unknown."""
+    values: dict[str, Figure | None] = {
+        name: getattr(record, name) for name in FIGURES.get(type(record), ())
+    }
     match record:
         case GenerationReport():
-            found = {f"rows_{split}": count for split, count in record.rows.items()}
-            found |= {"documents": record.documents, "chunks_used": record.chunks_used}
-            found["dropped"] = sum(record.dropped.values())
-        case TrainingRecord():
-            found = {
-                "validation_loss": record.validation_loss,
-                "rows_train": record.rows_train,
-                "steps": record.steps,
-                "tokens_per_second": record.tokens_per_second,
-                "trainable_parameters": record.trainable_parameters,
-                "peak_memory_bytes": record.peak_memory_bytes,
-                "mfu": record.mfu,
-            }
-        case QuantizationReport():
-            found = {
-                "passed": record.passed,
-                "decision": record.decision,
-                "memory_ratio": record.memory_ratio,
-                "token_agreement": record.token_agreement,
-                "mean_kl": record.mean_kl,
-                "perplexity_16bit": record.perplexity_16bit,
-                "perplexity_4bit": record.perplexity_4bit,
-                "weight_bytes_16bit": record.weight_bytes_16bit,
-                "weight_bytes_4bit": record.weight_bytes_4bit,
-                "verdict": record.verdict,
-            }
+            values |= {f"rows_{split}": count for split, count in record.rows.items()}
+            values["dropped"] = sum(record.dropped.values())
         case Evaluation():
-            found = {"questions": record.questions, "retention": record.retention}
             for arm in record.arms:
                 name = arm.name.replace("-", "_")
-                found |= {
-                    f"{name}_f1": arm.f1,
-                    f"{name}_em": arm.em,
-                    f"{name}_contains": arm.contains,
-                }
-    return {name: value for name, value in found.items() if value is not None}
+                for metric in ("f1", "em", "contains"):
+                    values[f"{name}_{metric}"] = getattr(arm, metric)
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def describe(record: object) -> Description | None:
-    """A result in words; None for a record that has nothing to say."""
+    """A result in words; None for other records."""
     match record:
         case GenerationReport():
             kept = ", ".join(f"{count} {split}" for split, count in record.rows.items())
@@ -109,89 +99,73 @@ def _training(record: TrainingRecord) -> Description:
     )
     sentence = f"{record.rows_train} rows, {record.steps} steps, {loss}."
     sentence = " ".join([sentence, *record.warnings])
-    if not record.sweep:
-        curve = [
-            (str(point.step), f"{point.loss:.4f}")
-            for point in record.curve
-            if point.split == "validation"
-        ]
-        return Description("train", sentence, Table(("step", "validation loss"), curve))
-    names = sorted({name for trial in record.sweep for name in trial.settings})
-    rows = [
-        (
-            *(str(trial.settings.get(name, "default")) for name in names),
-            "diverged" if trial.train_loss is None else f"{trial.train_loss:.4f}",
-            "–" if trial.validation_loss is None else f"{trial.validation_loss:.4f}",
-            "–" if trial.answer_f1 is None else f"{trial.answer_f1:.3f}",
-            duration(trial.seconds),
-            "chosen" if trial.chosen else "",
-        )
-        for trial in record.sweep
+    curve = [
+        (str(point.step), f"{point.loss:.4f}")
+        for point in record.curve
+        if point.split == "validation"
     ]
-    headings = (*names, "training loss", "validation loss", "answer F1", "time", "")
-    return Description("train", sentence, Table(headings, rows))
+    return Description("train", sentence, Table(("step", "validation loss"), curve))
 
 
 def _quantization(record: QuantizationReport) -> Table:
-    megabytes = 1e6
-    more: list[tuple[str, str, str]] = []
+    rows = [
+        (
+            "weights",
+            _megabytes(record.weight_bytes_16bit),
+            f"{_megabytes(record.weight_bytes_4bit)} ({record.memory_ratio:.1%})",
+        ),
+        ("perplexity", f"{record.perplexity_16bit:.3f}", f"{record.perplexity_4bit:.3f}"),
+        (
+            "equal answer tokens",
+            "",
+            f"{record.token_agreement:.1%} of {record.tokens} "
+            f"(at least {record.min_agreement:.1%})",
+        ),
+        ("mean divergence (KL)", "", f"{record.mean_kl:.5f} nats a token"),
+        ("largest memory allowed", "", f"{record.max_memory_ratio:.1%}"),
+    ]
     if record.predicted_bytes_4bit:
-        more = [
+        rows += [
             (
                 "weights predicted",
-                f"{record.predicted_bytes_16bit / megabytes:,.1f} MB",
-                f"{record.predicted_bytes_4bit / megabytes:,.1f} MB",
+                _megabytes(record.predicted_bytes_16bit),
+                _megabytes(record.predicted_bytes_4bit),
             ),
             (
                 "time to load",
                 duration(record.load_seconds_16bit),
                 duration(record.load_seconds_4bit),
             ),
-            ("peak memory, both loaded", "", f"{record.peak_memory_bytes / megabytes:,.1f} MB"),
+            ("peak memory, both loaded", "", _megabytes(record.peak_memory_bytes)),
         ]
-    more += [
-        (f"stays in 16 bits: {name}", "", f"{size / megabytes:,.2f} MB")
+    rows += [
+        (f"stays in 16 bits: {name}", "", f"{size / MEGABYTE:,.2f} MB")
         for name, size in sorted(record.kept.items(), key=lambda item: -item[1])
     ]
     if record.rows_too_long:
-        more.append(("rows left out, too long", "", str(record.rows_too_long)))
+        rows.append(("rows skipped, too long", "", str(record.rows_too_long)))
     if record.head_kept is not None:
         full = record.head_kept
-        more += [
+        rows.append(
             (
                 "with the head in 16 bits",
                 "",
-                f"{full.weight_bytes_4bit / megabytes:,.1f} MB ({full.memory_ratio:.1%}), "
+                f"{_megabytes(full.weight_bytes_4bit)} ({full.memory_ratio:.1%}), "
                 f"{full.token_agreement:.1%} equal tokens, perplexity {full.perplexity_4bit:.3f}",
             )
-        ]
-    return Table(
-        ("", "16-bit", "4-bit"),
-        [
-            (
-                "weights",
-                f"{record.weight_bytes_16bit / megabytes:,.1f} MB",
-                f"{record.weight_bytes_4bit / megabytes:,.1f} MB ({record.memory_ratio:.1%})",
-            ),
-            ("perplexity", f"{record.perplexity_16bit:.3f}", f"{record.perplexity_4bit:.3f}"),
-            (
-                "equal answer tokens",
-                "",
-                f"{record.token_agreement:.1%} of {record.tokens} "
-                f"(at least {record.min_agreement:.1%})",
-            ),
-            ("mean divergence (KL)", "", f"{record.mean_kl:.5f} nats a token"),
-            ("largest memory allowed", "", f"{record.max_memory_ratio:.1%}"),
-            *more,
-        ],
-    )
+        )
+    return Table(("", "16-bit", "4-bit"), rows)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / MEGABYTE:,.1f} MB"
 
 
 def _retention(record: Evaluation) -> str:
-    asked = f"{counted(record.questions, 'question')}."
+    questions = f"{counted(record.questions, 'question')}."
     if record.retention is None:
-        return asked
-    return f"{asked} 4 bits keep {record.retention:.1%} of the tuned model's F1."
+        return questions
+    return f"{questions} 4 bits keep {record.retention:.1%} of the tuned model's F1."
 
 
 def arms(record: Evaluation) -> Table:
@@ -213,8 +187,8 @@ def arms(record: Evaluation) -> Table:
     )
 
 
-def costs(run: RunLedger) -> Table:
-    """The account of a run; an attempt that failed says why."""
+def ledger_table(run: RunLedger) -> Table:
+    """The ledger of a run, with the reason of each failed attempt."""
     rows = [
         (
             entry.stage,
@@ -231,12 +205,12 @@ def costs(run: RunLedger) -> Table:
 
 
 def hardware(entry: LedgerEntry) -> str:
-    """How many GPUs of which kind a stage ran on, or that it had none."""
+    """The GPUs of a stage by count and name; `CPU` if it had none."""
     return f"{entry.gpu_count} × {entry.gpu}" if entry.gpu else "CPU"
 
 
 def money(cost: float | None, currency: str) -> str:
-    """An amount, or "not priced": what the price table does not know is never free."""
+    """An amount, or "not priced" where it is unknown, which is not the same as free."""
     return "not priced" if cost is None else f"{cost:.2f} {currency}"
 
 
@@ -246,7 +220,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def interval(bounds: tuple[float, float], n: int) -> str:
-    """A 95 % interval over n questions; "" for one question, whose bootstrap only repeats it."""
+    """A 95 % interval over n questions; "" for one question, of which a bootstrap knows nothing."""
     return f"{bounds[0]:.3f} – {bounds[1]:.3f}" if n > 1 else ""
 
 
@@ -257,7 +231,7 @@ def with_interval(value: float, bounds: tuple[float, float], n: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Seconds in words: `5.0 s`, `1 min 5 s`, `2 h 1 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -279,7 +253,7 @@ def markdown_table(table: Table) -> str:
 
 
 def plain(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
+    """Text on one line, escaped for Markdown."""
     escaped = html.escape(" ".join(text.split()), quote=False)
     return "".join(f"\\{char}" if char in "\\|`*_[]#" else char for char in escaped)
 
@@ -312,7 +286,7 @@ def html_table(table: Table) -> str:
 
 
 def page(title: str, body: str, style: str = "") -> str:
-    """A self-contained HTML page around a body that is HTML already."""
+    """A self-contained HTML page around a body in HTML."""
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

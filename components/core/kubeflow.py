@@ -1,90 +1,80 @@
-"""What Kubeflow wants to hear from a step, and where a run's artifacts lie; knows no kfp.
+"""Read Kubeflow's description of a step, and report the step's results to it; knows no kfp.
 
 Kubeflow describes a step in one JSON text (`{{$}}` in a component: the executor input): URIs of
-the artifacts, files for output parameters, and a file in which the step announces metadata. From
-it, every step shows the same kinds of things on the run's page: figures as Metrics, a page as
-HTML, a text as Markdown, one text as an output parameter. An example, shortened::
+the artifacts, files for output parameters, and a file for the metadata of what the step made.
+Every step shows the same kinds of things on the run's page: figures as Metrics, a page as HTML, a
+text as Markdown, one text as an output parameter. An example, shortened::
 
     {"outputs": {"artifacts": {"metrics": {"artifacts": [
          {"name": "…", "uri": "gs://…/metrics", "type": {"schemaTitle": "system.Metrics"}}]}},
      "parameters": {"gate": {"outputFile": "/tmp/kfp/outputs/gate"}},
      "outputFile": "/tmp/kfp_outputs/output_metadata.json"}}
 
-An artifact that is not announced gets no metadata in a cluster, and is lost in `kfp.local`.
+An artifact without an entry in that file gets no metadata in a cluster, and is lost in `kfp.local`.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
-from pydantic.alias_generators import to_camel
+from pydantic import AliasPath, BaseModel, Field, PrivateAttr, ValidationError
 
-from components.core.config import beside
-from components.core.describe import as_markdown, as_page, describe, figures, page
+from components.core.describe import Description, Table, as_markdown, as_page, describe, figures
 from components.core.errors import ConfigError, RaftError, first_line
 from components.core.ledger import Ledger
+from components.core.locations import SCHEME, beside
 from components.core.progress import say
-from components.core.storage import SCHEME, atomic_write, put
+from components.core.storage import atomic_write, put
 
 PAGES = ("report.html", "comparison.html")
 TEXTS = ("summary.md", "README.md")
-"""Files of an artifact that the run's page shows as they are, where there are any."""
+"""Files of an artifact that the run's page shows as they are, where they exist."""
+
+MOUNTS = {"gs://": "/gcs/", "minio://": "/minio/", "s3://": "/s3/"}
+"""Where Kubeflow puts artifacts in a pod, by the scheme of their URIs."""
 
 
-class _Part(BaseModel):
-    """What is read of Kubeflow's message; the rest is its own business."""
-
-    model_config = ConfigDict(extra="ignore", alias_generator=to_camel, populate_by_name=True)
-
-
-class _Kind(_Part):
-    schema_title: str = ""
-
-
-class _Artifact(_Part):
+class _Artifact(BaseModel):
     name: str = ""
     uri: str
-    type: _Kind = _Kind()
-    custom_path: str = ""
+    kind: str = Field("", validation_alias=AliasPath("type", "schemaTitle"))
+    custom_path: str = Field("", validation_alias="customPath")
 
     @property
     def path(self) -> Path:
         """Where Kubeflow has put it, or will look for it, in the pod."""
         if self.custom_path:
             return Path(self.custom_path)
-        for scheme, folder in (("gs", "gcs"), ("minio", "minio"), ("s3", "s3")):
-            if self.uri.startswith(f"{scheme}://"):
-                return Path(f"/{folder}") / self.uri.removeprefix(f"{scheme}://")
+        for scheme, folder in MOUNTS.items():
+            if self.uri.startswith(scheme):
+                return Path(folder) / self.uri.removeprefix(scheme)
         return Path(self.uri)
 
 
-class _ArtifactList(_Part):
+class _ArtifactList(BaseModel):
     artifacts: list[_Artifact] = Field(default_factory=list)
 
 
-class _OutputParameter(_Part):
-    output_file: str
+class _OutputParameter(BaseModel):
+    file: Path = Field(validation_alias="outputFile")
 
 
-class _Inputs(_Part):
-    artifacts: dict[str, _ArtifactList] = Field(default_factory=dict)
+class Step(BaseModel):
+    """One step of a run, as Kubeflow describes it; other fields of the description are ignored."""
 
-
-class _Outputs(_Part):
-    artifacts: dict[str, _ArtifactList] = Field(default_factory=dict)
-    parameters: dict[str, _OutputParameter] = Field(default_factory=dict)
-    output_file: str
-
-
-class Step(_Part):
-    """One step of a run, as Kubeflow describes it."""
-
-    inputs: _Inputs = _Inputs()
-    outputs: _Outputs
+    inputs: dict[str, _ArtifactList] = Field(
+        default_factory=dict, validation_alias=AliasPath("inputs", "artifacts")
+    )
+    outputs: dict[str, _ArtifactList] = Field(
+        default_factory=dict, validation_alias=AliasPath("outputs", "artifacts")
+    )
+    parameters: dict[str, _OutputParameter] = Field(
+        default_factory=dict, validation_alias=AliasPath("outputs", "parameters")
+    )
+    output_file: Path = Field(validation_alias=AliasPath("outputs", "outputFile"))
     _output: str = PrivateAttr("")
 
     @classmethod
@@ -100,24 +90,24 @@ class Step(_Part):
         """
         try:
             step = cls.model_validate_json(text)
-            step._output = output
-            return step
         except ValidationError:
             raise ConfigError(
                 "--executor-input: not Kubeflow's description of a step",
                 hint="The flag is for Kubeflow; leave it out elsewhere.",
             ) from None
+        step._output = output
+        return step
 
     def folders_to_read(self, step: str) -> list[str]:
-        """What a summary reads: the artifacts that the step is given, else the whole run's."""
-        given = [entry for found in self.inputs.artifacts.values() for entry in found.artifacts]
-        if given:
-            # Launchers differ in how many artifacts of a list they fetch; the URI has them all.
-            return [_readable(artifact) for artifact in given]
+        """The folders for a summary: the step's input artifacts, or those of the whole run."""
+        artifacts = [artifact for entry in self.inputs.values() for artifact in entry.artifacts]
+        if artifacts:
+            # Launchers differ in how many artifacts of a list they fetch; URIs have them all.
+            return [_readable(artifact) for artifact in artifacts]
         return [_run_folder(self._main().uri, step)]
 
     def beside(self, suffix: str) -> str:
-        """A place beside the step's artifact that its next attempt finds again, or "".
+        """A place next to the step's artifact that its next attempt finds again, or "".
 
         Retries of a step get the same artifacts; only gs:// outlives the pod.
         """
@@ -125,57 +115,51 @@ class Step(_Part):
         return beside(uri, suffix) if uri.startswith(SCHEME) else ""
 
     def announce(self, result: object, folder: Path) -> None:
-        """Write what the run's page shows, then tell Kubeflow about every artifact."""
-        told: dict[str, Any] = {}
-        for key, artifact in self._artifacts():
-            match artifact.type.schema_title:
+        """Write what the run's page shows, and the metadata of every artifact."""
+        entries: dict[str, Any] = {}
+        for key, artifact in self._artifacts().items():
+            match artifact.kind:
                 case "system.HTML":
-                    _write(artifact.path, _page(result, folder))
+                    _write(artifact.path, _content(result, folder, PAGES, as_page))
                 case "system.Markdown":
-                    _write(artifact.path, _text(result, folder))
+                    _write(artifact.path, _content(result, folder, TEXTS, as_markdown))
             entry = {"name": artifact.name, "uri": artifact.uri, "metadata": figures(result)}
-            told[key] = {"artifacts": [entry]}
+            entries[key] = {"artifacts": [entry]}
         values: dict[str, Any] = {}
-        for name, parameter in self.outputs.parameters.items():
+        for name, parameter in self.parameters.items():
             value = values[name] = getattr(result, name)
-            text = value if isinstance(value, str) else json.dumps(value)
-            _write(Path(parameter.output_file), text)
-        message = {"artifacts": told, "parameterValues": values}
-        _write(Path(self.outputs.output_file), json.dumps(message))
+            _write(parameter.file, value if isinstance(value, str) else json.dumps(value))
+        _write(self.output_file, json.dumps({"artifacts": entries, "parameterValues": values}))
 
     @contextmanager
-    def accounted(self, stage: str) -> Iterator[None]:
-        """Leave an account of a failed attempt where the run's artifacts go.
+    def ledger_on_failure(self, stage: str) -> Iterator[None]:
+        """Write the ledger of a failed attempt where the run's artifacts are.
 
         Kubeflow uploads nothing of a step that failed, but its time was paid for.
         """
-        with Ledger(stage, Path()).timed() as ledger:
+        ledger = Ledger(stage, Path())
+        try:
+            yield
+        except BaseException as error:
+            now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+            entry = ledger.entry().model_copy(update={"failed": _reason(error)})
+            location = f"{self._main().uri}/ledger.failed-{now}.json"
             try:
-                yield
-            except BaseException as error:
-                now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-                entry = ledger.entry().model_copy(update={"failed": _reason(error)})
-                location = f"{self._main().uri}/ledger.failed-{now}.json"
-                try:
-                    put(entry.model_dump_json(indent=2) + "\n", location)
-                except (RaftError, OSError) as obstacle:
-                    say(f"  the account of this attempt is lost: {obstacle}")
-                raise
+                put(entry.model_dump_json(indent=2) + "\n", location)
+            except (RaftError, OSError) as obstacle:
+                say(f"  the ledger of this attempt is lost: {obstacle}")
+            raise
 
     def _main(self) -> _Artifact:
-        """The artifact that the stage writes; pages and figures lie in others, in any order."""
-        artifacts = [artifact for _, artifact in self._artifacts()]
+        """The artifact that the stage writes; those of pages and figures may come before it."""
+        artifacts = [*self._artifacts().values()]
         if not artifacts:
             raise ConfigError("--executor-input: names no artifact that the step writes")
-        written = (found for found in artifacts if str(found.path) == self._output)
+        written = (artifact for artifact in artifacts if str(artifact.path) == self._output)
         return next(written, artifacts[0])
 
-    def _artifacts(self) -> list[tuple[str, _Artifact]]:
-        return [
-            (key, found.artifacts[0])
-            for key, found in self.outputs.artifacts.items()
-            if found.artifacts
-        ]
+    def _artifacts(self) -> dict[str, _Artifact]:
+        return {key: entry.artifacts[0] for key, entry in self.outputs.items() if entry.artifacts}
 
 
 def _readable(artifact: _Artifact) -> str:
@@ -193,20 +177,14 @@ def _run_folder(uri: str, step: str) -> str:
     return "/".join(parts[: len(parts) - 1 - parts[::-1].index(step)])
 
 
-def _page(result: object, folder: Path) -> str:
-    for name in PAGES:
-        if (folder / name).exists():
-            return (folder / name).read_text(encoding="utf-8")
-    description = describe(result)
-    return as_page(description) if description else page("Nothing to show", "")
-
-
-def _text(result: object, folder: Path) -> str:
-    for name in TEXTS:
-        if (folder / name).exists():
-            return (folder / name).read_text(encoding="utf-8")
-    description = describe(result)
-    return as_markdown(description) if description else ""
+def _content(
+    result: object, folder: Path, names: tuple[str, ...], render: Callable[[Description], str]
+) -> str:
+    """The artifact's own page or text, else one that is made from its result."""
+    own = next((folder / name for name in names if (folder / name).exists()), None)
+    if own is not None:
+        return own.read_text(encoding="utf-8")
+    return render(describe(result) or Description("Nothing to show", "", Table((), ())))
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,7 +1,7 @@
-"""What a stage took: time, tokens, requests, hardware, and what that costs.
+"""The ledger of a stage (time, tokens, requests, hardware, cost), and that of a run: their sum.
 
-Costs come from dated prices (`gpus.yaml` beside this file, or the user's own table). What has no
-price there is reported as unknown (null), never as free.
+Costs come from dated prices (`gpus.yaml`, or the user's own table). What has no price there has an
+unknown cost (null), never none.
 """
 
 import resource
@@ -53,11 +53,11 @@ def read_prices(path: str = "") -> Prices:
 
 
 class LedgerEntry(Record):
-    """One stage's account: `ledger.json` in its artifact. Tokens are the model's or teacher's.
+    """What one stage took: `ledger.json` in its artifact. Tokens are the model's or teacher's.
 
     failed: why an attempt ended early; empty for one that succeeded. parts: seconds of parts of
-    the stage, earlier attempts that it went on from included. requests_failed: calls to a teacher
-    that failed, by kind; they are not among `requests`, and most were made again.
+    the stage, with those of earlier attempts that it resumed. requests_failed: calls to a teacher
+    that failed, by kind; they are not among `requests`, and most were repeated.
     """
 
     stage: str
@@ -78,7 +78,7 @@ class LedgerEntry(Record):
 
 
 class RunLedger(Record):
-    """A whole run's account: its stages and their sum. `cost` is null when any stage's is."""
+    """A whole run: its stages and their sum. `cost` is null when any stage's is."""
 
     stages: list[LedgerEntry]
     seconds: float
@@ -87,7 +87,7 @@ class RunLedger(Record):
 
 
 class Ledger:
-    """Measures a stage while its body runs and writes `ledger.json` when it succeeds.
+    """Measures a stage from now on, and writes `ledger.json` when it has succeeded.
 
     Use as `with Ledger("train", folder, prices) as ledger: ...; ledger.count(tokens_in=12)`.
     """
@@ -96,6 +96,7 @@ class Ledger:
         self.stage = stage
         self.folder = folder
         self.prices = read_prices(prices)
+        self.started = time.monotonic()
         self.tokens_in = self.tokens_out = self.requests = 0
         self.requests_failed: Counter[str] = Counter()
         self.tokens_cached = self.tokens_cacheable = 0
@@ -108,29 +109,22 @@ class Ledger:
         self.requests += requests
 
     def count_cached(self, tokens: int, *, of: int) -> None:
-        """Add prompt tokens that a prefix cache could serve, and how many of them it did."""
+        """Add prompt tokens that a prefix cache served, of those that it could have served."""
         self.tokens_cached += tokens
         self.tokens_cacheable += of
 
     def so_far(self) -> dict[str, object]:
-        """Requests, tokens and the requests' price until now, to be shown; what is zero is not."""
-        found: dict[str, object] = {}
+        """Requests, their price and tokens until now, for a progress bar; without zeros."""
+        figures: dict[str, object] = {}
         if self.requests:
             cost = self.requests * self.prices.teacher_request
-            found = {"requests": self.requests, "cost": f"{cost:.2f} {self.prices.currency}"}
+            figures = {"requests": self.requests, "cost": f"{cost:.2f} {self.prices.currency}"}
         if tokens := self.tokens_in + self.tokens_out:
-            found["tokens"] = tokens
-        return found
+            figures["tokens"] = tokens
+        return figures
 
     def __enter__(self) -> Self:
-        self.started = time.monotonic()
         return self
-
-    @contextmanager
-    def timed(self) -> Iterator[Self]:
-        """Measure a body without writing anything."""
-        self.started = time.monotonic()
-        yield self
 
     def __exit__(
         self,
@@ -142,7 +136,7 @@ class Ledger:
             write_json(self.folder / LEDGER, self.entry())
 
     def entry(self) -> LedgerEntry:
-        """The account so far."""
+        """The entry so far."""
         seconds = time.monotonic() - self.started
         gpu, gpu_count, gpu_memory = _gpu()
         return LedgerEntry(
@@ -173,12 +167,12 @@ class Ledger:
 
 
 def merge(folders: list[Path]) -> RunLedger:
-    """Add up the ledgers of a run's artifacts."""
+    """The ledger of a run, from its artifacts."""
     return total([read_json(folder / LEDGER, LedgerEntry) for folder in folders])
 
 
 def total(stages: list[LedgerEntry]) -> RunLedger:
-    """Add up the accounts of a run; amounts in several currencies have no sum."""
+    """The ledger of a run, from those of its stages; several currencies have no sum."""
     costs = [entry.cost for entry in stages if entry.cost is not None]
     currencies = {entry.currency for entry in stages}
     return RunLedger(
@@ -190,16 +184,16 @@ def total(stages: list[LedgerEntry]) -> RunLedger:
 
 
 def peak_memory() -> int:
-    """Most memory this process has held, in bytes: of the GPU where there is one, else resident."""
+    """Peak memory of this process in bytes: of the GPU where there is one, else resident."""
     return _gpu()[2] or _peak_memory()
 
 
 def _peak_memory() -> int:
-    # Linux hands ru_maxrss on to what a process starts; its own status says what is its own.
+    # On Linux a child inherits its parent's ru_maxrss; /proc/self/status has the process's own.
     with suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        own = next(line for line in lines if line.startswith("VmHWM:"))
-        return int(own.split()[1]) * 1024
+        peak_line = next(line for line in lines if line.startswith("VmHWM:"))
+        return int(peak_line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -17,7 +17,7 @@ from typing import ClassVar, NamedTuple, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from components.core.config import Settings, TextList, option
-from components.core.describe import as_markdown, costs, describe, markdown_table, plain
+from components.core.describe import as_markdown, describe, ledger_table, markdown_table, plain
 from components.core.errors import DataError, StorageError
 from components.core.ledger import LedgerEntry, RunLedger, total
 from components.core.progress import headline, say
@@ -252,7 +252,7 @@ def render(found: Found, account: RunLedger, status: str) -> str:
             if (description := describe(record)) is not None
         ]
     if account.stages:
-        parts += ["## time and cost", markdown_table(costs(account))]
+        parts += ["## time and cost", markdown_table(ledger_table(account))]
         if account.cost is None:
             parts.append(
                 "*Not priced*: the price table has no entry for that hardware; a step's "

@@ -1,4 +1,4 @@
-"""What a step tells Kubeflow, and where it looks for the rest of its run."""
+"""What a step reports to Kubeflow, and where it finds the rest of its run."""
 
 import json
 from pathlib import Path
@@ -103,7 +103,7 @@ def test_collected_artifacts_are_read_where_they_lie() -> None:
     ]  # fmt: skip
 
 
-def test_a_failed_attempt_leaves_an_account_and_each_its_own(tmp_path: Path, raft: Raft) -> None:
+def test_every_failed_attempt_has_a_ledger_of_its_own(tmp_path: Path, raft: Raft) -> None:
     text = executor_input(tmp_path, dataset="Dataset")
     for _ in range(2):
         done = raft(
@@ -111,20 +111,20 @@ def test_a_failed_attempt_leaves_an_account_and_each_its_own(tmp_path: Path, raf
             "--executor-input", text,
         )  # fmt: skip
         assert done.returncode == 2
-    accounts = sorted((tmp_path / "step" / "dataset").glob("ledger.failed-*.json"))
-    assert len(accounts) == 2
-    entry = read_json(accounts[0], LedgerEntry)
+    ledgers = sorted((tmp_path / "step" / "dataset").glob("ledger.failed-*.json"))
+    assert len(ledgers) == 2
+    entry = read_json(ledgers[0], LedgerEntry)
     assert entry.stage == "generate" and entry.failed.startswith("no/such: no such file")
     assert not (tmp_path / "step" / "executor_output.json").exists()
 
 
-def test_an_account_that_cannot_be_left_does_not_hide_the_failure(
+def test_a_ledger_that_cannot_be_written_does_not_hide_the_failure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = executor_input(tmp_path, dataset="Dataset").replace(str(tmp_path), "minio://bucket")
-    with pytest.raises(ZeroDivisionError), Step.parse(text).accounted("generate"):
+    with pytest.raises(ZeroDivisionError), Step.parse(text).ledger_on_failure("generate"):
         raise ZeroDivisionError
-    assert "the account of this attempt is lost: minio://" in capsys.readouterr().err
+    assert "the ledger of this attempt is lost: minio://" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "nonsense"])
@@ -139,5 +139,5 @@ def test_what_an_attempt_keeps_lies_in_the_bucket_beside_what_it_writes(tmp_path
     here = str(tmp_path / "step" / "dataset")
     assert Step.parse(text, here).beside("responses") == "", "a folder of the pod is lost with it"
     there = text.replace(str(tmp_path), "gs://bucket/top")
-    found = Step.parse(there, "/gcs/bucket/top/step/dataset").beside("responses")
-    assert found == "gs://bucket/top/step/dataset-responses"
+    place = Step.parse(there, "/gcs/bucket/top/step/dataset").beside("responses")
+    assert place == "gs://bucket/top/step/dataset-responses"

@@ -34,10 +34,9 @@ def test_gpu_hours_are_priced(tmp_path: Path) -> None:
 
 def test_a_gpus_own_price_has_its_own_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = Ledger("train", tmp_path)
-    with ledger.timed():
-        assert ledger.entry().prices_date == "2024-10-01"
-        monkeypatch.setattr(ledger_module, "_gpu", lambda: ("NVIDIA H200", 1, 0))
-        assert ledger.entry().prices_date == kinds()["h200"].price.date
+    assert ledger.entry().prices_date == "2024-10-01"
+    monkeypatch.setattr(ledger_module, "_gpu", lambda: ("NVIDIA H200", 1, 0))
+    assert ledger.entry().prices_date == kinds()["h200"].price.date
 
 
 def test_own_prices(tmp_path: Path) -> None:

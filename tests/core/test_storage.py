@@ -633,7 +633,7 @@ def test_the_summary_of_a_run_in_a_bucket_counts_an_attempt_that_failed(
     told = {"outputs": {"artifacts": {"dataset": {"artifacts": [place]}}, "outputFile": "x"}}
     with (
         pytest.raises(StorageError, match="gone"),
-        Step.parse(json.dumps(told)).accounted("generate"),
+        Step.parse(json.dumps(told)).ledger_on_failure("generate"),
     ):
         raise StorageError("the documents are gone")
     place["uri"] = f"{root}/summary/9f/text"

@@ -217,7 +217,7 @@ def test_rows_that_are_too_long_are_counted(
     assert said in capsys.readouterr().err
     described = describe(report)
     assert described is not None
-    assert ("rows left out, too long", "", str(len(lengths) - fit)) in described.table.rows
+    assert ("rows skipped, too long", "", str(len(lengths) - fit)) in described.table.rows
     with pytest.raises(DataError, match=f"{len(lengths)} rows are longer than --max-tokens 64"):
         check(world_dataset, demo_model, world_adapter, tmp_path / "b", max_tokens=64)
 

@@ -758,7 +758,7 @@ LEDGER = {
 @target(rows_of(LEDGER))
 def ledgers(file: str) -> None:
     """A ledger is refused with its file's name, or adds up and is read again."""
-    from components.core.describe import costs, markdown_table
+    from components.core.describe import ledger_table, markdown_table
     from components.core.ledger import LedgerEntry, total
     from components.core.records import read_json
 
@@ -772,7 +772,7 @@ def ledgers(file: str) -> None:
     run = total([entry, entry])
     assert run.currency == entry.currency
     assert (run.cost is None) == (entry.cost is None)
-    table = markdown_table(costs(run))
+    table = markdown_table(ledger_table(run))
     assert len(table.splitlines()) == 5
 
 
