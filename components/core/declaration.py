@@ -1,8 +1,8 @@
-"""What is particular to a stage as a Kubeflow component, as data; knows no kfp.
+"""What a Kubeflow component needs beyond its config class, as data; knows no kfp.
 
-Parameters, their types, defaults and descriptions are those of the stage's config class. What a
-config class cannot say stands here: which inputs are artifacts, and what the step shows.
-`pipelines/component.py` makes the component from both.
+Parameters, their types, defaults and descriptions come from the config class; which inputs are
+artifacts and what the step outputs is declared here. `pipelines/component.py` makes the component
+from both.
 """
 
 from collections.abc import Mapping

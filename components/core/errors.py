@@ -12,14 +12,14 @@ from pathlib import Path
 from components.core.redaction import redact
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says about a full disk."""
+"""The system's error numbers of a full disk."""
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Text that a terminal shows and UTF-8 can hold, different texts differently.
+    """Text with escapes, as Python writes them, for whatever a terminal cannot show as it is.
 
-    What is not (line ends, escape sequences, invisible characters, bytes of a name that are no
-    UTF-8) is written as Python escapes it, and so is a backslash; but for characters to `keep`.
+    That is: line ends, escape sequences, invisible characters and bytes that are not UTF-8. A
+    backslash is escaped too, so that different texts stay different. Characters of `keep` are not.
     """
     return "".join(
         char if char in keep or (char.isprintable() and char != "\\") else ascii(char)[1:-1]
@@ -27,29 +27,29 @@ def printable(text: str, keep: str = "") -> str:
     )
 
 
-def shown(text: str) -> str:
-    """A message as a terminal may get it: its lines, but no escape sequences of a hostile name."""
+def for_terminal(text: str) -> str:
+    """A message with its lines, but without escape sequences that a hostile name may contain."""
     return printable(text, keep="\n\\")
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether an error is a full disk's: the system's, or a library's that has it in its text."""
-    torchs_own = ("failed writing file", "unexpected pos", "iostream error")  # it drops the reason
-    words = (*torchs_own, *map(os.strerror, FULL))
+    """Whether an error means a full disk: the system's, or a library's with such a text."""
+    torch_words = ("failed writing file", "unexpected pos", "iostream error")
+    words = (*torch_words, *map(os.strerror, FULL))
     return getattr(error, "errno", None) in FULL or any(word in str(error) for word in words)
 
 
 def first_line(error: object) -> str:
-    """What an error says, at most 300 characters of it, or its type where it says nothing.
+    """The first line of an error, at most 300 characters, or its type where it has no text.
 
-    Secrets are taken out before it is cut: nobody knows one by its first half.
+    Secrets are removed first: one that is cut in half would no longer be recognised.
     """
     text = redact(str(error)).strip()
     return text.splitlines()[0][:300] if text else type(error).__name__
 
 
 class RaftError(Exception):
-    """Something went wrong that we know how to explain."""
+    """An error with an explanation and a hint."""
 
     exit_code = 1
 
@@ -65,16 +65,16 @@ class ConfigError(RaftError, ValueError):
 
 
 class Diverged(ConfigError):
-    """The loss of a training is no number, or rose above its start: its adapter is worthless."""
+    """The loss of a training became NaN, or rose above its start: its adapter is worthless."""
 
 
 class DataError(RaftError, ValueError):
-    """A document, row, question or artifact cannot be used as it is.
+    """A document, row, question or artifact cannot be used.
 
     Attributes:
         problem: what is wrong with it.
-        path: the file or folder at fault.
-        line: its 1-based line, where the fault has one.
+        path: the file or folder.
+        line: its 1-based line, if the problem is in one.
     """
 
     exit_code = 2
@@ -92,7 +92,7 @@ class DataError(RaftError, ValueError):
 
 
 class ModelError(RaftError, ValueError):
-    """A model folder, adapter or tokenizer cannot be used as it is."""
+    """A model folder, adapter or tokenizer cannot be used."""
 
     exit_code = 2
 
@@ -110,7 +110,7 @@ class StorageError(RaftError, RuntimeError):
 
 
 class AccessError(StorageError):
-    """A bucket may be there, but this account has no credentials for it or is not allowed."""
+    """A bucket may exist, but this account has no credentials for it or is not allowed."""
 
 
 class ClusterError(RaftError, RuntimeError):

@@ -1,11 +1,11 @@
 """The hardware of a run's GPU steps: what their manifests say, or what the run overrides.
 
-The pipeline starts with this step. It is given what was compiled in from the Job manifests, and
-the run's parameters; its outputs set GPU count, memory, node selector and tolerations of train,
+The pipeline starts with this step. Its inputs are what `raft compile` read from the Job manifests,
+and the run's parameters; its outputs set GPU count, memory, node selector and tolerations of train,
 quantize-check and eval. A parameter that is empty overrides nothing, so an edit of a manifest
 holds; one that is not empty overrides every step that `OVERRIDES` names for it.
 
-Kubeflow cannot take an empty amount, hence a step rather than parameters that may be empty.
+Kubeflow cannot take an empty amount, so these are outputs of a step, not parameters of the run.
 """
 
 import json
@@ -73,7 +73,7 @@ def output_name(stage: str, field: str) -> str:
 
 
 class HardwareConfig(Settings):
-    """Manifests' hardware and a run's overrides in, the hardware of its steps out."""
+    """The manifests' hardware and a run's overrides."""
 
     stage: ClassVar[str] = "hardware"
 
@@ -150,10 +150,10 @@ def run(config: HardwareConfig) -> Placements:
     placements = config.placements()
     headline("hardware", "what each GPU step asks for")
     unseal(output, config.stage)
-    found = {stage: placement.model_dump() for stage, placement in placements.by_stage.items()}
-    for stage, values in found.items():
+    hardware = {stage: placement.model_dump() for stage, placement in placements.by_stage.items()}
+    for stage, values in hardware.items():
         say(f"  {stage}: {json.dumps(values)}")
     with atomic_write(output / FILE) as file:
-        file.write(json.dumps(found, indent=2) + "\n")
+        file.write(json.dumps(hardware, indent=2) + "\n")
     seal(output)
     return placements

@@ -22,10 +22,11 @@ from typing import Any
 
 from pydantic import AliasPath, BaseModel, Field, PrivateAttr, ValidationError
 
-from components.core.describe import Description, Table, as_markdown, as_page, describe, figures
+from components.core.describe import describe, figures
 from components.core.errors import ConfigError, RaftError, first_line
 from components.core.ledger import Ledger
 from components.core.locations import SCHEME, beside
+from components.core.pages import Description, Table, as_markdown, as_page
 from components.core.progress import say
 from components.core.storage import atomic_write, put
 

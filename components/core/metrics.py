@@ -4,8 +4,7 @@ A generation such as::
 
     ##begin_quote##Ada Voss was born in Kelden.##end_quote## So she was. <ANSWER>: Kelden
 
-is judged by its answer ("Kelden"); `contains` alone looks at the whole of it. Knows nothing of
-models or files.
+is scored by its answer ("Kelden"); only `contains` looks at the whole generation.
 """
 
 import re
@@ -33,8 +32,8 @@ class Scores(NamedTuple):
 def normalize(text: str) -> str:
     """Lower case, no ASCII punctuation, no articles, single spaces.
 
-    Source: the official HotpotQA evaluation script (the order of the steps matters: "U.S.A." loses
-    its dots before articles are looked for, so its "a" stays).
+    Source: the official HotpotQA evaluation script. The order of the steps matters: "U.S.A." loses
+    its dots before articles are removed, so its "a" stays.
     """
     return " ".join(ARTICLE.sub(" ", text.lower().translate(NO_PUNCTUATION)).split())
 
@@ -46,25 +45,24 @@ def score(answer: str, gold: str) -> Scores:
     the other differs, overlap is zero: "no" earns nothing from "no, she was not".
     Source: the official HotpotQA evaluation script.
     """
-    given, wanted = normalize(answer), normalize(gold)
-    em = float(given == wanted)
-    if given != wanted and not ALL_OR_NOTHING.isdisjoint((given, wanted)):
+    answer, gold = normalize(answer), normalize(gold)
+    em = float(answer == gold)
+    if answer != gold and not ALL_OR_NOTHING.isdisjoint((answer, gold)):
         return Scores(0.0, em, 0.0, 0.0)
-    given_words, wanted_words = given.split(), wanted.split()
-    shared = (Counter(given_words) & Counter(wanted_words)).total()
+    answer_words, gold_words = answer.split(), gold.split()
+    shared = (Counter(answer_words) & Counter(gold_words)).total()
     if shared == 0:
         return Scores(0.0, em, 0.0, 0.0)
-    precision, recall = shared / len(given_words), shared / len(wanted_words)
+    precision, recall = shared / len(answer_words), shared / len(gold_words)
     return Scores(2 * precision * recall / (precision + recall), em, precision, recall)
 
 
 def contains(generation: str, gold: str) -> bool:
-    """Whether the gold answer's words stand in a row somewhere in the generation.
+    """Whether the gold answer's words occur in a row somewhere in the generation.
 
-    Both are normalised first, and RAFT's own markers count as spaces: without punctuation they
-    would stick to the words beside them. A gold answer of which nothing is left (such as "The")
-    must be equal.
+    Both are normalised first, and RAFT's own markers become spaces: without punctuation they would
+    join the words next to them. An answer that is empty afterwards ("The") must be equal.
     """
-    wanted = normalize(gold)
-    given = normalize(MARKER.sub(" ", generation))
-    return f" {wanted} " in f" {given} " if wanted else not given
+    gold = normalize(gold)
+    generation = normalize(MARKER.sub(" ", generation))
+    return f" {gold} " in f" {generation} " if gold else not generation

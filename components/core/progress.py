@@ -1,4 +1,4 @@
-"""Show what is happening while it happens: a bar on a terminal, plain lines in a pod's log.
+"""Show progress: a bar on a terminal, plain lines in a pod's log.
 
 Everything goes to standard error, so standard output stays free for results.
 """
@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
-from components.core.errors import shown
+from components.core.errors import for_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 SECONDS_BETWEEN_LINES = 10.0
-ROOM_FOR_A_BAR = 120  # columns; on a narrower terminal the figures are worth more
+MIN_WIDTH_OF_BAR = 120  # columns; a narrower terminal shows the figures instead
 
 
 class Task(Protocol):
@@ -36,7 +36,7 @@ def console() -> "Console":
 
 def say(message: str) -> None:
     """Print one line of plain text (markup in it is not interpreted)."""
-    console().print(shown(message), markup=False, soft_wrap=True)
+    console().print(for_terminal(message), markup=False, soft_wrap=True)
 
 
 def headline(title: str, detail: str = "") -> None:
@@ -44,7 +44,8 @@ def headline(title: str, detail: str = "") -> None:
     from rich.text import Text
 
     console().print(
-        Text.assemble(("▸ " + title, "bold cyan"), ("  " + shown(detail), "dim")), soft_wrap=True
+        Text.assemble(("▸ " + title, "bold cyan"), ("  " + for_terminal(detail), "dim")),
+        soft_wrap=True,
     )
 
 
@@ -77,7 +78,7 @@ def _bar(title: str, total: int, unit: str) -> Iterator[Task]:
     from rich.text import Text
 
     class FiguresColumn(ProgressColumn):
-        """The only text that gives way: cut with an ellipsis, so that all stays on one line."""
+        """The one column that shrinks: a column with `no_wrap` would keep its width."""
 
         def render(self, task: RichTask) -> Text:
             return Text(task.fields["figures"], no_wrap=True, overflow="ellipsis")
@@ -88,7 +89,7 @@ def _bar(title: str, total: int, unit: str) -> Iterator[Task]:
             return Text(f"{speed:.1f} {unit}/s" if speed else f"– {unit}/s", style="magenta")
 
     whole = Column(no_wrap=True)
-    wide = console().width >= ROOM_FOR_A_BAR
+    wide = console().width >= MIN_WIDTH_OF_BAR
     bar = Progress(
         SpinnerColumn(finished_text="✓"),
         TextColumn("{task.description}"),

@@ -1,12 +1,11 @@
-"""Take secrets out of what is shown and written: the one place that knows what they are.
+"""Remove secrets from what is printed and written.
 
-A secret is the value of an environment variable whose name says so (`OPENAI_API_KEY`, `HF_TOKEN`,
-`RAFT_KFP_COOKIES`), what stands in a file that such a variable names (`OPENAI_API_KEY_FILE`,
-`GOOGLE_APPLICATION_CREDENTIALS`), what code that read one elsewhere has told to `keep_secret`, and
-user and password in any URL that is printed. Servers repeat keys in their errors, and libraries put
-them in exceptions, so `guarded` cleans all that a command prints, its tracebacks too, and storage
-what it writes, where a URL may be a document's own words. What another process prints to the same
-terminal is not seen here.
+A secret is the value of an environment variable with a name such as `OPENAI_API_KEY`, `HF_TOKEN` or
+`RAFT_KFP_COOKIES`; the content of a file that such a variable names (`OPENAI_API_KEY_FILE`,
+`GOOGLE_APPLICATION_CREDENTIALS`); a value passed to `keep_secret`; and user and password in any URL
+that is printed. Servers repeat keys in their errors, and libraries put them in exceptions, so
+`guarded` covers everything that a command prints, tracebacks too. Storage redacts what it writes,
+except URLs, which may be a document's own text. The output of other processes is not covered.
 """
 
 import base64
@@ -23,7 +22,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 SHOWN = "***"
 LEAST = 8
-"""Characters; shorter values, such as `none` for a server without keys, stand in many texts."""
+"""Characters; shorter values, such as `none` for a server without keys, occur in many texts."""
 
 LARGEST_FILE = 100_000
 
@@ -38,13 +37,13 @@ _kept: set[str] = set()
 
 
 def keep_secret(value: str) -> None:
-    """Never show this value, such as a token of a kubeconfig."""
+    """Add a secret, such as a token of a kubeconfig."""
     _kept.add(value)
     _pattern.cache_clear()
 
 
 def redact(text: str) -> str:
-    """A text without the known secrets, however they are spelled: plain, in JSON, URLs, base64."""
+    """A text without the known secrets, plain or encoded as JSON, URL or base64."""
     pattern = _pattern()
     return text if pattern is None else pattern.sub(SHOWN, text)
 
@@ -62,7 +61,7 @@ def has_password(text: str) -> bool:
 
 @cache
 def _pattern() -> re.Pattern[str] | None:
-    """Finds all secrets; made once, as an environment does not change under a command."""
+    """Matches all secrets; made once, as the environment of a command does not change."""
     secrets = _kept | _in_environment(os.environ)
     forms = {form for secret in secrets if len(secret) >= LEAST for form in _forms(secret)}
     if not forms:
@@ -72,20 +71,20 @@ def _pattern() -> re.Pattern[str] | None:
 
 
 def _in_environment(variables: Mapping[str, str]) -> set[str]:
-    found: set[str] = set()
+    secrets: set[str] = set()
     for name, value in variables.items():
         says_so = _SAYS_SO.search(name)
         if name == _NAMES_A_FILE or (says_so and says_so["file"]):
-            found |= _in_file(Path(value))
+            secrets |= _in_file(Path(value))
         elif says_so:
-            found.add(value.strip())
+            secrets.add(value.strip())
         if "://" in value and "@" in value:
-            found |= _in_url(value)
-    return found
+            secrets |= _in_url(value)
+    return secrets
 
 
 def _in_file(path: Path) -> set[str]:
-    """A file that holds a secret and no more, or the secret fields of a JSON object."""
+    """The content of a file, or the secret fields of a JSON object."""
     try:
         if not path.is_file() or path.stat().st_size > LARGEST_FILE:
             return set()
@@ -99,7 +98,7 @@ def _in_file(path: Path) -> set[str]:
     if not isinstance(value, dict):
         return {text}
     fields = {str(value[name]) for name in _SECRET_FIELDS if value.get(name)}
-    # A private key has many lines, and any of them may be quoted alone.
+    # A private key has many lines, and a message may quote any one of them.
     return fields | {line for field in fields for line in field.splitlines() if "--" not in line}
 
 
@@ -127,7 +126,7 @@ def _forms(secret: str) -> Iterator[str]:
 
 
 class _Clean:
-    """A stream that shows no secret; all else is the stream's own."""
+    """A text stream that removes secrets from what is written to it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -141,14 +140,14 @@ class _Clean:
             self.write(line)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "buffer":  # a way around
+        if name == "buffer":  # would bypass `write`
             raise AttributeError(name)
         return getattr(self._stream, name)
 
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Take secrets out of all that a block prints."""
+    """Remove secrets from everything that a block prints."""
     _pattern.cache_clear()
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _Clean(sys.stdout), _Clean(sys.stderr)

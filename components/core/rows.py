@@ -1,4 +1,4 @@
-"""Rows of JSON files: a list, or one object a line, whatever the file's suffix."""
+"""Read the rows of a JSON file: a list, or one object a line, whatever the file's suffix."""
 
 import re
 from collections.abc import Iterator
@@ -44,8 +44,8 @@ def read_entries(path: Path, *, hint: str = "") -> tuple[Kind, Iterator[tuple[in
     try:
         rows = from_json(text)
     except ValueError as error:
-        found = _LINE.search(str(error))
-        line = int(found[1]) if found else None
+        match = _LINE.search(str(error))
+        line = int(match[1]) if match else None
         raise DataError(f"not JSON ({error})", path=path, line=line, hint=hint) from None
     return "row", enumerate(rows, start=1)
 
@@ -58,7 +58,7 @@ def fault_at(path: Path, kind: Kind, number: int, problem: str, *, hint: str = "
 
 
 def _lines(path: Path, file: IO[str], hint: str) -> Iterator[tuple[int, object]]:
-    # newline="\n": JSON text may hold U+2028 and the like, which are no line ends here.
+    # The file is open with newline="\n": U+2028 and the like in JSON text are no line ends here.
     with file:
         try:
             for number, line in enumerate(file, start=1):
@@ -75,7 +75,7 @@ def _lines(path: Path, file: IO[str], hint: str) -> Iterator[tuple[int, object]]
 
 
 def _not_text(path: Path) -> DataError:
-    """The error about a file that is not UTF-8; decoding in blocks does not tell the line."""
+    """The error about a file that is not UTF-8, which is read again to find the line."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:

@@ -15,17 +15,15 @@ from statistics import median_high
 from typing import Any, Literal, NamedTuple
 
 from components.core.describe import (
-    Table,
     counted,
     duration,
     hardware,
     interval,
-    markdown_table,
     money,
-    plain,
     with_interval,
 )
 from components.core.ledger import LedgerEntry
+from components.core.pages import Table, markdown_table, plain
 from components.core.records import (
     Comparison,
     Evaluation,

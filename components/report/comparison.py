@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from components.core.describe import Table, html_table, markdown_table, page, plain, with_interval
+from components.core.describe import with_interval
+from components.core.pages import Table, html_table, markdown_table, page, plain
 from components.core.records import ArmResult, Evaluation, TrainingRecord
 
 SHOWN = ("rank", "alpha", "learning_rate", "target_modules", "epochs")

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from components.core.describe import Table, describe, duration, html_table, page
+from components.core.describe import describe, duration
+from components.core.pages import Table, html_table, page
 from components.core.records import LossPoint, TrainingRecord
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 720, 300, 56, 36

@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 
 from components.core.config import flag
-from components.core.errors import RaftError, disk_is_full, shown
+from components.core.errors import RaftError, disk_is_full, for_terminal
 from components.core.redaction import guarded
 
 USER_ERROR, OUR_ERROR = 2, 1
@@ -112,7 +112,7 @@ def _explain(error: Exception, arguments: Sequence[str]) -> int:
 
 
 def _say(problem: str, hint: str) -> None:
-    click.echo(f"error: {shown(problem)}", err=True)
+    click.echo(f"error: {for_terminal(problem)}", err=True)
     if hint:
         click.echo(f"  {hint}", err=True)
 

@@ -638,8 +638,8 @@ def test_the_summary_of_a_run_in_a_bucket_counts_an_attempt_that_failed(
         raise StorageError("the documents are gone")
     place["uri"] = f"{root}/summary/9f/text"
     folders = Step.parse(json.dumps(told)).folders_to_read("summary")
-    account = summary.run(SummaryConfig(folders=tuple(folders), output=str(tmp_path)))
-    assert [entry.failed for entry in account.stages] == ["the documents are gone"]
+    ledger = summary.run(SummaryConfig(folders=tuple(folders), output=str(tmp_path)))
+    assert [entry.failed for entry in ledger.stages] == ["the documents are gone"]
     assert "**generate failed:** the documents are gone" in (tmp_path / "summary.md").read_text()
 
 

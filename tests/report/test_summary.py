@@ -75,9 +75,9 @@ def artifact(folder: Path, stage: str, **records: Record) -> Path:
 def sum_up(run: Path, status: str = "") -> tuple[str, RunLedger]:
     output = run / "out"
     config = SummaryConfig(folders=(str(run),), output=str(output), status=status)
-    account = summary.run(config)
-    assert read_json(output / "ledger.json", RunLedger) == account
-    return (output / "summary.md").read_text(), account
+    ledger = summary.run(config)
+    assert read_json(output / "ledger.json", RunLedger) == ledger
+    return (output / "summary.md").read_text(), ledger
 
 
 def test_a_whole_run(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     artifact(tmp_path / "c", "quantize-check", quantization=REPORT.model_copy(
         update={"decision": "go"}))  # fmt: skip
     artifact(tmp_path / "d", "eval", results=evaluated(0.6), training=trained(8))
-    text, account = sum_up(tmp_path, '{"state": "SUCCEEDED", "error": {}}')
+    text, ledger = sum_up(tmp_path, '{"state": "SUCCEEDED", "error": {}}')
     titles = [line for line in text.splitlines() if line.startswith("#")]
     assert titles == [
         "# RAFT run", "## generate", "## train", "## quantize-check", "## eval",
@@ -95,7 +95,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert "**Succeeded.**" in text and "Without a result" not in text
     assert "| no question \\| found | 2 |" in text
     assert "&lt;b&gt;" in text and "<b>" not in text
-    assert account.cost == 2.0 and "| all |  | 4 min 4 s |  |  | 2.00 USD |" in text
+    assert ledger.cost == 2.0 and "| all |  | 4 min 4 s |  |  | 2.00 USD |" in text
     again, _ = sum_up(tmp_path, '{"state": "SUCCEEDED", "error": {}}')
     assert again == text, "its own output is not taken for a stage's"
 
@@ -108,9 +108,9 @@ def test_a_failed_run_names_the_step_and_counts_every_attempt(tmp_path: Path) ->
     write_json(adapter / "ledger.failed-2.json", entry("train", failed="out of memory"))
     write_json(adapter / "ledger.failed-1.json", entry("train", failed="stopped from outside"))
     status = {"state": "FAILED", "error": {"message": "node `x` died"}}
-    text, account = sum_up(tmp_path, json.dumps(status))
+    text, ledger = sum_up(tmp_path, json.dumps(status))
     assert "**Failed.** node \\`x\\` died" in text
-    assert [found.failed for found in account.stages] == [
+    assert [attempt.failed for attempt in ledger.stages] == [
         "",
         "stopped from outside",
         "out of memory",
@@ -119,15 +119,15 @@ def test_a_failed_run_names_the_step_and_counts_every_attempt(tmp_path: Path) ->
     assert text.count("**train failed:**") == 1
     assert "## train" not in text
     assert "Without a result: train, quantize-check, eval." in text
-    assert account.cost == 1.5
+    assert ledger.cost == 1.5
 
 
 def test_a_step_that_succeeded_at_last_has_not_failed(tmp_path: Path) -> None:
     folder = artifact(tmp_path / "b", "train", training=trained(8))
     write_json(folder / "ledger.failed-1.json", entry("train", failed="stopped from outside"))
-    text, account = sum_up(tmp_path)
+    text, ledger = sum_up(tmp_path)
     assert "**train failed" not in text and "| train | stopped from outside |" in text
-    assert [found.failed for found in account.stages] == ["stopped from outside", ""]
+    assert [attempt.failed for attempt in ledger.stages] == ["stopped from outside", ""]
 
 
 def test_a_trial_that_failed_is_named_though_another_succeeded(tmp_path: Path) -> None:
@@ -187,21 +187,21 @@ def test_what_an_interrupted_training_kept_is_no_result(tmp_path: Path) -> None:
     kept.mkdir(parents=True)
     (kept / "run.json").write_text("{}", encoding="utf-8")
     artifact(kept, "train", training=trained(4))
-    text, account = sum_up(tmp_path / "run", '{"state": "SUCCEEDED"}')
+    text, ledger = sum_up(tmp_path / "run", '{"state": "SUCCEEDED"}')
     assert text.count("## train") == 1
-    assert len(account.stages) == 1
+    assert len(ledger.stages) == 1
 
 
-def test_shards_that_were_merged_are_told_by_their_accounts(tmp_path: Path) -> None:
+def test_shards_that_were_merged_are_only_in_the_ledger(tmp_path: Path) -> None:
     for number in (1, 2):
         report = GENERATED.model_copy(update={"shard": f"{number}/2"})
         artifact(tmp_path / "run" / f"part-{number}", "generate", report=report)
     text, _ = sum_up(tmp_path / "run", '{"state": "FAILED"}')
     assert text.count("## generate") == 2, "before they are merged, they are all there is"
     artifact(tmp_path / "run" / "merged", "merge", report=GENERATED)
-    text, account = sum_up(tmp_path / "run", '{"state": "SUCCEEDED"}')
+    text, ledger = sum_up(tmp_path / "run", '{"state": "SUCCEEDED"}')
     assert text.count("## generate") == 1
-    assert [entry.stage for entry in account.stages].count("generate") == 2
+    assert [entry.stage for entry in ledger.stages].count("generate") == 2
 
 
 def test_a_record_of_another_version_is_named(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
         for module in (
             "components.core.raft_form", "components.core.rows", "components.core.records",
             "components.core.storage", "components.core.ledger", "components.core.describe",
-            "components.core.kubeflow",
+            "components.core.pages", "components.core.kubeflow",
             "components.generate.answers", "components.generate.questions",
             "components.generate.documents", "components.generate.teachers.interview",
             "components.generate.teachers.responses", "components.eval.questions",

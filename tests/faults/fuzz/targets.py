@@ -758,8 +758,9 @@ LEDGER = {
 @target(rows_of(LEDGER))
 def ledgers(file: str) -> None:
     """A ledger is refused with its file's name, or adds up and is read again."""
-    from components.core.describe import ledger_table, markdown_table
+    from components.core.describe import ledger_table
     from components.core.ledger import LedgerEntry, total
+    from components.core.pages import markdown_table
     from components.core.records import read_json
 
     path = as_file("ledger.json", file.strip("[]"))
