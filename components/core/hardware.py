@@ -80,6 +80,7 @@ class HardwareConfig(Settings):
     compiled: JsonObject = option(
         help="What the Job manifests ask for, by stage, as `raft compile` found it.",
         group="Hardware",
+        min_length=0,  # overrides alone can be checked too
     )
     train_gpus: Annotated[str, Field(pattern="^[0-9]*$", examples=["2"])] = option(
         "",
