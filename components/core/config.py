@@ -142,8 +142,9 @@ class ArtifactSettings(Settings):
 
     overwrite: bool = option(
         False,
-        help="Make the artifact anew where --output holds a finished one; else the same settings "
-        "leave it as it is, and others are refused. Not for Jobs, which would begin again.",
+        help="Replace a finished result in --output. Without it, the same settings do nothing and "
+        "different settings are an error. Do not set it in a Kubernetes Job: a retry would start "
+        "over.",
         group="Output",
         in_pipeline=False,
     )
