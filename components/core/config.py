@@ -1,22 +1,27 @@
-"""The base classes of the stages' settings.
+"""What the config classes of all stages have in common.
 
 A stage's settings are one frozen pydantic class: the only place where a default, a range and a
 help text are written. The command line, the KFP signature and docs/settings.md are made from it.
-A config class needs nothing but this module: the types of `locations` and `options` are here too.
+Values may arrive as text (Kubeflow hands every parameter over as text: `true`, `0.800000`,
+`["a","b"]`), and are parsed here, nowhere else.
 """
 
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
+    Field,
+    JsonValue,
     PrivateAttr,
     ValidationError,
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from components.core.errors import ConfigError
 from components.core.locations import (
@@ -27,36 +32,81 @@ from components.core.locations import (
     InputLocation,
     InputLocations,
     KeptLocation,
-    Location,
     OutputLocation,
     beside,
     check_apart,
     check_folder,
     check_location,
     normalized,
-)
-from components.core.options import (
-    JsonObject,
-    NumberList,
-    ObjectList,
-    TextList,
-    allowed_values,
-    complaint,
-    default_text,
-    flag,
-    group_of,
-    in_pipeline,
-    message,
-    option,
+    split_text,
 )
 from components.core.redaction import has_password, redact
 
 __all__ = [
     "INPUT", "KEPT", "OUTPUT", "SCHEME", "ArtifactSettings", "InputLocation", "InputLocations",
-    "JsonObject", "KeptLocation", "Location", "NumberList", "ObjectList", "OutputLocation",
-    "Settings", "StageConfig", "TextList", "allowed_values", "beside", "check_location",
-    "complaint", "default_text", "flag", "group_of", "in_pipeline", "message", "option",
+    "JsonObject", "KeptLocation", "NumberList", "ObjectList", "Settings", "StageConfig", "TextList",
+    "allowed_values", "beside", "check_location", "complaint", "default_text", "flag", "group_of",
+    "in_pipeline", "message", "option",
 ]  # fmt: skip
+
+
+def _parse_json(value: object, empty: str) -> object:
+    """Accept JSON as text; an empty text stands for `empty`."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value or empty)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at character {error.pos}") from None
+
+
+TextList = Annotated[tuple[str, ...], BeforeValidator(split_text)]
+"""Words, written `a,b` or `["a","b"]`."""
+
+
+def _split_numbers(value: object) -> object:
+    """Accept a single number, as a list of one."""
+    return (value,) if isinstance(value, int) else split_text(value)
+
+
+NumberList = Annotated[tuple[int, ...], BeforeValidator(_split_numbers)]
+"""Whole numbers, written `0,2` or `[0, 2]`; one alone is a list of one."""
+
+JsonObject = Annotated[dict[str, Any], BeforeValidator(lambda value: _parse_json(value, "{}"))]
+"""A JSON object, written `{"a": 1}`."""
+
+ObjectList = Annotated[
+    tuple[dict[str, Any], ...], BeforeValidator(lambda value: _parse_json(value, "[]"))
+]
+"""JSON objects, written `[{"a": 1}, {"a": 2}]`."""
+
+
+def option(
+    default: Any = ..., *, help: str, group: str, in_pipeline: bool = True, **limits: Any
+) -> Any:
+    """Declare one setting: its default, range, help text and the heading that `--help` gives it.
+
+    Every setting is also a parameter of the stage's Kubeflow component, unless `in_pipeline` is
+    false because Kubeflow decides it, or because it makes no sense in a step.
+
+    A setting without a default is a location or a name, and may not be empty.
+    """
+    if default is ...:
+        limits.setdefault("min_length", 1)
+    extra: dict[str, JsonValue] = {"group": group, "in_pipeline": in_pipeline}
+    return Field(default, description=help, json_schema_extra=extra, **limits)
+
+
+def group_of(field: FieldInfo) -> str:
+    """The heading of a setting in `--help` and on the dashboard."""
+    extra = field.json_schema_extra
+    return str(extra["group"]) if isinstance(extra, dict) else "Other"
+
+
+def in_pipeline(field: FieldInfo) -> bool:
+    """Whether a setting is a parameter of the stage's Kubeflow component."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and bool(extra["in_pipeline"])
 
 
 class Settings(BaseModel):
@@ -93,7 +143,7 @@ class Settings(BaseModel):
             value = getattr(self, name)
             for kind in locations.keys() & set(map(str, field.metadata)):
                 values = value if isinstance(value, tuple) else (value,)
-                locations[kind] += [(name, str(location)) for location in values if location]
+                locations[kind] += [(flag(name), str(location)) for location in values if location]
         check_apart(locations)
         return self
 
@@ -151,8 +201,8 @@ class ArtifactSettings(Settings):
 
     def model_post_init(self, _context: Any, /) -> None:
         """Remember the settings as they were given: a copy may name local folders instead."""
-        left_out = {"output", "overwrite", "prices", "fresh", self.kept(), *self.without_effect}
-        settings = self.model_dump(mode="json", exclude=left_out)
+        omitted = {"output", "overwrite", "prices", "fresh", self.kept(), *self.without_effect}
+        settings = self.model_dump(mode="json", exclude=omitted)
         for name, field in type(self).model_fields.items():
             if name in settings and INPUT in field.metadata:
                 value = settings[name]
@@ -196,3 +246,54 @@ class StageConfig(ArtifactSettings):
             if output.startswith(SCHEME) or (output and cls.kept_beside_local):
                 return values | {kept: beside(output, kept)}
         return values
+
+
+def flag(name: str) -> str:
+    """The command-line spelling of a field: `max_chunks` becomes `--max-chunks`."""
+    return "--" + name.replace("_", "-")
+
+
+def message(fault: Any) -> str:
+    """The text of one of pydantic's errors."""
+    return str(fault["msg"]).removeprefix("Value error, ")
+
+
+def complaint(fault: Any, field: FieldInfo) -> str:
+    """The text after a wrong value: ` (allowed: a | b)`, `: no such arm (allowed: a | b)`."""
+    allowed = allowed_values(field)
+    if not allowed:
+        return f": {message(fault)}"
+    # pydantic's own messages would only repeat the allowed values in other words.
+    own = f": {message(fault)}" if fault["type"] == "value_error" else ""
+    return f"{own} (allowed: {allowed})"
+
+
+def default_text(field: FieldInfo) -> str:
+    """A setting's default as one would type it; `required` where there is none."""
+    if field.is_required():
+        return "required"
+    if isinstance(field.default, bool):
+        return str(field.default).lower()
+    if isinstance(field.default, tuple):
+        return ",".join(map(str, field.default))
+    return str(field.default)
+
+
+def allowed_values(field: FieldInfo) -> str:
+    """What a field accepts, in words: `>= 0, <= 1`, `a | b`, `as 2/8`; "" if anything."""
+    if get_origin(field.annotation) is Literal:
+        return " | ".join(str(value) for value in get_args(field.annotation) if value)
+    if field.examples:
+        return f"as {field.examples[0]}"
+    if field.annotation is bool:
+        return "true | false"
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    bounds = [
+        f"{sign} {getattr(limit, name)}"
+        for limit in field.metadata
+        for name, sign in signs.items()
+        if getattr(limit, name, None) is not None
+    ]
+    kinds: dict[object, str] = {int: "a whole number", float: "a number"}
+    kind = kinds.get(field.annotation, "")
+    return ", ".join([kind, *bounds] if kind else bounds)

@@ -26,7 +26,7 @@ class Entry(BaseModel):
 
 
 class Price(Entry):
-    """What was asked for an hour or a request, in USD, when and by whom."""
+    """A price of an hour or a request in USD, with its date and source."""
 
     usd: float
     date: str
@@ -34,7 +34,7 @@ class Price(Entry):
 
 
 class Machine(Entry):
-    """A machine type of Compute Engine; its node keeps a part of vCPUs and memory for itself."""
+    """A machine type of Compute Engine; its node reserves a part of vCPUs and memory."""
 
     type: str
     gpus: int

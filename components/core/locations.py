@@ -1,5 +1,6 @@
 """Locations that a setting may name: what they look like, and which of them may overlap."""
 
+import json
 import os
 import re
 import stat
@@ -8,8 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator
-
-from components.core.options import flag, split_text
 
 SCHEME = "gs://"
 INPUT = "input"
@@ -40,6 +39,15 @@ def check_location(value: str) -> str:
     if any(part in ("", ".", "..") for part in path.removesuffix("/").split("/") if path):
         raise ValueError("a path on gs:// has no empty part, no . and no ..")
     return value
+
+
+def split_text(value: object) -> object:
+    """Accept a list as JSON (Kubeflow) or as comma-separated words (a person at a terminal)."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return [word.strip() for word in value.split(",") if word.strip()]
 
 
 Location = Annotated[str, AfterValidator(check_location)]
@@ -82,7 +90,7 @@ def check_apart(locations: Mapping[str, Sequence[tuple[str, str]]]) -> None:
     Also refuse to read what may never end, such as a pipe or a device.
 
     Args:
-        locations: by kind (INPUT, OUTPUT, KEPT), the fields and what they name.
+        locations: by kind (INPUT, OUTPUT, KEPT), the flags and what they name.
 
     Raises:
         ValueError: names two flags and what to do.
@@ -90,21 +98,21 @@ def check_apart(locations: Mapping[str, Sequence[tuple[str, str]]]) -> None:
     for name, source in locations[INPUT]:
         mode = None if source.startswith(SCHEME) else _mode(source)  # None: maybe a model of a hub
         if mode is not None and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            raise ValueError(f"{flag(name)} {source}: neither a file nor a folder")
+            raise ValueError(f"{name} {source}: neither a file nor a folder")
         for kind in (OUTPUT, KEPT):
             for other, target in locations[kind]:
                 cleared = kind == OUTPUT
                 if (cleared and _contains(target, source)) or _contains(source, target):
                     raise ValueError(
-                        f"{flag(other)} {target} and {flag(name)} {source} overlap; "
-                        f"give {flag(other)} a folder of its own"
+                        f"{other} {target} and {name} {source} overlap; "
+                        f"give {other} a folder of its own"
                     )
     for name, kept in locations[KEPT]:
         for other, target in locations[OUTPUT]:
             if _contains(target, kept):
                 raise ValueError(
-                    f"{flag(name)} {kept} is inside {flag(other)} {target}, all of which becomes "
-                    f"the artifact; omit {flag(name)}, or give a folder elsewhere"
+                    f"{name} {kept} is inside {other} {target}, all of which becomes "
+                    f"the artifact; omit {name}, or give a folder elsewhere"
                 )
 
 

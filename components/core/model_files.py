@@ -73,7 +73,7 @@ def check_template(source: str, tokenizer: Any) -> None:
         with _no_longer_than(SECONDS_OF_A_TEMPLATE):
             text = tokenizer.apply_chat_template(turns, tokenize=False)
         if any(turn["content"] not in text for turn in turns):
-            raise ValueError("it leaves out what is said")
+            raise ValueError("it omits the messages")
     except Exception as error:  # a template may raise anything
         raise ModelError(
             f"--base-model {source}: its chat template cannot be used ({first_line(error)})",
@@ -134,7 +134,7 @@ def check_folder(source: str) -> None:
     if not (folder / "tokenizer_config.json").is_file():
         raise ModelError(
             f"--base-model {source}: no tokenizer_config.json in this folder",
-            hint="Save the tokenizer beside the weights: tokenizer.save_pretrained(folder).",
+            hint="Save the tokenizer next to the weights: tokenizer.save_pretrained(folder).",
         )
     _check_files(
         folder, tuple((path.name, path.stat().st_mtime_ns) for path in sorted(folder.iterdir()))

@@ -100,7 +100,7 @@ def load_model(
 
 
 def load_tuned(source: str, adapter: str, dtype: "torch.dtype") -> Any:
-    """The base model with the adapter beside its weights (a `peft.PeftModel`).
+    """The base model with the adapter next to its weights (a `peft.PeftModel`).
 
     Raises:
         ModelError: as `load_model`, or the adapter is missing or made for another base.

@@ -23,7 +23,7 @@ class Task(Protocol):
     """A piece of work under way."""
 
     def advance(self, count: int = 1, **figures: object) -> None:
-        """Count finished units; `figures` (such as loss=0.3) are shown beside the bar."""
+        """Count finished units; `figures` (such as loss=0.3) are shown next to the bar."""
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What a RAFT row looks like to a model: `generate` writes it, `train` teaches it, `eval` asks so.
+"""The prompt and the answer format of RAFT, which generate, train and eval share.
 
 Source: the published RAFT code.
 """
@@ -19,8 +19,8 @@ def find_answer(generation: str) -> tuple[str, bool]:
     """The answer in a generation, and whether the generation gave one.
 
     It is the first line with content after the last answer marker (a newline may follow the
-    marker), without Markdown's bold. Without a marker the whole generation is the answer, and
-    counts as not given; with nothing after the marker the answer is empty and not given.
+    marker), without Markdown's bold. Without a marker the whole generation is returned, and with
+    nothing after the marker an empty text; neither counts as an answer.
     """
     _, marker, rest = generation.rpartition(ANSWER_MARKER)
     if not marker:

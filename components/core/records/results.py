@@ -12,8 +12,8 @@ from components.core.records.record import Record
 class GenerationReport(Record):
     """What `generate` kept and dropped, and why: `dataset/report.json`.
 
-    quotes: by how they were found in their oracle, of answers that passed the check. shard: the
-    share of the chunks that was asked about; every share counts all documents and chunks.
+    quotes: of the accepted answers, by how they match their oracle document. shard: the share of
+    the chunks that was used; every share counts all documents and chunks.
     """
 
     FILE: ClassVar[str] = "report.json"
