@@ -1,9 +1,10 @@
 """Read the rows of a JSON file: a list, or one object a line, whatever the file's suffix."""
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Literal
+from typing import Any, Literal
 
 from pydantic_core import from_json
 
@@ -24,30 +25,15 @@ def read_entries(path: Path, *, hint: str = "") -> tuple[Kind, Iterator[tuple[in
         DataError: the file cannot be read, is not UTF-8 or not JSON; names the line.
     """
     try:
-        file = path.open(encoding="utf-8-sig", newline="\n")
-        try:
-            first = file.read(1)
-            while first.isspace():
-                first = file.read(1)
+        with path.open("rb") as file:
+            first = next((line for line in file if _content(line)), b"")
+            if not _content(first).startswith(b"["):
+                return "line", _lines(path, hint)
             file.seek(0)
-            if first != "[":
-                return "line", _lines(path, file, hint)
-            with file:
-                text = file.read()
-        except BaseException:
-            file.close()
-            raise
+            data = file.read()
     except OSError as error:
         raise DataError(error.strerror or str(error), path=path, hint=hint) from None
-    except UnicodeDecodeError:
-        raise _not_text(path) from None
-    try:
-        rows = from_json(text)
-    except ValueError as error:
-        match = _LINE.search(str(error))
-        line = int(match[1]) if match else None
-        raise DataError(f"not JSON ({error})", path=path, line=line, hint=hint) from None
-    return "row", enumerate(rows, start=1)
+    return "row", enumerate(_parse(path, data, hint), start=1)
 
 
 def fault_at(path: Path, kind: Kind, number: int, problem: str, *, hint: str = "") -> DataError:
@@ -57,29 +43,25 @@ def fault_at(path: Path, kind: Kind, number: int, problem: str, *, hint: str = "
     return DataError(f"row {number}: {problem}", path=path, hint=hint)
 
 
-def _lines(path: Path, file: IO[str], hint: str) -> Iterator[tuple[int, object]]:
-    # The file is open with newline="\n": U+2028 and the like in JSON text are no line ends here.
-    with file:
-        try:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    try:
-                        row = from_json(line)
-                    except ValueError as error:
-                        raise fault_at(
-                            path, "line", number, f"not JSON ({error})", hint=hint
-                        ) from None
-                    yield number, row
-        except UnicodeDecodeError:
-            raise _not_text(path) from None
-
-
-def _not_text(path: Path) -> DataError:
-    """The error about a file that is not UTF-8, which is read again to find the line."""
+def _lines(path: Path, hint: str) -> Iterator[tuple[int, object]]:
+    # As bytes: the lines of text would also end at U+2028 and the like, which JSON may contain.
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                return DataError(f"not UTF-8 text ({error.reason})", path=path, line=number)
-    return DataError("not UTF-8 text", path=path)
+            if _content(line):
+                yield number, _parse(path, line, hint, number)
+
+
+def _content(line: bytes) -> bytes:
+    return line.removeprefix(BOM_UTF8).strip()
+
+
+def _parse(path: Path, data: bytes, hint: str, line: int | None = None) -> Any:
+    try:
+        return from_json(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = line or data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"not UTF-8 text ({error.reason})", path=path, line=line) from None
+    except ValueError as error:
+        match = _LINE.search(str(error))
+        line = line or (int(match[1]) if match else None)
+        raise DataError(f"not JSON ({error})", path=path, line=line, hint=hint) from None

@@ -470,7 +470,7 @@ TEMPLATES = {
     "{% for %}": "Expected an expression",
     "{{ raise_exception('no') }}": "no",
     "{{ a.b.c }}": "undefined",
-    "always the same": "leaves out what is said",
+    "always the same": "omits the messages",
     "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"
     "{% endfor %}{% endfor %}{% endfor %}": f"more than {SECONDS_OF_A_TEMPLATE / 10:g} seconds",
 }
