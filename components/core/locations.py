@@ -96,9 +96,12 @@ def check_apart(locations: Mapping[str, Sequence[tuple[str, str]]]) -> None:
         ValueError: names two flags and what to do.
     """
     for name, source in locations[INPUT]:
-        mode = None if source.startswith(SCHEME) else _mode(source)  # None: maybe a model of a hub
-        if mode is not None and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            raise ValueError(f"{name} {source}: neither a file nor a folder")
+        if not source.startswith(SCHEME):
+            mode = _mode(source)
+            if mode is None:  # the name of a model on the hub
+                continue
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise ValueError(f"{name} {source}: neither a file nor a folder")
         for kind in (OUTPUT, KEPT):
             for other, target in locations[kind]:
                 cleared = kind == OUTPUT
