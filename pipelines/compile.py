@@ -123,24 +123,13 @@ def _compare(output: Path, text: str, command: str) -> None:
         raise ConfigError(f"{output}: {error.strerror}", hint=command) from None
     if committed == text.encode():
         return
-    changes = list(
-        difflib.unified_diff(
-            committed.decode(errors="replace").splitlines(),
-            text.splitlines(),
-            str(output),
-            "compiled now",
-            lineterm="",
-            n=1,
-        )
+    lines = committed.decode(errors="replace").splitlines()
+    diff = difflib.unified_diff(
+        lines, text.splitlines(), str(output), "compiled now", lineterm="", n=1
     )
-    rest = len(changes) - DIFF_LINES
+    first, rest = [*islice(diff, DIFF_LINES)], len([*diff])
+    more = [f"... and {rest} more lines"] if rest else []
     raise ConfigError(
-        "\n".join(
-            [
-                f"{output} is not what the pipeline compiles to:",
-                *islice(changes, DIFF_LINES),
-                *([f"... and {rest} more lines"] if rest > 0 else []),
-            ]
-        ),
+        "\n".join([f"{output} is not what the pipeline compiles to:", *first, *more]),
         hint=command,
     )

@@ -41,6 +41,9 @@ class Target(StrictModel):
     kind: re.Pattern[str] | None = None
     name: re.Pattern[str] | None = None
 
+    def words(self) -> str:
+        return " ".join(pattern.pattern for pattern in (self.kind, self.name) if pattern)
+
 
 class Patch(StrictModel):
     path: str
@@ -78,9 +81,8 @@ def render(folder: Path) -> list[Document]:
     """
     _, kustomization = read_kustomization(folder)
     objects = _sources(folder)
-    if not kustomization.patches and not any(
-        (folder / name).is_dir() for name in kustomization.resources
-    ):
+    nested = any((folder / name).is_dir() for name in kustomization.resources)
+    if not nested and not kustomization.patches:
         return [sources[0] for sources in objects]
     sources = {_identity(sources[0]): sources for sources in objects}
     rendered = parse(Text(_kubectl_kustomize(folder), shown(folder)))
@@ -151,32 +153,21 @@ def _sources(folder: Path, above: Sequence[Path] = ()) -> list[list[Document]]:
             objects += [[resource] for resource in read(folder / name)]
     for entry in kustomization.patches:
         for patch in read(folder / entry.path):
-            for sources in _patched_by(patch, entry.target, objects):
+            patched = [sources for sources in objects if _applies(patch, entry.target, sources[0])]
+            if not patched:
+                wanted = entry.target.words() if entry.target else _identity(patch)
+                names = [_identity(sources[0]) for sources in objects]
+                alike = [name for name in names if name.startswith(f"{patch.get('kind')} ")]
+                raise ConfigError(
+                    f"{patch.place()}: patches {wanted}, which is in none of the resources "
+                    f"(allowed: {', '.join(alike or names)})"
+                )
+            for sources in patched:
                 sources.append(patch)
     for index, image in enumerate(kustomization.images):
         for source in itertools.chain.from_iterable(objects):
             image.apply(source, document.place("images", index))
     return objects
-
-
-def _patched_by(
-    patch: Document, target: Target | None, objects: list[list[Document]]
-) -> list[list[Document]]:
-    """The objects that a patch applies to."""
-    if target is None:
-        wanted = _identity(patch)
-        patched = [sources for sources in objects if _identity(sources[0]) == wanted]
-    else:
-        wanted = " ".join(entry.pattern for entry in (target.kind, target.name) if entry)
-        patched = [sources for sources in objects if _selects(target, sources[0])]
-    if not patched:
-        names = [_identity(sources[0]) for sources in objects]
-        alike = [name for name in names if name.split()[0] == wanted.split()[0]] or names
-        raise ConfigError(
-            f"{patch.place()}: patches {wanted}, which is in none of the resources "
-            f"(allowed: {', '.join(alike)})"
-        )
-    return patched
 
 
 def _identity(document: Document) -> str:
@@ -186,12 +177,14 @@ def _identity(document: Document) -> str:
     return f"{kind} {name} ({version}, namespace {namespace})"
 
 
-def _selects(target: Target, document: Document) -> bool:
-    """Whether a target selects an object; its fields are patterns of the whole value."""
-    values = ((target.kind, ("kind",)), (target.name, ("metadata", "name")))
+def _applies(patch: Document, target: Target | None, document: Document) -> bool:
+    """Whether an object is patched; a target's fields are patterns of the whole value."""
+    if target is None:
+        return _identity(patch) == _identity(document)
+    fields = ((target.kind, ("kind",)), (target.name, ("metadata", "name")))
     return all(
         pattern is None or pattern.fullmatch(str(document.get(*location)))
-        for pattern, location in values
+        for pattern, location in fields
     )
 
 

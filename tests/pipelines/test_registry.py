@@ -179,6 +179,18 @@ def test_check_warns_and_passes(
         check_manifests([str(tmp_path / "none")])
 
 
+def test_submit_warns_before_it_connects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", kubeconfig(tmp_path / "config", "gke"))
+    arguments = ["--set", "documents=gs://b/documents", "--set", "questions=gs://b/questions"]
+    with pytest.raises(SystemExit) as leave:
+        main(["submit", "--host", "http://127.0.0.1:9", *arguments])
+    error = capsys.readouterr().err
+    assert leave.value.code != 0 and "127.0.0.1:9" in error
+    assert error.index("warning: raft-eval:0.1.0, raft-generate") < error.index("127.0.0.1:9")
+
+
 def test_make_push_writes_the_digests_of_what_it_pushed(tmp_path: Path) -> None:
     """With a docker and a raft that only write down how they are called."""
     programs = tmp_path / "bin"
