@@ -8,10 +8,9 @@ here and in camel case in the files; what their values may be is in values.py.
 """
 
 import difflib
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 from pydantic.alias_generators import to_camel
 
 from components.core.config import flag as flag_of
@@ -39,13 +38,17 @@ from pipelines.k8s.values import (
 from pipelines.stages import STAGES, config_class
 
 
-def _once(entries: Iterable[Any], attribute: str, *at: str) -> None:
-    seen = set()
-    for index, entry in enumerate(entries):
-        value = getattr(entry, attribute)
-        if value in seen:
-            raise fault(f"{value!r} stands twice in the list", *at, index, to_camel(attribute))
-        seen.add(value)
+def _distinct(attribute: str) -> AfterValidator:
+    """No two entries of a list may have the same value there."""
+
+    def check(entries: list[Any]) -> list[Any]:
+        values = [getattr(entry, attribute) for entry in entries]
+        for index, value in enumerate(values):
+            if value in values[:index]:
+                raise fault(f"{value!r} stands twice in the list", index, to_camel(attribute))
+        return entries
+
+    return AfterValidator(check)
 
 
 class PodMetadata(StrictModel):
@@ -134,16 +137,10 @@ class Container(StrictModel):
     command: Annotated[list[str], Field(min_length=1)]
     args: list[str] = Field(default_factory=list)
     env_from: list[Source] = job_only("these variables fill the Job's args")
-    env: list[Variable] = Field(default_factory=list)
+    env: Annotated[list[Variable], _distinct("name")] = Field(default_factory=list)
     resources: Resources = Resources()
     security_context: ContainerSecurity = ContainerSecurity()
-    volume_mounts: list[Mount] = Field(default_factory=list)
-
-    @model_validator(mode="after")
-    def _names_once(self) -> "Container":
-        _once(self.env, "name", "env")
-        _once(self.volume_mounts, "mount_path", "volumeMounts")
-        return self
+    volume_mounts: Annotated[list[Mount], _distinct("mount_path")] = Field(default_factory=list)
 
 
 class EmptyDir(StrictModel):
@@ -189,7 +186,7 @@ class Pod(StrictModel):
     tolerations: list[Toleration] = Field(default_factory=list)
     security_context: PodSecurity = PodSecurity()
     containers: Annotated[list[Container], Field(min_length=1, max_length=1)]
-    volumes: list[Volume] = Field(default_factory=list)
+    volumes: Annotated[list[Volume], _distinct("name")] = Field(default_factory=list)
     restart_policy: Literal["Never"] = job_only("KFP starts a failed step as a new pod", ...)
 
     @model_validator(mode="after")
@@ -211,7 +208,6 @@ class Pod(StrictModel):
 
     @model_validator(mode="after")
     def _mounts_exist(self) -> "Pod":
-        _once(self.volumes, "name", "volumes")
         known = {volume.name for volume in self.volumes}
         for index, mount in enumerate(self.containers[0].volume_mounts):
             if mount.name not in known:

@@ -66,9 +66,13 @@ class Rendered(Document):
         self.sources = sources
 
     def place(self, *location: int | str) -> str:
-        sources = [(source, _counterpart(location, self, source)) for source in self.sources]
-        depth = max(len(found) for _, found in sources)
-        places = [source.place(*found) for source, found in sources if len(found) == depth]
+        locations = [_counterpart(location, self, source) for source in self.sources]
+        depth = max(map(len, locations))
+        places = [
+            source.place(*counterpart)
+            for source, counterpart in zip(self.sources, locations, strict=True)
+            if len(counterpart) == depth
+        ]
         return places[-1 if depth == len(location) else 0]
 
 
@@ -190,7 +194,7 @@ def _applies(patch: Document, target: Target | None, document: Document) -> bool
 
 def _counterpart(location: Location, rendered: Document, source: Document) -> Location:
     """As much of the location of a rendered value as there is in a source, with its indices."""
-    found: list[int | str] = []
+    counterpart: list[int | str] = []
     value, source_value = rendered.value, source.value
     for step in location:
         at: int | str = step
@@ -206,8 +210,8 @@ def _counterpart(location: Location, rendered: Document, source: Document) -> Lo
         else:
             value = value.get(step) if isinstance(value, dict) else None
         source_value = source_value[at]
-        found.append(at)
-    return tuple(found)
+        counterpart.append(at)
+    return tuple(counterpart)
 
 
 def _entry_key(entry: Any) -> Any:

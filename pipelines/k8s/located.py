@@ -129,12 +129,10 @@ def parse(stream: TextIO) -> list[Document]:
     with _explained(name):
         text = stream.read()
         _check_depth(yaml.parse(Text(text, name), loader), name)
-        nodes = list(yaml.compose_all(Text(text, name), loader))
-    errors = [error for node in nodes for error in _errors(node, set())]
-    if errors:
-        raise ConfigError("\n".join(errors))
-    documents = [Document(node) for node in nodes]
-    with _explained(name):
+        documents = [Document(node) for node in yaml.compose_all(Text(text, name), loader)]
+        errors = [error for document in documents for error in _errors(document.node, set())]
+        if errors:
+            raise ConfigError("\n".join(errors))
         for document in documents:
             _ = document.value
     return documents
@@ -142,7 +140,7 @@ def parse(stream: TextIO) -> list[Document]:
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """What the library says about a file, as our error."""
+    """Turn what the library raises about a file into our error."""
     try:
         yield
     except ConfigError:

@@ -83,8 +83,8 @@ def _lines_of_images(document: Document, otherwise: int) -> tuple[int, int]:
     """The first line of `images:` and the one after its last."""
     for key, value in document.node.value:
         if key.value == "images":
-            last = value
-            while not isinstance(last, yaml.ScalarNode) and last.value:
+            last = value  # the end of a block is only found after the comments that follow it
+            while isinstance(last, yaml.CollectionNode) and last.value and not last.flow_style:
                 last = last.value[-1][-1] if isinstance(last, yaml.MappingNode) else last.value[-1]
             return key.start_mark.line, last.end_mark.line + 1
     return otherwise, otherwise

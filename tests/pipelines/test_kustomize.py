@@ -167,7 +167,7 @@ def test_the_last_of_two_patches_is_blamed(overlay: Path) -> None:
     assert f"{mine / 'gpu.yaml'}:{line}: spec.template.spec.tolerations.1.value" in errors
 
 
-def test_kubectl_has_its_say(overlay: Path) -> None:
+def test_a_refusal_of_kubectl_is_an_error_with_its_message(overlay: Path) -> None:
     edit(overlay / kustomize.FILE, "- ../../base", "- ../../base\n  - ../../base")
     with pytest.raises(
         ConfigError, match="h100: kubectl refuses it: .*already registered"

@@ -80,12 +80,19 @@ def test_what_is_not_given_stays_but_a_digest_belongs_to_its_tag(base: Path) -> 
     assert image_of(base, "train") == "localhost:5000/raft-train:2"
 
 
-def test_comments_and_other_images_stay(base: Path) -> None:
+BLOCK = (
+    "images: # of everything\n  # ours\n  - name: raft-train\n    newTag: '7' # tried\n"
+    "  # another\n  - name: busybox\n    newTag: '1.36'\n\n# and then\npatches: []\n"
+)
+FLOW = (
+    "images: [\n  # ours\n  {name: raft-train, newTag: '7'},\n  # another\n"
+    "  {name: busybox,\n   newTag: '1.36'},\n]\n\n# and then\npatches: []\n"
+)
+
+
+@pytest.mark.parametrize("images", [BLOCK, FLOW], ids=["block", "flow"])
+def test_comments_and_other_images_stay(images: str, base: Path) -> None:
     path = base / "kustomization.yaml"
-    images = (
-        "images: # of everything\n  # ours\n  - name: raft-train\n    newTag: '7' # tried\n"
-        "  # another\n  - name: busybox\n    newTag: '1.36'\n\n# and then\npatches: []\n"
-    )
     path.write_text(path.read_text() + images)
     assert compile_with("--tag", "8") == 0
     text = path.read_text()
