@@ -14,7 +14,7 @@ from pipelines.cli import main
 from pipelines.k8s.images import images_of, warn_without_registry
 from pipelines.stages import STAGES
 from tests.conftest import REPOSITORY
-from tests.pipelines.conftest import FAST_LOADER, job_of, kubectl_kustomize
+from tests.pipelines.conftest import job_of, kubectl_kustomize
 
 REGISTRY = "europe-docker.pkg.dev/my-project/raft"
 DIGEST = f"sha256:{'0123456789abcdef' * 4}"
@@ -98,7 +98,7 @@ def test_comments_and_other_images_stay(images: str, base: Path) -> None:
     text = path.read_text()
     for comment in ("  # ours\n", "  # another\n", "\n\n# and then\npatches: []\n"):
         assert text.count(comment) == 1
-    entries = yaml.load(text, FAST_LOADER)["images"]
+    entries = yaml.safe_load(text)["images"]
     assert {entry["name"]: entry["newTag"] for entry in entries} == {
         "busybox": "1.36", **{f"raft-{stage}": "8" for stage in STAGES},
     }  # fmt: skip
@@ -179,6 +179,10 @@ def test_check_warns_and_passes(
     monkeypatch.setenv("KUBECONFIG", kubeconfig(tmp_path / "config", "gke"))
     check_manifests([str(manifests.BASE)])
     assert "warning: raft-eval:0.1.0, raft-generate:0.1.0" in capsys.readouterr().err
+    several = f"{tmp_path / 'none'}:{tmp_path / 'config'}"
+    monkeypatch.setenv("KUBECONFIG", several)
+    check_manifests([str(manifests.BASE)])
+    assert "and gke is no local cluster" in capsys.readouterr().err
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     check_manifests([str(manifests.BASE)])
     assert capsys.readouterr().err == "1 checked, nothing to fix\n"
