@@ -78,7 +78,10 @@ def _kind_errors(documents: Sequence[Document]) -> Iterator[str]:
     for document in documents:
         kind, name = document.get("kind"), document.get("metadata", "name")
         if kind is None:
-            yield f"{document.place()}: not a Kubernetes object, which has a kind"
+            yield (
+                f"{document.place()}: not a Kubernetes object, which has a kind (a compiled "
+                "pipeline is checked by raft compile --check)"
+            )
         elif not isinstance(kind, str):
             yield f"{document.place('kind')}: kind {kind!r} (allowed: a name such as Job)"
         elif kind != "Job" and name in [f"raft-{stage}" for stage in STAGES]:
