@@ -10,6 +10,7 @@ from components.core.errors import ClusterError, NotPermitted, RunError
 from components.core.progress import Task, headline, say, task
 from pipelines.cluster.kubeflow import connect, explained, quiet
 from pipelines.cluster.parameters import check_parameters, load, read_parameters
+from pipelines.k8s.images import images_of, warn_without_registry
 
 SECONDS_BETWEEN_LOOKS = 5.0
 SECONDS_WITHOUT_ANSWER = 300.0
@@ -57,6 +58,7 @@ def run(
     """
     compiled = load(pipeline)
     values = check_parameters(compiled, read_parameters(parameters, settings))
+    warn_without_registry(images_of(pipeline))
     client = connect(host, ca_certificate)
     with explained(client.address), quiet():
         home = client.create_experiment(experiment, namespace=namespace or None)

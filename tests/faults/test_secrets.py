@@ -300,7 +300,7 @@ def test_runs_that_succeed(
              "--resamples", 100],
             ["summary", "--folders", tmp_path, "--output", tmp_path / "summary"],
             ["compile", "--output", tmp_path / "raft.yaml"],
-            ["check", tmp_path / "raft.yaml"],
+            ["check"],
             ["plan", "--base-model", demo_model, "--profile", "l4"],
             ["submit", *RUN, "--host", kfp.url],
         ]  # fmt: skip

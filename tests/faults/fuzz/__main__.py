@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
             "components.generate.documents", "components.generate.teachers.interview",
             "components.generate.teachers.responses", "components.eval.questions",
             "components.eval.quotes", "components.eval.generations", "pipelines.manifests",
-            "pipelines.k8s.job", "pipelines.check", "pipelines.specification.specification",
+            "pipelines.k8s.job", "pipelines.k8s.references",
             "pypdf", "markdownify",
         ):  # fmt: skip
             importlib.import_module(module)

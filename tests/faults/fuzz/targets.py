@@ -593,16 +593,16 @@ def json_documents(given: tuple[str, bool]) -> None:
         assert len(document.text) <= 10 * len(file) + 100
 
 
-# ---- manifests and pipelines ---------------------------------------------------------------------
+# ---- manifests ----------------------------------------------------------------------------------
 
 
 def _manifests() -> list[dict[str, Any]]:
     import yaml
 
-    found = []
+    documents = []
     for path in sorted((REPOSITORY / "k8s" / "base").rglob("*.yaml")):
-        found += [entry for entry in yaml.safe_load_all(path.read_text("utf-8")) if entry]
-    return found
+        documents += [entry for entry in yaml.safe_load_all(path.read_text("utf-8")) if entry]
+    return documents
 
 
 YAML_TEXT = st.sampled_from(
@@ -646,26 +646,19 @@ YAML_TEXT = st.sampled_from(
     )
 )
 def manifests(text: str) -> None:
-    """Complaints with file and line, or none; never another exception."""
+    """Errors with file and line, or Jobs; never another exception."""
     from pipelines import manifests as read
-    from pipelines.check import Text
-    from pipelines.k8s import objects
-    from pipelines.k8s.located import parse
+    from pipelines.k8s.located import Text, parse
+    from pipelines.k8s.references import reference_errors
 
     try:
         documents = parse(Text(text, "given.yaml"))
+        jobs = read.jobs_among(documents)
+        for error in reference_errors(jobs.values(), documents):
+            assert error.startswith("given.yaml:")
+        read.all_jobs(documents, "given.yaml")
     except ConfigError as error:
         assert "given.yaml" in str(error)
-        return
-    for check in (
-        lambda: list(objects.complaints(documents)),
-        lambda: read.jobs_of(documents, "given.yaml"),
-    ):
-        try:
-            for complaint in check():
-                assert complaint
-        except ConfigError as error:
-            assert "given.yaml" in str(error)
 
 
 @target(st.one_of(SCALARS.map(str), st.text(alphabet="0123456789.mkKMGTiEe+- ", max_size=12)))
@@ -680,29 +673,6 @@ def quantities(value: str) -> None:
             assert amount(TypeAdapter(kind).validate_python(value)) >= 0
     with suppress(ValidationError):
         assert TypeAdapter(Count).validate_python(value) >= 1
-
-
-@target(st.deferred(lambda: edited(_specification())).map(json.dumps))
-def specification(text: str) -> None:
-    """Complaints about a compiled pipeline, or none; never another exception."""
-    from pipelines.check import Text
-    from pipelines.k8s.located import parse
-    from pipelines.specification import specification as checked
-
-    try:
-        documents = parse(Text(text, "given.yaml"))
-        for complaint in checked.complaints(documents):
-            assert "given.yaml" in complaint
-    except ConfigError as error:
-        assert "given.yaml" in str(error)
-
-
-@cache
-def _specification() -> Any:
-    import yaml
-
-    text = (REPOSITORY / "pipelines" / "raft.yaml").read_text("utf-8")
-    return next(yaml.load_all(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
 # ---- prompts, ledgers, artifacts -----------------------------------------------------------------
