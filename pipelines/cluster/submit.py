@@ -1,24 +1,24 @@
-"""Starts the compiled pipeline on a Kubeflow server and shows its steps while they run."""
+"""Submits a compiled pipeline with kfp's own client, and shows its steps while they run."""
 
 import time
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from components.core.errors import ClusterError, NotPermitted, RunError
-from components.core.progress import Task, headline, say, task
-from pipelines.cluster.kubeflow import connect, explained, quiet
-from pipelines.cluster.parameters import check_parameters, load, read_parameters
+from components.core.progress import headline, say, task
+from pipelines.cluster.compiled import load
+from pipelines.cluster.kubeflow import connect, explained
+from pipelines.cluster.parameters import check_parameters, read_parameters
 
 SECONDS_BETWEEN_LOOKS = 5.0
 SECONDS_WITHOUT_ANSWER = 300.0
-"""A watched run goes on without us, so a server that restarts is waited for."""
+"""A watched run continues without us, so a server that restarts is waited for."""
 
 FINISHED = {"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"}
 
 
-def run(
+def submit_run(
     pipeline: Path,
     parameters: Path | None,
     settings: tuple[str, ...] = (),
@@ -34,18 +34,7 @@ def run(
 ) -> str:
     """Check the parameters, start a run, print its link on standard output, and watch it.
 
-    Args:
-        pipeline: the compiled YAML.
-        parameters: YAML or JSON file of parameters, or None.
-        settings: `name=value` parameters, which win over the file's.
-        host: URL of the server; see `connect`.
-        ca_certificate: see `connect`.
-        experiment: the experiment that the run belongs to; made where it is missing.
-        name: the run's name; "" takes the pipeline's and the time.
-        namespace: the user's profile, on a server with several users.
-        pipeline_root: where artifacts go; "" takes the server's default.
-        service_account: account of the steps' pods; "" takes the server's default.
-        wait: watch the run until it ends.
+    Args: those of `raft submit`; its help explains them.
 
     Returns:
         The run's id.
@@ -58,9 +47,9 @@ def run(
     compiled = load(pipeline)
     values = check_parameters(compiled, read_parameters(parameters, settings))
     client = connect(host, ca_certificate)
-    with explained(client.address), quiet():
+    with explained(client.address):
         home = client.create_experiment(experiment, namespace=namespace or None)
-        started = client.run_pipeline(
+        run = client.run_pipeline(
             home.experiment_id,
             name or f"{compiled.name} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}",
             str(pipeline),
@@ -68,32 +57,31 @@ def run(
             pipeline_root=pipeline_root or None,
             service_account=service_account or None,
         )
-    headline(compiled.name, f"run {started.run_id} in experiment {experiment}")
-    link = _link(client, started.run_id)
+    headline(compiled.name, f"run {run.run_id} in experiment {experiment}")
+    link = _link(client, run.run_id)
     if not link.startswith(client.address):
         say("  to open the link: kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80")
     print(link, flush=True)
     if wait:
-        _watch(client, started.run_id, compiled.steps, host)
+        _watch(client, run.run_id, pipeline, host)
     else:
-        say(_how_to_go_on(started.run_id, host))
-    return str(started.run_id)
+        say(_how_to_go_on(run.run_id, host))
+    return str(run.run_id)
 
 
-def watch(run_id: str, pipeline: Path, *, host: str = "", ca_certificate: str = "") -> None:
+def watch_run(run_id: str, pipeline: Path, *, host: str = "", ca_certificate: str = "") -> None:
     """Watch a run that was started before.
 
     Raises:
         ClusterError: the server cannot be reached, or knows no such run.
         RunError: the run failed or was cancelled.
     """
-    steps = load(pipeline).steps
     client = connect(host, ca_certificate)
     print(_link(client, run_id), flush=True)
-    _watch(client, run_id, steps, host)
+    _watch(client, run_id, pipeline, host)
 
 
-def terminate(run_id: str, *, host: str = "", ca_certificate: str = "") -> None:
+def terminate_run(run_id: str, *, host: str = "", ca_certificate: str = "") -> None:
     """Stop a run; its pods get SIGTERM.
 
     Raises:
@@ -115,98 +103,88 @@ def _link(client: Any, run_id: str) -> str:
 def _how_to_go_on(run_id: str, host: str) -> str:
     where = f" --host {host}" if host else ""
     return (
-        f"The run goes on without this terminal.\n"
+        f"The run continues without this terminal.\n"
         f"  watch      raft watch {run_id}{where}\n"
         f"  terminate  raft terminate {run_id}{where}"
     )
 
 
-@dataclass
-class _View:
-    """What was last said about each task, so that only changes are said."""
-
-    steps: list[str]
-    bar: Task
-    states: dict[str, str] = field(default_factory=dict)
-    errors: dict[str, str] = field(default_factory=dict)
-    finished: int = 0
-
-    def update(self, details: list[Any]) -> None:
-        running = []
-        by_step: dict[str, list[str]] = {}
-        for detail in details:
-            # Kubeflow lists its own tasks too; a driver prepares the step that it is named for.
-            step = (detail.display_name or "").removesuffix("-driver")
-            state = detail.state or "PENDING"
-            if state == "FAILED" and detail.error is not None and detail.error.message:
-                self.errors.setdefault(step, " ".join(detail.error.message.split()))
-            is_driver = step != detail.display_name
-            if step not in self.steps or (is_driver and state != "FAILED"):
-                continue
-            by_step.setdefault(step, []).append(state)
-            if self.states.get(detail.task_id) != state:
-                self.states[detail.task_id] = state
-                say(f"  {step}: {state.lower()}{_took(detail)}")
-            if state == "RUNNING":
-                running.append(step)
-        # A step in a loop has several tasks, and is done when all of them are.
-        done = sum(set(states) <= FINISHED for states in by_step.values())
-        self.bar.advance(done - self.finished, running=",".join(running) or "none")
-        self.finished = done
-
-
-def _took(detail: Any) -> str:
-    if detail.state not in FINISHED or not (detail.start_time and detail.end_time):
-        return ""
-    seconds = (detail.end_time - detail.start_time).total_seconds()
-    return f" after {seconds:.0f} s" if seconds >= 0 else ""  # unset times are 1970
-
-
-def _watch(client: Any, run_id: str, steps: list[str], host: str) -> None:
+def _watch(client: Any, run_id: str, pipeline: Path, host: str) -> None:
+    """Show the steps' changes until the run has ended; a RunError unless it has succeeded."""
+    steps = {step.name for step in load(pipeline).steps()}
+    states: dict[str, str] = {}
+    finished = 0
+    last_answer = time.monotonic()
     try:
         with task("run", len(steps), "steps") as bar:
-            view = _View(steps, bar)
-            last_answer = time.monotonic()
             while True:
                 try:
                     with explained(client.address):
-                        found = client.get_run(run_id)
+                        run = client.get_run(run_id)
+                    last_answer = time.monotonic()
                 except NotPermitted:
                     raise
                 except ClusterError as error:
-                    if not view.states or time.monotonic() - last_answer > SECONDS_WITHOUT_ANSWER:
+                    if not states or time.monotonic() - last_answer > SECONDS_WITHOUT_ANSWER:
                         error.hint = _how_to_go_on(run_id, host)
                         raise
                 else:
-                    last_answer = time.monotonic()
-                    view.update(getattr(found.run_details, "task_details", None) or [])
-                    if found.state in FINISHED:
+                    done, running = _show_changes(_tasks(run), steps, states)
+                    bar.advance(done - finished, running=",".join(running) or "none")
+                    finished = done
+                    if run.state in FINISHED:
                         break
                 time.sleep(SECONDS_BETWEEN_LOOKS)
     except (KeyboardInterrupt, SystemExit):
         say(_how_to_go_on(run_id, host))
         raise
-    if found.state == "SUCCEEDED":
-        say(f"run {run_id} has succeeded")
-        return
-    raise _ending(client, found, view)
+    if run.state != "SUCCEEDED":
+        raise RunError(_ending(run, steps), hint=f"The steps' logs: {_link(client, run_id)}")
+    say(f"run {run_id} has succeeded")
 
 
-def _ending(client: Any, found: Any, view: _View) -> RunError:
-    """The error of a run that did not succeed: which steps failed, and what they said."""
-    failed = list(
-        dict.fromkeys(
-            (detail.display_name or "").removesuffix("-driver")
-            for detail in getattr(found.run_details, "task_details", None) or []
-            if detail.state == "FAILED"
-        )
-    )
+def _tasks(run: Any) -> list[tuple[str, Any]]:
+    """The run's tasks by step: Kubeflow's driver prepares the step that it is named for."""
+    details = getattr(run.run_details, "task_details", None) or []
+    return [((detail.display_name or "").removesuffix("-driver"), detail) for detail in details]
+
+
+def _show_changes(
+    tasks: list[tuple[str, Any]], steps: set[str], states: dict[str, str]
+) -> tuple[int, list[str]]:
+    """Print what differs from `states`; how many steps are done, and those that run."""
+    by_step: dict[str, set[str]] = {}
+    for step, detail in tasks:
+        state = detail.state or "PENDING"
+        # Kubeflow lists its own tasks, too.
+        if step not in steps or (step != detail.display_name and state != "FAILED"):
+            continue
+        by_step.setdefault(step, set()).add(state)
+        if states.get(detail.task_id) != state:
+            states[detail.task_id] = state
+            took = ""
+            if state in FINISHED and detail.start_time and detail.end_time:
+                seconds = (detail.end_time - detail.start_time).total_seconds()
+                took = f" after {seconds:.0f} s" if seconds >= 0 else ""  # unset times are 1970
+            say(f"  {step}: {state.lower()}{took}")
+    # A step in a loop has several tasks, and is done when all of them are.
+    done = sum(found <= FINISHED for found in by_step.values())
+    return done, [step for step, found in by_step.items() if "RUNNING" in found]
+
+
+def _ending(run: Any, steps: set[str]) -> str:
+    """Which steps of a run failed, and with what message."""
+    failed: dict[str, str] = {}
+    for step, detail in _tasks(run):
+        if detail.state == "FAILED":
+            message = detail.error.message if detail.error is not None else ""
+            failed[step] = failed.get(step) or " ".join((message or "").split())
     # The graph around a failed step fails too; name it only when no step of ours did.
-    failed = [step for step in failed if step in view.steps] or failed
-    lines = [f"run {found.run_id} has {'failed' if found.state == 'FAILED' else 'been cancelled'}"]
-    if failed:
-        lines[0] += f" in {', '.join(failed)}"
-    lines += [f"  {step}: {view.errors[step]}" for step in failed if step in view.errors]
-    if found.error is not None and found.error.message:
-        lines.append(f"  {' '.join(found.error.message.split())}")
-    return RunError("\n".join(lines), hint=f"The steps' logs: {_link(client, found.run_id)}")
+    failed = {step: failed[step] for step in failed if step in steps} or failed
+    outcome = "failed" if run.state == "FAILED" else "been cancelled"
+    where = f" in {', '.join(failed)}" if failed else ""
+    lines = [f"run {run.run_id} has {outcome}{where}"]
+    lines += [f"  {step}: {message}" for step, message in failed.items() if message]
+    if run.error is not None and run.error.message:
+        lines.append(f"  {' '.join(run.error.message.split())}")
+    return "\n".join(lines)

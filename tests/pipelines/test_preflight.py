@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pipelines.cli import main
+from pipelines.stages import STAGES
 from tests.conftest import REPOSITORY
 from tests.pipelines.kubernetes_server import KubernetesServer, kubeconfig, recorded, serving
 
@@ -85,9 +86,12 @@ def preflight(
     monkeypatch.delenv("KF_PIPELINES_ENDPOINT", raising=False)
 
     def run(
-        *arguments: object, clusters: tuple[str, ...] = (), hub: tuple[int, list[str]] = (200, [])
+        *arguments: object,
+        cluster: KubernetesServer | None = None,
+        clusters: tuple[str, ...] = (),
+        hub: tuple[int, list[str]] = (200, []),
     ) -> tuple[int, list[str], str]:
-        cluster = KubernetesServer(answers=recorded("good", *clusters))
+        cluster = cluster or KubernetesServer(answers=recorded("good", *clusters))
         with answering({MODEL: (hub[0], {})}, hub[1]) as url, serving(cluster):
             monkeypatch.setenv("HF_ENDPOINT", url)
             path = str(kubeconfig(cluster.url, tmp_path / "kubeconfig"))
@@ -97,7 +101,8 @@ def preflight(
             with pytest.raises(SystemExit) as leave:
                 main(["preflight", "--pipeline", str(PIPELINE), *map(str, arguments)])
         out, err = capfd.readouterr()
-        assert {line.split()[0] for line in cluster.requests} == {"GET"}, "nothing is changed"
+        requests = {line.rpartition(" ")[0] for line in cluster.requests}
+        assert requests <= {"GET", "dry run of POST"}, "nothing is changed"
         for secret in ("kube-t0ken", "hf-t0ken", "aGZfc2VjcmV0", "c2tfc2VjcmV0"):
             assert secret not in out + err
         assert "Traceback" not in err
@@ -115,13 +120,14 @@ def test_a_cluster_with_everything(preflight: Preflight) -> None:
     assert code == 0, "\n".join(found)
     assert not err
     told = lines(found, "ok")
-    assert len(told) == len(found) == 15
+    assert len(told) == len(found) == 13
     for text in (
         "runs Kubernetes v1.33.2",
         "service account raft acts as raft@project.iam.gserviceaccount.com",
         "secret raft-huggingface with key token in raft, for train, quantize-check, eval",
+        "the API server takes a Job and pod of generate, train, quantize-check, eval",
         "a node for generate: gke-default-1",
-        "a node for train, quantize-check, eval: gke-a100-1, 1 GPU free",
+        "a node for train, quantize-check, eval: gke-a100-1",
         "documents: gs://bucket/documents is readable from here",
         "run: gs://bucket/runs/first is writable from here",
         "model meta-llama/Llama-3.1-8B-Instruct may be fetched",
@@ -142,24 +148,67 @@ def test_a_cluster_without_the_gpu(preflight: Preflight) -> None:
     assert "error: 1 thing is missing" in err
     code, found, _ = preflight("--scale-from-zero", "true", clusters=("without-gpus",))
     assert code == 0
-    assert "none with cloud.google.com/gke-accelerator" in lines(found, "cannot tell")[0]
+    assert "none of 2 has cloud.google.com/gke-accelerator" in lines(found, "cannot tell")[0]
 
 
-def test_a_full_cluster_says_what_is_wrong_with_each_node(preflight: Preflight) -> None:
+def test_nodes_that_no_pod_could_have_are_explained(preflight: Preflight) -> None:
+    code, found, _ = preflight(clusters=("unfit",))
+    assert code == 2
+    assert lines(found, "missing") == [
+        "a node for train, quantize-check, eval: "
+        "gke-a100-1 has the taint dedicated=research:NoSchedule, which is not tolerated; "
+        "gke-a100-2 has the taint node.kubernetes.io/unreachable:NoSchedule, which is not "
+        "tolerated; "
+        "gke-a100-3 has the taint node.kubernetes.io/unschedulable:NoSchedule, which is not "
+        "tolerated; and 1 more nodes"
+    ]
+    assert any("kubectl describe node gke-a100-1" in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "clusters", "complaint"),
+    [
+        ("1", ("without-driver",), "offers no GPU: it has none, or its driver is not installed"),
+        ("2", (), "offers 1 of nvidia.com/gpu, not 2"),
+    ],
+)
+def test_nodes_with_too_few_gpus(
+    preflight: Preflight, gpus: str, clusters: tuple[str, ...], complaint: str
+) -> None:
+    settings = ["--set", "documents=gs://b/d", "--set", "questions=gs://b/q"]
+    code, found, _ = preflight(*settings, "--set", f"train_gpus={gpus}", clusters=clusters)
+    assert code == 2
+    assert any(f"gke-a100-1 {complaint}" in line for line in lines(found, "missing"))
+
+
+def test_a_full_quota_is_the_api_servers_answer(preflight: Preflight) -> None:
     code, found, _ = preflight(clusters=("full",))
     assert code == 2
-    quota, node = lines(found, "missing")
-    assert quota == ("room in quota team: train needs 1 of requests.nvidia.com/gpu, 0 of 1 is left")
-    assert "gke-a100-1 has 0 of 1 nvidia.com/gpu free, not 1" in node
-    assert "gke-a100-2 is not ready; gke-a100-3 is cordoned; and 1 more nodes" in node
-    assert any("spec.nodeName=gke-a100-1" in line for line in found)
+    missing = lines(found, "missing")
+    assert [line.partition(": ")[0] for line in missing] == [
+        "a Job and pod of train", "a Job and pod of quantize-check", "a Job and pod of eval",
+    ]  # fmt: skip
+    assert "exceeded quota: team, requested: requests.nvidia.com/gpu=1" in missing[0]
+    assert any("kubectl -n raft describe resourcequota" in line for line in found)
+
+
+def test_the_dry_run_is_of_what_raft_job_creates(preflight: Preflight) -> None:
+    cluster = KubernetesServer(answers=recorded("good"))
+    preflight("--service-account", "other", cluster=cluster)
+    assert [entry["kind"] for entry in cluster.dry_runs] == ["Job", "Pod"] * len(STAGES)
+    for job, pod in zip(cluster.dry_runs[::2], cluster.dry_runs[1::2], strict=True):
+        assert job["metadata"]["name"].startswith(f"{pod['metadata']['generateName']}")
+        assert pod["spec"] == job["spec"]["template"]["spec"]
+        assert pod["spec"]["serviceAccountName"] == "other"
+        assert pod["metadata"]["labels"] == job["spec"]["template"]["metadata"]["labels"]
+    assert not cluster.jobs
 
 
 def test_what_may_not_be_seen_does_not_stop_the_rest(preflight: Preflight) -> None:
     code, found, err = preflight(clusters=("forbidden",))
     assert code == 0, err
     assert len(lines(found, "cannot tell")) == 6
-    assert any("gke-a100-1, 1 GPU free" in line for line in lines(found, "ok"))
+    assert any("quantize-check, eval: gke-a100-1" in line for line in lines(found, "ok"))
 
 
 def test_an_empty_cluster_is_told_how_to_become_one(preflight: Preflight) -> None:
@@ -302,9 +351,6 @@ def test_a_cluster_that_does_not_answer(
     assert len(err.splitlines()) == 2
 
 
-# ---- the scheduler's arithmetic ----------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("toleration", "taint", "tolerated"),
     [
@@ -326,23 +372,3 @@ def test_tolerations(toleration: dict, taint: tuple, tolerated: bool) -> None:
     key, value, effect = taint
     entry = V1Taint(key=key, value=value, effect=effect)
     assert _tolerates(Toleration.model_validate(toleration), entry) is tolerated
-
-
-def test_a_pods_requests_are_the_larger_of_init_and_main() -> None:
-    from kubernetes import client
-
-    from pipelines.cluster.preflight import _requested
-
-    def container(cpu: str, restart: str | None = None) -> Any:
-        return client.V1Container(
-            name="c",
-            restart_policy=restart,
-            resources=client.V1ResourceRequirements(requests={"cpu": cpu}),
-        )
-
-    spec = client.V1PodSpec(
-        containers=[container("500m"), container("1")],
-        init_containers=[container("4"), container("250m", "Always")],
-        overhead={"cpu": "1"},
-    )
-    assert _requested(client.V1Pod(spec=spec))["cpu"] == 5.25

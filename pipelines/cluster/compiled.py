@@ -1,0 +1,99 @@
+"""A compiled pipeline, as far as a submission needs to know it: its parameters and its steps."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from components.core.errors import ConfigError
+from pipelines.k8s.located import read
+from pipelines.stages import STAGES, config_class
+
+CHANNEL = re.compile(r"(?:pipelinechannel--)?(\w+?)(?:-loop-item)?")
+"""What kfp calls a pipeline parameter, or each object in a list, in the graphs of a pipeline."""
+
+KEY = re.compile(r"""parseJson\(string_value\)\["(.+)"\]""")
+
+
+class Origin(NamedTuple):
+    """A pipeline parameter; with a key, what each object in its list holds under that key."""
+
+    parameter: str
+    key: str = ""
+
+    def value(self, values: Mapping[str, Any], index: int) -> Any:
+        value = values[self.parameter]
+        return value[index][self.key] if self.key else value
+
+    def label(self, index: int) -> str:
+        return f"{self.parameter}[{index}].{self.key}" if self.key else self.parameter
+
+
+class Step(NamedTuple):
+    """A task with a container: the stage that it runs, and the origins of that stage's settings."""
+
+    name: str
+    stage: str
+    origins: Mapping[str, Origin]
+
+
+class Compiled(NamedTuple):
+    """A compiled pipeline and its file."""
+
+    path: Path
+    specification: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return str(self.specification["pipelineInfo"]["name"])
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """Name to definition of every pipeline parameter."""
+        definitions = self.specification["root"].get("inputDefinitions", {})
+        parameters: Mapping[str, Any] = definitions.get("parameters", {})
+        return parameters
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Name to default of every pipeline parameter that has one."""
+        inputs = self.inputs.items()
+        return {name: entry["defaultValue"] for name, entry in inputs if "defaultValue" in entry}
+
+    def steps(self) -> Iterator[Step]:
+        """Every step of the pipeline; of those in a condition or a loop, too."""
+        components = self.specification["components"]
+        executors = self.specification["deploymentSpec"]["executors"]
+        graphs = [self.specification["root"], *components.values()]
+        tasks = [task for graph in graphs for task in graph.get("dag", {}).get("tasks", {}).items()]
+        for name, task in tasks:
+            component = components[task["componentRef"]["name"]]
+            if "dag" in component:
+                continue
+            container = executors[component["executorLabel"]].get("container", {})
+            stage = " ".join(container.get("command", [])).removeprefix("raft ")
+            # KFP hands a pod more than settings, such as the memory that it asks for.
+            fields = config_class(stage).model_fields if stage in STAGES else {}
+            origins = {}
+            for field, source in task.get("inputs", {}).get("parameters", {}).items():
+                channel = CHANNEL.fullmatch(source.get("componentInputParameter", ""))
+                if field in fields and channel and channel[1] in self.inputs:
+                    key = KEY.fullmatch(source.get("parameterExpressionSelector", ""))
+                    origins[field] = Origin(channel[1], key[1] if key else "")
+            yield Step(name, stage, origins)
+
+
+def load(path: Path) -> Compiled:
+    """Read a compiled pipeline.
+
+    Raises:
+        ConfigError: no such file, or not a compiled pipeline.
+    """
+    specification = next((document.value for document in read(path)), None)
+    needed = ("components", "deploymentSpec", "pipelineInfo", "root")
+    if not isinstance(specification, dict) or not specification.keys() >= set(needed):
+        raise ConfigError(
+            f"{path}: not a compiled pipeline (it needs {', '.join(needed)})",
+            hint="raft compile --output pipelines/raft.yaml makes one.",
+        )
+    return Compiled(path, specification)
