@@ -1,6 +1,6 @@
 """The Kubernetes cluster that kubectl would talk to, by Kubernetes' own client.
 
-Knows nothing of RAFT. Credentials stay in the kubeconfig and in the client.
+Credentials stay in the kubeconfig and in the client.
 """
 
 import json
@@ -8,14 +8,14 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from components.core.errors import ClusterError, NotPermitted, first_line
 from components.core.redaction import keep_secret
 
 SECONDS_FOR_AN_ANSWER = 30
+SETUP = "kubectl apply -k k8s/base -l app.kubernetes.io/component=setup"
 
 
 class NoAnswer(ClusterError):
@@ -26,13 +26,8 @@ class NotThere(ClusterError):
     """The cluster has no such object."""
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """Clients of the APIs that we use; each of their calls has a time limit.
-
-    They raise `NotPermitted` where this account may not do that, `NotThere` for an object that is
-    missing, and `ClusterError` for no answer or another refusal.
-    """
+class Cluster(NamedTuple):
+    """Clients of the APIs that we use; a call raises `ClusterError` or a class of it."""
 
     address: str
     core: Any
@@ -51,30 +46,24 @@ def connect(context: str = "") -> Cluster:
 
     class Api(client.ApiClient):
         def call_api(self, *arguments: Any, **options: Any) -> Any:
-            if options.get("_request_timeout") is None:
-                options["_request_timeout"] = SECONDS_FOR_AN_ANSWER
+            options["_request_timeout"] = options["_request_timeout"] or SECONDS_FOR_AN_ANSWER
             with _explained(self.configuration.host):
                 return super().call_api(*arguments, **options)
 
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # one message is enough
     settings = client.Configuration()
     path = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
     try:
         if "KUBERNETES_SERVICE_HOST" in os.environ and not context and not Path(path).exists():
             config.load_incluster_config(client_configuration=settings)
         else:
-            config.load_kube_config(
-                path, context=context or None, client_configuration=settings, persist_config=False
-            )
+            config.load_kube_config(path, context or None, settings, persist_config=False)
     except (ConfigException, OSError, ValueError, TypeError) as error:
         raise ClusterError(
             f"no usable kubeconfig: {' '.join(str(error).split())}",
             hint="gcloud container clusters get-credentials CLUSTER --location LOCATION writes "
             f"one; looked for {path} (KUBECONFIG).",
         ) from error
-    for value in (*settings.api_key.values(), settings.password):
-        if value:
-            keep_secret(str(value).removeprefix("Bearer "))
+    guard(*settings.api_key.values(), settings.password)
     settings.retries = 1
     api = Api(settings)
     return Cluster(
@@ -84,7 +73,7 @@ def connect(context: str = "") -> Cluster:
 
 @contextmanager
 def _explained(address: str) -> Iterator[None]:
-    """Turn what the client raises into the errors that `Cluster` names."""
+    """Turn what the client raises into our errors."""
     from kubernetes.client.exceptions import ApiException
     from urllib3.exceptions import HTTPError
 
@@ -101,8 +90,15 @@ def _explained(address: str) -> Iterator[None]:
             hint = "kubectl auth whoami shows the account; ask for the permission."
             raise NotPermitted(message, hint=hint) from error
         if error.status == 404:
-            raise NotThere(message) from error
+            raise NotThere(message, hint=SETUP) from error
         raise ClusterError(f"the cluster refuses: {message}") from error
+
+
+def guard(*credentials: str | None) -> None:
+    """Keep a client's credentials out of what is printed, and its own reports of each retry."""
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    for value in filter(None, credentials):
+        keep_secret(str(value).removeprefix("Bearer "))
 
 
 def cause_of(error: object) -> str:
@@ -111,15 +107,14 @@ def cause_of(error: object) -> str:
 
 
 def body_of(error: Any) -> dict[str, Any]:
-    """The body of a client's ApiException; {} where it is another program's page."""
+    """The body of an ApiException, of Kubernetes' client or kfp's; {} if it is not JSON."""
     try:
-        body = json.loads(error.body)
+        return dict(json.loads(error.body))
     except (TypeError, ValueError):
         return {}
-    return body if isinstance(body, dict) else {}
 
 
 def message_of(error: Any) -> str:
-    """The message of a client's ApiException, of Kubernetes or of Kubeflow, in one line."""
+    """What the body of an ApiException says, in one line."""
     body = body_of(error)
     return " ".join(str(body.get("message") or body.get("error") or error.reason).split())[:500]

@@ -18,25 +18,16 @@ from components.core.progress import headline, say
 from pipelines import manifests
 from pipelines.cluster.connection import Cluster, NotThere, connect
 from pipelines.cluster.parameters import is_local
+from pipelines.cluster.polling import poll
 from pipelines.k8s.job import Job
 from pipelines.stages import config_class
 
 SECONDS_BETWEEN_LOOKS = 2.0
-SECONDS_WITHOUT_ANSWER = 300.0
 SECONDS_KEPT = 24 * 3600
 """The cluster itself removes a finished Job after this time, should we have been killed."""
 
-SETUP = "kubectl apply -k k8s/base -l app.kubernetes.io/component=setup"
 HOPELESS = {"InvalidImageName", "ErrImageNeverPull"}
 UNPULLED = HOPELESS | {"ErrImagePull", "ImagePullBackOff"}
-
-
-class _Refused(ClusterError):
-    """The cluster did not take the Job, so there is nothing to remove."""
-
-
-class _NotStarted(ClusterError):
-    """Waiting longer would not help."""
 
 
 def run_job(
@@ -56,27 +47,29 @@ def run_job(
 
     Raises:
         ConfigError: a setting or the manifest is wrong, or a location that a pod does not see.
-        ClusterError: the cluster cannot be reached or refuses, or the pod does not start.
-        RunError: the stage failed; its exit code is the container's.
+        ClusterError: the cluster cannot be reached or refuses.
+        RunError: the stage failed, and its exit code is the container's; or it does not start.
     """
     arguments = None if settings is None else checked_flags(stage, settings)
     body = job_body(manifests.load_all(jobs)[stage], namespace, arguments)
     name = body["metadata"]["name"]
-    removal = f"kubectl -n {namespace} delete job {name}"
     cluster = connect(context)
     try:
-        _create(cluster, namespace, body)
-        headline(stage, f"Job {name} in {namespace}")
-        if detach:
-            print(name, flush=True)
-            follow = f"kubectl -n {namespace} logs --follow job/{name}"
-            return say(f"  follow  {follow}\n  remove  {removal}")
-        _Follower(cluster, namespace, name, stage, start_minutes * 60).follow()
-    except BaseException as error:
-        if not isinstance(error, _Refused):
-            _remove(cluster, namespace, name, removal)
+        cluster.batch.create_namespaced_job(namespace, body)
+    except (KeyboardInterrupt, SystemExit):
+        _remove(cluster, namespace, name)
         raise
-    _remove(cluster, namespace, name, removal)
+    if detach:
+        print(name, flush=True)
+        say(f"  follow  kubectl -n {namespace} logs --follow job/{name}")
+        say(f"  remove  kubectl -n {namespace} delete job {name}")
+        return
+    try:
+        headline(stage, f"Job {name} in {namespace}")
+        follower = _Follower(cluster, namespace, name, stage, start_minutes * 60)
+        poll(follower.look, SECONDS_BETWEEN_LOOKS, answered=True)
+    finally:
+        _remove(cluster, namespace, name)
 
 
 def checked_flags(stage: str, settings: Mapping[str, object]) -> list[str]:
@@ -108,24 +101,16 @@ def job_body(job: Job, namespace: str, arguments: list[str] | None = None) -> di
     return body
 
 
-def _create(cluster: Cluster, namespace: str, body: dict[str, Any]) -> None:
-    try:
-        cluster.batch.create_namespaced_job(namespace, body)
-    except NotThere as error:
-        raise _Refused(str(error), hint=SETUP) from error
-    except ClusterError as error:
-        raise _Refused(str(error), hint=error.hint) from error
-
-
-def _remove(cluster: Cluster, namespace: str, name: str, removal: str) -> None:
-    """Delete the Job and its pods; logs the command when the cluster does not let us."""
+def _remove(cluster: Cluster, namespace: str, name: str) -> None:
+    """Delete the Job and its pods; prints the command when the cluster does not let us."""
     try:
         cluster.batch.delete_namespaced_job(name, namespace, propagation_policy="Background")
         say(f"Job {name} is removed")
     except NotThere:
         pass
     except ClusterError as error:
-        say(f"Job {name} is left behind ({error}): {removal}")
+        command = f"kubectl -n {namespace} delete job {name}"
+        say(f"Job {name} is left behind ({error}): {command}")
 
 
 @dataclass
@@ -144,36 +129,17 @@ class _Follower:
     """Pod to the time of the last line of its log that was shown."""
     ended: set[str] = field(default_factory=set)
 
-    def follow(self) -> None:
-        """Return when the Job is complete.
+    def look(self) -> bool:
+        """Look at the Job and its pod; True when the Job is complete.
 
         Raises:
-            RunError: the Job failed.
-            ClusterError: the pod does not start, or the cluster stays silent.
+            RunError: the Job failed, or its pod does not start.
         """
-        last_answer = time.monotonic()
-        while True:
-            try:
-                if self._look():
-                    return
-                last_answer = time.monotonic()
-            except (NotPermitted, NotThere, _NotStarted):
-                raise
-            except ClusterError:
-                if time.monotonic() - last_answer > SECONDS_WITHOUT_ANSWER:
-                    raise
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-
-    def _look(self) -> bool:
-        """One look at Job and pod; True when the Job is complete."""
-        pods = self.cluster.core.list_namespaced_pod(
-            self.namespace, label_selector=f"job-name={self.name}"
-        ).items
+        selector = f"job-name={self.name}"
+        pods = self.cluster.core.list_namespaced_pod(self.namespace, label_selector=selector).items
         pod = max(pods, key=lambda entry: entry.metadata.creation_timestamp, default=None)
-        if pod is None:
-            self._wait(self._why_no_pod())
-        elif pod.status.phase == "Pending":
-            self._wait(*_why_pending(pod))
+        if pod is None or pod.status.phase == "Pending":
+            self._wait(pod)
         elif pod.metadata.uid not in self.ended:
             self.waiting_since = time.monotonic()
             self._show_log(pod)
@@ -183,26 +149,27 @@ class _Follower:
                 if code:
                     say(f"  {self.stage} ended with exit code {code} ({reason})")
         try:
-            job = self.cluster.batch.read_namespaced_job(self.name, self.namespace)
+            status = self.cluster.batch.read_namespaced_job(self.name, self.namespace).status
         except NotThere as error:
             raise RunError(f"Job {self.name} was removed by somebody else") from error
-        conditions = {
-            entry.type: entry for entry in job.status.conditions or [] if entry.status == "True"
-        }
-        if "Failed" in conditions:
-            raise self._failure(pod, conditions["Failed"])
-        return "Complete" in conditions
+        true = {entry.type: entry for entry in status.conditions or [] if entry.status == "True"}
+        if "Failed" in true:
+            raise self._failure(pod, true["Failed"])
+        return "Complete" in true
 
-    def _wait(self, reason: str, hopeless: bool = False) -> None:
+    def _wait(self, pod: Any) -> None:
         """Show why the stage has not started, once for each reason."""
+        reason = self._why_no_pod() if pod is None else _why_pending(pod)
         self._show(f"waiting: {reason}")
+        waiting = pod and _state(pod, "waiting")
         waited = time.monotonic() - self.waiting_since
+        hopeless = waiting and waiting.reason in HOPELESS
         if hopeless or waited > self.start_seconds:
             how_long = "" if hopeless else f" in {waited / 60:.0f} min"
-            raise _NotStarted(
-                f"{self.stage} has not started{how_long}: {reason}",
-                hint="raft preflight looks for what is missing.",
-            )
+            problem = f"{self.stage} has not started{how_long}: {reason}"
+            error = RunError(problem, hint="raft preflight looks for what is missing.")
+            error.exit_code = ClusterError.exit_code
+            raise error
 
     def _show(self, reason: str) -> None:
         if reason != self.reason:
@@ -250,41 +217,33 @@ class _Follower:
             pass  # the node is gone, or the stream was cut: the next look tells
 
     def _failure(self, pod: Any, condition: Any) -> RunError:
-        code, reason = (1, "") if pod is None else _exit(pod)
+        code, reason = _exit(pod) if pod else (1, "")
+        ended = f"exit code {code} ({reason})" if reason else f"exit code {code}"
         why = " ".join(filter(None, [condition.reason, condition.message]))
-        error = RunError(
-            f"{self.stage} has failed with exit code {code}"
-            + (f" ({reason})" if reason else "")
-            + (f": {why}" if why else ""),
-            hint=f"Raise the memory in k8s/base/{self.stage}.yaml."
-            if reason == "OOMKilled"
-            else "",
-        )
+        hint = f"Raise the memory in k8s/base/{self.stage}.yaml." if reason == "OOMKilled" else ""
+        error = RunError(f"{self.stage} has failed with {ended}: {why}", hint=hint)
         error.exit_code = code or 1
         return error
 
 
 def _state(pod: Any, kind: str) -> Any:
-    """The state of the pod's container, if it is of that kind: waiting or terminated."""
-    for status in pod.status.container_statuses or []:
-        return getattr(status.state, kind, None)
-    return None
+    """The state of the pod's one container, if it is of that kind: waiting or terminated."""
+    statuses = pod.status.container_statuses or []
+    return getattr(statuses[0].state, kind, None) if statuses else None
 
 
-def _why_pending(pod: Any) -> tuple[str, bool]:
-    """What the pod waits for, and whether that is hopeless."""
+def _why_pending(pod: Any) -> str:
     for condition in pod.status.conditions or []:
         if condition.type == "PodScheduled" and condition.status == "False":
-            return f"no node takes the pod: {condition.message}", False
+            return f"no node takes the pod: {condition.message}"
     waiting = _state(pod, "waiting")
     if waiting and waiting.reason in UNPULLED:
         image = pod.spec.containers[0].image
-        why = f"the image {image} cannot be pulled ({waiting.reason}: {waiting.message})"
-        return why, waiting.reason in HOPELESS
+        return f"the image {image} cannot be pulled ({waiting.reason}: {waiting.message})"
     if waiting and waiting.message:
-        return f"{waiting.reason}: {waiting.message}", False
+        return f"{waiting.reason}: {waiting.message}"
     node = f" on {pod.spec.node_name}" if pod.spec.node_name else ""
-    return f"the pod is being prepared{node}", False
+    return f"the pod is being prepared{node}"
 
 
 def _exit(pod: Any) -> tuple[int, str]:

@@ -5,7 +5,6 @@ Tokens and cookies come from the environment or from kfp's configuration, and ar
 
 import contextlib
 import json
-import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -13,8 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from components.core.errors import ClusterError, NotPermitted, first_line
-from components.core.redaction import keep_secret
-from pipelines.cluster.connection import body_of, cause_of, message_of
+from pipelines.cluster.connection import body_of, cause_of, guard, message_of
 
 TOKEN, COOKIES = "RAFT_KFP_TOKEN", "RAFT_KFP_COOKIES"
 """Environment variables with a bearer token, or the cookies of a session, for the server."""
@@ -29,11 +27,8 @@ LOG_IN = f"Put a bearer token in {TOKEN}, or the session's cookies in {COOKIES}.
 def connect(host: str = "", ca_certificate: str = "", context: str = "") -> Any:
     """A kfp client whose server is known to answer.
 
-    Args:
-        host: URL of the server; "" leaves it to kfp: KF_PIPELINES_ENDPOINT, the service inside a
-            cluster, or the cluster of the kubeconfig.
-        ca_certificate: file with the authority that signed the server's certificate.
-        context: context of the kubeconfig; "" takes the current one.
+    Without a host, kfp looks for one: KF_PIPELINES_ENDPOINT, the service inside a cluster, or the
+    cluster of the kubeconfig.
 
     Raises:
         ClusterError: there is no server, or not one of Kubeflow Pipelines 2.
@@ -55,6 +50,7 @@ def connect(host: str = "", ca_certificate: str = "", context: str = "") -> Any:
                     config.host, config.refresh_api_key_hook = host, refresh_token
 
                 config.refresh_api_key_hook = refresh_token
+            guard(*config.api_key.values())
             return config
 
         def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:
@@ -73,7 +69,6 @@ def connect(host: str = "", ca_certificate: str = "", context: str = "") -> Any:
         def address(self) -> str:
             return str(self._existing_config.host)
 
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # one message is enough
     named = host or os.environ.get("KF_PIPELINES_ENDPOINT", "")
     with explained(named or "Kubeflow in the cluster of the kubeconfig"):
         client = Client(
@@ -83,20 +78,13 @@ def connect(host: str = "", ca_certificate: str = "", context: str = "") -> Any:
             ssl_ca_cert=ca_certificate or None,
             kube_context=context or None,
         )
-        for value in (client._existing_config.api_key or {}).values():
-            keep_secret(str(value).removeprefix("Bearer "))
         client.get_kfp_healthz()
     return client
 
 
 @contextlib.contextmanager
 def explained(address: str) -> Iterator[None]:
-    """Turn what kfp's client raises into our errors, and keep its prints off the terminal.
-
-    Raises:
-        ClusterError: no answer, or not the answer of Kubeflow Pipelines 2.
-        NotPermitted: the server wants another account.
-    """
+    """Turn what kfp's client raises into our errors, and keep its prints off the terminal."""
     from google.auth.exceptions import GoogleAuthError
     from kfp_server_api.exceptions import ApiException, OpenApiException
     from urllib3.exceptions import HTTPError
@@ -114,10 +102,8 @@ def explained(address: str) -> Iterator[None]:
         # Its own text has the response's headers, and with them cookies.
         raise _refusal(address, error) from None
     except GoogleAuthError as error:
-        raise NotPermitted(
-            f"{address} wants a Google account ({first_line(error)})",
-            hint="gcloud auth application-default login",
-        ) from error
+        problem = f"{address} wants a Google account ({first_line(error)})"
+        raise NotPermitted(problem, hint="gcloud auth application-default login") from error
     except (OpenApiException, ValueError, TypeError, AttributeError) as error:
         raise ClusterError(
             f"{address} answers, but not as Kubeflow Pipelines 2 does, perhaps with a login page "
@@ -127,26 +113,21 @@ def explained(address: str) -> Iterator[None]:
 
 
 def _refusal(address: str, error: Any) -> ClusterError:
-    """The error for a server that answers with an HTTP error."""
     from importlib.metadata import version
 
-    message = message_of(error)
+    body, message = body_of(error), message_of(error)
     if error.status in (401, 403):
         problem = f"{address} refuses this account ({error.status}: {message})"
         return NotPermitted(problem, hint=LOG_IN)
-    if body_of(error).get("kind") == "Status":
-        return ClusterError(
-            f"the cluster has no Kubeflow Pipelines that answers ({message})",
-            hint="https://www.kubeflow.org/docs/components/pipelines says how to install it.",
-        )
-    if error.status == 404 and not body_of(error):
-        return ClusterError(
-            f"{address} answers, but has no v2beta1 API: it is Kubeflow Pipelines 1, or "
-            "another program",
-            hint="raft needs Kubeflow Pipelines 2; check --host, or upgrade the server.",
-        )
-    return ClusterError(
-        f"{address} refuses: {message}",
-        hint=f"The pipeline is compiled by kfp {version('kfp')}; a server that does not know one "
-        "of its fields is older and needs an upgrade.",
-    )
+    if body.get("kind") == "Status":  # Kubernetes' own answer, not Kubeflow's
+        problem = f"the cluster has no Kubeflow Pipelines that answers ({message})"
+        hint = "https://www.kubeflow.org/docs/components/pipelines says how to install it."
+    elif error.status == 404 and not body:
+        problem = f"{address} answers, but has no v2beta1 API: it is Kubeflow Pipelines 1, or "
+        problem += "another program"
+        hint = "raft needs Kubeflow Pipelines 2; check --host, or upgrade the server."
+    else:
+        problem = f"{address} refuses: {message}"
+        hint = f"The pipeline is compiled by kfp {version('kfp')}; a server that does not know "
+        hint += "one of its fields is older and needs an upgrade."
+    return ClusterError(problem, hint=hint)

@@ -10,9 +10,9 @@ credentials: the pods have theirs.
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 import click
@@ -21,8 +21,8 @@ from components.core.errors import AccessError, ClusterError, NotPermitted, Raft
 from components.core.storage import SCHEME, reachable
 from pipelines import hardware, manifests
 from pipelines.cluster.compiled import load
-from pipelines.cluster.connection import Cluster, NoAnswer, NotThere, connect
-from pipelines.cluster.job import SETUP, job_body
+from pipelines.cluster.connection import SETUP, Cluster, NoAnswer, NotThere, connect
+from pipelines.cluster.job import job_body
 from pipelines.cluster.kubeflow import connect as connect_to_kubeflow
 from pipelines.cluster.parameters import check_parameters, read_parameters
 from pipelines.k8s.job import Job, Toleration
@@ -32,19 +32,17 @@ from pipelines.stages import STAGES
 IDENTITY = "iam.gke.io/gcp-service-account"
 """Annotation that lets a service account of Kubernetes act as one of Google Cloud."""
 
+POOL = """\
+gcloud container node-pools create raft-a100 --cluster CLUSTER --location LOCATION \\
+  --machine-type a2-highgpu-1g --enable-autoscaling --min-nodes 0 --max-nodes 1 \\
+  --accelerator type=nvidia-tesla-a100,count=1,gpu-driver-version=latest
+With a pool that scales from zero, --scale-from-zero true takes its nodes for granted."""
+
 OK, MISSING, UNKNOWN = "ok", "missing", "cannot tell"
 COLORS = {OK: "green", MISSING: "red", UNKNOWN: "yellow"}
 
-
-class Finding(NamedTuple):
-    """The outcome of one check; `fix` is the command or advice that fixes it."""
-
-    state: str
-    text: str
-    fix: str = ""
-
-
-Findings = Iterator[Finding]
+Findings = Iterator[tuple[str, str, str]]
+"""What a check yields: OK, MISSING or UNKNOWN; the text; the command or advice that fixes it."""
 
 
 def check_cluster(
@@ -64,35 +62,35 @@ def check_cluster(
 ) -> None:
     """Print a line for every check.
 
-    Args: those of `raft preflight`, whose help explains them; `jobs` is the folder of manifests.
+    The arguments are those of `raft preflight`, whose help explains them.
 
     Raises:
         ConfigError: a parameter or manifest is wrong.
         ClusterError: there is no kubeconfig, the cluster does not answer, or something is missing.
     """
-    needed = manifests.load_all(jobs)
+    by_stage = manifests.load_all(jobs)
     values: dict[str, Any] = {}
     if parameters is not None or settings:
         compiled = load(pipeline)
         given = read_parameters(parameters, settings)
         values = compiled.defaults | check_parameters(compiled, given)
-        needed = hardware.chosen(needed, hardware.hardware_of_run(values))
-    stages = [needed[stage] for stage in STAGES]
-    account = service_account or stages[0].pod.service_account_name or "default"
+        by_stage = hardware.chosen(by_stage, hardware.hardware_of_run(values))
+    needed = [by_stage[stage] for stage in STAGES]
+    account = service_account or needed[0].pod.service_account_name or "default"
     cluster = connect(context)
-    checks: list[Callable[[], Findings]] = [
-        lambda: _version(cluster),
-        lambda: _account(cluster, namespace, account),
-        lambda: _admission(cluster, namespace, account, stages),
-        lambda: _secrets(cluster, namespace, stages),
-        lambda: _nodes(cluster, stages, scale_from_zero),
-        *([] if values else [lambda: _job_settings(cluster, namespace, stages, values)]),
-        lambda: _locations(values, pipeline_root),
-        lambda: _teacher(values),
-        lambda: _model(values),
-        *([lambda: _kubeflow(host, ca_certificate, context)] if kubeflow else []),
+    checks = [
+        _version(cluster),
+        _account(cluster, namespace, account),
+        _admission(cluster, namespace, account, needed),
+        _secrets(cluster, namespace, needed),
+        _nodes(cluster, needed, scale_from_zero),
+        *([] if values else [_job_settings(cluster, namespace, needed, values)]),
+        _locations(values, pipeline_root),
+        _teacher(values),
+        _model(values),
+        *([_kubeflow(host, ca_certificate, context)] if kubeflow else []),
     ]
-    missing = sum(_print(finding) for check in checks for finding in _findings(check))
+    missing = sum(_printed(check) for check in checks)
     if missing:
         raise ClusterError(
             f"{missing} thing{'s are' if missing > 1 else ' is'} missing",
@@ -100,25 +98,30 @@ def check_cluster(
         )
 
 
-def _findings(check: Callable[[], Findings]) -> Findings:
-    """What a check finds, an error of it included; the others are not stopped by one."""
+def _printed(check: Findings) -> int:
+    """Print what a check finds, an error of it included; how many things are missing."""
+    missing = 0
+    for state, text, fix in _until_an_error(check):
+        click.echo(f"{click.style(f'{state:12}', fg=COLORS[state])} {text}")
+        for line in fix.splitlines():
+            click.echo(f"{'':12}   {line}")
+        missing += state == MISSING
+    return missing
+
+
+def _until_an_error(check: Findings) -> Findings:
     try:
-        yield from check()
+        yield from check
     except NoAnswer:
         raise
-    except (NotPermitted, AccessError) as error:
-        yield Finding(UNKNOWN, str(error), error.hint)
     except RaftError as error:
-        yield Finding(MISSING, str(error), error.hint)
+        yield _failed(error)
 
 
-def _print(finding: Finding) -> bool:
-    """Print a finding; whether something is missing."""
-    mark = click.style(f"{finding.state:12}", fg=COLORS[finding.state])
-    click.echo(f"{mark} {finding.text}")
-    for line in finding.fix.splitlines() if finding.state != OK else ():
-        click.echo(f"{'':12}   {line}")
-    return finding.state == MISSING
+def _failed(error: RaftError, name: str = "") -> tuple[str, str, str]:
+    """The finding for an error; one of permissions proves nothing about what the pods may do."""
+    state = UNKNOWN if isinstance(error, (NotPermitted, AccessError)) else MISSING
+    return state, f"{name}{error}", error.hint
 
 
 # ---- in the cluster ----------------------------------------------------------------------------
@@ -128,28 +131,26 @@ def _version(cluster: Cluster) -> Findings:
     try:
         version = cluster.version.get_code().git_version
     except NotThere as error:
-        problem = f"{cluster.address} is not a Kubernetes cluster ({error})"
-        raise NoAnswer(problem) from error
-    yield Finding(OK, f"cluster {cluster.address} runs Kubernetes {version}")
+        raise NoAnswer(f"{cluster.address} is not a Kubernetes cluster ({error})") from error
+    yield OK, f"cluster {cluster.address} runs Kubernetes {version}", ""
 
 
 def _account(cluster: Cluster, namespace: str, name: str) -> Findings:
     try:
         account = cluster.core.read_namespaced_service_account(name, namespace)
     except NotThere:
-        fix = f"kubectl -n {namespace} create serviceaccount {name}"
-        yield Finding(MISSING, f"service account {name} in {namespace}", f"{SETUP}\n{fix}")
+        fix = f"{SETUP}\nkubectl -n {namespace} create serviceaccount {name}"
+        yield MISSING, f"service account {name} in {namespace}", fix
         return
-    identity = (account.metadata.annotations or {}).get(IDENTITY)
-    if identity:
-        yield Finding(OK, f"service account {name} acts as {identity} (Workload Identity)")
-    else:
-        yield Finding(
-            UNKNOWN,
-            f"whether {name} may use the bucket: it has no annotation {IDENTITY}",
-            "Needed only where the bucket is granted to a Google service account; the head of "
-            "k8s/base/service-account.yaml\nhas the command that grants it to this one directly.",
-        )
+    if identity := (account.metadata.annotations or {}).get(IDENTITY):
+        yield OK, f"service account {name} acts as {identity} (Workload Identity)", ""
+        return
+    yield (
+        UNKNOWN,
+        f"whether {name} may use the bucket: it has no annotation {IDENTITY}",
+        "Needed only where the bucket is granted to a Google service account; the head of "
+        "k8s/base/service-account.yaml\nhas the command that grants it to this one directly.",
+    )
 
 
 def _admission(cluster: Cluster, namespace: str, account: str, jobs: list[Job]) -> Findings:
@@ -161,36 +162,36 @@ def _admission(cluster: Cluster, namespace: str, account: str, jobs: list[Job]) 
     refusals: dict[tuple[str, str], list[str]] = {}
     for job in jobs:
         body = job_body(job, namespace)
-        template = body["spec"]["template"]
-        template["spec"]["serviceAccountName"] = account
-        metadata = template.get("metadata", {}) | {"generateName": f"raft-{job.stage}-"}
-        pod = template | {"apiVersion": "v1", "kind": "Pod", "metadata": metadata}
-        for create, it in (
-            (cluster.batch.create_namespaced_job, body),
-            (cluster.core.create_namespaced_pod, pod),
+        pod = body["spec"]["template"] | {"apiVersion": "v1", "kind": "Pod"}
+        pod["spec"]["serviceAccountName"] = account
+        pod["metadata"] = pod.get("metadata", {}) | {"generateName": f"raft-{job.stage}-"}
+        batch, core = cluster.batch, cluster.core
+        for create, entry in (
+            (batch.create_namespaced_job, body),
+            (core.create_namespaced_pod, pod),
         ):
             try:
-                create(namespace, it, dry_run="All", field_validation="Strict")
+                create(namespace, entry, dry_run="All", field_validation="Strict")
             except ClusterError as error:
                 refusals.setdefault((str(error), error.hint), []).append(job.stage)
     for (message, hint), stages in refusals.items():
         text = f"a Job and pod of {', '.join(dict.fromkeys(stages))}: {message}"
         if re.search('User ".*" cannot|does not support dry run', message):
-            yield Finding(UNKNOWN, text, hint)
+            yield UNKNOWN, text, hint
         else:
-            describe = f"kubectl -n {namespace} describe resourcequota"
-            yield Finding(MISSING, text, SETUP if "found" in message else describe)
+            quota = f"kubectl -n {namespace} describe resourcequota"
+            yield MISSING, text, SETUP if "found" in message else quota
     if not refusals:
-        names = ", ".join(job.stage for job in jobs)
-        yield Finding(OK, f"the API server takes a Job and pod of {names}")
+        stages = [job.stage for job in jobs]
+        yield OK, f"the API server takes a Job and pod of {', '.join(stages)}", ""
 
 
 def _secrets(cluster: Cluster, namespace: str, jobs: list[Job]) -> Findings:
     users: dict[tuple[str, str, bool], list[str]] = {}
     for job in jobs:
-        for variable in job.container.env:
-            if variable.value_from is not None:
-                secret = variable.value_from.secret_key_ref
+        for source in (variable.value_from for variable in job.container.env):
+            if source is not None:
+                secret = source.secret_key_ref
                 wanted = (secret.name, secret.key, secret.optional)
                 users.setdefault(wanted, []).append(job.stage)
     for (name, key, optional), stages in users.items():
@@ -203,22 +204,14 @@ def _secrets(cluster: Cluster, namespace: str, jobs: list[Job]) -> Findings:
         except NotThere:
             keys = {}
         except NotPermitted as error:
-            yield Finding(UNKNOWN, f"{text}: {error}", error.hint)
+            yield _failed(error, f"{text}: ")
             continue
         if key in keys:
-            yield Finding(OK, text)
+            yield OK, text, ""
         elif optional:
-            yield Finding(UNKNOWN, f"whether it is needed: {text}, is not there", fix)
+            yield UNKNOWN, f"whether it is needed: {text}, is not there", fix
         else:
-            yield Finding(MISSING, text, fix)
-
-
-_POOL = (
-    "gcloud container node-pools create raft-a100 --cluster CLUSTER --location LOCATION \\\n"
-    "  --machine-type a2-highgpu-1g --enable-autoscaling --min-nodes 0 --max-nodes 1 \\\n"
-    "  --accelerator type=nvidia-tesla-a100,count=1,gpu-driver-version=latest\n"
-    "With a pool that scales from zero, --scale-from-zero true takes its nodes for granted."
-)
+            yield MISSING, text, fix
 
 
 def _nodes(cluster: Cluster, jobs: list[Job], scale_from_zero: bool) -> Findings:
@@ -229,30 +222,27 @@ def _nodes(cluster: Cluster, jobs: list[Job], scale_from_zero: bool) -> Findings
         need = job.pod.model_dump_json(include={"node_selector", "tolerations"})
         alike.setdefault(need + job.container.resources.model_dump_json(), []).append(job)
     for job, *others in alike.values():
-        names = ", ".join(entry.stage for entry in (job, *others))
+        what = f"a node for {', '.join(entry.stage for entry in (job, *others))}"
         wanted = job.pod.node_selector.items()
-        reasons = {
-            node.metadata.name: _unfit(node, job)
-            for node in nodes
-            if wanted <= (node.metadata.labels or {}).items()
-        }
+        matching = [node for node in nodes if wanted <= (node.metadata.labels or {}).items()]
+        reasons = {node.metadata.name: _unfit(node, job) for node in matching}
         fit = [name for name, reason in reasons.items() if not reason]
         if fit:
             more = f" and {len(fit) - 1} more" if len(fit) > 1 else ""
-            yield Finding(OK, f"a node for {names}: {fit[0]}{more}")
+            yield OK, f"{what}: {fit[0]}{more}", ""
         elif reasons:
             text = "; ".join(f"{name} {reason}" for name, reason in [*reasons.items()][:3])
             more = f"; and {len(reasons) - 3} more nodes" if len(reasons) > 3 else ""
-            fix = f"kubectl describe node {next(iter(reasons))}"
-            yield Finding(MISSING, f"a node for {names}: {text}{more}", fix)
+            yield MISSING, f"{what}: {text}{more}", f"kubectl describe node {next(iter(reasons))}"
         else:
             labels = {pair for node in nodes for pair in (node.metadata.labels or {}).items()}
             similar = sorted("=".join(pair) for pair in labels if pair[0] in dict(wanted))
             seen = f" (there is {', '.join(similar)})" if similar else ""
-            selector = ",".join(map("=".join, wanted))
-            text = f"a node for {names}: none of {len(nodes)} has {selector}{seen}"
-            expected = scale_from_zero and job.container.resources.limits.gpu
-            yield Finding(UNKNOWN if expected else MISSING, text, "" if expected else _POOL)
+            text = f"{what}: none of {len(nodes)} has {','.join(map('='.join, wanted))}{seen}"
+            if scale_from_zero and job.container.resources.limits.gpu:
+                yield UNKNOWN, text, ""
+            else:
+                yield MISSING, text, POOL
 
 
 def _unfit(node: Any, job: Job) -> str:
@@ -265,13 +255,9 @@ def _unfit(node: Any, job: Job) -> str:
         if hard and not any(_tolerates(entry, taint) for entry in job.pod.tolerations):
             value = f"={taint.value}" if taint.value else ""
             return f"has the taint {taint.key}{value}:{taint.effect}, which is not tolerated"
-    resources = job.container.resources
+    resources = job.container.resources.model_dump(by_alias=True, exclude_none=True)
     # Kubernetes takes a limit for a request that is not written.
-    limits, requests = (
-        amounts.model_dump(by_alias=True, exclude_none=True)
-        for amounts in (resources.limits, resources.requests)
-    )
-    for resource, size in (limits | requests).items():
+    for resource, size in (resources["limits"] | resources["requests"]).items():
         offered = (node.status.allocatable or {}).get(resource, "0")
         if resource == GPU and offered == "0":
             return "offers no GPU: it has none, or its driver is not installed"
@@ -296,15 +282,11 @@ def _job_settings(
         try:
             data = cluster.core.read_namespaced_config_map(name, namespace).data or {}
         except NotThere:
-            yield Finding(
-                MISSING,
-                text,
-                "Edit k8s/base/settings.yaml, then kubectl apply -f k8s/base/settings.yaml; for "
-                "a pipeline,\ngive --parameters instead.",
-            )
+            edit = "Edit k8s/base/settings.yaml, then kubectl apply -f k8s/base/settings.yaml; for "
+            yield MISSING, text, f"{edit}a pipeline,\ngive --parameters instead."
             continue
         values |= {key.removeprefix("RAFT_").lower(): value for key, value in data.items()}
-        yield Finding(OK, text)
+        yield OK, text, ""
 
 
 # ---- elsewhere ---------------------------------------------------------------------------------
@@ -318,16 +300,14 @@ def _locations(values: Mapping[str, Any], pipeline_root: str) -> Findings:
             continue
         if not value.startswith(SCHEME):
             fix = f"gcloud storage cp --recursive {value} gs://BUCKET/{name}"
-            yield Finding(MISSING, f"{name}: {value} is a path, which the pods do not see", fix)
+            yield MISSING, f"{name}: {value} is a path, which the pods do not see", fix
             continue
         try:
             reachable(value, write=name == "run")
             verb = "writable" if name == "run" else "readable"
-            yield Finding(OK, f"{name}: {value} is {verb} from here")
-        except AccessError as error:
-            yield Finding(UNKNOWN, f"{name}: {error}", error.hint)
+            yield OK, f"{name}: {value} is {verb} from here", ""
         except RaftError as error:
-            yield Finding(MISSING, f"{name}: {error}", error.hint)
+            yield _failed(error, f"{name}: ")
 
 
 def _is_path(model: str) -> bool:
@@ -346,36 +326,33 @@ def _teacher(values: Mapping[str, Any]) -> Findings:
     if values.get("teacher") != "openai":
         return
     endpoint, model = values.get("teacher_endpoint", ""), values.get("teacher_model", "")
+    teacher, url = f"teacher at {endpoint}", f"{endpoint.rstrip('/')}/models"
+    fix = "Check teacher_endpoint; it ends in /v1 for most servers."
     if not endpoint or not model:
-        yield Finding(MISSING, "teacher openai needs teacher_endpoint and teacher_model")
+        yield MISSING, "teacher openai needs teacher_endpoint and teacher_model", ""
         return
-    url = f"{endpoint.rstrip('/')}/models"
-    check = "Check teacher_endpoint; it ends in /v1 for most servers."
     try:
         answer = _ask("GET", url, os.environ.get("OPENAI_API_KEY", ""))
         models = [entry["id"] for entry in answer.json()["data"]] if answer.ok else []
-    except OSError as error:  # those of requests are
-        # A service's name is known inside the cluster only.
-        inside = "." not in (urlsplit(endpoint).hostname or "")
-        yield Finding(
-            UNKNOWN if inside else MISSING,
-            f"teacher at {endpoint} does not answer here ({type(error).__name__})",
-            f"kubectl run teacher-check --rm -it --restart=Never --image=curlimages/curl -- {url}",
-        )
     except (ValueError, KeyError, TypeError):
-        yield Finding(MISSING, f"teacher at {endpoint} lists no models at {url}", check)
+        yield MISSING, f"{teacher} lists no models at {url}", fix
+        return
+    except OSError as error:  # as those of requests are
+        # A service's name is known inside the cluster only.
+        state = MISSING if "." in (urlsplit(endpoint).hostname or "") else UNKNOWN
+        curl = f"kubectl run curl --rm -it --restart=Never --image=curlimages/curl -- {url}"
+        yield state, f"{teacher} does not answer here ({type(error).__name__})", curl
+        return
+    if answer.status_code in (401, 403):
+        fix = "export OPENAI_API_KEY=KEY here, and put the same key in the secret raft-teacher."
+        yield MISSING, f"{teacher} refuses ({answer.status_code})", fix
+    elif not answer.ok:
+        yield MISSING, f"{teacher} answers {answer.status_code} at {url}", fix
+    elif model not in models:
+        fix = f"Set teacher_model to one of: {', '.join(models[:5])}"
+        yield MISSING, f"{teacher} has no model {model}", fix
     else:
-        if answer.status_code in (401, 403):
-            text = f"teacher at {endpoint} refuses ({answer.status_code})"
-            fix = "export OPENAI_API_KEY=KEY here, and put the same key in the secret raft-teacher."
-            yield Finding(MISSING, text, fix)
-        elif not answer.ok:
-            yield Finding(MISSING, f"teacher at {url} answers {answer.status_code}", check)
-        elif model not in models:
-            fix = f"Set teacher_model to one of: {', '.join(models[:5])}"
-            yield Finding(MISSING, f"teacher at {endpoint} has no model {model}", fix)
-        else:
-            yield Finding(OK, f"teacher {model} answers at {endpoint}")
+        yield OK, f"teacher {model} answers at {endpoint}", ""
 
 
 def _model(values: Mapping[str, Any]) -> Findings:
@@ -387,27 +364,27 @@ def _model(values: Mapping[str, Any]) -> Findings:
     try:
         status = _ask("HEAD", f"{hub}/{model}/resolve/main/config.json", token).status_code
     except OSError as error:
-        yield Finding(UNKNOWN, f"model {model}: {hub} is silent ({type(error).__name__})")
+        yield UNKNOWN, f"model {model}: {hub} is silent ({type(error).__name__})", ""
         return
-    gated = "the token in HF_TOKEN is not accepted" if token else "it is gated, or not there"
-    outcomes = {
-        401: (
-            gated,
-            f"Accept the licence at {hub}/{model}, then put a token of that account in HF_TOKEN\n"
-            "here, and for the pods in the secret that train.yaml describes.",
-        ),
-        403: ("its licence is not accepted", f"Open {hub}/{model}"),
+    licence = (
+        f"Accept the licence at {hub}/{model}, then put a token of that account in HF_TOKEN\n"
+        "here, and for the pods in the secret that train.yaml describes."
+    )
+    refused = "the token in HF_TOKEN is not accepted" if token else "it is gated, or not there"
+    problems = {
+        401: (refused, licence),
+        403: ("its licence is not accepted", licence),
         404: (f"not on {hub}", "Check base_model."),
     }
     if status < 400:
-        yield Finding(OK, f"model {model} may be fetched from {hub}")
-    elif status in outcomes:
-        problem, fix = outcomes[status]
-        yield Finding(MISSING, f"model {model}: {problem}", fix)
+        yield OK, f"model {model} may be fetched from {hub}", ""
+    elif status in problems:
+        problem, fix = problems[status]
+        yield MISSING, f"model {model}: {problem}", fix
     else:
-        yield Finding(UNKNOWN, f"model {model}: {hub} answers {status}")
+        yield UNKNOWN, f"model {model}: {hub} answers {status}", ""
 
 
 def _kubeflow(host: str, ca_certificate: str, context: str) -> Findings:
     client = connect_to_kubeflow(host, ca_certificate, context)
-    yield Finding(OK, f"Kubeflow Pipelines 2 answers at {client.address}")
+    yield OK, f"Kubeflow Pipelines 2 answers at {client.address}", ""

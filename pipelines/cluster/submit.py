@@ -1,20 +1,18 @@
 """Submits a compiled pipeline with kfp's own client, and shows its steps while they run."""
 
-import time
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from components.core.errors import ClusterError, NotPermitted, RunError
-from components.core.progress import headline, say, task
+from components.core.progress import Task, headline, say, task
 from pipelines.cluster.compiled import load
 from pipelines.cluster.kubeflow import connect, explained
 from pipelines.cluster.parameters import check_parameters, read_parameters
+from pipelines.cluster.polling import poll
 
 SECONDS_BETWEEN_LOOKS = 5.0
-SECONDS_WITHOUT_ANSWER = 300.0
-"""A watched run continues without us, so a server that restarts is waited for."""
-
 FINISHED = {"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"}
 
 
@@ -34,7 +32,7 @@ def submit_run(
 ) -> str:
     """Check the parameters, start a run, print its link on standard output, and watch it.
 
-    Args: those of `raft submit`; its help explains them.
+    The arguments are those of `raft submit`, whose help explains them.
 
     Returns:
         The run's id.
@@ -58,14 +56,9 @@ def submit_run(
             service_account=service_account or None,
         )
     headline(compiled.name, f"run {run.run_id} in experiment {experiment}")
-    link = _link(client, run.run_id)
-    if not link.startswith(client.address):
+    if not _link(client, "").startswith(client.address):
         say("  to open the link: kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80")
-    print(link, flush=True)
-    if wait:
-        _watch(client, run.run_id, pipeline, host)
-    else:
-        say(_how_to_go_on(run.run_id, host))
+    _watch(client, run.run_id, pipeline, host, wait)
     return str(run.run_id)
 
 
@@ -76,9 +69,7 @@ def watch_run(run_id: str, pipeline: Path, *, host: str = "", ca_certificate: st
         ClusterError: the server cannot be reached, or knows no such run.
         RunError: the run failed or was cancelled.
     """
-    client = connect(host, ca_certificate)
-    print(_link(client, run_id), flush=True)
-    _watch(client, run_id, pipeline, host)
+    _watch(connect(host, ca_certificate), run_id, pipeline, host)
 
 
 def terminate_run(run_id: str, *, host: str = "", ca_certificate: str = "") -> None:
@@ -100,91 +91,92 @@ def _link(client: Any, run_id: str) -> str:
     return f"{prefix}/#/runs/details/{run_id}"
 
 
-def _how_to_go_on(run_id: str, host: str) -> str:
+def _watch(client: Any, run_id: str, pipeline: Path, host: str, wait: bool = True) -> None:
+    """Print a run's link and show its steps until it ends; how to do so later, if we do not."""
     where = f" --host {host}" if host else ""
-    return (
+    later = (
         f"The run continues without this terminal.\n"
         f"  watch      raft watch {run_id}{where}\n"
         f"  terminate  raft terminate {run_id}{where}"
     )
-
-
-def _watch(client: Any, run_id: str, pipeline: Path, host: str) -> None:
-    """Show the steps' changes until the run has ended; a RunError unless it has succeeded."""
+    print(_link(client, run_id), flush=True)
+    if not wait:
+        return say(later)
     steps = {step.name for step in load(pipeline).steps()}
-    states: dict[str, str] = {}
-    finished = 0
-    last_answer = time.monotonic()
     try:
         with task("run", len(steps), "steps") as bar:
-            while True:
-                try:
-                    with explained(client.address):
-                        run = client.get_run(run_id)
-                    last_answer = time.monotonic()
-                except NotPermitted:
-                    raise
-                except ClusterError as error:
-                    if not states or time.monotonic() - last_answer > SECONDS_WITHOUT_ANSWER:
-                        error.hint = _how_to_go_on(run_id, host)
-                        raise
-                else:
-                    done, running = _show_changes(_tasks(run), steps, states)
-                    bar.advance(done - finished, running=",".join(running) or "none")
-                    finished = done
-                    if run.state in FINISHED:
-                        break
-                time.sleep(SECONDS_BETWEEN_LOOKS)
-    except (KeyboardInterrupt, SystemExit):
-        say(_how_to_go_on(run_id, host))
+            view = _View(client, run_id, steps, bar)
+            poll(view.look, SECONDS_BETWEEN_LOOKS, answered=False)
+    except ClusterError as error:
+        error.hint = error.hint if isinstance(error, NotPermitted) else later
         raise
-    if run.state != "SUCCEEDED":
-        raise RunError(_ending(run, steps), hint=f"The steps' logs: {_link(client, run_id)}")
+    except (KeyboardInterrupt, SystemExit):
+        say(later)
+        raise
+    if view.run.state != "SUCCEEDED":
+        raise RunError(view.failure(), hint=f"The steps' logs: {_link(client, run_id)}")
     say(f"run {run_id} has succeeded")
 
 
-def _tasks(run: Any) -> list[tuple[str, Any]]:
-    """The run's tasks by step: Kubeflow's driver prepares the step that it is named for."""
-    details = getattr(run.run_details, "task_details", None) or []
-    return [((detail.display_name or "").removesuffix("-driver"), detail) for detail in details]
+@dataclass
+class _View:
+    """A run as it was last shown, so that only changes are."""
+
+    client: Any
+    run_id: str
+    steps: set[str]
+    bar: Task
+    run: Any = None
+    states: dict[str, str] = field(default_factory=dict)
+    finished: int = 0
+
+    def look(self) -> bool:
+        """Show what has changed; True when the run has ended."""
+        with explained(self.client.address):
+            self.run = self.client.get_run(self.run_id)
+        by_step: dict[str, set[str]] = {}
+        for step, entry in self._tasks():
+            # Kubeflow lists its own tasks, too; a driver prepares the step that it is named for.
+            state = entry.state or "PENDING"
+            if step not in self.steps or (step != entry.display_name and state != "FAILED"):
+                continue
+            by_step.setdefault(step, set()).add(state)
+            if self.states.get(entry.task_id) != state:
+                self.states[entry.task_id] = state
+                say(f"  {step}: {state.lower()}{_took(entry)}")
+        running = [step for step, states in by_step.items() if "RUNNING" in states]
+        # A step in a loop has several tasks, and is done when all of them are.
+        finished = sum(states <= FINISHED for states in by_step.values())
+        self.bar.advance(finished - self.finished, running=",".join(running) or "none")
+        self.finished = finished
+        return self.run.state in FINISHED
+
+    def failure(self) -> str:
+        """Which steps of a run failed, and with what message."""
+        failed: dict[str, str] = {}
+        for step, entry in self._tasks():
+            if entry.state == "FAILED":
+                failed[step] = failed.get(step) or _message(entry)
+        # The graph around a failed step fails too; name it only when no step of ours did.
+        failed = {step: failed[step] for step in failed if step in self.steps} or failed
+        outcome = "has failed" if self.run.state == "FAILED" else "has been cancelled"
+        where = f" in {', '.join(failed)}" if failed else ""
+        lines = [f"  {step}: {message}" for step, message in failed.items() if message]
+        lines += [f"  {message}"] if (message := _message(self.run)) else []
+        return "\n".join([f"run {self.run_id} {outcome}{where}", *lines])
+
+    def _tasks(self) -> list[tuple[str, Any]]:
+        entries = getattr(self.run.run_details, "task_details", None) or []
+        return [((entry.display_name or "").removesuffix("-driver"), entry) for entry in entries]
 
 
-def _show_changes(
-    tasks: list[tuple[str, Any]], steps: set[str], states: dict[str, str]
-) -> tuple[int, list[str]]:
-    """Print what differs from `states`; how many steps are done, and those that run."""
-    by_step: dict[str, set[str]] = {}
-    for step, detail in tasks:
-        state = detail.state or "PENDING"
-        # Kubeflow lists its own tasks, too.
-        if step not in steps or (step != detail.display_name and state != "FAILED"):
-            continue
-        by_step.setdefault(step, set()).add(state)
-        if states.get(detail.task_id) != state:
-            states[detail.task_id] = state
-            took = ""
-            if state in FINISHED and detail.start_time and detail.end_time:
-                seconds = (detail.end_time - detail.start_time).total_seconds()
-                took = f" after {seconds:.0f} s" if seconds >= 0 else ""  # unset times are 1970
-            say(f"  {step}: {state.lower()}{took}")
-    # A step in a loop has several tasks, and is done when all of them are.
-    done = sum(found <= FINISHED for found in by_step.values())
-    return done, [step for step, found in by_step.items() if "RUNNING" in found]
+def _message(entry: Any) -> str:
+    """The error of a run or of a task in one line; "" if it has none."""
+    return " ".join((entry.error.message or "").split()) if entry.error is not None else ""
 
 
-def _ending(run: Any, steps: set[str]) -> str:
-    """Which steps of a run failed, and with what message."""
-    failed: dict[str, str] = {}
-    for step, detail in _tasks(run):
-        if detail.state == "FAILED":
-            message = detail.error.message if detail.error is not None else ""
-            failed[step] = failed.get(step) or " ".join((message or "").split())
-    # The graph around a failed step fails too; name it only when no step of ours did.
-    failed = {step: failed[step] for step in failed if step in steps} or failed
-    outcome = "failed" if run.state == "FAILED" else "been cancelled"
-    where = f" in {', '.join(failed)}" if failed else ""
-    lines = [f"run {run.run_id} has {outcome}{where}"]
-    lines += [f"  {step}: {message}" for step, message in failed.items() if message]
-    if run.error is not None and run.error.message:
-        lines.append(f"  {' '.join(run.error.message.split())}")
-    return "\n".join(lines)
+def _took(entry: Any) -> str:
+    if entry.state not in FINISHED or not (entry.start_time and entry.end_time):
+        return ""
+    seconds = (entry.end_time - entry.start_time).total_seconds()
+    return f" after {seconds:.0f} s" if seconds >= 0 else ""  # unset times are 1970
