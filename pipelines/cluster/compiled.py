@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from components.core.errors import ConfigError
-from pipelines.k8s.located import read
+from pipelines.k8s.located import Document, read
 from pipelines.stages import STAGES, config_class
 
 CHANNEL = re.compile(r"(?:pipelinechannel--)?(\w+?)(?:-loop-item)?")
@@ -89,11 +89,19 @@ def load(path: Path) -> Compiled:
     Raises:
         ConfigError: no such file, or not a compiled pipeline.
     """
-    specification = next((document.value for document in read(path)), None)
-    needed = ("components", "deploymentSpec", "pipelineInfo", "root")
-    if not isinstance(specification, dict) or not specification.keys() >= set(needed):
-        raise ConfigError(
-            f"{path}: not a compiled pipeline (it needs {', '.join(needed)})",
-            hint="raft compile --output pipelines/raft.yaml makes one.",
-        )
-    return Compiled(path, specification)
+    hint = "raft compile --output pipelines/raft.yaml makes one."
+    document = first_document(path, hint)
+    needed = {"components", "deploymentSpec", "pipelineInfo", "root"}
+    if document is None or not isinstance(document.value, dict) or needed - document.value.keys():
+        needs = ", ".join(sorted(needed))
+        raise ConfigError(f"{path}: not a compiled pipeline (it needs {needs})", hint=hint)
+    return Compiled(path, document.value)
+
+
+def first_document(path: Path, hint: str) -> Document | None:
+    """The first document of a YAML or JSON file; `hint` is for one that cannot be read."""
+    try:
+        return next(iter(read(path)), None)
+    except ConfigError as error:
+        error.hint = error.hint or hint
+        raise

@@ -26,6 +26,10 @@ class NotThere(ClusterError):
     """The cluster has no such object."""
 
 
+class Refused(ClusterError):
+    """The cluster does not take an object, whoever brings it."""
+
+
 class Cluster(NamedTuple):
     """Clients of the APIs that we use; a call raises `ClusterError` or a class of it."""
 
@@ -86,12 +90,13 @@ def _explained(address: str) -> Iterator[None]:
         ) from error
     except ApiException as error:
         message = message_of(error)
-        if error.status in (401, 403):
+        # Quotas and policies answer with 403, too, but name no account.
+        if error.status == 401 or (error.status == 403 and 'User "' in message):
             hint = "kubectl auth whoami shows the account; ask for the permission."
             raise NotPermitted(message, hint=hint) from error
         if error.status == 404:
             raise NotThere(message, hint=SETUP) from error
-        raise ClusterError(f"the cluster refuses: {message}") from error
+        raise Refused(f"the cluster refuses: {message}") from error
 
 
 def guard(*credentials: str | None) -> None:

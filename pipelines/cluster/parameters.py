@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from components.core.config import INPUT, OUTPUT, SCHEME, Settings, complaint, flag, message
 from components.core.errors import ConfigError
-from pipelines.cluster.compiled import Compiled
+from pipelines.cluster.compiled import Compiled, first_document
 from pipelines.hardware import hardware_of_run
-from pipelines.k8s.located import meant, read
+from pipelines.k8s.located import meant
 from pipelines.stages import config_class
 
 KINDS: dict[str, tuple[type, str]] = {
@@ -30,38 +30,39 @@ KINDS: dict[str, tuple[type, str]] = {
 }
 
 
-class Given(NamedTuple):
+class UserValue(NamedTuple):
     """A parameter's value and where the user wrote it: `parameters.yaml:3` or `--set`."""
 
     value: Any
     place: str
 
 
-def read_parameters(path: Path | None, settings: tuple[str, ...] = ()) -> dict[str, Given]:
+def read_parameters(path: Path | None, settings: tuple[str, ...] = ()) -> dict[str, UserValue]:
     """Parameters of a YAML or JSON file, and `name=value` settings, which win.
 
     Raises:
         ConfigError: a file that is missing, not a mapping, or names a parameter twice; a setting
             without `=`.
     """
-    given: dict[str, Given] = {}
-    for document in read(path)[:1] if path else []:
+    user_values: dict[str, UserValue] = {}
+    document = first_document(path, "Check --parameters.") if path else None
+    if document is not None:
         if not isinstance(document.value, dict):
             raise ConfigError(
                 f"{path}: holds no mapping of names to values",
                 hint="Write one parameter a line, such as `documents: gs://BUCKET/documents`.",
             )
         for name, value in document.value.items():
-            given[str(name)] = Given(value, document.place(name))
+            user_values[str(name)] = UserValue(value, document.place(name))
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals or not name:
             raise ConfigError(f"--set {setting!r}: no value", hint="Write --set name=value.")
-        given[name.strip()] = Given(value, "--set")
-    return given
+        user_values[name.strip()] = UserValue(value, "--set")
+    return user_values
 
 
-def check_parameters(pipeline: Compiled, given: Mapping[str, Given]) -> dict[str, Any]:
+def check_parameters(pipeline: Compiled, user_values: Mapping[str, UserValue]) -> dict[str, Any]:
     """The typed values to hand to Kubeflow.
 
     Raises:
@@ -71,19 +72,21 @@ def check_parameters(pipeline: Compiled, given: Mapping[str, Given]) -> dict[str
     """
     faults = []
     values = {}
-    for name, (value, place) in given.items():
+    for name, (value, place) in user_values.items():
         try:
             values[name] = _typed(pipeline, name, value)
         except ValueError as error:
             faults.append(f"{place}: {error}")
     for name, definition in pipeline.inputs.items():
-        if name not in given and not definition.get("isOptional", False):
+        if name not in user_values and not definition.get("isOptional", False):
             description = " ".join(definition.get("description", "").split())
             faults.append(f"{name} is missing: {description}")
     alone: dict[str, str] = {}
     together: dict[str, str] = {}
     for parameters, labels, problem in _refusals(pipeline, pipeline.defaults | values):
-        places = dict.fromkeys(given[name].place for name in parameters if name in given)
+        places = dict.fromkeys(
+            user_values[name].place for name in parameters if name in user_values
+        )
         text = f"{', '.join(places) or pipeline.path}: {labels}: {problem}"
         (alone if len(parameters) == 1 else together).setdefault(labels, text)
     faults = [*faults, *alone.values()] or [*together.values()]

@@ -4,24 +4,18 @@ Each check prints a line: `ok`, `missing` with the command that fixes it, or `ca
 this account may not look. The API server is asked to admit each stage's Job and pod in a dry run,
 so quota, policies and accounts are its own answers; what no server says until a pod waits or fails
 is checked here. What is needed is read from the Job manifests, and from the pipeline's parameters
-or the Jobs' settings. Buckets, teacher and model are asked from this machine with its own
-credentials: the pods have theirs.
+or the Jobs' settings.
 """
 
-import os
-import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import click
-
-from components.core.errors import AccessError, ClusterError, NotPermitted, RaftError
-from components.core.storage import SCHEME, reachable
+from components.core.errors import ClusterError, NotPermitted
 from pipelines import hardware, manifests
 from pipelines.cluster.compiled import load
-from pipelines.cluster.connection import SETUP, Cluster, NoAnswer, NotThere, connect
+from pipelines.cluster.connection import SETUP, Cluster, NoAnswer, NotThere, Refused, connect
+from pipelines.cluster.elsewhere import check_locations, check_model, check_teacher
+from pipelines.cluster.findings import MISSING, OK, UNKNOWN, Findings, failed, print_findings
 from pipelines.cluster.job import job_body
 from pipelines.cluster.kubeflow import connect as connect_to_kubeflow
 from pipelines.cluster.parameters import check_parameters, read_parameters
@@ -37,12 +31,6 @@ gcloud container node-pools create raft-a100 --cluster CLUSTER --location LOCATI
   --machine-type a2-highgpu-1g --enable-autoscaling --min-nodes 0 --max-nodes 1 \\
   --accelerator type=nvidia-tesla-a100,count=1,gpu-driver-version=latest
 With a pool that scales from zero, --scale-from-zero true takes its nodes for granted."""
-
-OK, MISSING, UNKNOWN = "ok", "missing", "cannot tell"
-COLORS = {OK: "green", MISSING: "red", UNKNOWN: "yellow"}
-
-Findings = Iterator[tuple[str, str, str]]
-"""What a check yields: OK, MISSING or UNKNOWN; the text; the command or advice that fixes it."""
 
 
 def check_cluster(
@@ -72,8 +60,8 @@ def check_cluster(
     values: dict[str, Any] = {}
     if parameters is not None or settings:
         compiled = load(pipeline)
-        given = read_parameters(parameters, settings)
-        values = compiled.defaults | check_parameters(compiled, given)
+        user_values = read_parameters(parameters, settings)
+        values = compiled.defaults | check_parameters(compiled, user_values)
         by_stage = hardware.chosen(by_stage, hardware.hardware_of_run(values))
     needed = [by_stage[stage] for stage in STAGES]
     account = service_account or needed[0].pod.service_account_name or "default"
@@ -85,46 +73,17 @@ def check_cluster(
         _secrets(cluster, namespace, needed),
         _nodes(cluster, needed, scale_from_zero),
         *([] if values else [_job_settings(cluster, namespace, needed, values)]),
-        _locations(values, pipeline_root),
-        _teacher(values),
-        _model(values),
+        check_locations(values, pipeline_root),
+        check_teacher(values),
+        check_model(values),
         *([_kubeflow(host, ca_certificate, context)] if kubeflow else []),
     ]
-    missing = sum(_printed(check) for check in checks)
+    missing = sum(print_findings(check) for check in checks)
     if missing:
         raise ClusterError(
             f"{missing} thing{'s are' if missing > 1 else ' is'} missing",
             hint="Fix what is marked, then run raft preflight again.",
         )
-
-
-def _printed(check: Findings) -> int:
-    """Print what a check finds, an error of it included; how many things are missing."""
-    missing = 0
-    for state, text, fix in _until_an_error(check):
-        click.echo(f"{click.style(f'{state:12}', fg=COLORS[state])} {text}")
-        for line in fix.splitlines():
-            click.echo(f"{'':12}   {line}")
-        missing += state == MISSING
-    return missing
-
-
-def _until_an_error(check: Findings) -> Findings:
-    try:
-        yield from check
-    except NoAnswer:
-        raise
-    except RaftError as error:
-        yield _failed(error)
-
-
-def _failed(error: RaftError, name: str = "") -> tuple[str, str, str]:
-    """The finding for an error; one of permissions proves nothing about what the pods may do."""
-    state = UNKNOWN if isinstance(error, (NotPermitted, AccessError)) else MISSING
-    return state, f"{name}{error}", error.hint
-
-
-# ---- in the cluster ----------------------------------------------------------------------------
 
 
 def _version(cluster: Cluster) -> Findings:
@@ -159,31 +118,28 @@ def _admission(cluster: Cluster, namespace: str, account: str, jobs: list[Job]) 
     Quota, pod security, priority class and limits hold for pods alone, and a Job that makes none
     waits for ever.
     """
-    refusals: dict[tuple[str, str], list[str]] = {}
-    for job in jobs:
-        body = job_body(job, namespace)
-        pod = body["spec"]["template"] | {"apiVersion": "v1", "kind": "Pod"}
-        pod["spec"]["serviceAccountName"] = account
-        pod["metadata"] = pod.get("metadata", {}) | {"generateName": f"raft-{job.stage}-"}
-        batch, core = cluster.batch, cluster.core
-        for create, entry in (
-            (batch.create_namespaced_job, body),
-            (core.create_namespaced_pod, pod),
-        ):
+    bodies = {job.stage: job_body(job, namespace) for job in jobs}
+    pods = {}
+    for stage, body in bodies.items():
+        template = body["spec"]["template"]
+        template["spec"]["serviceAccountName"] = account
+        metadata = template.get("metadata", {}) | {"generateName": f"raft-{stage}-"}
+        pods[stage] = template | {"apiVersion": "v1", "kind": "Pod", "metadata": metadata}
+    for kind, create, entries in (
+        ("Job", cluster.batch.create_namespaced_job, bodies),
+        ("pod", cluster.core.create_namespaced_pod, pods),
+    ):
+        admitted = []
+        for stage, entry in entries.items():
             try:
                 create(namespace, entry, dry_run="All", field_validation="Strict")
-            except ClusterError as error:
-                refusals.setdefault((str(error), error.hint), []).append(job.stage)
-    for (message, hint), stages in refusals.items():
-        text = f"a Job and pod of {', '.join(dict.fromkeys(stages))}: {message}"
-        if re.search('User ".*" cannot|does not support dry run', message):
-            yield UNKNOWN, text, hint
-        else:
-            quota = f"kubectl -n {namespace} describe resourcequota"
-            yield MISSING, text, SETUP if "found" in message else quota
-    if not refusals:
-        stages = [job.stage for job in jobs]
-        yield OK, f"the API server takes a Job and pod of {', '.join(stages)}", ""
+                admitted.append(stage)
+            except Refused as error:
+                fix = f"kubectl -n {namespace} describe resourcequota,limitrange"
+                state = UNKNOWN if "does not support dry run" in str(error) else MISSING
+                yield state, f"a {kind} of {stage}: {error}", fix
+        if admitted:
+            yield OK, f"the API server would take a {kind} of {', '.join(admitted)}", ""
 
 
 def _secrets(cluster: Cluster, namespace: str, jobs: list[Job]) -> Findings:
@@ -204,7 +160,7 @@ def _secrets(cluster: Cluster, namespace: str, jobs: list[Job]) -> Findings:
         except NotThere:
             keys = {}
         except NotPermitted as error:
-            yield _failed(error, f"{text}: ")
+            yield failed(error, f"{text}: ")
             continue
         if key in keys:
             yield OK, text, ""
@@ -287,102 +243,6 @@ def _job_settings(
             continue
         values |= {key.removeprefix("RAFT_").lower(): value for key, value in data.items()}
         yield OK, text, ""
-
-
-# ---- elsewhere ---------------------------------------------------------------------------------
-
-
-def _locations(values: Mapping[str, Any], pipeline_root: str) -> Findings:
-    locations = {name: values.get(name, "") for name in ("documents", "questions", "base_model")}
-    locations["run"] = pipeline_root or values.get("run", "")
-    for name, value in locations.items():
-        if not value or (name == "base_model" and not _is_path(value)):
-            continue
-        if not value.startswith(SCHEME):
-            fix = f"gcloud storage cp --recursive {value} gs://BUCKET/{name}"
-            yield MISSING, f"{name}: {value} is a path, which the pods do not see", fix
-            continue
-        try:
-            reachable(value, write=name == "run")
-            verb = "writable" if name == "run" else "readable"
-            yield OK, f"{name}: {value} is {verb} from here", ""
-        except RaftError as error:
-            yield _failed(error, f"{name}: ")
-
-
-def _is_path(model: str) -> bool:
-    return "://" in model or model.startswith(("/", ".", "~")) or Path(model).exists()
-
-
-def _ask(method: str, url: str, token: str) -> Any:
-    """A server's answer to a request, with a token unless that is ""."""
-    import requests
-
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return requests.request(method, url, headers=headers, timeout=20, allow_redirects=False)
-
-
-def _teacher(values: Mapping[str, Any]) -> Findings:
-    if values.get("teacher") != "openai":
-        return
-    endpoint, model = values.get("teacher_endpoint", ""), values.get("teacher_model", "")
-    teacher, url = f"teacher at {endpoint}", f"{endpoint.rstrip('/')}/models"
-    fix = "Check teacher_endpoint; it ends in /v1 for most servers."
-    if not endpoint or not model:
-        yield MISSING, "teacher openai needs teacher_endpoint and teacher_model", ""
-        return
-    try:
-        answer = _ask("GET", url, os.environ.get("OPENAI_API_KEY", ""))
-        models = [entry["id"] for entry in answer.json()["data"]] if answer.ok else []
-    except (ValueError, KeyError, TypeError):
-        yield MISSING, f"{teacher} lists no models at {url}", fix
-        return
-    except OSError as error:  # as those of requests are
-        # A service's name is known inside the cluster only.
-        state = MISSING if "." in (urlsplit(endpoint).hostname or "") else UNKNOWN
-        curl = f"kubectl run curl --rm -it --restart=Never --image=curlimages/curl -- {url}"
-        yield state, f"{teacher} does not answer here ({type(error).__name__})", curl
-        return
-    if answer.status_code in (401, 403):
-        fix = "export OPENAI_API_KEY=KEY here, and put the same key in the secret raft-teacher."
-        yield MISSING, f"{teacher} refuses ({answer.status_code})", fix
-    elif not answer.ok:
-        yield MISSING, f"{teacher} answers {answer.status_code} at {url}", fix
-    elif model not in models:
-        fix = f"Set teacher_model to one of: {', '.join(models[:5])}"
-        yield MISSING, f"{teacher} has no model {model}", fix
-    else:
-        yield OK, f"teacher {model} answers at {endpoint}", ""
-
-
-def _model(values: Mapping[str, Any]) -> Findings:
-    model = values.get("base_model", "")
-    if not model or _is_path(model):
-        return
-    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    token = os.environ.get("HF_TOKEN", "")
-    try:
-        status = _ask("HEAD", f"{hub}/{model}/resolve/main/config.json", token).status_code
-    except OSError as error:
-        yield UNKNOWN, f"model {model}: {hub} is silent ({type(error).__name__})", ""
-        return
-    licence = (
-        f"Accept the licence at {hub}/{model}, then put a token of that account in HF_TOKEN\n"
-        "here, and for the pods in the secret that train.yaml describes."
-    )
-    refused = "the token in HF_TOKEN is not accepted" if token else "it is gated, or not there"
-    problems = {
-        401: (refused, licence),
-        403: ("its licence is not accepted", licence),
-        404: (f"not on {hub}", "Check base_model."),
-    }
-    if status < 400:
-        yield OK, f"model {model} may be fetched from {hub}", ""
-    elif status in problems:
-        problem, fix = problems[status]
-        yield MISSING, f"model {model}: {problem}", fix
-    else:
-        yield UNKNOWN, f"model {model}: {hub} answers {status}", ""
 
 
 def _kubeflow(host: str, ca_certificate: str, context: str) -> Findings:

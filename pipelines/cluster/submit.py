@@ -7,7 +7,7 @@ from typing import Any
 
 from components.core.errors import ClusterError, NotPermitted, RunError
 from components.core.progress import Task, headline, say, task
-from pipelines.cluster.compiled import load
+from pipelines.cluster.compiled import Compiled, load
 from pipelines.cluster.kubeflow import connect, explained
 from pipelines.cluster.parameters import check_parameters, read_parameters
 from pipelines.cluster.polling import poll
@@ -29,13 +29,10 @@ def submit_run(
     pipeline_root: str = "",
     service_account: str = "",
     wait: bool = True,
-) -> str:
+) -> None:
     """Check the parameters, start a run, print its link on standard output, and watch it.
 
     The arguments are those of `raft submit`, whose help explains them.
-
-    Returns:
-        The run's id.
 
     Raises:
         ConfigError: a parameter is wrong; nothing was sent.
@@ -58,8 +55,7 @@ def submit_run(
     headline(compiled.name, f"run {run.run_id} in experiment {experiment}")
     if not _link(client, "").startswith(client.address):
         say("  to open the link: kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80")
-    _watch(client, run.run_id, pipeline, host, wait)
-    return str(run.run_id)
+    _watch(client, run.run_id, compiled, host, wait)
 
 
 def watch_run(run_id: str, pipeline: Path, *, host: str = "", ca_certificate: str = "") -> None:
@@ -69,7 +65,7 @@ def watch_run(run_id: str, pipeline: Path, *, host: str = "", ca_certificate: st
         ClusterError: the server cannot be reached, or knows no such run.
         RunError: the run failed or was cancelled.
     """
-    _watch(connect(host, ca_certificate), run_id, pipeline, host)
+    _watch(connect(host, ca_certificate), run_id, load(pipeline), host)
 
 
 def terminate_run(run_id: str, *, host: str = "", ca_certificate: str = "") -> None:
@@ -91,7 +87,7 @@ def _link(client: Any, run_id: str) -> str:
     return f"{prefix}/#/runs/details/{run_id}"
 
 
-def _watch(client: Any, run_id: str, pipeline: Path, host: str, wait: bool = True) -> None:
+def _watch(client: Any, run_id: str, pipeline: Compiled, host: str, wait: bool = True) -> None:
     """Print a run's link and show its steps until it ends; how to do so later, if we do not."""
     where = f" --host {host}" if host else ""
     later = (
@@ -102,7 +98,7 @@ def _watch(client: Any, run_id: str, pipeline: Path, host: str, wait: bool = Tru
     print(_link(client, run_id), flush=True)
     if not wait:
         return say(later)
-    steps = {step.name for step in load(pipeline).steps()}
+    steps = {step.name for step in pipeline.steps()}
     try:
         with task("run", len(steps), "steps") as bar:
             view = _View(client, run_id, steps, bar)

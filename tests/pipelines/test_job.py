@@ -32,6 +32,7 @@ LOG = [
     "2026-01-02T03:04:05.12Z second line",
     "2026-01-02T03:04:06Z third, with spaces – and more",
 ]
+FORBIDDEN = 'jobs.batch is forbidden: User "ada@example.com" cannot delete resource "jobs"'
 RUNNING = Frame([pod("Running")])
 SUCCEEDED = Frame([pod("Succeeded", exit_code=0, reason="Completed")], COMPLETE)
 
@@ -310,7 +311,8 @@ def test_variables_of_the_manifest_may_be_used(cluster: KubernetesServer, leave:
     ("answer", "complaint"),
     [
         (status(404, "NotFound", 'namespaces "raft" not found'), "kubectl apply -k k8s/base"),
-        (status(403, "Forbidden", "jobs.batch is forbidden"), "jobs.batch is forbidden"),
+        (status(403, "Forbidden", FORBIDDEN), "kubectl auth whoami shows the account"),
+        (status(403, "Forbidden", "exceeded quota: team"), "the cluster refuses: exceeded quota"),
         (status(422, "Invalid", "spec.template: bad"), "the cluster refuses: spec.template: bad"),
     ],
 )
@@ -326,11 +328,11 @@ def test_a_cluster_that_refuses_the_job(
 
 def test_a_job_that_cannot_be_removed_is_named(cluster: KubernetesServer, leave: Leave) -> None:
     cluster.play = [RUNNING, SUCCEEDED]
-    cluster.answers["DELETE jobs"] = status(403, "Forbidden", "jobs.batch is forbidden")
+    cluster.answers["DELETE jobs"] = status(403, "Forbidden", FORBIDDEN)
     code, _, err = leave("--", *FLAGS)
     (name,) = cluster.jobs
     assert code == 0
-    assert f"Job {name} is left behind (jobs.batch is forbidden): kubectl -n raft delete" in err
+    assert f"Job {name} is left behind ({FORBIDDEN}): kubectl -n raft delete job" in err
 
 
 def test_a_job_that_somebody_removes(cluster: KubernetesServer, leave: Leave) -> None:

@@ -120,12 +120,13 @@ def test_a_cluster_with_everything(preflight: Preflight) -> None:
     assert code == 0, "\n".join(found)
     assert not err
     told = lines(found, "ok")
-    assert len(told) == len(found) == 13
+    assert len(told) == len(found) == 14
     for text in (
         "runs Kubernetes v1.33.2",
         "service account raft acts as raft@project.iam.gserviceaccount.com",
         "secret raft-huggingface with key token in raft, for train, quantize-check, eval",
-        "the API server takes a Job and pod of generate, train, quantize-check, eval",
+        "the API server would take a Job of generate, train, quantize-check, eval",
+        "the API server would take a pod of generate, train, quantize-check, eval",
         "a node for generate: gke-default-1",
         "a node for train, quantize-check, eval: gke-a100-1",
         "documents: gs://bucket/documents is readable from here",
@@ -186,17 +187,19 @@ def test_a_full_quota_is_the_api_servers_answer(preflight: Preflight) -> None:
     assert code == 2
     missing = lines(found, "missing")
     assert [line.partition(": ")[0] for line in missing] == [
-        "a Job and pod of train", "a Job and pod of quantize-check", "a Job and pod of eval",
+        "a pod of train", "a pod of quantize-check", "a pod of eval",
     ]  # fmt: skip
+    assert lines(found, "ok")[3].endswith("would take a pod of generate")
     assert "exceeded quota: team, requested: requests.nvidia.com/gpu=1" in missing[0]
-    assert any("kubectl -n raft describe resourcequota" in line for line in found)
+    assert any("kubectl -n raft describe resourcequota,limitrange" in line for line in found)
 
 
 def test_the_dry_run_is_of_what_raft_job_creates(preflight: Preflight) -> None:
     cluster = KubernetesServer(answers=recorded("good"))
     preflight("--service-account", "other", cluster=cluster)
-    assert [entry["kind"] for entry in cluster.dry_runs] == ["Job", "Pod"] * len(STAGES)
-    for job, pod in zip(cluster.dry_runs[::2], cluster.dry_runs[1::2], strict=True):
+    jobs, pods = cluster.dry_runs[: len(STAGES)], cluster.dry_runs[len(STAGES) :]
+    for job, pod in zip(jobs, pods, strict=True):
+        assert (job["kind"], pod["kind"]) == ("Job", "Pod")
         assert job["metadata"]["name"].startswith(f"{pod['metadata']['generateName']}")
         assert pod["spec"] == job["spec"]["template"]["spec"]
         assert pod["spec"]["serviceAccountName"] == "other"
@@ -207,7 +210,7 @@ def test_the_dry_run_is_of_what_raft_job_creates(preflight: Preflight) -> None:
 def test_what_may_not_be_seen_does_not_stop_the_rest(preflight: Preflight) -> None:
     code, found, err = preflight(clusters=("forbidden",))
     assert code == 0, err
-    assert len(lines(found, "cannot tell")) == 6
+    assert len(lines(found, "cannot tell")) == 5
     assert any("quantize-check, eval: gke-a100-1" in line for line in lines(found, "ok"))
 
 

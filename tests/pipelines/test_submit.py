@@ -18,7 +18,7 @@ from components.core.errors import ConfigError
 from pipelines.cli import main
 from pipelines.cluster import kubeflow, submit
 from pipelines.cluster.compiled import Compiled, load
-from pipelines.cluster.parameters import Given, as_kind, check_parameters, read_parameters
+from pipelines.cluster.parameters import UserValue, as_kind, check_parameters, read_parameters
 from tests.conftest import REPOSITORY
 from tests.pipelines import kfp_server
 from tests.pipelines.kfp_server import KfpServer, Refused, Run, check_pipeline, serving
@@ -314,7 +314,7 @@ def test_a_parameter_is_followed_into_a_loop() -> None:
     }
     pipeline = Compiled(PIPELINE, specification)
     with pytest.raises(ConfigError) as caught:
-        check_parameters(pipeline, {"rank": Given(0, "here"), "seed": Given(-1, "here")})
+        check_parameters(pipeline, {"rank": UserValue(0, "here"), "seed": UserValue(-1, "here")})
     assert str(caught.value) == (
         "here: rank 0: train refuses it (allowed: a whole number, >= 1, <= 1024)"
     )
@@ -389,8 +389,8 @@ TRIAL = {
     ],
 )
 def test_every_trial_of_a_study_is_looked_at(trials: list, complaint: str) -> None:
-    given = {name: Given("gs://b/x", "here") for name in ("documents", "questions")}
-    given["trials"] = Given(trials, "parameters.json:3")
+    given = {name: UserValue("gs://b/x", "here") for name in ("documents", "questions")}
+    given["trials"] = UserValue(trials, "parameters.json:3")
     with pytest.raises(ConfigError) as caught:
         check_parameters(load(STUDY), given)
     assert str(caught.value).startswith("parameters.json:3: trials[")
@@ -399,8 +399,8 @@ def test_every_trial_of_a_study_is_looked_at(trials: list, complaint: str) -> No
 
 def test_the_trials_that_are_the_default_pass() -> None:
     study = load(STUDY)
-    given = {"trials": Given(study.inputs["trials"]["defaultValue"], "")}
-    given |= {name: Given("gs://b/x", "") for name in ("documents", "questions")}
+    given = {"trials": UserValue(study.inputs["trials"]["defaultValue"], "")}
+    given |= {name: UserValue("gs://b/x", "") for name in ("documents", "questions")}
     assert len(check_parameters(study, given)["trials"]) == 4
 
 
@@ -423,7 +423,7 @@ def test_every_inputs_default_and_another_legal_value_pass(path: Path) -> None:
         for value in (definition.get("defaultValue", INPUTS.get(name)), OTHERS[name]):
             whole = name.startswith("teacher") and value not in ("", "extractive")
             given = INPUTS | (TEACHER if whole else {}) | {name: value}
-            check_parameters(pipeline, {key: Given(given[key], "here") for key in given})
+            check_parameters(pipeline, {key: UserValue(given[key], "here") for key in given})
 
 
 @pytest.mark.parametrize(
