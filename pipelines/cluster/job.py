@@ -1,6 +1,6 @@
 """Runs one stage as a Kubernetes Job and stays with it: log, exit code, clean-up.
 
-The Job is the stage's manifest with a name of its own and the given flags instead of the
+The Job is the stage's manifest with a name of its own and the user's flags instead of the
 manifest's. Flags are checked by the stage's config class first, so a typo does not wait for a GPU.
 """
 
@@ -42,8 +42,8 @@ def run_job(
 ) -> None:
     """Run a stage in the cluster; its log goes to standard output.
 
-    Args: those of `raft job`, whose help explains them; `settings` are the stage's by name, and
-    None keeps the flags of the manifest in the folder `jobs`.
+    The arguments are those of `raft job`, whose help explains them; `settings` are the stage's by
+    name, and None keeps the flags of the manifest in the folder `jobs`.
 
     Raises:
         ConfigError: a setting or the manifest is wrong, or a location that a pod does not see.
@@ -125,7 +125,7 @@ class _Follower:
     reason: str = ""
     """Why the stage waits, or has no log, as it was last shown."""
     waiting_since: float = field(default_factory=time.monotonic)
-    shown: dict[str, str] = field(default_factory=dict)
+    last_lines: dict[str, str] = field(default_factory=dict)
     """Pod to the time of the last line of its log that was shown."""
     ended: set[str] = field(default_factory=set)
 
@@ -191,7 +191,7 @@ class _Follower:
         """Copy the log to standard output from where it was left, until the stream ends."""
         from urllib3.exceptions import HTTPError
 
-        seen = self.shown.get(pod.metadata.uid, "")
+        seen = self.last_lines.get(pod.metadata.uid, "")
         try:
             stream = self.cluster.core.read_namespaced_pod_log(
                 pod.metadata.name,
@@ -208,7 +208,7 @@ class _Follower:
                 second, _, fraction = stamp.removesuffix("Z").partition(".")
                 stamp = f"{second}.{fraction:0<9}"
                 if stamp > seen:
-                    self.shown[pod.metadata.uid] = stamp
+                    self.last_lines[pod.metadata.uid] = stamp
                     sys.stdout.write(text.removesuffix("\n") + "\n")
                     sys.stdout.flush()
         except NotPermitted as error:

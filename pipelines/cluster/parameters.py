@@ -147,17 +147,17 @@ def _refusals(
     try:
         hardware_of_run(values)
     except ConfigError as error:
-        labels, _, problem = str(error).partition(": ")
-        yield [name for name in values if _names(str(error), name)], labels, problem
+        start, _, problem = str(error).partition(": ")
+        yield [name for name in values if _names(str(error), name)], start, problem
     for step in pipeline.steps():
         origins = {name: origin for name, origin in step.origins.items() if origin[0] in values}
         lists = [values[parameter] for parameter, key in origins.values() if key]
         for index in range(len(lists[0]) if lists else 1 if origins else 0):
             settings = {name: origin.value(values, index) for name, origin in origins.items()}
             for blamed, problem in _problems(step.stage, settings):
-                shown = [f"{origins[name].label(index)} {settings[name]!r}" for name in blamed]
+                labels = [f"{origins[name].label(index)} {settings[name]!r}" for name in blamed]
                 parameters = [origins[name].parameter for name in blamed or origins]
-                yield parameters, ", ".join(shown) or step.stage, f"{step.stage} {problem}"
+                yield parameters, ", ".join(labels) or step.stage, f"{step.stage} {problem}"
 
 
 def _problems(stage: str, settings: Mapping[str, Any]) -> Iterator[tuple[list[str], str]]:

@@ -119,10 +119,10 @@ class KubernetesServer:
     endless_log: bool = False
 
     def answer(self, method: str, path: str, body: bytes) -> dict[str, Any]:
-        if (found := JOBS.fullmatch(path)) and method != "GET":
-            return self._change_job(method, *found.groups(), body)
-        if (found := JOBS.fullmatch(path)) and found[2] in self.jobs:
-            return self.jobs[found[2]] | {"status": {"conditions": self.frame.conditions}}
+        if (match := JOBS.fullmatch(path)) and method != "GET":
+            return self._change_job(method, *match.groups(), body)
+        if (match := JOBS.fullmatch(path)) and match[2] in self.jobs:
+            return self.jobs[match[2]] | {"status": {"conditions": self.frame.conditions}}
         if PODS.fullmatch(path) and self.jobs:
             if self.broken:
                 self.broken -= 1
@@ -131,8 +131,8 @@ class KubernetesServer:
                 self.frame = self.play.pop(0)
             return {"kind": "PodList", "apiVersion": "v1", "items": self.frame.pods}
         if path in self.answers:
-            found_answer: dict[str, Any] = self.answers[path]
-            return found_answer
+            answer: dict[str, Any] = self.answers[path]
+            return answer
         kind, _, name = path.rpartition("/")
         return status(404, "NotFound", f'{kind.rpartition("/")[2]} "{name}" not found')
 

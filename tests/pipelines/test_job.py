@@ -87,8 +87,8 @@ def test_from_creation_to_success(cluster: KubernetesServer, leave: Leave) -> No
     code, out, err = leave("--", *FLAGS, "--rank=16", "--target-modules", "q_proj,v_proj")
     assert code == 0, err
     assert out.splitlines() == [line.partition(" ")[2] for line in LOG]
-    said = [line.strip() for line in err.splitlines()]
-    assert said[1:] == [
+    messages = [line.strip() for line in err.splitlines()]
+    assert messages[1:] == [
         "waiting: the Job has no pod yet",
         "waiting: no node takes the pod: 0/2 nodes are available: 2 Insufficient gpu.",
         "waiting: the pod is being prepared on gke-a100-1",
@@ -298,8 +298,8 @@ def test_flags_are_checked_before_the_cluster_is_asked(
 
 def _instead(name: str, value: str) -> list[str]:
     """The flags with another value for one of them."""
-    given = dict(zip(FLAGS[::2], FLAGS[1::2], strict=True)) | {name: value}
-    return [word for pair in given.items() for word in pair]
+    flags = dict(zip(FLAGS[::2], FLAGS[1::2], strict=True)) | {name: value}
+    return [word for pair in flags.items() for word in pair]
 
 
 def test_variables_of_the_manifest_may_be_used(cluster: KubernetesServer, leave: Leave) -> None:

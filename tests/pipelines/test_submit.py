@@ -83,12 +83,12 @@ def test_a_run_is_started_and_watched_to_its_end(
     assert run.request["service_account"] == "runner"
     assert run.request["runtime_config"]["pipeline_root"] == "gs://bucket/root"
     assert [entry["display_name"] for entry in server.experiments] == ["raft"]
-    said = [line.strip().partition(" after")[0] for line in err.splitlines()]
+    messages = [line.strip().partition(" after")[0] for line in err.splitlines()]
     for step in ("generate", "train", "quantize-check", "eval"):
-        assert said.index(f"{step}: running") < said.index(f"{step}: succeeded")
+        assert messages.index(f"{step}: running") < messages.index(f"{step}: succeeded")
     steps = len(list(load(PIPELINE).steps()))
     assert f"run: {steps}/{steps} steps" in err
-    assert "root" not in " ".join(said[1:]), "Kubeflow's own tasks are not shown"
+    assert "root" not in " ".join(messages[1:]), "Kubeflow's own tasks are not shown"
 
 
 def test_a_second_run_joins_the_experiment(server: KfpServer, parameters: Path) -> None:
@@ -220,9 +220,9 @@ def test_wrong_parameters_are_named_before_a_server_is_asked(tmp_path: Path, lea
 def test_json_settings_and_exponents_are_read_as_meant(tmp_path: Path) -> None:
     path = tmp_path / "parameters.json"
     path.write_text('{\n\t"rank": 8,\n\t"learning_rate": 1e-4,\n\t"epochs": 2\n}\n')
-    given = read_parameters(path, ("rank=16", "documents=gs://b/a=b", "questions=gs://b/q"))
-    assert given["epochs"].place == f"{path}:4"
-    values = check_parameters(load(PIPELINE), given)
+    read = read_parameters(path, ("rank=16", "documents=gs://b/a=b", "questions=gs://b/q"))
+    assert read["epochs"].place == f"{path}:4"
+    values = check_parameters(load(PIPELINE), read)
     assert values == {
         "rank": 16, "learning_rate": 1e-4, "epochs": 2.0, "documents": "gs://b/a=b",
         "questions": "gs://b/q",
@@ -389,19 +389,19 @@ TRIAL = {
     ],
 )
 def test_every_trial_of_a_study_is_looked_at(trials: list, complaint: str) -> None:
-    given = {name: UserValue("gs://b/x", "here") for name in ("documents", "questions")}
-    given["trials"] = UserValue(trials, "parameters.json:3")
+    values = {name: UserValue("gs://b/x", "here") for name in ("documents", "questions")}
+    values["trials"] = UserValue(trials, "parameters.json:3")
     with pytest.raises(ConfigError) as caught:
-        check_parameters(load(STUDY), given)
+        check_parameters(load(STUDY), values)
     assert str(caught.value).startswith("parameters.json:3: trials[")
     assert complaint in str(caught.value)
 
 
 def test_the_trials_that_are_the_default_pass() -> None:
     study = load(STUDY)
-    given = {"trials": UserValue(study.inputs["trials"]["defaultValue"], "")}
-    given |= {name: UserValue("gs://b/x", "") for name in ("documents", "questions")}
-    assert len(check_parameters(study, given)["trials"]) == 4
+    values = {"trials": UserValue(study.inputs["trials"]["defaultValue"], "")}
+    values |= {name: UserValue("gs://b/x", "") for name in ("documents", "questions")}
+    assert len(check_parameters(study, values)["trials"]) == 4
 
 
 TEACHER = {"teacher": "openai", "teacher_endpoint": "http://t:8000/v1", "teacher_model": "llama"}
@@ -422,8 +422,8 @@ def test_every_inputs_default_and_another_legal_value_pass(path: Path) -> None:
     for name, definition in pipeline.inputs.items():
         for value in (definition.get("defaultValue", INPUTS.get(name)), OTHERS[name]):
             whole = name.startswith("teacher") and value not in ("", "extractive")
-            given = INPUTS | (TEACHER if whole else {}) | {name: value}
-            check_parameters(pipeline, {key: UserValue(given[key], "here") for key in given})
+            values = INPUTS | (TEACHER if whole else {}) | {name: value}
+            check_parameters(pipeline, {key: UserValue(values[key], "here") for key in values})
 
 
 @pytest.mark.parametrize(
@@ -450,8 +450,12 @@ def test_hardware_that_no_cluster_has(setting: str, complaint: str, leave: Leave
 
 
 def test_what_is_not_a_pipeline(tmp_path: Path, leave: Leave) -> None:
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(ConfigError, match="No such file") as caught:
         load(tmp_path / "none.yaml")
+    assert caught.value.hint.startswith("raft compile --output")
+    with pytest.raises(ConfigError, match="No such file") as caught:
+        read_parameters(tmp_path / "none.yaml")
+    assert caught.value.hint == "Check --parameters."
     with pytest.raises(ConfigError, match="not a compiled pipeline"):
         load(REPOSITORY / "k8s" / "base" / "train.yaml")
     code, _, err = leave("submit", "--set", "rank")
@@ -574,14 +578,14 @@ def test_the_dashboards_way_upload_then_run_a_version(server: KfpServer) -> None
 def tasks_around(pipeline: dict, name: str) -> dict:
     """The graph, at whatever depth, that holds a task."""
     graphs = [pipeline["root"], *(c for c in pipeline["components"].values() if "dag" in c)]
-    (found,) = [graph["dag"]["tasks"] for graph in graphs if name in graph["dag"]["tasks"]]
-    assert isinstance(found, dict)
-    return found
+    (tasks,) = [graph["dag"]["tasks"] for graph in graphs if name in graph["dag"]["tasks"]]
+    assert isinstance(tasks, dict)
+    return tasks
 
 
 def container_of(pipeline: dict, name: str) -> dict:
-    found: dict = pipeline["deploymentSpec"]["executors"][f"exec-{name}"]["container"]
-    return found
+    container: dict = pipeline["deploymentSpec"]["executors"][f"exec-{name}"]["container"]
+    return container
 
 
 DAMAGES: list[tuple[Callable[[dict], object], str]] = [
