@@ -69,7 +69,7 @@ def check_cluster(
     checks = [
         _version(cluster),
         _account(cluster, namespace, account),
-        _admission(cluster, namespace, account, needed),
+        _admission(cluster, namespace, account, needed, as_steps=bool(values)),
         _secrets(cluster, namespace, needed),
         _nodes(cluster, needed, scale_from_zero),
         *([] if values else [_job_settings(cluster, namespace, needed, values)]),
@@ -112,21 +112,25 @@ def _account(cluster: Cluster, namespace: str, name: str) -> Findings:
     )
 
 
-def _admission(cluster: Cluster, namespace: str, account: str, jobs: list[Job]) -> Findings:
+def _admission(
+    cluster: Cluster, namespace: str, account: str, jobs: list[Job], *, as_steps: bool
+) -> Findings:
     """Whether the API server would take each stage's Job, and the pod that the Job makes.
 
     Quota, pod security, priority class and limits hold for pods alone, and a Job that makes none
-    waits for ever.
+    waits for ever. Steps of a pipeline are pods without a Job and without a priority class.
     """
     bodies = {job.stage: job_body(job, namespace) for job in jobs}
     pods = {}
     for stage, body in bodies.items():
         template = body["spec"]["template"]
         template["spec"]["serviceAccountName"] = account
+        if as_steps:
+            template["spec"].pop("priorityClassName", None)
         metadata = template.get("metadata", {}) | {"generateName": f"raft-{stage}-"}
         pods[stage] = template | {"apiVersion": "v1", "kind": "Pod", "metadata": metadata}
     for kind, create, entries in (
-        ("Job", cluster.batch.create_namespaced_job, bodies),
+        ("Job", cluster.batch.create_namespaced_job, {} if as_steps else bodies),
         ("pod", cluster.core.create_namespaced_pod, pods),
     ):
         admitted = []

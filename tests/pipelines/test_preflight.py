@@ -224,6 +224,17 @@ def test_the_dry_run_is_of_what_raft_job_creates(preflight: Preflight) -> None:
     assert not cluster.jobs
 
 
+def test_the_dry_run_of_a_pipeline_is_of_pods_alone(preflight: Preflight) -> None:
+    """Kubeflow makes no Jobs, and cannot set a priority class, which may not be there."""
+    cluster = KubernetesServer(answers=recorded("good"))
+    settings = ["--set", "documents=gs://b/d", "--set", "questions=gs://b/q"]
+    preflight(*settings, "--set", "memory=48Gi", cluster=cluster)
+    assert [entry["kind"] for entry in cluster.dry_runs] == ["Pod"] * len(STAGES)
+    assert not any("priorityClassName" in entry["spec"] for entry in cluster.dry_runs)
+    (container,) = cluster.dry_runs[STAGES.index("train")]["spec"]["containers"]
+    assert container["resources"]["limits"]["memory"] == "48Gi"
+
+
 def test_what_may_not_be_seen_does_not_stop_the_rest(preflight: Preflight) -> None:
     code, printed, err = preflight(clusters=("forbidden",))
     assert code == 0, err
