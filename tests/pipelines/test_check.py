@@ -207,7 +207,7 @@ def test_a_new_accelerator_needs_one_line(tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_is_committed_has_no_fault(raft: Raft) -> None:
     done = raft("check")
     assert (done.returncode, done.stderr) == (0, "9 checked, nothing to fix\n")
-    assert len(check.all_folders()) == 2 + 6
+    assert len(check.all_folders()) == 2 + 7
 
 
 @pytest.mark.parametrize("stage", STAGES)

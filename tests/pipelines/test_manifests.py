@@ -81,7 +81,7 @@ def edit(jobs: Path, old: str, new: str) -> None:
             "effect: NoExecute\n          tolerationSeconds: 60",
             {
                 f"{PLATFORM}.tolerations.0.effect": "NoExecute",
-                f"{PLATFORM}.tolerations.0.tolerationSeconds": "60",
+                f"{PLATFORM}.tolerations.0.tolerationSeconds": 60.0,
             },
         ),
         (

@@ -54,6 +54,7 @@ def test_a_registry_reaches_both_pipelines_and_every_manifest(
         "wrote k8s/base/kustomization.yaml",
         "wrote pipelines/raft.yaml",
         "wrote pipelines/study.yaml",
+        "wrote docs/settings.md",
     ]
     images = {stage: f"{REGISTRY}/raft-{stage}:0.2.0" for stage in STAGES}
     images["train"] += f"@{DIGEST}"
