@@ -12,7 +12,6 @@ from components.core.describe import counted
 from components.core.progress import say
 from components.core.records import GenerationReport, RaftRow
 from components.core.storage import atomic_write, write_json
-from components.generate.digests import Digests
 from components.generate.text import normalized
 
 CARD = Path(__file__).with_name("card.md")
@@ -38,7 +37,7 @@ class Dataset:
         self.folder = folder
         self.rows: Counter[str] = Counter()
         self.without_oracle = 0
-        self._asked = Digests()
+        self._questions: set[bytes] = set()
         self._files: dict[str, IO[str]] = {}
 
     def __enter__(self) -> Self:
@@ -62,9 +61,10 @@ class Dataset:
 
         Questions are equal when they differ in case and punctuation alone.
         """
-        words = normalized(row.question).encode()
-        if not self._asked.add(blake2b(words, digest_size=8).digest()):
+        digest = blake2b(normalized(row.question).encode(), digest_size=8).digest()
+        if digest in self._questions:
             return False
+        self._questions.add(digest)
         row = row.model_copy(update={"id": f"seed_task_{self.rows.total()}"})
         self._files[split].write(row.model_dump_json() + "\n")
         self.rows[split] += 1

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from components.core.corpus.bm25 import Search
 from components.core.describe import counted
 from components.core.errors import DataError
 from components.core.ledger import Ledger
@@ -19,7 +20,7 @@ from components.core.progress import headline, say, task
 from components.core.raft_form import instruction
 from components.core.records import Chunk, Context, GenerationReport, RaftRow
 from components.core.storage import check_output, made_with, seal, unseal
-from components.generate.answers import Checked, Unusable, check
+from components.generate.answers import Unusable, check
 from components.generate.config import GenerateConfig
 from components.generate.corpus import Corpus, Pool, read_corpus
 from components.generate.dataset import (
@@ -31,11 +32,14 @@ from components.generate.dataset import (
     say_rows,
     write_report,
 )
-from components.generate.distractors import Search, check_enough, show
+from components.generate.distractors import check_enough, show
 from components.generate.leaks import LeakGuard
 from components.generate.questions import is_contentless
 from components.generate.teachers import make_teacher
 from components.generate.teachers.teacher import Draft
+
+SPARE_HITS = 24
+"""Of a search, beyond the distractors wanted: for those that hold the answer."""
 
 SplitBy = Literal["document", "chunk"]
 Best = Callable[[str], Sequence[int]]
@@ -53,9 +57,9 @@ def run(config: GenerateConfig) -> GenerationReport:
         TeacherError: the teacher cannot be reached.
     """
     output = Path(config.output)
-    headline("generate", f"{config.documents} → {output} (teacher: {config.asked})")
+    headline("generate", f"{config.documents} → {output} (teacher: {config.teacher_name})")
     with Ledger("generate", output, config.prices) as ledger:
-        # What needs no document is looked at first: reading them may take hours.
+        # What needs no document is checked first: reading them may take hours.
         teacher = make_teacher(config)
         check_output(output, "generate")
         guard = LeakGuard(Path(config.eval_questions)) if config.eval_questions else None
@@ -67,12 +71,12 @@ def run(config: GenerateConfig) -> GenerationReport:
         pools = _pools(corpus, owners, held_out)
         for pool in pools.values():
             check_enough(pool, config.distractors)
-        asked = _share(sample, config.shard)
+        numbers = _share(sample, config.shard)
         best = _searches(corpus, pools, config)
         say(
             f"  {counted(reading.documents, 'document')} "
-            f"({counted(reading.documents_duplicate, 'duplicate')} left out), "
-            f"{counted(len(corpus), 'chunk')}; asking about {len(asked):,}"
+            f"({counted(reading.documents_duplicate, 'duplicate')} skipped), "
+            f"{counted(len(corpus), 'chunk')}; asking about {len(numbers):,}"
         )
         if not held_out:
             say("  no validation rows: too few chunks, or --validation-fraction 0")
@@ -81,22 +85,22 @@ def run(config: GenerateConfig) -> GenerationReport:
         quotes: Counter[str] = Counter()
         with (
             Dataset(output) as dataset,
-            task("asking the teacher", len(asked), "chunks") as progress,
+            task("asking the teacher", len(numbers), "chunks") as progress,
         ):
-            drafts_of = teacher.drafts((corpus[number] for number in asked), ledger)
-            for number, (chunk, drafts) in zip(asked, drafts_of, strict=True):
+            drafts_of = teacher.drafts((corpus[number] for number in numbers), ledger)
+            for number, (chunk, drafts) in zip(numbers, drafts_of, strict=True):
                 split = "validation" if owners[number] in held_out else "train"
                 for place, draft in enumerate(drafts):
+                    rng = random.Random(f"{config.seed}/{chunk.id}/{place}")
                     try:
-                        checked = _check(draft, chunk, guard, config)
-                        quotes += checked.quotes
-                        row = _row(
-                            draft, checked, chunk, place, pools[split], best[split], teacher.name,
+                        row, row_quotes = _row(
+                            draft, chunk, pools[split], best[split], guard, rng, teacher.name,
                             config,
                         )  # fmt: skip
                     except Unusable as reason:
                         dropped[str(reason)] += 1
                         continue
+                    quotes += row_quotes
                     dropped[ASKED_BEFORE] += not dataset.write(row, split)
                 progress.advance(
                     1, rows=dataset.rows.total(), dropped=dropped.total(), **ledger.so_far()
@@ -105,7 +109,7 @@ def run(config: GenerateConfig) -> GenerationReport:
                 raise DataError(
                     f"no training row could be made; dropped: {dict(+dropped)}",
                     path=config.documents,
-                    hint="Look at the documents, or ask another teacher with --teacher.",
+                    hint="Check the documents, or use another teacher with --teacher.",
                 )
 
         report = GenerationReport(
@@ -113,7 +117,7 @@ def run(config: GenerateConfig) -> GenerationReport:
             documents_duplicate=reading.documents_duplicate,
             chunks=len(corpus),
             chunks_duplicate=reading.chunks_duplicate,
-            chunks_used=len(asked),
+            chunks_used=len(numbers),
             rows={split: dataset.rows[split] for split in SPLITS},
             dropped=by_count(+dropped),
             rows_without_oracle=dataset.without_oracle,
@@ -191,21 +195,28 @@ def _searches(corpus: Corpus, pools: dict[str, Pool], config: GenerateConfig) ->
     search = Search(corpus[number].text for number in range(len(corpus)))
     places = {number: place for place, number in enumerate(pools["train"].numbers)}
 
-    def in_training(question: str) -> list[int]:
-        found = search.best(question, config.distractors)
-        return [places[number] for number in found if number in places]
+    wanted = config.distractors + SPARE_HITS
 
-    return {
-        "train": in_training,
-        "validation": lambda question: search.best(question, config.distractors),
-    }
+    def in_training(question: str) -> list[int]:
+        return [places[number] for number in search.best(question, wanted) if number in places]
+
+    return {"train": in_training, "validation": lambda question: search.best(question, wanted)}
 
 
 # ---- rows --------------------------------------------------------------------------------------
 
 
-def _check(draft: Draft, oracle: Chunk, guard: LeakGuard | None, config: GenerateConfig) -> Checked:
-    """The draft's answer, fit for a row.
+def _row(
+    draft: Draft,
+    oracle: Chunk,
+    pool: Pool,
+    best: Best,
+    guard: LeakGuard | None,
+    rng: random.Random,
+    teacher: str,
+    config: GenerateConfig,
+) -> tuple[RaftRow, Counter[str]]:
+    """The row of a draft, and how its quotes were found; its id is given when it is written.
 
     Raises:
         Unusable: the draft must be dropped.
@@ -217,43 +228,24 @@ def _check(draft: Draft, oracle: Chunk, guard: LeakGuard | None, config: Generat
     checked = check(draft.cot_answer, draft.question, oracle.text, config.quote_similarity)
     if guard is not None and guard.knows_question(draft.question):
         raise Unusable("gives away an evaluation question")
-    return checked
-
-
-def _row(
-    draft: Draft,
-    checked: Checked,
-    oracle: Chunk,
-    place: int,
-    pool: Pool,
-    best: Best,
-    teacher: str,
-    config: GenerateConfig,
-) -> RaftRow:
-    """The row around a checked draft; its id is given when it is written.
-
-    Raises:
-        Unusable: no distractors can be found for it.
-    """
-    rng = random.Random(f"{config.seed}/{oracle.id}/{place}")
-    shown, position = show(
+    chunks, position = show(
         oracle, checked.answer, pool, config.distractors, config.oracle_probability, rng,
         best(draft.question),
     )  # fmt: skip
-    return RaftRow(
+    texts = [chunk.text for chunk in chunks]
+    row = RaftRow(
         id="",
         type=oracle.type,
         question=draft.question,
-        context=Context(
-            title=[[chunk.title for chunk in shown]], sentences=[[chunk.text for chunk in shown]]
-        ),
+        context=Context(title=[[chunk.title for chunk in chunks]], sentences=[texts]),
         oracle_context=oracle.text,
         cot_answer=checked.cot_answer,
-        instruction=instruction([chunk.text for chunk in shown], draft.question),
+        instruction=instruction(texts, draft.question),
         answer=checked.answer,
         document_id=oracle.document_id,
         chunk_id=oracle.id,
         oracle_index=position,
-        distractor_ids=[chunk.id for chunk in shown if chunk.id != oracle.id],
+        distractor_ids=[chunk.id for chunk in chunks if chunk.id != oracle.id],
         teacher=teacher,
     )
+    return row, checked.quotes
