@@ -1,4 +1,4 @@
-"""Write a dataset: rows into two files, and what is said about them."""
+"""Write a dataset: rows into two files, a report and a card."""
 
 from collections import Counter
 from contextlib import ExitStack
@@ -16,8 +16,8 @@ from components.generate.text import normalized
 
 CARD = Path(__file__).with_name("card.md")
 SPLITS = ("train", "validation")
-REASONS_SHOWN = 3
-"""On screen; the report has all."""
+REASONS_LOGGED = 3
+"""The report has all."""
 
 WHOLE = "1/1"
 """The shard that is all of a run."""
@@ -98,16 +98,18 @@ def say_rows(report: GenerationReport, validation_fraction: float | None = None)
     train, validation = (report.rows[split] for split in SPLITS)
     say(f"  {train:,} training and {counted(validation, 'validation row')}")
     if report.dropped:
-        dropped, shown = sum(report.dropped.values()), list(report.dropped.items())[:REASONS_SHOWN]
-        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in shown)
-        rest = ", …" * (len(report.dropped) > REASONS_SHOWN)
-        say(f"  {counted(dropped, 'draft')} dropped: {reasons}{rest}")
+        first = list(report.dropped.items())[:REASONS_LOGGED]
+        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in first)
+        rest = ", …" * (len(report.dropped) > REASONS_LOGGED)
+        say(f"  {counted(sum(report.dropped.values()), 'draft')} dropped: {reasons}{rest}")
     share = validation / max(1, train + validation)
     most = 0.5 if validation_fraction is None else min(0.5, 2 * validation_fraction)
     if report.shard == WHOLE and share > most:
-        asked = "" if validation_fraction is None else f", asked for were {validation_fraction:.0%}"
+        wanted = (
+            "" if validation_fraction is None else f", asked for were {validation_fraction:.0%}"
+        )
         say(
-            f"  note: validation has {share:.0%} of the rows{asked}: whole {report.split_by}s are "
+            f"  note: validation has {share:.0%} of the rows{wanted}: whole {report.split_by}s are "
             "held out, at least one, and some give many rows; give more of them, or another --seed"
         )
 

@@ -1,4 +1,4 @@
-"""Choose the chunks that are shown beside an oracle, and where among them it stands."""
+"""Choose the chunks that a row shows next to its oracle, and the oracle's position."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -56,7 +56,7 @@ def show(
         oracle: the chunk that answers the question.
         answer: the answer.
         pool: chunks to choose from.
-        distractors: how many others stand beside the oracle.
+        distractors: how many others are shown next to the oracle.
         oracle_probability: the share of rows that show the oracle.
         rng: of this row.
         best: places in the pool of the chunks to take first; the others are drawn at random.
@@ -80,10 +80,10 @@ def show(
             others.setdefault(chunk.id, chunk)
     if len(others) < wanted:
         raise Unusable("too few chunks without the answer")
-    shown = list(others.values())
+    chunks = list(others.values())
     if position is not None:
-        shown.insert(position, oracle)
-    return shown, position
+        chunks.insert(position, oracle)
+    return chunks, position
 
 
 def _further(size: int, rng: random.Random) -> Iterator[int]:

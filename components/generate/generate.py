@@ -175,9 +175,9 @@ def _split(
 
 def _pools(corpus: Corpus, owners: Sequence[int], held_out: set[int]) -> dict[str, Pool]:
     """What a row may show: in training, nothing of what is held out."""
-    shown = (number for number in range(len(corpus)) if owners[number] not in held_out)
+    training = (number for number in range(len(corpus)) if owners[number] not in held_out)
     return {
-        "train": Pool(corpus, array("I", shown)),
+        "train": Pool(corpus, array("I", training)),
         "validation": Pool(corpus, range(len(corpus))),
     }
 

@@ -36,7 +36,7 @@ ROWS = (".json", ".jsonl")
 
 
 def find_documents(source: Path) -> Iterator[Path]:
-    """All that is in a corpus, in the order of the paths, but for hidden files and folders.
+    """The files of a corpus by name, a folder's own before those of its folders; no hidden ones.
 
     Links are not followed, and what is no file is named too: reading it says why it cannot be.
 
@@ -45,10 +45,7 @@ def find_documents(source: Path) -> Iterator[Path]:
     """
     if not source.exists():
         raise DataError("no such file or folder", path=source, hint="Check --documents.")
-    if not source.is_dir():
-        yield source
-        return
-    paths = _walk(source)
+    paths = _walk(source) if source.is_dir() else iter([source])
     first = next(paths, None)
     if first is None:
         raise DataError("no documents in this folder", path=source, hint=_kinds())
@@ -57,29 +54,15 @@ def find_documents(source: Path) -> Iterator[Path]:
 
 
 def _walk(source: Path) -> Iterator[Path]:
-    under_way = [_entries(source)]
-    while under_way:
-        path, is_folder = next(under_way[-1], (None, False))
-        if path is None:
-            under_way.pop()
-        elif not is_folder:
-            yield path
-        else:
-            try:
-                under_way.append(_entries(path))
-            except OSError:
-                yield path
-
-
-def _entries(folder: Path) -> Iterator[tuple[Path, bool]]:
-    """What is in a folder, sorted, and whether it is a folder itself."""
-    with os.scandir(folder) as entries:
-        names = sorted(
-            (entry.name, entry.is_dir(follow_symlinks=False))
-            for entry in entries
-            if not entry.name.startswith(".")
-        )
-    return ((folder / name, is_folder) for name, is_folder in names)
+    errors: list[OSError] = []
+    for folder, subfolders, files in os.walk(source, onerror=errors.append):
+        # Path.is_symlink raises at a path that is too long.
+        links = {name for name in subfolders if os.path.islink(f"{folder}/{name}")}  # noqa: PTH114
+        for name in sorted({*files, *links}):
+            if not name.startswith("."):
+                yield Path(folder) / name
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+    yield from (Path(os.fsdecode(error.filename)) for error in errors)
 
 
 def read_document(
