@@ -1,11 +1,11 @@
 """Write a dataset: rows into two files, a report and a card."""
 
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from string import Template
-from types import TracebackType
 from typing import IO, Self
 
 from components.core.describe import counted
@@ -26,35 +26,26 @@ ASKED_BEFORE = "question asked before"
 
 
 class Dataset:
-    """The rows of a dataset while they are written; use as a context manager.
+    """The rows of a dataset while they are written; see `create`.
 
     Attributes:
         rows: rows written, by split.
         without_oracle: rows that do not show their oracle.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, files: dict[str, IO[str]]) -> None:
         self.rows: Counter[str] = Counter()
         self.without_oracle = 0
+        self._files = files
         self._questions: set[bytes] = set()
-        self._files: dict[str, IO[str]] = {}
 
-    def __enter__(self) -> Self:
-        with ExitStack() as held:
-            for split in SPLITS:
-                path = self.folder / f"{split}.jsonl"
-                self._files[split] = held.enter_context(atomic_write(path))
-            self._held = held.pop_all()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._held.__exit__(kind, error, traceback)
+    @classmethod
+    @contextmanager
+    def create(cls, folder: Path) -> Iterator[Self]:
+        """A dataset in a folder; its files are there once the block succeeds."""
+        with ExitStack() as stack:
+            paths = {split: folder / f"{split}.jsonl" for split in SPLITS}
+            yield cls({split: stack.enter_context(atomic_write(p)) for split, p in paths.items()})
 
     def write(self, row: RaftRow, split: str) -> bool:
         """Append a row, with the next id; False if its question was written before.

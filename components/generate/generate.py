@@ -84,7 +84,7 @@ def run(config: GenerateConfig) -> GenerationReport:
         dropped: Counter[str] = Counter()
         quotes: Counter[str] = Counter()
         with (
-            Dataset(output) as dataset,
+            Dataset.create(output) as dataset,
             task("asking the teacher", len(numbers), "chunks") as progress,
         ):
             drafts_of = teacher.drafts((corpus[number] for number in numbers), ledger)

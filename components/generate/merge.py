@@ -57,7 +57,7 @@ def run(config: MergeConfig) -> GenerationReport:
     total = sum(sum(report.rows.values()) for report in shards.values())
     with (
         Ledger("merge", output),  # the shards' own accounts hold what they cost
-        Dataset(output) as dataset,
+        Dataset.create(output) as dataset,
         task("merging", total, "rows") as progress,
     ):
         for folder in shards:

@@ -18,7 +18,7 @@ from components.core.records import Chunk
 from components.generate.config import GenerateConfig
 from components.generate.teachers.dialogue import drafts_about
 from components.generate.teachers.prompts import Prompts
-from components.generate.teachers.responses import Responses
+from components.generate.teachers.responses import Responses, open_responses
 from components.generate.teachers.teacher import Draft
 
 HEAD_START_SECONDS = 0.1
@@ -48,7 +48,7 @@ class EndpointTeacher:
 
     def drafts(self, chunks: Iterable[Chunk], ledger: Ledger) -> Iterator[Drafts]:
         """See `Teacher.drafts`."""
-        with Responses(self.config.responses) as responses, asyncio.Runner() as runner:
+        with open_responses(self.config.responses) as responses, asyncio.Runner() as runner:
             stream = self._stream(chunks, responses, ledger)
 
             async def following() -> Drafts | None:

@@ -19,12 +19,12 @@ import json
 import os
 import sqlite3
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 from uuid import uuid4
 
 from components.core.chat_protocol import Completion, Request
@@ -53,71 +53,31 @@ def key_of(request: Request) -> str:
 
 
 class Responses:
-    """The responses at a location, local or `gs://`; a context manager.
+    """The responses at a location; see `open_responses`.
 
     Attributes:
         damaged: lines that cannot be read.
     """
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, folder: Path, uploader: ThreadPoolExecutor | None) -> None:
+        """Index the pieces in a folder; what is added is published by the uploader, if any."""
         self.location = location
-        self.remote = location.startswith(SCHEME)
         self.damaged = 0
+        self._folder = folder
+        self._uploader = uploader
+        self._uploads: list[Future[None]] = []
         self._files: list[BinaryIO] = []
         self._piece: BinaryIO | None = None
         self._published = 0  # bytes of the piece
         self._published_at = 0.0
         self._parts = 0
-        self._uploads: list[Future[None]] = []
         # Which line of which file holds a response: on disk, as there may be millions.
         self._index = sqlite3.connect("", isolation_level=None)
         self._index.execute(
             "CREATE TABLE lines (key PRIMARY KEY, file, start, length) WITHOUT ROWID"
         )
-
-    def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            try:
-                self._folder = Path(self.location)
-                if self.remote:
-                    self._folder = stack.enter_context(scratch("responses", self.location))
-                    # One at a time: pieces are small, and their order does not matter.
-                    self._pool = stack.enter_context(ThreadPoolExecutor(1))
-                    self._fetch()
-                self._folder.mkdir(parents=True, exist_ok=True)
-                pieces = self._folder.glob(f"*{SUFFIX}")
-                for path in sorted(pieces, key=lambda path: path.name != FETCHED):
-                    self._read(path)
-            except (OSError, sqlite3.Error) as error:
-                raise self._unusable(error) from error
-            self._resources = stack.pop_all()
-        if count := len(self):
-            say(f"  {count} responses stored in {self.location}")
-        if self.damaged:
-            say(f"  {self.damaged} responses there are damaged, and will be asked for again")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        with self._resources:
-            try:
-                self._publish()
-                for upload in self._uploads:
-                    upload.result()
-            except StorageError as failed:
-                if self.remote:
-                    failed.hint += (
-                        f" Paid responses are kept in {self._folder}: run the same command again."
-                    )
-                raise
-            finally:
-                self._index.close()
-                for file in self._files:
-                    file.close()
+        for path in sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.name != FETCHED):
+            self._read(path)
 
     def __len__(self) -> int:
         count: int = self._index.execute("SELECT count(*) FROM lines").fetchone()[0]
@@ -128,11 +88,9 @@ class Responses:
         key = key_of(request)
         query = "SELECT file, start, length FROM lines WHERE key = ?"
         for number, start, length in self._index.execute(query, (bytes.fromhex(key),)):
-            try:
+            with suppress(OSError, ValueError):  # damaged since it was indexed
                 stored = _parse(os.pread(self._files[number].fileno(), length, start))
                 return stored.completion if stored.key == key else None
-            except (OSError, ValueError):  # damaged since it was indexed: it is asked for again
-                return None
         return None
 
     def put(self, request: Request, completion: Completion) -> None:
@@ -143,7 +101,7 @@ class Responses:
         """
         key = key_of(request)
         line = checked_line(Stored(key=key, completion=completion).model_dump_json().encode())
-        try:
+        with _explained(self.location):
             if self._piece is None:
                 path = self._folder / f"{uuid4().hex}{SUFFIX}"
                 self._piece = path.open("xb+", buffering=0)
@@ -153,31 +111,39 @@ class Responses:
             if self._piece.write(line) < len(line):  # a disk takes what it has room for
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._remember(key, self._files.index(self._piece), start, len(line))
-        except (OSError, sqlite3.Error) as error:
-            raise self._unusable(error) from error
-        unpublished = start + len(line) - self._published
-        if time.monotonic() - self._published_at > PIECE_SECONDS or unpublished > PIECE_BYTES:
-            self._publish()
+            unpublished = start + len(line) - self._published
+            if time.monotonic() - self._published_at > PIECE_SECONDS or unpublished > PIECE_BYTES:
+                self._publish()
 
-    def _fetch(self) -> None:
-        with (self._folder / FETCHED).open("wb") as file:
-            for _, text in find(self.location, lambda name: name.endswith(SUFFIX)):
-                file.write(text.encode() + b"\n" * (not text.endswith("\n")))
-
-    def _publish(self) -> None:
-        """Make durable what was written since the last time: on the disk, or as an object.
+    def close(self) -> None:
+        """Publish the rest.
 
         Raises:
-            StorageError: an earlier object could not be written.
+            StorageError: it cannot be published; the hint says where it is.
         """
+        try:
+            with _explained(self.location):
+                self._publish()
+            for upload in self._uploads:
+                upload.result()
+        except StorageError as error:
+            if self._uploader:
+                error.hint += (
+                    f" Paid responses are kept in {self._folder}: run the same command again."
+                )
+            raise
+        finally:
+            self._index.close()
+            for file in self._files:
+                file.close()
+
+    def _publish(self) -> None:
+        """Make durable what was written since the last time: on the disk, or as an object."""
         if self._piece is None:
             return
-        try:
-            os.fsync(self._piece.fileno())
-        except OSError as error:
-            raise self._unusable(error) from error
+        os.fsync(self._piece.fileno())
         self._published_at = time.monotonic()
-        if not self.remote:
+        if self._uploader is None:
             return
         for upload in [upload for upload in self._uploads if upload.done()]:
             upload.result()
@@ -186,17 +152,14 @@ class Responses:
         if text := os.pread(self._piece.fileno(), end - self._published, self._published).decode():
             name = Path(self._piece.name).name.removesuffix(SUFFIX)
             uri = self._uri(f"{name}-{self._parts}")
-            self._uploads.append(self._pool.submit(put, text, uri))
+            self._uploads.append(self._uploader.submit(put, text, uri))
             self._parts, self._published = self._parts + 1, end
-
-    def _uri(self, name: str) -> str:
-        return f"{self.location.rstrip('/')}/{name}{SUFFIX}"
 
     def _read(self, path: Path) -> None:
         """Index a piece; publish what a run that was killed on this machine has not."""
         file = path.open("rb")
         self._files.append(file)
-        killed = self.remote and path.name != FETCHED
+        killed = self._uploader is not None and path.name != FETCHED
         start, unpublished = 0, []
         for line in file:
             try:
@@ -209,16 +172,50 @@ class Responses:
         if unpublished:
             put(b"".join(unpublished).decode(), self._uri(uuid4().hex))
 
+    def _uri(self, name: str) -> str:
+        return f"{self.location.rstrip('/')}/{name}{SUFFIX}"
+
     def _remember(self, key: str, file: int, start: int, length: int) -> bool:
         insert = "INSERT OR IGNORE INTO lines VALUES (?, ?, ?, ?)"
         return self._index.execute(insert, (bytes.fromhex(key), file, start, length)).rowcount > 0
 
-    def _unusable(self, error: OSError | sqlite3.Error) -> StorageError:
+
+@contextmanager
+def open_responses(location: str) -> Iterator[Responses]:
+    """The responses at a location, local or `gs://`, for the length of a block.
+
+    Raises:
+        StorageError: they cannot be read or written there.
+    """
+    with ExitStack() as stack:
+        folder, uploader = Path(location), None
+        with _explained(location):
+            if location.startswith(SCHEME):
+                folder = stack.enter_context(scratch("responses", location))
+                # One at a time: pieces are small, and their order does not matter.
+                uploader = stack.enter_context(ThreadPoolExecutor(1))
+                with (folder / FETCHED).open("wb") as file:
+                    for _, text in find(location, lambda name: name.endswith(SUFFIX)):
+                        file.write(text.encode() + b"\n" * (not text.endswith("\n")))
+            folder.mkdir(parents=True, exist_ok=True)
+            responses = stack.enter_context(closing(Responses(location, folder, uploader)))
+        if count := len(responses):
+            say(f"  {count} responses stored in {location}")
+        if responses.damaged:
+            say(f"  {responses.damaged} responses there are damaged, and will be asked for again")
+        yield responses
+
+
+@contextmanager
+def _explained(location: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
         reason = getattr(error, "strerror", None) or error
-        return StorageError(
-            f"--responses {self.location}: cannot be read or written ({reason})",
+        raise StorageError(
+            f"--responses {location}: cannot be read or written ({reason})",
             hint="Give a folder that this user may write, on a disk with room, or a gs:// prefix.",
-        )
+        ) from error
 
 
 def _parse(line: bytes) -> Stored:

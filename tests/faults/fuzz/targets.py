@@ -869,19 +869,19 @@ def uris(location: str) -> None:
 def kept_responses(given: tuple[list[str], int, int]) -> None:
     """A flipped bit in what is kept loses the response that it hits, and changes none."""
     from components.core.chat_protocol import Completion, Request
-    from components.generate.teachers.responses import Responses
+    from components.generate.teachers.responses import open_responses
 
     texts, place, bit = given
     folder = SCRATCH / "responses"
     requests = [Request(f"{number} {text}", "m", 32, 0) for number, text in enumerate(texts)]
-    with Responses(str(folder)) as responses:
+    with open_responses(str(folder)) as responses:
         for request, text in zip(requests, texts, strict=True):
             responses.put(request, Completion(text=text.encode("utf-8", "replace").decode()))
     (path,) = folder.iterdir()
     data = bytearray(path.read_bytes())
     data[place % len(data)] ^= 1 << bit
     path.write_bytes(data)
-    with Responses(str(folder)) as responses:
+    with open_responses(str(folder)) as responses:
         assert len(texts) - 2 <= len(responses) < len(texts)
         for request, text in zip(requests, texts, strict=True):
             found = responses.get(request)
