@@ -7,7 +7,6 @@ import mmap
 import re
 from array import array
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,20 +60,6 @@ class Corpus:
         return Chunk.model_validate_json(self._map[self._ends[number] : self._ends[number + 1]])
 
 
-@dataclass(frozen=True)
-class Pool:
-    """Some of a corpus's chunks, by their place among them."""
-
-    corpus: Corpus
-    numbers: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, place: int) -> Chunk:
-        return self.corpus[self.numbers[place]]
-
-
 @dataclass
 class Reading:
     """What was read, and what was skipped and why."""
@@ -89,7 +74,7 @@ class Reading:
     errors: list[DataError] = field(default_factory=list)
     """Of the first bad documents, if these stop the run."""
     suffixes_bad: Counter[str] = field(default_factory=Counter)
-    _digests: set[bytes] = field(default_factory=set)
+    _digests: set[bytes] = field(default_factory=set, init=False)
 
     def add(self, document: CutDocument, guard: LeakGuard | None) -> None:
         """Add a document's chunks, unless it or they are duplicates or unfit."""

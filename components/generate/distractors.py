@@ -1,12 +1,9 @@
 """Choose the chunks that a row shows next to its oracle, and the oracle's position."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Protocol
 
-from components.core.describe import counted
-from components.core.errors import ConfigError
 from components.core.records import Chunk
 from components.generate.answers import Unusable
 from components.generate.text import find_words
@@ -14,36 +11,15 @@ from components.generate.text import find_words
 MOST_DRAWS = 200  # for one row, when chunk after chunk holds the answer
 
 
-class Chunks(Protocol):
-    """Chunks by their place; a list of them, or a pool of a corpus on disk."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, place: int, /) -> Chunk: ...
-
-
-def check_enough(pool: Chunks, distractors: int) -> None:
-    """Every row shows `distractors + 1` different chunks; refuse a corpus that has fewer.
-
-    Raises:
-        ConfigError: says how many there are and what to change.
-    """
-    if len(pool) < distractors + 1:
-        raise ConfigError(
-            f"--distractors {distractors}: the corpus gives {counted(len(pool), 'chunk')} to "
-            f"choose from, and a row needs {distractors + 1}",
-            hint="Add documents, lower --distractors, or cut smaller with --chunk-tokens.",
-        )
-
-
 def show(
     oracle: Chunk,
     answer: str,
-    pool: Chunks,
+    pool: Sequence[int],
+    chunk_of: Callable[[int], Chunk],
     distractors: int,
     oracle_probability: float,
     rng: random.Random,
-    best: Sequence[int] = (),
+    best: Iterable[int] = (),
 ) -> tuple[list[Chunk], int | None]:
     """The `distractors + 1` chunks of a row in the order shown, and the oracle's position.
 
@@ -55,11 +31,12 @@ def show(
     Args:
         oracle: the chunk that answers the question.
         answer: the answer.
-        pool: chunks to choose from.
+        pool: numbers of the chunks to choose from.
+        chunk_of: a chunk by its number.
         distractors: how many others are shown next to the oracle.
         oracle_probability: the share of rows that show the oracle.
         rng: of this row.
-        best: places in the pool of the chunks to take first; the others are drawn at random.
+        best: numbers of the chunks to take first; the others are drawn at random.
 
     Raises:
         Unusable: too few chunks are without the answer.
@@ -67,15 +44,15 @@ def show(
     keep = rng.random() < oracle_probability
     wanted = distractors if keep else distractors + 1
     # One more than wanted, in case the oracle itself is drawn.
-    drawn = rng.sample(range(len(pool)), min(wanted + 1, len(pool)))
+    drawn = rng.sample(pool, min(wanted + 1, len(pool)))
     position = rng.randrange(wanted + 1) if keep else None
     needle = _plain(answer)
     is_span = bool(needle) and find_words(needle, _plain(oracle.text)) >= 0
     others: dict[str, Chunk] = {}
-    for place in chain(best, drawn, _further(len(pool), rng)):
+    for number in chain(best, drawn, _further(pool, rng)):
         if len(others) == wanted:
             break
-        chunk = pool[place]
+        chunk = chunk_of(number)
         if chunk.id != oracle.id and not (is_span and _holds(chunk.text, needle)):
             others.setdefault(chunk.id, chunk)
     if len(others) < wanted:
@@ -86,8 +63,8 @@ def show(
     return chunks, position
 
 
-def _further(size: int, rng: random.Random) -> Iterator[int]:
-    yield from rng.sample(range(size), min(size, MOST_DRAWS))
+def _further(pool: Sequence[int], rng: random.Random) -> Iterator[int]:
+    yield from rng.sample(pool, min(len(pool), MOST_DRAWS))
 
 
 def _holds(text: str, needle: str) -> bool:

@@ -5,24 +5,17 @@ sample of them; answers are checked against their chunk; each is shown with dist
 its oracle in a share P of the rows (Zhang et al. 2024, section 3).
 """
 
-import random
-from array import array
-from collections import Counter
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 from components.core.corpus.bm25 import Search
 from components.core.describe import counted
 from components.core.errors import DataError
 from components.core.ledger import Ledger
 from components.core.progress import headline, say, task
-from components.core.raft_form import instruction
-from components.core.records import Chunk, Context, GenerationReport, RaftRow
+from components.core.records import GenerationReport
 from components.core.storage import check_output, made_with, seal, unseal
-from components.generate.answers import Unusable, check
 from components.generate.config import GenerateConfig
-from components.generate.corpus import Corpus, Pool, read_corpus
+from components.generate.corpus import read_corpus
 from components.generate.dataset import (
     ASKED_BEFORE,
     SPLITS,
@@ -32,18 +25,10 @@ from components.generate.dataset import (
     say_rows,
     write_report,
 )
-from components.generate.distractors import check_enough, show
 from components.generate.leaks import LeakGuard
-from components.generate.questions import is_contentless
+from components.generate.rows import RowMaker
+from components.generate.sampling import sample
 from components.generate.teachers import make_teacher
-from components.generate.teachers.teacher import Draft
-
-SPARE_HITS = 24
-"""Of a search, beyond the distractors wanted: for those that hold the answer."""
-
-SplitBy = Literal["document", "chunk"]
-Best = Callable[[str], Sequence[int]]
-"""Places in a pool of the chunks that fit a question best."""
 
 
 def run(config: GenerateConfig) -> GenerationReport:
@@ -65,42 +50,29 @@ def run(config: GenerateConfig) -> GenerationReport:
         guard = LeakGuard(Path(config.eval_questions)) if config.eval_questions else None
         reading = read_corpus(config, guard)
         corpus = reading.corpus
-        sample = _sample(len(corpus), config)
-        held_out, split_by = _split(sample, corpus, config)
-        owners = corpus.owners if split_by == "document" else range(len(corpus))
-        pools = _pools(corpus, owners, held_out)
-        for pool in pools.values():
-            check_enough(pool, config.distractors)
-        numbers = _share(sample, config.shard)
-        best = _searches(corpus, pools, config)
+        sampling = sample(corpus, config)
+        numbers = sampling.share(config.shard)
+        search = None
+        if config.distractor_choice == "bm25":
+            search = Search(corpus[number].text for number in range(len(corpus)))
         say(
             f"  {counted(reading.documents, 'document')} "
             f"({counted(reading.documents_duplicate, 'duplicate')} skipped), "
             f"{counted(len(corpus), 'chunk')}; asking about {len(numbers):,}"
         )
-        if not held_out:
+        if not sampling.held_out:
             say("  no validation rows: too few chunks, or --validation-fraction 0")
         unseal(output, "generate", settings=made_with(config))
-        dropped: Counter[str] = Counter()
-        quotes: Counter[str] = Counter()
+        maker = RowMaker(config, corpus, sampling, search, guard, teacher.name)
         with (
             Dataset.create(output) as dataset,
             task("asking the teacher", len(numbers), "chunks") as progress,
         ):
+            dropped, quotes = maker.dropped, maker.quotes
             drafts_of = teacher.drafts((corpus[number] for number in numbers), ledger)
             for number, (chunk, drafts) in zip(numbers, drafts_of, strict=True):
-                split = "validation" if owners[number] in held_out else "train"
-                for place, draft in enumerate(drafts):
-                    rng = random.Random(f"{config.seed}/{chunk.id}/{place}")
-                    try:
-                        row, row_quotes = _row(
-                            draft, chunk, pools[split], best[split], guard, rng, teacher.name,
-                            config,
-                        )  # fmt: skip
-                    except Unusable as reason:
-                        dropped[str(reason)] += 1
-                        continue
-                    quotes += row_quotes
+                split = sampling.split_of(number)
+                for row in maker.rows(chunk, drafts, split):
                     dropped[ASKED_BEFORE] += not dataset.write(row, split)
                 progress.advance(
                     1, rows=dataset.rows.total(), dropped=dropped.total(), **ledger.so_far()
@@ -111,7 +83,6 @@ def run(config: GenerateConfig) -> GenerationReport:
                     path=config.documents,
                     hint="Check the documents, or use another teacher with --teacher.",
                 )
-
         report = GenerationReport(
             documents=reading.documents,
             documents_duplicate=reading.documents_duplicate,
@@ -121,7 +92,7 @@ def run(config: GenerateConfig) -> GenerationReport:
             rows={split: dataset.rows[split] for split in SPLITS},
             dropped=by_count(+dropped),
             rows_without_oracle=dataset.without_oracle,
-            split_by=split_by,
+            split_by=sampling.split_by,
             teacher=teacher.name,
             seed=config.seed,
             documents_bad=by_count(reading.documents_bad),
@@ -140,112 +111,3 @@ def run(config: GenerateConfig) -> GenerationReport:
         share = ledger.tokens_cached / ledger.tokens_cacheable
         say(f"  the teacher's prefix cache had {share:.1%} of the prompt tokens of answer calls")
     return report
-
-
-# ---- which chunks ------------------------------------------------------------------------------
-
-
-def _sample(chunks: int, config: GenerateConfig) -> Sequence[int]:
-    """The numbers of the chunks to ask about, in corpus order."""
-    if not config.max_chunks or config.max_chunks >= chunks:
-        return range(chunks)
-    rng = random.Random(f"{config.seed}/chunks")
-    return sorted(rng.sample(range(chunks), config.max_chunks))
-
-
-def _split(
-    sample: Sequence[int], corpus: Corpus, config: GenerateConfig
-) -> tuple[set[int], SplitBy]:
-    """What is held out for validation: documents, or chunks of an only document, by number.
-
-    An only document gives its last chunks, so that training text is in one piece.
-    """
-    owners = list(dict.fromkeys(corpus.owners[number] for number in sample))
-    split_by: SplitBy = "document"
-    if len(owners) > 1:
-        random.Random(f"{config.seed}/split").shuffle(owners)
-    else:
-        owners, split_by = list(sample), "chunk"
-    count = min(
-        max(round(len(owners) * config.validation_fraction), config.validation_fraction > 0),
-        len(owners) - 1,
-    )
-    return set(owners[len(owners) - count :]), split_by
-
-
-def _pools(corpus: Corpus, owners: Sequence[int], held_out: set[int]) -> dict[str, Pool]:
-    """What a row may show: in training, nothing of what is held out."""
-    training = (number for number in range(len(corpus)) if owners[number] not in held_out)
-    return {
-        "train": Pool(corpus, array("I", training)),
-        "validation": Pool(corpus, range(len(corpus))),
-    }
-
-
-def _share(sample: Sequence[int], shard: str) -> Sequence[int]:
-    """One shard's part of the sample: a run of it, so that shards follow each other."""
-    number, count = map(int, shard.split("/"))
-    return sample[(number - 1) * len(sample) // count : number * len(sample) // count]
-
-
-def _searches(corpus: Corpus, pools: dict[str, Pool], config: GenerateConfig) -> dict[str, Best]:
-    """For each pool, what finds its chunks that fit a question best; nothing for random ones."""
-    if config.distractor_choice == "random":
-        return dict.fromkeys(pools, lambda _: ())
-    search = Search(corpus[number].text for number in range(len(corpus)))
-    places = {number: place for place, number in enumerate(pools["train"].numbers)}
-
-    wanted = config.distractors + SPARE_HITS
-
-    def in_training(question: str) -> list[int]:
-        return [places[number] for number in search.best(question, wanted) if number in places]
-
-    return {"train": in_training, "validation": lambda question: search.best(question, wanted)}
-
-
-# ---- rows --------------------------------------------------------------------------------------
-
-
-def _row(
-    draft: Draft,
-    oracle: Chunk,
-    pool: Pool,
-    best: Best,
-    guard: LeakGuard | None,
-    rng: random.Random,
-    teacher: str,
-    config: GenerateConfig,
-) -> tuple[RaftRow, Counter[str]]:
-    """The row of a draft, and how its quotes were found; its id is given when it is written.
-
-    Raises:
-        Unusable: the draft must be dropped.
-    """
-    if draft.fault:
-        raise Unusable(draft.fault)
-    if is_contentless(draft.question):
-        raise Unusable("question points at the passage and names nothing")
-    checked = check(draft.cot_answer, draft.question, oracle.text, config.quote_similarity)
-    if guard is not None and guard.knows_question(draft.question):
-        raise Unusable("gives away an evaluation question")
-    chunks, position = show(
-        oracle, checked.answer, pool, config.distractors, config.oracle_probability, rng,
-        best(draft.question),
-    )  # fmt: skip
-    texts = [chunk.text for chunk in chunks]
-    row = RaftRow(
-        id="",
-        type=oracle.type,
-        question=draft.question,
-        context=Context(title=[[chunk.title for chunk in chunks]], sentences=[texts]),
-        oracle_context=oracle.text,
-        cot_answer=checked.cot_answer,
-        instruction=instruction(texts, draft.question),
-        answer=checked.answer,
-        document_id=oracle.document_id,
-        chunk_id=oracle.id,
-        oracle_index=position,
-        distractor_ids=[chunk.id for chunk in chunks if chunk.id != oracle.id],
-        teacher=teacher,
-    )
-    return row, checked.quotes

@@ -118,6 +118,7 @@ def test_too_few_chunks_say_what_to_do(texts: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--distractors 10: the corpus gives 9 chunks") as error:
         run(texts, tmp_path / "out", distractors=10)
     assert "--chunk-tokens" in error.value.hint
+    assert run(texts, tmp_path / "out", distractors=8), "9 chunks are enough for 8 and the oracle"
 
 
 def test_no_usable_row_is_an_error(tmp_path: Path) -> None:
