@@ -74,7 +74,7 @@ def parse_completion(content: bytes) -> Completion:
         text, refusal = _text(message.get("content")), _text(message.get("refusal"))
         finish_reason = FILTERED if refusal else _text(choice.get("finish_reason"))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise unreadable(f"{type(error).__name__}: {error}") from None
+        raise unreadable(f"{type(error).__name__}: {error}") from error
     if not text.strip() and finish_reason not in (CUT_OFF, FILTERED):
         raise TransientError("empty answer")
     usage = body.get("usage")

@@ -64,7 +64,7 @@ def read_key() -> str:
             raise ConfigError(
                 f"{source} {path}: cannot be read",
                 hint="Name the file that the secret is mounted as.",
-            ) from None
+            ) from None  # the cause holds bytes of the file
     if not key.isascii() or not key.isprintable():
         raise ConfigError(
             f"{source} holds characters that no key has",
@@ -164,7 +164,11 @@ class Endpoint:
         try:
             completion = await self._retried(request)
         except PermanentError as error:
-            if self._knows_schema or error.status not in NO_SUCH_SCHEMA:
+            if (
+                self._knows_schema
+                or error.status not in NO_SUCH_SCHEMA
+                or error.reason == BY_FILTER
+            ):
                 raise
             # Does the endpoint refuse the response format, or this prompt? One call tells.
             async with self._without_schema:
@@ -208,18 +212,18 @@ class Endpoint:
                 allow_redirects=False,
             ) as response:
                 content = await _body(response)
-        except TimeoutError:
+        except TimeoutError as error:
             raise TransientError(
                 "no answer in time",
                 f"no answer within {timeout} {self.settings.timeout:g} seconds",
                 hint=f"Paid responses are kept: run again, perhaps with a longer {timeout}.",
-            ) from None
+            ) from error
         except ClientError as error:
             raise TransientError(
                 "connection failed",
                 f"cannot be reached ({error})",
                 hint=f"Is the server up? Try: curl {url}/models",
-            ) from None
+            ) from error
         if response.status != 200:
             raise self._failure(response, content)
         completion = parse_completion(content)

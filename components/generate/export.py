@@ -89,10 +89,10 @@ def _push(folder: Path, repository: str) -> str:
     """Commit the files to a dataset of the hub, private if it is new; its address."""
     try:
         from huggingface_hub import HfApi
-    except ImportError:
+    except ImportError as error:
         raise MissingDependencyError(
             "--push-to-hub needs the hub's client", hint="pip install huggingface_hub"
-        ) from None
+        ) from error
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ.get("HF_TOKEN"))
     try:
         address = api.create_repo(repository, repo_type="dataset", private=True, exist_ok=True)
@@ -126,7 +126,7 @@ def read_raft_rows(path: Path) -> Iterator[RaftRow]:
     try:
         file = pyarrow.parquet.ParquetFile(path)
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"cannot be read as Parquet ({error})", path=path) from None
+        raise DataError(f"cannot be read as Parquet ({error})", path=path) from error
     with file:
         batches = file.iter_batches(ROWS_AT_ONCE)
         rows = (row for batch in batches for row in batch.to_pylist())
@@ -135,9 +135,9 @@ def read_raft_rows(path: Path) -> Iterator[RaftRow]:
             for number, row in enumerate(rows, start=1):  # noqa: B007 (counted for the errors)
                 yield RaftRow.model_validate(row)
         except ValidationError as error:
-            raise DataError(f"row {number}: {explain(error)}", path=path) from None
+            raise DataError(f"row {number}: {explain(error)}", path=path) from error
         except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
-            raise DataError(f"is damaged after row {number} ({error})", path=path) from None
+            raise DataError(f"is damaged after row {number} ({error})", path=path) from error
 
 
 def _files(source: Path) -> list[Path]:

@@ -43,7 +43,7 @@ class LeakGuard:
             try:
                 question = Question.model_validate(row)
             except ValidationError as error:
-                raise fault_at(path, kind, number, explain(error)) from None
+                raise fault_at(path, kind, number, explain(error)) from error
             self._add(question)
         if not self.questions:
             raise DataError("holds no question", path=path, hint="Check --eval-questions.")

@@ -66,7 +66,7 @@ def _read(path: Path, name: str) -> Template:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{place}: cannot be read ({error})", hint="Give a UTF-8 text file."
-        ) from None
+        ) from error
     if not template.is_valid():
         raise ConfigError(
             f"{place}: a $ that begins no placeholder", hint="Write $$ for a dollar sign."
