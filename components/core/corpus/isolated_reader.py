@@ -7,7 +7,7 @@ starts another process after that file. The process knows no keys. A message is 
 
     {"file": "docs/a.txt"}                           before a file is opened
     {"document": "c0ffee…", "chunks": [{…}, …]}      for each document in it, then
-    {}                                               or {"fault": {…}}
+    {}                                               or {"fault": {…}}, at the file's end
 """
 
 import itertools
@@ -20,7 +20,7 @@ import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import IO, NamedTuple
 
 from pydantic import Field
 
@@ -28,7 +28,6 @@ from components.core.corpus.chunking import Chunker, make_chunker
 from components.core.corpus.documents import digest, find_documents, read_document
 from components.core.corpus.options import CorpusOptions
 from components.core.corpus.unreadable import Unreadable
-from components.core.errors import ConfigError
 from components.core.records import Chunk, Record
 
 MEGABYTE = 1_000_000
@@ -41,25 +40,12 @@ ENVIRONMENT = (
 
 
 class Fault(Record):
-    """Why a file cannot be used, or none can: a setting is wrong, a library not installed."""
+    """Why a file cannot be used; see `Unreadable`."""
 
-    kind: Literal["file", "setting", "library"] = "file"
-    reason: str = ""
+    reason: str
     problem: str
-    line: int | None = None
-    hint: str = ""
-
-    def error(self) -> Unreadable:
-        """The error about a file.
-
-        Raises:
-            ConfigError, ModuleNotFoundError: see `kind`.
-        """
-        if self.kind == "setting":
-            raise ConfigError(self.problem, hint=self.hint)
-        if self.kind == "library":
-            raise ModuleNotFoundError(f"No module named {self.problem!r}", name=self.problem)
-        return Unreadable(self.reason, line=self.line, problem=self.problem, hint=self.hint)
+    line: int | None
+    hint: str
 
 
 class Message(Record):
@@ -69,6 +55,7 @@ class Message(Record):
     document: str = ""
     chunks: list[Chunk] = Field(default_factory=list)
     fault: Fault | None = None
+    missing_library: str = ""
 
 
 class CutDocument(NamedTuple):
@@ -87,6 +74,7 @@ def read_all(
         ConfigError: no such tokenizer.
         ModuleNotFoundError: a library is not installed.
     """
+    make_chunker(options)  # a wrong setting is told before a process is started
     files = 0
     while True:
         path = Path()
@@ -96,13 +84,16 @@ def read_all(
                 if not line.endswith(b"\n"):  # killed in the middle of it
                     break
                 message = Message.model_validate_json(line)
+                if name := message.missing_library:
+                    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
                 if message.file:
                     path = Path(os.fsdecode(message.file.encode(FILE_NAMES)))
                 elif message.document:
                     yield path, CutDocument(bytes.fromhex(message.document), message.chunks)
                 else:
                     files += 1
-                    yield path, message.fault.error() if message.fault else None
+                    fault = message.fault
+                    yield path, Unreadable(**fault.model_dump()) if fault else None
             code = process.wait()
         if code == 0:
             return
@@ -160,14 +151,7 @@ def main() -> None:
     limit = options.document_memory_mb * MEGABYTE
     with suppress(ValueError, OSError):  # where a limit is unknown (macOS) or lower already
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    try:
-        cut = make_chunker(options)
-    except ConfigError as error:
-        _send(messages, Message(fault=Fault(kind="setting", problem=str(error), hint=error.hint)))
-        return
-    except ModuleNotFoundError as error:
-        _send(messages, Message(fault=Fault(kind="library", problem=error.name or str(error))))
-        return
+    cut = make_chunker(options)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     logging.disable(logging.CRITICAL)
     source = Path(options.documents)
@@ -196,7 +180,7 @@ def _read(
     except Unreadable as error:
         last = Message(fault=Fault(**vars(error)))
     except ModuleNotFoundError as error:
-        last = Message(fault=Fault(kind="library", problem=error.name or str(error)))
+        last = Message(missing_library=error.name or str(error))
     _alarm(0)
     _send(messages, last)
 
