@@ -39,7 +39,7 @@ test-vllm: $(VLLM)/.installed ## run the tests of the vLLM engine and server (CP
 	VLLM_CPU_KVCACHE_SPACE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 TORCHDYNAMO_DISABLE=1 \
 	  $(VLLM)/bin/python -m pytest -s tests/generate/test_vllm.py tests/eval/test_vllm.py
 
-lint: $(STAMP) ## style, types, manifests, and the compiled pipelines
+lint: $(STAMP) ## style, types, the compiled pipelines, and the manifests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -68,7 +68,10 @@ $(STAGES:%=image-%): image-%:
 	  --build-arg VERSION=$(VERSION) \
 	  --build-arg REVISION=$(shell git describe --always --dirty --abbrev=40) $(BUILD) .
 
-push: $(STAGES:%=push-%) ## push all images to REGISTRY, or one: push-train
+push: $(STAGES:%=push-%) $(STAMP) ## push all images to REGISTRY, and write it and their digests into k8s/base and the pipelines
+	$(BIN)/raft compile --registry $(REGISTRY) --tag $(TAG) $(foreach stage,$(STAGES),--digest \
+	  $(stage)=$$(docker inspect --format '{{join .RepoDigests "\n"}}' $(REGISTRY)/raft-$(stage):$(TAG) \
+	  | sed -n 's|^$(REGISTRY)/raft-$(stage)@||p'))
 
 $(STAGES:%=push-%): push-%: image-%
 	$(if $(REGISTRY),,$(error Say where to: make push REGISTRY=europe-west4-docker.pkg.dev/project/raft))
@@ -86,11 +89,12 @@ clean: ## remove the virtual environment, caches and the demo's folder
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first: with it in place, nothing else pulls another build.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt tests/kubectl.sh
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev --editable '.[all]'
+	tests/kubectl.sh $(BIN)
 	touch $@
 
 # vLLM pins other versions of some libraries, and its CPU build brings torch's companions for CUDA,

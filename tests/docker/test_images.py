@@ -1,4 +1,4 @@
-"""The four images, built and run: the README's lines, locked-down containers, buckets, faults.
+"""The four images, built and run: the documented lines, locked-down containers, buckets, faults.
 
 Not tried here: a GPU, and the GPU libraries (`images/check.sh` installs and imports those).
 """
@@ -50,7 +50,7 @@ Ready = Callable[[str], bool]
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory, demo_model: Path) -> Path:
-    """What the README puts in the mounted folder: docs/, questions.json and model/."""
+    """What docs/docker.md puts in the mounted folder: docs/, questions.json and model/."""
     folder = tmp_path_factory.mktemp("inputs")
     folder.chmod(0o755)  # other users may read it
     known = articles(30, seed=3)
@@ -70,10 +70,10 @@ def run(
     return docker(host, *map(str, words))
 
 
-def readme_lines() -> dict[str, str]:
-    """The README's `docker run` line of each stage, for local folders on a CPU."""
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    section = text.split("### One component with docker")[1].split("**With a GPU**")[0]
+def documented_lines() -> dict[str, str]:
+    """The `docker run` line of each stage in docs/docker.md, for local folders on a CPU."""
+    text = (REPOSITORY / "docs" / "docker.md").read_text(encoding="utf-8")
+    section = text.split("## With a GPU")[0]
     lines = re.findall(r"^docker run .* raft-([\w-]+):0\.1\.0-cpu .*$", section, re.MULTILINE)
     found = re.findall(r"^docker run .*$", section, re.MULTILINE)
     return dict(zip(lines, found, strict=True))
@@ -81,8 +81,8 @@ def readme_lines() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def alone(images: str, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the README's four lines leave, each typed as it stands there."""
-    lines = readme_lines()
+    """The folder that the four documented lines leave, each typed as it stands there."""
+    lines = documented_lines()
     assert list(lines) == list(STAGES)
     folder = tmp_path_factory.mktemp("alone")
     shutil.copytree(inputs, folder / "data")
@@ -96,7 +96,7 @@ def alone(images: str, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -
     return folder / "data"
 
 
-def test_each_container_runs_alone_from_the_readmes_line(alone: Path) -> None:
+def test_each_container_runs_alone_from_the_documented_line(alone: Path) -> None:
     for name in ARTIFACTS.values():
         verify(alone / name, "--output")
         assert (alone / name).stat().st_uid == os.getuid()
@@ -224,7 +224,7 @@ def test_credentials_that_cannot_be_read(images: str, tmp_path: Path) -> None:
 
 
 def small(host: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """`generate` as in the README, from /data/docs to /data/dataset."""
+    """`generate` as in docs/docker.md, from /data/docs to /data/dataset."""
     mounted = (f"--volume={folder}:/data", *options)
     flags = ("--documents=/data/docs", "--output=/data/dataset")
     return run(host, "generate", *flags, options=mounted)
@@ -311,7 +311,7 @@ def test_a_gpu_is_asked_for_where_there_is_none(images: str, alone: Path) -> Non
     assert done.returncode == 125
     message = 'could not select device driver "" with capabilities: [[gpu]]'
     assert message in done.stderr
-    assert message in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert message in (REPOSITORY / "docs" / "docker.md").read_text(encoding="utf-8")
 
 
 def stopped(host: str, options: tuple[str, ...], words: tuple[str, ...], ready: Ready) -> str:

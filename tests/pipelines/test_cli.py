@@ -91,7 +91,7 @@ def errors(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int,
         (
             ["generate", "--documents", "d", "--output", "x", "--teacher", "me", "--shard", "foo"],
             [
-                "--teacher 'me' (allowed: extractive | openai | vllm)\n",
+                "--teacher 'me' (allowed: extractive | openai)\n",
                 "--shard 'foo' (allowed: as 2/8)\n",
             ],
         ),

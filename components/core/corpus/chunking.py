@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from components.core.corpus.options import CorpusOptions
 from components.core.errors import ConfigError
 from components.core.records import Chunk, Document
-from components.generate.config import GenerateConfig
 
 BLOCK = 100_000
 """Characters cut at a time: on a line of a million without a space, tokenizers take minutes."""
@@ -14,31 +14,26 @@ BLOCK = 100_000
 Chunker = Callable[[Document], list[Chunk]]
 
 
-def make_chunker(config: GenerateConfig) -> Chunker:
-    """A function that cuts one document, and leaves out what is shorter than a chunk may be.
+def make_chunker(options: CorpusOptions) -> Chunker:
+    """A function that cuts one document, and skips chunks that are too short.
 
-    The documentation of an API call is one chunk, whole: half of it is of no use.
+    The documentation of an API call is one chunk, whole: half of it is useless.
 
     Raises:
         ConfigError: no such tokenizer, or the overlap leaves no room.
     """
     from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
-    if config.chunk_overlap >= config.chunk_tokens:
+    size, overlap, minimum = options.chunk_tokens, options.chunk_overlap, options.min_chunk_tokens
+    if overlap >= size:
         raise ConfigError(
-            f"--chunk-overlap {config.chunk_overlap} leaves nothing of --chunk-tokens "
-            f"{config.chunk_tokens}",
+            f"--chunk-overlap {overlap} leaves nothing of --chunk-tokens {size}",
             hint="A tenth of --chunk-tokens is usual.",
         )
-    size, overlap = config.chunk_tokens, config.chunk_overlap
-    plain = _splitter(TextSplitter, config.tokenizer, size, overlap)
-    marked = _splitter(MarkdownSplitter, config.tokenizer, size, overlap)
-    # What fits in one piece of this splitter is too short.
-    short = (
-        _splitter(TextSplitter, config.tokenizer, config.min_chunk_tokens - 1, 0)
-        if config.min_chunk_tokens > 1
-        else None
-    )
+    plain = _splitter(TextSplitter, options.tokenizer, size, overlap)
+    marked = _splitter(MarkdownSplitter, options.tokenizer, size, overlap)
+    # A text that fits in one piece of this splitter is too short.
+    short = _splitter(TextSplitter, options.tokenizer, minimum - 1, 0) if minimum > 1 else None
 
     def cut(document: Document) -> list[Chunk]:
         if document.form == "api":
@@ -88,5 +83,5 @@ def _splitter(kind: Any, tokenizer: str, size: int, overlap: int) -> Any:
     except Exception as error:  # the splitter raises bare Exception for an unknown name
         raise ConfigError(
             f"--tokenizer {tokenizer!r}: {error}",
-            hint="Give an OpenAI model name such as gpt-4, or a folder with tokenizer.json.",
-        ) from None
+            hint="Pass an OpenAI model name such as gpt-4, or a folder with tokenizer.json.",
+        ) from error

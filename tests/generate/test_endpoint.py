@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from components.core import breaker
+from components.core.endpoint import read_key
 from components.core.errors import ConfigError, TeacherError
 from components.core.records import RaftRow, read_jsonl
 from components.generate import generate
 from components.generate.config import GenerateConfig
-from components.generate.teachers import circuit
 from tests.generate.teacher_server import (
     Answer,
     asks_for_answer,
@@ -26,7 +27,7 @@ WIDTH = 4
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(circuit, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(breaker, "FIRST_PAUSE", 0.01)
 
 
 def config(texts: Path, output: Path, endpoint: str, **settings: Any) -> GenerateConfig:
@@ -349,12 +350,10 @@ def test_a_key_is_never_shown(texts: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_a_key_may_be_a_mounted_file(
     texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from components.generate.teachers.openai import _key
-
     (tmp_path / "key").write_text("sk-mounted\n", encoding="utf-8")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setenv("OPENAI_API_KEY_FILE", str(tmp_path / "key"))
-    assert _key() == "sk-mounted"
+    assert read_key() == "sk-mounted"
     monkeypatch.setenv("OPENAI_API_KEY_FILE", str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="OPENAI_API_KEY_FILE .*none: cannot be read"):
-        _key()
+        read_key()

@@ -1,22 +1,26 @@
-"""reStructuredText, with what Sphinx adds to it, as a page of HTML.
+"""reStructuredText, with what Sphinx adds to it, as Markdown.
 
 Sphinx's roles and directives, and those of its extensions, are read for their text alone: a
-reference shows its title, a directive its arguments and what it holds. Nothing is read from files
-that a document names.
+reference shows its title, a directive its arguments and content. Files that a document names are
+not read.
 """
 
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from components.core.corpus.formats import read_text, to_markdown
+from components.core.corpus.unreadable import damaged
 
 SETTINGS = {
     "_disable_config": True,
     "file_insertion_enabled": False,
     "raw_enabled": False,
     "line_length_limit": sys.maxsize,  # time and memory are limited elsewhere
-    "report_level": 5,  # what docutils has to say about a document is not part of it
+    "report_level": 5,  # docutils' own messages are no part of a document
     "halt_level": 5,
     "initial_header_level": 2,
     "doctitle_xform": True,
@@ -33,29 +37,31 @@ WITHOUT_TEXT = {
 """Directives whose arguments are names of files, or are for the machine."""
 
 
-def to_html(source: str) -> bytes:
-    """A page, whose main part is the document."""
+def read_rst(path: Path) -> str:
+    """The document as a page of HTML, and that as Markdown."""
     from docutils import nodes
     from docutils.core import publish_doctree, publish_from_doctree
 
-    with _every_name_known():
-        document = publish_doctree(source, settings_overrides=SETTINGS)
-    for literal in document.findall(nodes.literal):
-        literal["classes"].append("code")  # so it becomes <code>
-    page: bytes = publish_from_doctree(document, writer="html5", settings_overrides=SETTINGS)
-    return page
+    source = read_text(path)
+    with damaged("damaged RST"):
+        with _unknown_names_accepted():
+            document = publish_doctree(source, settings_overrides=SETTINGS)
+        for literal in document.findall(nodes.literal):
+            literal["classes"].append("code")  # so it becomes <code>
+        page = publish_from_doctree(document, writer="html5", settings_overrides=SETTINGS)
+        return to_markdown(page)
 
 
 @contextmanager
-def _every_name_known() -> Iterator[None]:
-    """Have docutils look up unknown roles and directives here, as Sphinx has it look up its own."""
+def _unknown_names_accepted() -> Iterator[None]:
+    """Let docutils find roles and directives that it does not know here, as Sphinx does."""
     from docutils.parsers.rst import directives, roles
 
     find_directive, find_role = directives.directive, roles.role
 
     def directive(name: str, *rest: Any) -> tuple[Any, list[Any]]:
-        found = None if name in WITHOUT_TEXT else find_directive(name, *rest)[0]
-        return found or _directive(name), []
+        known = None if name in WITHOUT_TEXT else find_directive(name, *rest)[0]
+        return known or _directive(name), []
 
     def role(name: str, *rest: Any) -> tuple[Any, list[Any]]:
         return find_role(name, *rest)[0] or _reference, []
@@ -67,9 +73,7 @@ def _every_name_known() -> Iterator[None]:
         directives.directive, roles.role = find_directive, find_role
 
 
-def _reference(
-    name: str, rawtext: str, text: str, lineno: int, inliner: Any, *rest: Any
-) -> tuple[list[Any], list[Any]]:
+def _reference(name: str, rawtext: str, text: str, *_: Any) -> tuple[list[Any], list[Any]]:
     """`Title <target>` is its title, `~package.name` is `name`, and a label is its words."""
     from docutils import nodes
 
@@ -85,7 +89,7 @@ def _directive(name: str) -> Any:
     from docutils.parsers.rst import Directive
 
     class Contents(Directive):
-        """The arguments of a directive, and what it holds."""
+        """The arguments of a directive and its content."""
 
         has_content = True
         optional_arguments = 1
@@ -95,10 +99,9 @@ def _directive(name: str) -> Any:
         def run(self) -> list[Any]:
             if name in WITHOUT_TEXT:
                 return []
-            found: list[Any] = [nodes.paragraph("", text) for text in self.arguments]
-            held = nodes.container()
-            self.state.nested_parse(self.content, self.content_offset, held)
-            return [*found, *held.children]
+            content = nodes.container()
+            self.state.nested_parse(self.content, self.content_offset, content)
+            return [*(nodes.paragraph("", text) for text in self.arguments), *content.children]
 
     return Contents
 

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from components.core.corpus import formats
+from components.core.corpus.chunking import make_chunker
+from components.core.corpus.documents import find_documents, read_document, unreadable_document
+from components.core.corpus.unreadable import Unreadable
 from components.core.errors import DataError
 from components.core.records import Document
 from components.generate import generate
-from components.generate.chunking import make_chunker
 from components.generate.config import GenerateConfig
 from components.generate.corpus import read_corpus
-from components.generate.documents import Bad, bad_document, find_documents, read_document
 
 
 def read(source: Path, text_field: str = "") -> list[Document]:
@@ -21,8 +23,8 @@ def read(source: Path, text_field: str = "") -> list[Document]:
     for path in find_documents(source):
         try:
             found += read_document(path, root, text_field)
-        except Bad as bad:
-            raise bad_document(path, bad) from None
+        except Unreadable as error:
+            raise unreadable_document(path, error) from error
     return found
 
 
@@ -250,7 +252,7 @@ def test_a_table_keeps_equal_cells_and_merged_ones_once(tmp_path: Path) -> None:
 def test_a_docx_that_unpacks_to_fill_the_memory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("components.generate.documents.MOST_UNPACKED_BYTES", 1000)
+    monkeypatch.setattr(formats, "MAX_UNPACKED_BYTES", 1000)
     with zipfile.ZipFile(tmp_path / "bomb.docx", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("word/document.xml", "0" * 100_000)
     with pytest.raises(DataError, match=r"bomb.docx: too large"):

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
+from components.core.corpus.chunking import Chunker, make_chunker
+from components.core.corpus.documents import read_document
 from components.core.errors import ConfigError
 from components.core.records import Document
-from components.generate.chunking import Chunker, make_chunker
 from components.generate.config import GenerateConfig
-from components.generate.documents import read_document
 
 
 def chunker(**settings: Any) -> Chunker:
