@@ -99,7 +99,7 @@ def run(config: SummaryConfig) -> RunLedger:
     unseal(output, "summary")
     account = total(found.accounts)
     write_json(output / LEDGER, account)
-    trials = comparison.trials(found.records)
+    trials = comparison.find_trials(found.records)
     if trials:
         with atomic_write(output / COMPARISON) as file:
             file.write(comparison.render(trials))
@@ -125,7 +125,7 @@ def compare(folders: tuple[str, ...], output: Path) -> list[comparison.Trial]:
     trials = []
     for folder in folders:
         found = read((folder,))
-        here = comparison.trials(found.records)
+        here = comparison.find_trials(found.records)
         if not here:
             raise DataError(
                 " ".join(["holds no finished evaluation", *found.notes]),
@@ -242,7 +242,7 @@ def render(found: Found, account: RunLedger, status: str) -> str:
     """The summary in Markdown."""
     parts = ["# RAFT run", *_outcome(found, status)]
     own = {path: record for path, record in found.records.items() if not _is_copy(path, found)}
-    trials = comparison.trials(found.records)
+    trials = comparison.find_trials(found.records)
     if len(trials) > 1:
         parts += ["## comparison", markdown_table(comparison.table(trials))]
     else:
