@@ -4,7 +4,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, cast, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from components.core.config import (
     InputLocation,
@@ -20,6 +20,12 @@ from components.eval.arms import ARMS, DEFAULT_ARMS, Arm, further_arm
 from components.eval.questions import DATASETS, ContextLayout
 
 ORACLES: tuple[Oracle, ...] = get_args(Oracle)
+CHOICES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "task": ("data set", DATASETS),
+    "arms": ("arm", tuple(ARMS)),
+    "oracle": ("place", ORACLES),
+}
+"""By setting: what its values are called, and those that exist."""
 
 
 class EvalConfig(StageConfig):
@@ -105,20 +111,20 @@ class EvalConfig(StageConfig):
         in_pipeline=False,
     )
 
-    @field_validator("task")
+    @field_validator("task", "arms", "oracle")
     @classmethod
-    def _known_task(cls, task: str) -> str:
-        return _checked("data set", (task,), DATASETS)[0]
-
-    @field_validator("arms")
-    @classmethod
-    def _known_arms(cls, arms: tuple[str, ...]) -> tuple[str, ...]:
-        return _checked("arm", arms, tuple(ARMS))
-
-    @field_validator("oracle")
-    @classmethod
-    def _known_places(cls, places: tuple[str, ...]) -> tuple[str, ...]:
-        return _checked("place", places, ORACLES)
+    def _known_and_once(cls, value: str | tuple[str, ...], info: ValidationInfo) -> object:
+        kind, allowed = CHOICES[str(info.field_name)]
+        names = (value,) if isinstance(value, str) else value
+        choices = f"(allowed: {' | '.join(allowed)})"
+        for name in names:
+            if name not in allowed:
+                raise ValueError(f"unknown {kind} {name!r} {choices}")
+            if names.count(name) > 1:
+                raise ValueError(f"{kind} {name!r} is listed twice")
+        if not names:
+            raise ValueError(f"names no {kind} {choices}")
+        return value
 
     @field_validator("distractors")
     @classmethod
@@ -157,15 +163,3 @@ class EvalConfig(StageConfig):
             ContextLayout(count, cast(Oracle, place))
             for place, count in product(self.oracle, self.distractors)
         ]
-
-
-def _checked(kind: str, names: tuple[str, ...], allowed: tuple[str, ...]) -> tuple[str, ...]:
-    choices = " | ".join(allowed)
-    for name in names:
-        if name not in allowed:
-            raise ValueError(f"unknown {kind} {name!r} (allowed: {choices})")
-        if names.count(name) > 1:
-            raise ValueError(f"{kind} {name!r} is listed twice")
-    if not names:
-        raise ValueError(f"names no {kind} (allowed: {choices})")
-    return names

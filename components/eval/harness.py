@@ -6,26 +6,22 @@ Knows nothing of models.
 """
 
 import logging
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from components.core.errors import ConfigError
 from components.core.metrics import contains, score
 from components.core.raft_form import find_answer
-from components.core.storage import SCHEME, fetch
+from components.core.records import Oracle
 from components.eval.arms import PROMPTS
 from components.eval.config import ORACLES
 from components.eval.questions import (
-    ALL_DISTRACTORS,
     TASKS,
     ContextLayout,
     EvalExample,
     arrange,
     choose_examples,
-    load_dataset_module,
 )
 
 if TYPE_CHECKING:
@@ -39,10 +35,8 @@ def load_rows(
     dataset: str,
     questions: str = "",
     prompt: str = "raft",
-    distractors: int = ALL_DISTRACTORS,
-    oracle: str = "present",
-    max_questions: int = 1_000_000,
-    seed: int = 0,
+    distractors: int = -1,
+    oracle: Oracle = "present",
     examples: Sequence[EvalExample] = (),
     **_: Any,
 ) -> "dict[str, datasets.Dataset]":
@@ -50,13 +44,11 @@ def load_rows(
 
     Args:
         dataset: the data set, a folder of `tasks/`.
-        questions: a file of it or rows of generate, local or on gs://; by default the hub's.
+        questions: a file of it or rows of generate; by default the hub's.
         prompt: how they are asked, a key of `PROMPTS`.
-        distractors: documents shown beside the oracle ones; -1 shows all.
+        distractors: documents shown with the oracle ones; -1 shows all.
         oracle: where the oracle documents are.
-        max_questions: when there are more, this many are drawn.
-        seed: of the draw.
-        examples: from the stage, as they are to be asked; the other choices do not count then.
+        examples: from the stage, as they are to be asked; only `prompt` counts then.
 
     Raises:
         ConfigError: no such prompt, or no such place for the oracle.
@@ -71,15 +63,8 @@ def load_rows(
                 hint=f'Write --metadata \'{{"{name}": "{allowed[-1]}"}}\'.',
             )
     if not examples:
-        hub = load_dataset_module(dataset).HUB
-        source = questions or (hub[0] if hub else "")
-        layout = ContextLayout(int(distractors), oracle)  # type: ignore[arg-type]
-        with tempfile.TemporaryDirectory() as folder:
-            if source.startswith(SCHEME):
-                fetch(source, Path(folder) / "questions")
-                source = str(Path(folder) / "questions")
-            chosen = choose_examples(source, dataset, max_questions=max_questions, seed=seed)
-        examples = [arrange(example, layout) for example in chosen]
+        layout = ContextLayout(int(distractors), oracle)
+        examples = [arrange(example, layout) for example in choose_examples(questions, dataset)]
     write, _documents, marker = PROMPTS[prompt]
     rows = [
         {**example.model_dump(), "prompt": write(example), "marker": marker} for example in examples
@@ -173,11 +158,7 @@ def _evaluate(
         def generate_until(self, requests: list[Any]) -> list[str]:
             return [answer(request.args[0]) for request in requests]
 
-        def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-            raise NotImplementedError("our tasks generate")
-
-        def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
-            raise NotImplementedError("our tasks generate")
+        loglikelihood = loglikelihood_rolling = None  # our tasks generate
 
     with _quiet():
         results = lm_eval.evaluate(

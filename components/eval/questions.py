@@ -20,7 +20,6 @@ from components.core.rows import fault_at, read_entries
 
 TASKS = Path(__file__).parent / "tasks"
 DATASETS = tuple(sorted(path.parent.name for path in TASKS.glob("*/*.yaml")))
-ALL_DISTRACTORS = -1
 VALIDATION = "validation.jsonl"
 
 
@@ -65,12 +64,12 @@ def load_dataset_module(name: str) -> DataSet:
 
 
 def choose_examples(
-    source: str, dataset: str, *, max_questions: int, seed: int
+    source: str, dataset: str, *, max_questions: int | None = None, seed: int = 0
 ) -> list[EvalExample]:
     """Read questions and take those to ask, in the source's order.
 
     Args:
-        source: a file, a dataset folder of generate, or the data set's name on the hub.
+        source: a file, a dataset folder of generate, or the data set's name on the hub ("").
         dataset: whose format the file has.
         max_questions: when there are more, this many are drawn by `seed`.
         seed: of the draw.
@@ -79,7 +78,7 @@ def choose_examples(
         DataError: as `read_examples`, or the hub cannot be reached.
     """
     path, module = Path(source), load_dataset_module(dataset)
-    if module.HUB and source == module.HUB[0] and not path.exists():
+    if module.HUB and source in ("", module.HUB[0]) and not (source and path.exists()):
         examples = [module.read(row) for row in _hub_rows(*module.HUB)]
     elif not path.exists():
         hub = f", or {module.HUB[0]}" if module.HUB else ""
@@ -97,7 +96,7 @@ def choose_examples(
     else:
         # In a folder: the rows that generate did not give to training.
         examples = read_examples(path / VALIDATION if path.is_dir() else path, dataset)
-    if len(examples) > max_questions:
+    if max_questions and len(examples) > max_questions:
         drawn = sorted(random.Random(seed).sample(range(len(examples)), max_questions))
         examples = [examples[index] for index in drawn]
     return examples

@@ -7,7 +7,7 @@ escapes all of it, and characters that could hide or reverse text are made visib
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median_high
@@ -67,10 +67,11 @@ def render(
         # Only text that jinja still has to escape is changed.
         finalize=lambda value: show_unseen(value) if type(value) is str else value,
     )
-    for function in (findings.signed, counted, duration, interval, p_value, clip, bytes_in_words):
-        environment.filters[function.__name__] = function
-    for function in (quoted, split_quotes, highlight):
-        environment.filters[function.__name__] = function
+    filters: tuple[Callable[..., object], ...] = (
+        findings.signed, counted, duration, interval, p_value, bytes_in_words, clip, quoted,
+        split_quotes, highlight,
+    )  # fmt: skip
+    environment.filters |= {function.__name__: function for function in filters}
     environment.filters["label"] = partial(findings.label, evaluation=evaluation)
     environment.filters["outcome"] = partial(_outcome, evaluation=evaluation)
     by_outcome = _by_outcome(samples, evaluation)

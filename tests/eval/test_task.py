@@ -12,7 +12,6 @@ import yaml
 
 from components.core.errors import ConfigError
 from components.core.raft_form import instruction
-from components.core.storage import put
 from components.eval import harness
 from components.eval.arms import ARMS, PROMPTS
 from components.eval.config import EvalConfig
@@ -21,7 +20,6 @@ from components.eval.questions import DATASETS, TASKS, ContextLayout, EvalExampl
 from components.eval.tasks.hotpotqa import hotpotqa
 from tests.conftest import REPOSITORY
 from tests.eval.conftest import make_question
-from tests.gcs import BUCKET, emulator
 
 
 def hub_row(number: int) -> dict[str, Any]:
@@ -67,15 +65,9 @@ def test_the_hubs_rows_become_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_questions_may_lie_in_a_bucket(
-    questions_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with emulator() as bucket:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket.url)
-        uri = f"gs://{BUCKET}/dev.json"
-        put(questions_file.read_text(encoding="utf-8"), uri)
-        rows = harness.load_rows("hotpotqa", uri, distractors=1, max_questions=3, version=2.0)
-    assert len(rows["validation"]) == 3
+def test_a_file_and_a_layout_are_named_by_metadata(questions_file: Path) -> None:
+    rows = harness.load_rows("hotpotqa", str(questions_file), distractors=1, version=2.0)
+    assert len(rows["validation"]) == 6
     assert all(len(row["documents"]) == 2 for row in rows["validation"])
 
 
