@@ -29,13 +29,13 @@ def f1_chart(groups: Sequence[tuple[str, Sequence[ArmResult]]]) -> str:
     parts = []
     y = 0
     for title, members in groups:
-        if title:
-            y += ROW
-            parts.append(f'<text y="{y - 10}" font-weight="bold">{html.escape(title)}</text>')
+        y += ROW
+        parts.append(f'<text y="{y - 10}" font-weight="bold">{html.escape(title)}</text>')
         for arm in members:
             parts.append(_row(arm, y, scale))
             y += ROW
-    parts.append(f'<path class="axis" d="M{LEFT} 0V{y}" stroke="currentColor"/>')
+        start = y - ROW * len(members)
+        parts.append(f'<path class="axis" d="M{LEFT} {start}V{y}" stroke="currentColor"/>')
     return (
         f'<svg viewBox="0 0 {WIDTH} {y}" role="img" font-size="14" fill="currentColor" '
         'font-family="system-ui, sans-serif" aria-label="Bar chart of F1 with 95% intervals">\n'

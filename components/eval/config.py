@@ -62,8 +62,9 @@ class EvalConfig(StageConfig):
     )
     arms: TextList = option(
         DEFAULT_ARMS,
-        help=f"Model variants to compare: {', '.join(ARMS)}. Those with -rag are asked with plain "
-        "retrieval, those with -closed without documents, the others as RAFT is trained.",
+        help="Model variants to compare: "
+        + "; ".join(f"{arm.name}: {arm.label}, {arm.bits}-bit" for arm in ARMS.values())
+        + ".",
         group="Comparison",
     )
     max_questions: int = option(

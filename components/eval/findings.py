@@ -143,7 +143,7 @@ def layout(evaluation: Evaluation) -> str:
     count = "all" if evaluation.distractors < 0 else f"{evaluation.distractors}"
     others = f"{count} distractor{'s' if evaluation.distractors != 1 else ''}"
     return {
-        "present": f"{others} among the oracle documents",
+        "present": f"{others} and the oracle documents",
         "absent": f"{others}, no oracle documents",
         "first": f"{others} after the oracle documents",
         "last": f"{others} before the oracle documents",

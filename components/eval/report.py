@@ -84,7 +84,7 @@ def render(
         contains_gain=evaluation.tuning_effect("contains"),
         layout=findings.layout(evaluation),
         reasoning=findings.reasoning(evaluation),
-        chart=show_unseen(f1_chart([("", evaluation.arms)])),
+        chart=_chart(evaluation),
         colors=COLORS,
         panels=_panels(evaluation),
         curve_top=round_up(max((point.f1_ci[1] for point in evaluation.curve), default=1.0)),
@@ -104,7 +104,7 @@ def render(
 
 def chart_file(evaluation: Evaluation) -> str:
     """The page's chart as a file of its own, for slides."""
-    svg = show_unseen(f1_chart([("", evaluation.arms)]))
+    svg = _chart(evaluation)
     return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
 
 
@@ -197,6 +197,11 @@ def highlight(text: str, quotations: set[str]) -> list[Piece]:
 
 
 # ---- figures -----------------------------------------------------------------------------------
+
+
+def _chart(evaluation: Evaluation) -> str:
+    title = f"F1 on {counted(evaluation.questions, 'question')}"
+    return show_unseen(f1_chart([(title, evaluation.arms)]))
 
 
 def _panels(evaluation: Evaluation) -> list[tuple[str, list[str], list[tuple[str, list[Any]]]]]:

@@ -172,4 +172,4 @@ def test_how_documents_were_shown_is_said_unless_no_arm_read_any() -> None:
     closed = evaluation((0, 0, 0), (0, 0, 0), arms=[arm("base-closed")], comparisons=[])
     assert findings.layout(closed) == "no documents"
     mixed = closed.model_copy(update={"arms": [arm("base-closed"), arm("base")]})
-    assert findings.layout(mixed) == "all distractors among the oracle documents"
+    assert findings.layout(mixed) == "all distractors and the oracle documents"

@@ -185,7 +185,12 @@ def test_the_chart_is_a_file_too() -> None:
     svg = report.chart_file(evaluation((0.4, 0.3, 0.5), (0.0, -0.1, 0.1), arms=arms))
     root = ElementTree.fromstring(svg)
     assert len(root.findall("{http://www.w3.org/2000/svg}rect")) == 2
-    assert " ".join(root.itertext()).split() == ["base", "0.20", "raft", "0.60"]
+    assert "".join(root.itertext()).split("\n")[1:-1] == [
+        "F1 on 200 questions",
+        "base0.20",
+        "raft0.60",
+        "",
+    ]
 
 
 def test_quotes_are_highlighted_where_a_document_has_them() -> None:

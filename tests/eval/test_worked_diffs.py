@@ -67,7 +67,8 @@ def test_the_diffs_apply_and_eval_runs_with_them(
     done = subprocess.run(
         [
             sys.executable, "-m", "pipelines", "eval", "--task", "musique",
-            "--questions", questions, "--base-model", tiny_model, "--adapter", tiny_adapter, "--output", tmp_path / "out",
+            "--questions", questions, "--base-model", tiny_model, "--adapter", tiny_adapter,
+            "--output", tmp_path / "out",
             "--arms", "raft,base,base-rag,base-rag-4bit", "--max-new-tokens", "8",
             "--dtype", "float32", "--resamples", "100",
         ],
