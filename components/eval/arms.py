@@ -78,7 +78,7 @@ ARMS = {
 }
 
 DEFAULT_ARMS = ("base", "raft", "base-4bit", "raft-4bit")
-"""Those that are asked unless told otherwise, in this order."""
+"""The default of `--arms`."""
 
 
 def further_arm(folder: str, name: str) -> Arm:

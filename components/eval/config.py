@@ -72,7 +72,7 @@ class EvalConfig(StageConfig):
     )
     distractors: Annotated[NumberList, Field(min_length=1)] = option(
         (-1,),
-        help="Documents shown beside the oracle ones; -1 shows all that a question has. The arms "
+        help="Documents shown with the oracle ones; -1 shows all that a question has. The arms "
         "are compared at the first number; more of them (0,2,4,8) add a robustness curve.",
         group="Comparison",
     )

@@ -144,17 +144,17 @@ def arrange(example: EvalExample, layout: ContextLayout) -> EvalExample:
     `absent` removes them.
     """
     room = len(example.documents) if layout.distractors < 0 else layout.distractors
-    shown: list[tuple[str, bool]] = []
+    documents: list[tuple[str, bool]] = []
     for index, text in enumerate(example.documents):
         golden = index in example.golden
         room -= not golden
         if golden or room >= 0:
-            shown.append((text, golden))
+            documents.append((text, golden))
     arranged = {
-        "present": shown,
-        "absent": [item for item in shown if not item[1]],
-        "first": sorted(shown, key=lambda item: not item[1]),
-        "last": sorted(shown, key=lambda item: item[1]),
+        "present": documents,
+        "absent": [item for item in documents if not item[1]],
+        "first": sorted(documents, key=lambda item: not item[1]),
+        "last": sorted(documents, key=lambda item: item[1]),
     }[layout.oracle]
     return example.model_copy(
         update={

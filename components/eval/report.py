@@ -37,7 +37,7 @@ PLACES: dict[Oracle, str] = {
     "first": "Oracle first",
     "last": "Oracle last",
 }
-Outcome = Literal["won", "lost", "both right", "both wrong", "asked"]
+Outcome = Literal["won", "lost", "both right", "both wrong", ""]
 Piece = tuple[str, Literal["", "quote", "invented"]]
 """A part of a text: plain, quoted from a document, or quoted from no document shown."""
 
@@ -110,7 +110,7 @@ def chart_file(evaluation: Evaluation) -> str:
 
 def show_unseen(text: str) -> str:
     """A text in which characters that hide or reverse text are replaced by their code points."""
-    return UNSEEN.sub(lambda found: f"\u27e8U+{ord(found.group()):04X}\u27e9", text)
+    return UNSEEN.sub(lambda match: f"\u27e8U+{ord(match.group()):04X}\u27e9", text)
 
 
 # ---- samples -----------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def _outcome(members: Sequence[Sample], evaluation: Evaluation) -> Outcome:
     gain = evaluation.tuning_effect("f1")
     right = {sample.arm: sample.f1 >= RIGHT_FROM for sample in members}
     if gain is None or gain.arm not in right or gain.baseline not in right:
-        return "asked"
+        return ""
     outcomes: dict[tuple[bool, bool], Outcome] = {
         (True, False): "won",
         (False, True): "lost",

@@ -1,7 +1,7 @@
 """Several evaluations side by side: one table of settings and scores, one figure.
 
-An evaluation's folder also holds the `training.json` of the adapter that it asked, so a score is
-never shown without the settings that made it.
+An evaluation's folder also has the `training.json` of its adapter, so a score is never shown
+without the settings behind it.
 """
 
 import html
