@@ -166,23 +166,21 @@ def robustness(evaluation: Evaluation) -> list[str]:
     sentences = []
     full = [arm for arm in evaluation.arms if arm.bits == 16]
     for arm in full or evaluation.arms:
+        name = label(arm.name, evaluation)
         points = [point for point in evaluation.curve if point.arm == arm.name]
         # All of a question's documents (-1) are more than any number of them.
         points.sort(key=lambda point: (point.distractors < 0, point.distractors))
         for place in ("present", "first", "last"):
             along = [point for point in points if point.oracle == place]
             if len(along) > 1:
-                sentences.append(
-                    f"{label(arm.name, evaluation)}, oracle {place}: {_change(along[0], along[-1])}"
-                )
-        absent = [point for point in points if point.oracle == "absent"]
-        if absent:
+                sentences.append(f"{name}, oracle {place}: {_change(along[0], along[-1])}")
+        if absent := [point for point in points if point.oracle == "absent"]:
             best = max(absent, key=lambda point: point.f1)
-            sentence = f"Without the oracle {label(arm.name, evaluation)} reaches F1 {best.f1:.3f}"
             # A base model does not mark its answers, so whether it gives one is not known.
-            if arm.tuned:
-                sentence += f"; it answers {1 - best.unanswered:.0%} of the questions all the same"
-            sentences.append(sentence + ".")
+            rate = f"; it answers {1 - best.unanswered:.0%} of the questions all the same"
+            sentences.append(
+                f"Without the oracle {name} reaches F1 {best.f1:.3f}{rate if arm.tuned else ''}."
+            )
     return sentences
 
 

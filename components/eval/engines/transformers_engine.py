@@ -46,10 +46,16 @@ class Transformers:
         self.model.generation_config = self.greedy
 
     def generate(self, requests: Sequence[Request]) -> Iterator[list[Completion]]:
-        """Answer in batches; out of memory on the longest shows at once, not at the end."""
-        ordered = sorted(requests, key=lambda request: (-len(request.ids), request.prompt))
-        for start in range(0, len(ordered), self.batch_size):
-            yield self._answer(ordered[start : start + self.batch_size])
+        """Answer in batches; out of memory on the longest shows at once, not at the end.
+
+        A batch has one arm's requests, so that it is kept as a whole, and an arm's answers do not
+        depend on which others share its model.
+        """
+        for arm in dict.fromkeys(request.arm for request in requests):
+            mine = [request for request in requests if request.arm == arm]
+            mine.sort(key=lambda request: (-len(request.ids), request.prompt))
+            for start in range(0, len(mine), self.batch_size):
+                yield self._answer(mine[start : start + self.batch_size])
 
     def _answer(self, batch: Sequence[Request]) -> list[Completion]:
         import torch
