@@ -28,12 +28,17 @@ help: ## show this list
 demo: $(STAMP) ## documents to F1 chart on a tiny model, in minutes (DEMO=folder)
 	$(BIN)/raft demo --output $(DEMO)
 
-# Those that need the Docker engine, and the demo, take as long as all the others: beside them.
+# Three at once: the tests with a Docker engine mostly wait, and those that train take the longest.
+MODELS := tests/demo tests/train tests/quantize_check tests/eval
+
 test: $(STAMP) ## run all tests
-	@$(BIN)/pytest tests/docker tests/demo > docker.log 2>&1 & beside=$$!; \
-	trap 'kill $$beside; exit 130' INT TERM; \
-	$(BIN)/pytest --ignore tests/docker --ignore tests/demo; others=$$?; \
-	wait $$beside; docker=$$?; cat docker.log; exit $$((others + docker))
+	@$(BIN)/pytest tests/docker > docker.log 2>&1 & docker=$$!; \
+	$(BIN)/pytest $(MODELS) > models.log 2>&1 & models=$$!; \
+	trap 'kill $$docker $$models; exit 130' INT TERM; \
+	$(BIN)/pytest --ignore tests/docker $(MODELS:%=--ignore %); failed=$$?; \
+	wait $$models || failed=1; cat models.log; \
+	wait $$docker || failed=1; cat docker.log; \
+	exit $$failed
 
 test-vllm: $(VLLM)/.installed ## run the tests of the vLLM engine and server (CPU build, own environment)
 	VLLM_CPU_KVCACHE_SPACE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 TORCHDYNAMO_DISABLE=1 \

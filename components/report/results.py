@@ -35,12 +35,12 @@ R = TypeVar("R", bound=BaseModel)
 class RunResults(NamedTuple):
     """Everything of a run that could be read.
 
-    records: by path. ledger: an entry for every attempt of every stage. failures: the last attempt
-    of every step that never succeeded. notes: what could not be read.
+    records: by path. entries: of the ledger, one for every attempt of every stage. failures: the
+    last attempt of every step that never succeeded. notes: what could not be read.
     """
 
     records: dict[str, BaseModel]
-    ledger: list[LedgerEntry]
+    entries: list[LedgerEntry]
     failures: list[LedgerEntry]
     notes: list[str]
 

@@ -52,7 +52,7 @@ def run(config: SummaryConfig) -> RunLedger:
     output = Path(config.output)
     headline("summary", f"{', '.join(config.folders) or 'nothing'} → {output}")
     results = read(config.folders)
-    if not (results.records or results.ledger or config.status):
+    if not (results.records or results.entries or config.status):
         raise StorageError(
             " ".join(results.notes)
             or f"--folders {','.join(config.folders)}: nothing of a run there",
@@ -60,9 +60,9 @@ def run(config: SummaryConfig) -> RunLedger:
             "--folders run/dataset,run/adapter",
         )
     unseal(output, "summary")
-    ledger = total(results.ledger)
+    ledger = total(results.entries)
     write_json(output / LEDGER, ledger)
-    trials = comparison.trials(results.records)
+    trials = comparison.find_trials(results.records)
     if trials:
         with atomic_write(output / COMPARISON) as file:
             file.write(comparison.render(trials))
@@ -71,7 +71,7 @@ def run(config: SummaryConfig) -> RunLedger:
     with atomic_write(output / SUMMARY) as file:
         file.write(render(results, ledger, config.status))
     seal(output)
-    say(f"  {len(results.records)} results, {len(results.ledger)} ledgers")
+    say(f"  {len(results.records)} results, {len(results.entries)} ledger entries")
     return ledger
 
 
@@ -88,7 +88,7 @@ def compare(folders: tuple[str, ...], output: Path) -> list[comparison.Trial]:
     trials = []
     for folder in folders:
         results = read((folder,))
-        here = comparison.trials(results.records)
+        here = comparison.find_trials(results.records)
         if not here:
             raise DataError(
                 " ".join(["holds no finished evaluation", *results.notes]),
@@ -108,7 +108,7 @@ def compare(folders: tuple[str, ...], output: Path) -> list[comparison.Trial]:
 def render(results: RunResults, ledger: RunLedger, status: str) -> str:
     """The summary in Markdown."""
     parts = ["# RAFT run", *_outcome(results, status)]
-    trials = comparison.trials(results.records)
+    trials = comparison.find_trials(results.records)
     if len(trials) > 1:
         parts += ["## comparison", markdown_table(comparison.table(trials))]
     else:
@@ -136,7 +136,7 @@ def _is_copy(path: str, results: RunResults) -> bool:
 
 def _outcome(results: RunResults, status: str) -> Iterator[str]:
     state, message = _state(status)
-    done = Counter(entry.stage for entry in results.ledger if not entry.failed)
+    done = Counter(entry.stage for entry in results.entries if not entry.failed)
     if state:
         yield f"**{plain(state.capitalize())}.**" + (f" {plain(message)}" if message else "")
     for entry in results.failures:
@@ -152,7 +152,7 @@ def _outcome(results: RunResults, status: str) -> Iterator[str]:
             "`warn`."
         )
     missing = [stage for stage in STAGES if not done[stage] and not (closed and stage == "eval")]
-    if missing and results.ledger:
+    if missing and results.entries:
         yield f"Without a result: {', '.join(missing)}."
 
 

@@ -15,7 +15,7 @@ from tests.conftest import Raft
 
 HEAVY = {
     "accelerate", "bitsandbytes", "datasets", "google.cloud", "kfp", "kfp_server_api",
-    "kubernetes", "lm_eval", "matplotlib", "numpy", "openai", "peft", "torch", "transformers",
+    "kubernetes", "lm_eval", "numpy", "openai", "peft", "torch", "transformers",
     "trl", "vllm",
 }  # fmt: skip
 

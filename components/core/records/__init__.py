@@ -4,6 +4,7 @@ from components.core.records.files import read_json, read_jsonl
 from components.core.records.record import Record, explain
 from components.core.records.results import (
     ArmResult,
+    Bits,
     Comparison,
     CurvePoint,
     Evaluation,
@@ -20,7 +21,7 @@ from components.core.records.results import (
 from components.core.records.rows import Chunk, Context, Document, Paragraphs, Question, RaftRow
 
 __all__ = [
-    "ArmResult", "Chunk", "Comparison", "Context", "CurvePoint", "Document", "Evaluation",
+    "ArmResult", "Bits", "Chunk", "Comparison", "Context", "CurvePoint", "Document", "Evaluation",
     "GenerationReport", "HeadComparison", "LossPoint", "Oracle", "Paragraphs",
     "QuantizationReport", "Question", "RaftRow", "Record", "Run", "Sample", "SweepTrial",
     "TrainingRecord", "explain", "read_json", "read_jsonl",

@@ -181,19 +181,28 @@ class QuantizationReport(Record):
 # ---- eval --------------------------------------------------------------------------------------
 
 
+Bits = Literal[4, 16]
+"""Of an arm's weights; 16 stands for the type that the stage's `dtype` chose, also 32 bits."""
+
+
 class ArmResult(Record):
     """Scores of one arm (a model variant under test), each a mean over `n` questions in [0, 1].
 
-    f1, em, precision, recall: the official HotpotQA script's. contains: the gold answer stands
-    somewhere in the generation. truncated: cut off at the token limit. unanswered: no answer
-    marker. empty: nothing but white space. quoted: quotes something between markers.
-    quoted_oracle: quotes word for word from an oracle paragraph. quotes_verbatim: share of all
-    quotes that stand word for word in a document shown; null where nothing is quoted.
-    weight_bytes: null where the engine does not tell. Intervals are 95 % percentile bootstraps
-    over questions.
+    label, tuned (with an adapter), bits, prompt: what the arm is, from eval's registry. f1, em,
+    precision, recall: the official HotpotQA script's. contains: a right answer occurs somewhere in
+    the generation. truncated: cut off at the token limit. unanswered: no answer marker, or empty
+    where the prompt asks for none. empty: nothing but white space. quoted: quotes something between
+    markers. quoted_oracle: quotes word for word from an oracle document. quotes_verbatim: share of
+    all quotes that are word for word in a document shown; null where nothing is quoted.
+    weight_bytes: null where the engine does not report them. Intervals are 95 % percentile
+    bootstraps over questions.
     """
 
     name: str
+    label: str
+    tuned: bool
+    bits: Bits
+    prompt: str
     f1: float
     em: float
     precision: float
@@ -253,9 +262,10 @@ class Evaluation(Record):
 
     The arms are compared with the documents shown as `distractors` and `oracle` say; `curve` has
     every way that was asked, that one included, and is empty where it is the only one.
-    dtype: of the weights of the arms without `-4bit`. retention: F1 of the adapter in 4 bits over
-    its F1 in `dtype`; null when either is missing or the latter is zero. memory_ratio: weight bytes
-    in 4 bits over those in `dtype`, as quantize-check measured them, else as measured in the arms.
+    task: the data set. dtype: of the weights of the 16-bit arms. retention: F1 of the adapter in 4
+    bits over its F1 in `dtype`; null when either is missing or the latter is zero. memory_ratio:
+    weight bytes in 4 bits over those in `dtype`, as quantize-check measured them, else as measured
+    in the arms.
     """
 
     FILE: ClassVar[str] = "results.json"
@@ -276,6 +286,21 @@ class Evaluation(Record):
     oracle: Oracle = "present"
     curve: list[CurvePoint] = Field(default_factory=list)
 
+    def arm(self, name: str) -> ArmResult:
+        """The result of one arm."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def tuning_effect(self, metric: str) -> Comparison | None:
+        """A tuned arm against its untuned baseline: in 16 bits, else in 4, else nothing."""
+        arms = {arm.name: arm for arm in self.arms}
+        found = [
+            item
+            for item in self.comparisons
+            if item.metric == metric and {item.arm, item.baseline} <= arms.keys()
+            and arms[item.arm].tuned and not arms[item.baseline].tuned
+        ]  # fmt: skip
+        return max(found, key=lambda item: arms[item.arm].bits, default=None)
+
 
 class Sample(Record):
     """One generation, judged: a line of `evaluation/samples.jsonl` or `robustness.jsonl`."""
@@ -283,7 +308,7 @@ class Sample(Record):
     question_id: str
     arm: str
     question: str
-    gold: str
+    gold: list[str]
     generation: str
     answer: str
     f1: float

@@ -15,9 +15,9 @@ The first seven columns are those of the published RAFT code, nesting included, 
 read ours; the rest is provenance.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, Field
 
 from components.core.records.record import Record
 
@@ -35,6 +35,20 @@ class Document(Record):
     form: DocumentForm = "text"
 
 
+def _pairs(value: Any) -> Any:
+    """The hub's parallel lists, such as `{"title": […], "sentences": […]}`, as pairs."""
+    names = value.keys() & {"sentences", "sent_id"} if isinstance(value, dict) else set()
+    if not names or "title" not in value:
+        return value
+    name = min(names)
+    titles, others = value["title"], value[name]
+    if not isinstance(titles, list) or not isinstance(others, list):
+        raise ValueError(f"title and {name} must be lists")
+    if len(titles) != len(others):
+        raise ValueError(f"{len(titles)} titles but {len(others)} lists of {name}")
+    return list(zip(titles, others, strict=True))
+
+
 class Paragraphs(BaseModel):
     """A row in HotpotQA format, of which only the paragraphs are read: titles with sentences.
 
@@ -42,19 +56,7 @@ class Paragraphs(BaseModel):
     `{"title": [...], "sentences": [[...], ...]}`.
     """
 
-    context: list[tuple[str, list[str]]]
-
-    @field_validator("context", mode="before")
-    @classmethod
-    def _from_columns(cls, value: Any) -> Any:
-        if isinstance(value, dict) and {"title", "sentences"} <= value.keys():
-            titles, sentences = value["title"], value["sentences"]
-            if not isinstance(titles, list) or not isinstance(sentences, list):
-                raise ValueError("title and sentences must be lists")
-            if len(titles) != len(sentences):
-                raise ValueError(f"{len(titles)} titles but {len(sentences)} lists of sentences")
-            return list(zip(titles, sentences, strict=True))
-        return value
+    context: Annotated[list[tuple[str, list[str]]], BeforeValidator(_pairs)]
 
 
 class Chunk(Record):
@@ -99,17 +101,17 @@ class RaftRow(Record):
 
 
 class Question(Record):
-    """One evaluation question in HotpotQA format.
+    """One evaluation question in HotpotQA format, as published or as the hub has it.
 
     `context` pairs each paragraph's title with its sentences (they join without a separator);
     `supporting_facts` pairs a title with a sentence index; titles named there are the oracle
     paragraphs. Source: https://hotpotqa.github.io, "distractor" setting.
     """
 
-    id: str = Field(alias="_id")
+    id: str = Field(validation_alias=AliasChoices("_id", "id"))
     question: str
     answer: str
-    supporting_facts: list[tuple[str, int]]
-    context: list[tuple[str, list[str]]]
+    supporting_facts: Annotated[list[tuple[str, int]], BeforeValidator(_pairs)]
+    context: Annotated[list[tuple[str, list[str]]], BeforeValidator(_pairs)]
     type: str = ""
     level: str = ""

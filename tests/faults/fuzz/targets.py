@@ -386,22 +386,23 @@ def rows(file: str) -> None:
 @target(rows_of(QUESTION, HUB_QUESTION, ROW))
 def eval_questions(file: str) -> None:
     """Every question that is read can be shown in every way; its oracles are where it says."""
-    from components.eval.questions import read_questions, show
+    from components.eval.config import ORACLES
+    from components.eval.questions import ContextLayout, arrange, read_examples
 
     path = as_file("questions.json", file)
     try:
-        found = read_questions(path)
+        examples = read_examples(path, "hotpotqa")
     except DataError as error:
         assert str(path) in str(error)
         return
-    assert len({question.id for question in found}) == len(found) > 0
-    for question in found:
+    assert len({example.id for example in examples}) == len(examples) > 0
+    for example in examples:
         for distractors in (-1, 0, 1):
-            for oracle in ("present", "absent", "first", "last"):
-                shown = show(question, distractors, oracle)
-                assert all(index < len(shown.documents) for index in shown.oracle_indices)
-                assert bool(shown.oracle_indices) == (oracle != "absent")
-                shown.model_dump_json().encode()
+            for oracle in ORACLES:
+                arranged = arrange(example, ContextLayout(distractors, oracle))
+                assert all(index < len(arranged.documents) for index in arranged.golden)
+                assert bool(arranged.golden) == (oracle != "absent")
+                arranged.model_dump_json().encode()
 
 
 # ---- documents -----------------------------------------------------------------------------------
@@ -882,9 +883,9 @@ def kept_generations(given: tuple[list[str], int, int]) -> None:
     with redirect_stderr(io.StringIO()):
         again = Generations(path)
     again.close()
-    assert len(texts) - 2 <= len(again.found) < len(texts)
-    for key, generation in again.found.items():
-        assert generation == kept.found[key]
+    assert len(texts) - 2 <= len(again.by_key) < len(texts)
+    for key, generation in again.by_key.items():
+        assert generation == kept.by_key[key]
 
 
 STEP = {
