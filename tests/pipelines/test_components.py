@@ -213,7 +213,7 @@ def test_every_task_passes_every_parameter_of_its_component(
         passed = task.get("inputs", {}).get("parameters", {})
         assert declared.keys() <= passed.keys(), step
         for key, definition in declared.items():
-            if "runtimeValue" in passed[key] and "defaultValue" in definition:
+            if "runtimeValue" in passed[key] and step in STAGES:
                 assert passed[key]["runtimeValue"]["constant"] == definition["defaultValue"], key
                 constants += 1
     assert constants > 50
