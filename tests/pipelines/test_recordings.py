@@ -30,7 +30,7 @@ class Scenario:
     """What was run, on which backend, and what happened to it."""
 
     pipeline: Callable[[], list[dict[str, Any]]] = lambda: repaired("raft")
-    backend: Backend = Backend()
+    backend: Backend | None = None
     results: Mapping[str, tuple[Result, ...]] = field(default_factory=dict)
     """How the attempts at a step end, where they do not just succeed."""
     course: Callable[[Run], object] = Run.to_the_end

@@ -8,7 +8,9 @@ from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,126}[a-z0-9])?")
-OF_KFP = re.compile(r"pipelinechannel--.*|(memory|cpu)_(limit|request)|accelerator_(count|type)")
+OF_KFP = re.compile(
+    r"pipelinechannel--.*|base_image|(memory|cpu)_(limit|request)|accelerator_(count|type)"
+)
 PLACEHOLDER = re.compile(r"\{\{\$\.(inputs|outputs)\.(parameters|artifacts)\['([^']+)'\]")
 PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {
     "STRING": str,
