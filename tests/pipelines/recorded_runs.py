@@ -4,6 +4,11 @@ A recording is a file in tests/pipelines/recordings: the run's states and parame
 (name, type, phase, seconds after the start, message), task_details, the pods as the cluster got
 them, and what the launcher handed over. Folder and run of the URIs are written as RUN, and the
 UUIDs as numbers. The pipelines are those of commit ed2a150.
+
+t3 is raft.yaml as it was, t4 the same where the driver fills in defaults. The others ran with two
+repairs: e1s as meant; e1s-216 on KFP 2.16.1; t5 with a closed gate; t6 and t6b with a rank that
+train refuses, with and without Argo's templateDefaults; t7a with train's pod deleted and then its
+process killed, t7a-retried after a Retry; t10 study.yaml with two trials; t11 terminated.
 """
 
 import copy

@@ -38,6 +38,7 @@ class Scenario:
 
 def until_running(run: Run, task: str) -> None:
     while not any(pod.task == task and pod.phase == "Running" for pod in run.tasks.pods):
+        assert run.state in ("PENDING", "RUNNING")
         run.advance()
 
 

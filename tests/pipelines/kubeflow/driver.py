@@ -1,6 +1,6 @@
 """What the driver of a task does: it resolves inputs, resources and the settings of the pod.
 
-Its errors end the run in the driver's pod; the API shows no word of them.
+An error ends the driver's pod, and the API does not show its text.
 """
 
 import json
@@ -48,15 +48,12 @@ class Backend:
 
     @property
     def reports_success(self) -> bool:
-        """Before 2.17 an exit handler hears RUNNING of a success too."""
+        """Before 2.17 an exit handler receives RUNNING for a success too."""
         return not self.is_before_217
 
 
-@dataclass
-class Artifacts:
-    """One artifact or a list of them, as an executor input has them."""
-
-    entries: list[dict[str, Any]]
+Artifacts = list[dict[str, Any]]
+"""One artifact or several, as an executor input lists them."""
 
 
 @dataclass
@@ -91,22 +88,17 @@ class Scope:
         return value
 
     def artifact(self, source: Mapping[str, Any]) -> Artifacts:
-        """The artifacts that a task's input comes from; handed on, they lose their type."""
+        """The artifacts that a task's input comes from; a graph's inputs have no type."""
         if "taskOutputArtifact" in source:
             output = source["taskOutputArtifact"]
-            found = self.tasks[output["producerTask"]].artifacts[output["outputArtifactKey"]]
-            return Artifacts([{**entry, "type": {"instanceSchema": ""}} for entry in found.entries])
-        found = self.artifacts[source["componentInputArtifact"]]
-        return Artifacts(
-            [
-                {key: value for key, value in entry.items() if key != "type"}
-                for entry in found.entries
-            ]
-        )
+            entries = self.tasks[output["producerTask"]].artifacts[output["outputArtifactKey"]]
+            return [{**entry, "type": {"instanceSchema": ""}} for entry in entries]
+        entries = self.artifacts[source["componentInputArtifact"]]
+        return [{key: entry[key] for key in entry if key != "type"} for entry in entries]
 
 
 def resolve_inputs(task: Mapping[str, Any], scope: Scope, status: Callable[[str], Any]) -> Scope:
-    """What a task is given; `status` is the final status of another task, for an exit handler."""
+    """The inputs of a task; `status` returns the final status of another, for an exit handler."""
     inputs = task.get("inputs", {})
     parameters = {
         name: status(source["taskFinalStatus"]["producerTask"])
@@ -132,7 +124,11 @@ def condition_holds(expression: str, parameters: Mapping[str, Any]) -> bool:
         r"inputs\.parameter_values\['([^']+)'\]", lambda m: repr(parameters[m[1]]), expression
     )
     text = re.sub(r"!(?!=)", " not ", text.replace("&&", " and ").replace("||", " or "))
-    return bool(eval(text, {"__builtins__": {}}, {"true": True, "false": False, "int": int}))
+    return bool(
+        eval(
+            text, {"__builtins__": {}}, {"true": True, "false": False, "int": int, "double": float}
+        )
+    )
 
 
 def as_text(value: object) -> str:
@@ -178,19 +174,19 @@ class Driver:
         Raises:
             DriverError: the driver would fail.
         """
-        given = inputs.parameters
-        known = {**defaults(component), **given} if self.backend.fills_in_defaults else given
+        passed = inputs.parameters
+        known = {**defaults(component), **passed} if self.backend.fills_in_defaults else passed
         args = container.get("args", [])
         started_with = [_filled(text, known) for text in args]
         _check_names(platform, parent)
         return Pod(
             key,
-            _steered(container["image"], given),
+            _setting(container["image"], passed),
             list(container["command"]),
             list(args) if self.backend.is_before_217 else started_with,
             started_with,
             self._executor_input(key, component, inputs),
-            _resources(container.get("resources", {}), given),
+            _resources(container.get("resources", {}), passed),
             _node_selector(platform, parent),
             _tolerations(platform, parent),
             component.get("outputDefinitions", {}),
@@ -218,12 +214,12 @@ class Driver:
             outputs["parameters"] = {
                 name: {"outputFile": f"/tmp/kfp/outputs/{name}"} for name in parameters
             }
-        handed: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         if inputs.parameters:
-            handed["parameterValues"] = inputs.parameters
+            values["parameterValues"] = inputs.parameters
         if inputs.artifacts:
-            handed["artifacts"] = {n: {"artifacts": a.entries} for n, a in inputs.artifacts.items()}
-        return {"inputs": handed, "outputs": outputs}
+            values["artifacts"] = {n: {"artifacts": list(a)} for n, a in inputs.artifacts.items()}
+        return {"inputs": values, "outputs": outputs}
 
 
 def _filled(text: str, parameters: Mapping[str, Any]) -> str:
@@ -238,8 +234,8 @@ def _filled(text: str, parameters: Mapping[str, Any]) -> str:
     return PARAMETER.sub(fill, text)
 
 
-def _steered(text: str, parameters: Mapping[str, Any]) -> str:
-    """A setting that may be a parameter, which is read as text: any other type gives ""."""
+def _setting(text: str, parameters: Mapping[str, Any]) -> str:
+    """A setting, perhaps from a parameter; any other type than STRING is read as ""."""
     match = PARAMETER.fullmatch(text)
     if not match:
         return text
@@ -247,9 +243,11 @@ def _steered(text: str, parameters: Mapping[str, Any]) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _resources(resources: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+def _resources(
+    resources: Mapping[str, Any], parameters: Mapping[str, Any]
+) -> dict[str, dict[str, str]]:
     accelerator = resources.get("accelerator", {})
-    asked = {
+    texts = {
         ("limits", "cpu"): resources.get("resourceCpuLimit"),
         ("limits", "memory"): resources.get("resourceMemoryLimit"),
         ("limits", accelerator.get("resourceType")): accelerator.get("resourceCount"),
@@ -257,14 +255,14 @@ def _resources(resources: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
         ("requests", "memory"): resources.get("resourceMemoryRequest"),
     }
     amounts: dict[str, dict[str, str]] = {}
-    for (side, name), text in asked.items():
+    for (side, name), text in texts.items():
         if text is None:
             continue
         match = PARAMETER.fullmatch(text)
-        # Read as "", a limit from a parameter of another type is left out without a word.
-        if match and not isinstance(given[match[1]], str):
+        # The driver drops a limit from a parameter of another type without a message.
+        if match and not isinstance(parameters[match[1]], str):
             continue
-        amount = _steered(text, given)
+        amount = _setting(text, parameters)
         _check_quantity(amount)
         amounts.setdefault(side, {})[name] = amount
     return amounts
@@ -284,14 +282,13 @@ def _node_selector(platform: Mapping[str, Any], parent: Scope) -> dict[str, str]
 
 
 def _tolerations(platform: Mapping[str, Any], parent: Scope) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    tolerations: list[dict[str, Any]] = []
     for entry in platform.get("tolerations", []):
-        if "tolerationJson" not in entry:
-            found.append(entry)
-            continue
-        value = _structured(parent.parameter(entry["tolerationJson"]))
-        found += value if isinstance(value, list) else [value]
-    return found
+        value = entry
+        if "tolerationJson" in entry:
+            value = _structured(parent.parameter(entry["tolerationJson"]))
+        tolerations += value if isinstance(value, list) else [value]
+    return tolerations
 
 
 def _structured(value: Any) -> Any:
@@ -300,9 +297,12 @@ def _structured(value: Any) -> Any:
 
 def _check_names(platform: Mapping[str, Any], parent: Scope) -> None:
     """A secret or a PVC without a name fails, optional or not."""
-    for entry in [*platform.get("secretAsEnv", []), *platform.get("secretAsVolume", [])]:
-        if "secretNameParameter" in entry and not parent.parameter(entry["secretNameParameter"]):
-            raise DriverError("Expected a non-empty string")
-    for entry in platform.get("pvcMount", []):
-        if "pvcNameParameter" in entry and not parent.parameter(entry["pvcNameParameter"]):
-            raise DriverError("Expected a non-empty string")
+    sources = {
+        "secretAsEnv": "secretNameParameter",
+        "secretAsVolume": "secretNameParameter",
+        "pvcMount": "pvcNameParameter",
+    }
+    for kind, source in sources.items():
+        for entry in platform.get(kind, []):
+            if source in entry and not parent.parameter(entry[source]):
+                raise DriverError("Expected a non-empty string")

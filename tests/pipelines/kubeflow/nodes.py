@@ -69,7 +69,7 @@ class Nodes:
         return name in self.by_name and self.by_name[name].phase == "Succeeded"
 
     def start(self, name: str, display_name: str, kind: str) -> Node:
-        """A new node, or one that a Retry has kept and that goes on."""
+        """A new node, or one that a Retry has kept and resumes."""
         node = self.by_name.get(name)
         if node is None:
             node = self.by_name[name] = Node(name, display_name, kind, self.tick)
@@ -114,7 +114,7 @@ class Nodes:
         ]
 
     def forget_failed(self) -> None:
-        """What Argo does for a Retry: graphs go on, all else that has not succeeded goes."""
+        """Prepare a Retry as Argo does: delete what has not succeeded, but keep graphs."""
         for name, node in list(self.by_name.items()):
             if node.phase != "Succeeded" and node.kind != "DAG":
                 del self.by_name[name]

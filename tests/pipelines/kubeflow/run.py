@@ -1,4 +1,4 @@
-"""One run: what the API can ask of it, and how it shows it.
+"""One run: what the API can do with it, and how it shows it.
 
 Time goes in ticks, one for each look at the run, so that no test waits.
 """
@@ -35,7 +35,7 @@ class Run:
         """A run that waits for its first look.
 
         Args:
-            request: what the API was asked for.
+            request: the body of the request that created the run.
             documents: the pipeline's specification, then its platforms.
             backend: version and settings of the server.
             executors: what the steps do, by task, where it is not what `EXECUTORS` has.
@@ -86,7 +86,7 @@ class Run:
             self.advance()
             if self.state in FINISHED:
                 return self
-        raise AssertionError(f"the run goes on: {self.nodes.table()}")
+        raise AssertionError(f"the run has not ended: {self.nodes.table()}")
 
     def terminate(self) -> None:
         """Stop the run: the signal comes a tick later, then the exit handler runs.
@@ -100,7 +100,7 @@ class Run:
         self._workflow.deadline = self.nodes.tick + 1
 
     def retry(self) -> None:
-        """Run again what has failed; what has succeeded is kept, the exit handler with it.
+        """Run again what has failed; what has succeeded is kept, and so is the exit handler.
 
         Raises:
             Refused: it has not failed.

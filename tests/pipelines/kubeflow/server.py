@@ -168,8 +168,8 @@ class Handler(BaseHTTPRequestHandler):
         self, kfp: KfpServer, method: str, path: str, query: dict[str, list[str]], body: bytes
     ) -> Any:
         path = path.removeprefix(API)
-        asked = RUN.fullmatch(path)
-        run = kfp.runs.get(asked[1]) if asked else None
+        named = RUN.fullmatch(path)
+        run = kfp.runs.get(named[1]) if named else None
         match (method, path):
             case ("GET", "/healthz"):
                 return {"multi_user": False}
@@ -187,8 +187,8 @@ class Handler(BaseHTTPRequestHandler):
                 return {"runs": [run.view() for run in kfp.runs.values()]}
             case ("POST", "/runs"):
                 return kfp.create_run(json.loads(body))
-            case ("POST", _) if asked and run is not None:
-                {"terminate": run.terminate, "retry": run.retry}[asked[2]]()
+            case ("POST", _) if named and run is not None:
+                {"terminate": run.terminate, "retry": run.retry}[named[2]]()
                 return {}
             case ("GET", _) if run is not None:
                 if kfp.broken:

@@ -11,6 +11,7 @@ NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,126}[a-z0-9])?")
 OF_KFP = re.compile(
     r"pipelinechannel--.*|base_image|(memory|cpu)_(limit|request)|accelerator_(count|type)"
 )
+"""Inputs that kfp's compiler adds to a task, which its component does not declare."""
 PLACEHOLDER = re.compile(r"\{\{\$\.(inputs|outputs)\.(parameters|artifacts)\['([^']+)'\]")
 PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {
     "STRING": str,

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from tests.pipelines.kubeflow.driver import (
-    Artifacts,
     Driver,
     DriverError,
     Outputs,
@@ -26,7 +25,7 @@ DELETED = "pod deleted"
 
 
 class Tasks:
-    """What the steps of one run do, and what they have left behind; it outlives a Retry."""
+    """The tasks of one run and their results, which a Retry keeps."""
 
     def __init__(
         self,
@@ -44,9 +43,9 @@ class Tasks:
         self.driver_logs: dict[str, str] = {}
         self.pods: list[Pod] = []
         self.to_delete: set[str] = set()
-        self._given = Scope({**defaults(self.specification["root"]), **parameters}, {})
+        self._inputs = Scope({**defaults(self.specification["root"]), **parameters}, {})
         self._resolved: dict[str, Any] = {}
-        """What drivers have handed to their tasks, by the driver's node."""
+        """What drivers have resolved for their tasks, by the driver's node."""
         self._reports: dict[str, str] = {}
         """What launchers have reported, by the task's node."""
         self._artifacts = 0
@@ -55,8 +54,8 @@ class Tasks:
         """The whole workflow, or what a Retry has left of it to do."""
         root = self.specification["root"]
         tasks = {
-            "root-driver": Task([], lambda name: self._driver(name, "root", lambda: self._given)),
-            "root": Task(["root-driver"], lambda name: self._graph(name, root, self._given)),
+            "root-driver": Task([], lambda name: self._driver(name, "root", lambda: self._inputs)),
+            "root": Task(["root-driver"], lambda name: self._graph(name, root, self._inputs)),
         }
         name = self.nodes.workflow
         return self.workflow.dag(name, name, lambda _: tasks)
@@ -174,7 +173,7 @@ class Tasks:
         return self.workflow.pod(name, self._strategy({}), work)
 
     def _resolve(self, node: str, key: str, task: Mapping[str, Any], scope: Scope) -> Any:
-        """What a driver hands to its task: a pod, or a graph's inputs and whether it is to run."""
+        """What a driver resolves: a pod, or a graph's inputs and whether its condition holds."""
         component = self._component(task)
         inputs = resolve_inputs(task, scope, lambda task: self._final_status(node, task))
         if "dag" in component:
@@ -256,7 +255,7 @@ class Tasks:
         return RetryStrategy(policy["maxRetryCount"], retried, seconds, policy["backoffFactor"])
 
     def _final_status(self, node: str, task: str) -> dict[str, Any]:
-        """What an exit handler hears of a task; RUNNING where no launcher could report its end."""
+        """What an exit handler receives; RUNNING where no launcher could report the end."""
         name = f"{node}.{task}"
         reports = {
             s for key, s in self._reports.items() if key.startswith((f"{name}(", f"{name}."))
@@ -283,9 +282,9 @@ class Tasks:
             self._artifacts += 1
             (artifact,) = entry["artifacts"]
             metadata = {"display_name": key, **result.metadata.get(key, {})}
-            artifacts[key] = Artifacts(
-                [{"name": str(self._artifacts), "uri": artifact["uri"], "metadata": metadata}]
-            )
+            artifacts[key] = [
+                {"name": str(self._artifacts), "uri": artifact["uri"], "metadata": metadata}
+            ]
         return Outputs(dict(result.outputs), artifacts)
 
 
@@ -294,27 +293,27 @@ def items(task: Mapping[str, Any], scope: Scope) -> list[Scope]:
     inputs = resolve_inputs(task, scope, lambda _: None)
     iterator = task["parameterIterator"]
     source = iterator["items"]
-    found = source["raw"] if "raw" in source else inputs.parameters[source["inputParameter"]]
-    found = json.loads(found) if isinstance(found, str) else found
+    values = source["raw"] if "raw" in source else inputs.parameters[source["inputParameter"]]
+    values = json.loads(values) if isinstance(values, str) else values
     name = iterator["itemInput"]
-    return [Scope({**inputs.parameters, name: item}, inputs.artifacts) for item in found]
+    return [Scope({**inputs.parameters, name: value}, inputs.artifacts) for value in values]
 
 
 def outputs(component: Mapping[str, Any], scopes: list[Scope], is_loop: bool = False) -> Outputs:
     """The results of a graph, or of all iterations of a loop as lists."""
     declared = component["dag"].get("outputs", {})
     artifacts = {
-        name: Artifacts([
-            entry
+        name: [
+            artifact
             for scope in scopes
             for selector in selectors["artifactSelectors"]
             if selector["producerSubtask"] in scope.tasks
-            for entry in scope.tasks[selector["producerSubtask"]].artifacts[
+            for artifact in scope.tasks[selector["producerSubtask"]].artifacts[
                 selector["outputArtifactKey"]
-            ].entries
-        ])
+            ]
+        ]
         for name, selectors in declared.get("artifacts", {}).items()
-    }  # fmt: skip
+    }
     parameters = {}
     for name, source in declared.get("parameters", {}).items():
         selectors = source.get("valueFromOneof", {}).get("parameterSelectors", [])
