@@ -187,8 +187,8 @@ class Handler(BaseHTTPRequestHandler):
                 return {"runs": [run.view() for run in kfp.runs.values()]}
             case ("POST", "/runs"):
                 return kfp.create_run(json.loads(body))
-            case ("POST", _) if named and run is not None:
-                {"terminate": run.terminate, "retry": run.retry}[named[2]]()
+            case ("POST", _) if run is not None and named and named[2]:
+                getattr(run, named[2])()
                 return {}
             case ("GET", _) if run is not None:
                 if kfp.broken:
