@@ -28,18 +28,23 @@ help: ## show this list
 demo: $(STAMP) ## documents to F1 chart on a tiny model, in minutes (DEMO=folder)
 	$(BIN)/raft demo --output $(DEMO)
 
-# Those that need the Docker engine, and the demo, take as long as all the others: beside them.
+# Three at once: the tests with a Docker engine mostly wait, and those that train take the longest.
+MODELS := tests/demo tests/train tests/quantize_check tests/eval
+
 test: $(STAMP) ## run all tests
-	@$(BIN)/pytest tests/docker tests/demo > docker.log 2>&1 & beside=$$!; \
-	trap 'kill $$beside; exit 130' INT TERM; \
-	$(BIN)/pytest --ignore tests/docker --ignore tests/demo; others=$$?; \
-	wait $$beside; docker=$$?; cat docker.log; exit $$((others + docker))
+	@$(BIN)/pytest tests/docker > docker.log 2>&1 & docker=$$!; \
+	$(BIN)/pytest $(MODELS) > models.log 2>&1 & models=$$!; \
+	trap 'kill $$docker $$models; exit 130' INT TERM; \
+	$(BIN)/pytest --ignore tests/docker $(MODELS:%=--ignore %); failed=$$?; \
+	wait $$models || failed=1; cat models.log; \
+	wait $$docker || failed=1; cat docker.log; \
+	exit $$failed
 
 test-vllm: $(VLLM)/.installed ## run the tests of the vLLM engine and server (CPU build, own environment)
 	VLLM_CPU_KVCACHE_SPACE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 TORCHDYNAMO_DISABLE=1 \
 	  $(VLLM)/bin/python -m pytest -s tests/generate/test_vllm.py tests/eval/test_vllm.py
 
-lint: $(STAMP) ## style, types, manifests, and the compiled pipelines
+lint: $(STAMP) ## style, types, the compiled pipelines, and the manifests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -68,7 +73,10 @@ $(STAGES:%=image-%): image-%:
 	  --build-arg VERSION=$(VERSION) \
 	  --build-arg REVISION=$(shell git describe --always --dirty --abbrev=40) $(BUILD) .
 
-push: $(STAGES:%=push-%) ## push all images to REGISTRY, or one: push-train
+push: $(STAGES:%=push-%) $(STAMP) ## push all images to REGISTRY, and write it and their digests into k8s/base and the pipelines
+	$(BIN)/raft compile --registry $(REGISTRY) --tag $(TAG) $(foreach stage,$(STAGES),--digest \
+	  $(stage)=$$(docker inspect --format '{{join .RepoDigests "\n"}}' $(REGISTRY)/raft-$(stage):$(TAG) \
+	  | sed -n 's|^$(REGISTRY)/raft-$(stage)@||p'))
 
 $(STAGES:%=push-%): push-%: image-%
 	$(if $(REGISTRY),,$(error Say where to: make push REGISTRY=europe-west4-docker.pkg.dev/project/raft))
@@ -86,11 +94,12 @@ clean: ## remove the virtual environment, caches and the demo's folder
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first: with it in place, nothing else pulls another build.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt tests/kubectl.sh
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev --editable '.[all]'
+	tests/kubectl.sh $(BIN)
 	touch $@
 
 # vLLM pins other versions of some libraries, and its CPU build brings torch's companions for CUDA,

@@ -14,7 +14,7 @@ declare -A libraries=(
   [generate]="aiohttp semantic_text_splitter sentencex google.cloud.storage"
   [train]="$models datasets trl"
   [quantize-check]="$models"
-  [eval]="$models lm_eval matplotlib jinja2"
+  [eval]="$models lm_eval jinja2"
 )
 if [ "$variant" = gpu ]; then libraries[eval]+=" vllm"; fi
 

@@ -1,102 +1,88 @@
-"""Checks k8s/ and compiled pipelines without a cluster, and says file and line of every fault.
+"""Finds in Job manifests, with file and line, what a cluster would refuse or let wait for ever.
 
-What the API server and the Kubeflow backend would refuse is refused here, before anything is
-uploaded. k8s/ knows the manifests, specification/ the compiled pipeline.
+No cluster is asked. Objects other than Jobs are left to the API server; the compiled pipelines are
+compared by `raft compile --check`.
 """
 
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
 
 from components.core.errors import ConfigError
 from pipelines import manifests
-from pipelines.compile import PIPELINES, compiled
-from pipelines.k8s import kustomize, objects
-from pipelines.k8s.job import job_of
-from pipelines.k8s.located import Document, Text, parse, read, shown
-from pipelines.specification import specification
+from pipelines.k8s import kustomize
+from pipelines.k8s.images import warn_without_registry
+from pipelines.k8s.located import Document, read, shown
+from pipelines.k8s.references import reference_errors
+from pipelines.stages import STAGES
 
 TEACHER = manifests.BASE / "teacher"
-COMPILED = [Path(__file__).parent / f"{name}.yaml" for name in PIPELINES]
 
 
-def run(paths: Sequence[str] = ()) -> None:
-    """Check files, folders or standard input ("-"); without any, all that a checkout holds.
+def check_manifests(sources: Sequence[str] = ()) -> None:
+    """Check files, folders or standard input ("-"); without any, all folders of k8s/.
 
     Raises:
-        ConfigError: lists all faults.
+        ConfigError: lists all errors.
     """
-    found: list[str] = []
-    sources = [*paths] or [str(path) for path in everything()]
+    errors: list[str] = []
+    images: list[str] = []
+    sources = [*sources] or [str(folder) for folder in all_folders()]
     for source in sources:
         try:
-            found += complaints(source)
+            images += check_source(source)
         except ConfigError as error:
-            found += str(error).splitlines()
-    if found:
+            errors += str(error).splitlines()
+    if errors:
         raise ConfigError(
-            "\n".join(dict.fromkeys(found)),  # a fault of the base is one of every overlay
+            "\n".join(dict.fromkeys(errors)),  # an error of the base is one of every overlay
             hint="`raft check PATH` checks one file or folder again; "
             "`kubectl explain job.spec` describes fields.",
         )
     click.echo(f"{len(sources)} checked, nothing to fix", err=True)
+    warn_without_registry(images)
 
 
-def everything() -> list[Path]:
-    """The folders of k8s/ that can be applied, and the committed pipelines."""
-    overlays = sorted(path.parent for path in manifests.OVERLAYS.glob(f"*/{kustomize.FILE}"))
-    return [manifests.BASE, TEACHER, *overlays, *COMPILED]
+def all_folders() -> list[Path]:
+    """The folders of k8s/ that can be applied."""
+    return [manifests.BASE, TEACHER, *manifests.overlays()]
 
 
-def complaints(source: str) -> list[str]:
-    """Complaints about a folder, a file or standard input, each with file and line.
+def check_source(source: str) -> list[str]:
+    """Check a folder, a file or standard input; returns the images of its Jobs.
 
     Raises:
-        ConfigError: it cannot be read or compiled.
+        ConfigError: lists all errors.
     """
-    if source == "-":
-        return _contents(parse(sys.stdin), source)
-    if Path(source).is_dir():
-        return _folder(Path(source))
-    return _contents(read(Path(source)), source)
-
-
-def _folder(path: Path) -> list[str]:
-    """Complaints about a kustomization, and about the pipeline that its Jobs compile to."""
-    documents = kustomize.render(path)
-    found = _objects(documents)
-    if not found and any(map(_is_job, documents)):
-        found = _compiled(manifests.jobs_of(documents, shown(path)), shown(path))
-    return found
-
-
-def _contents(documents: list[Document], source: str) -> list[str]:
-    if not documents:
-        return [f"{shown(source)}: holds nothing"]
-    if any(map(specification.is_pipeline, documents)):
-        return specification.complaints(documents)
-    found = _objects(documents)
-    jobs = {job.stage: job for job in map(job_of, filter(_is_job, documents))} if not found else {}
-    if jobs and manifests.BASE.is_dir():
-        found = _compiled({**manifests.load_all(), **jobs}, shown(source))
-    return found
-
-
-def _is_job(document: Document) -> bool:
-    return bool(document.get("kind") == "Job")
-
-
-def _objects(documents: Iterable[Document]) -> list[str]:
-    """Objects of a part of k8s/ may name those of the base; a whole stands for itself."""
-    documents = list(documents)
+    path = Path(source)
+    documents = kustomize.render(path) if path.is_dir() else read(path)
+    errors = [*_kind_errors(documents)] if documents else [f"{shown(path)}: holds nothing"]
+    if errors:
+        raise ConfigError("\n".join(errors))
+    # A folder is applied as a whole, so a stage without a Job is an error there.
+    jobs = manifests.jobs_among(documents)
+    if jobs and path.is_dir():
+        jobs = manifests.all_jobs(documents, shown(path))
+    # Objects of a part of k8s/ may name those of the base; a whole has a namespace of its own.
     whole = any(document.get("kind") == "Namespace" for document in documents)
-    there = manifests.BASE.is_dir() and not whole
-    return objects.complaints(documents, kustomize.render(manifests.BASE) if there else ())
+    base = kustomize.render(manifests.BASE) if manifests.BASE.is_dir() and not whole else []
+    errors = reference_errors(jobs.values(), [*documents, *base])
+    if errors:
+        raise ConfigError("\n".join(errors))
+    return [job.container.image for job in jobs.values()]
 
 
-def _compiled(jobs: manifests.Jobs, source: str) -> list[str]:
-    """Complaints about the pipelines that Jobs compile to."""
-    texts = [Text(compiled(jobs, name), f"pipeline {name} of {source}") for name in PIPELINES]
-    return [found for text in texts for found in specification.complaints(parse(text))]
+def _kind_errors(documents: Sequence[Document]) -> Iterator[str]:
+    """Errors of documents that are no objects, or that a stage's Job has become."""
+    for document in documents:
+        kind, name = document.get("kind"), document.get("metadata", "name")
+        if kind is None:
+            yield (
+                f"{document.place()}: not a Kubernetes object, which has a kind (a compiled "
+                "pipeline is checked by raft compile --check)"
+            )
+        elif not isinstance(kind, str):
+            yield f"{document.place('kind')}: kind {kind!r} (allowed: a name such as Job)"
+        elif kind != "Job" and name in [f"raft-{stage}" for stage in STAGES]:
+            yield f"{document.place('kind')}: kind {kind!r} of {name} (allowed: Job)"

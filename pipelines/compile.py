@@ -8,8 +8,8 @@ import difflib
 import importlib
 import json
 import re
-import sys
 import tempfile
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +17,9 @@ from components.core.errors import ConfigError
 from components.core.progress import say
 from components.core.storage import atomic_write
 from pipelines import manifests
+from pipelines.k8s.kustomize import FILE
+from pipelines.k8s.located import shown
+from pipelines.k8s.registry import write_images
 
 DIFF_LINES = 20
 OBJECT_DEFAULT = re.compile(r"^(#    \w+: (?:list|dict) \[Default: )(.*)\]$", re.MULTILINE)
@@ -24,7 +27,7 @@ PIPELINES = ("raft", "study")
 SETTINGS = Path("docs/settings.md")
 
 
-def run(
+def compile_pipelines(
     pipeline: str | None = None,
     output: str | None = None,
     *,
@@ -32,6 +35,9 @@ def run(
     overlay: str = "",
     manifest_file: str = "",
     shards: int = 1,
+    registry: str | None = None,
+    tag: str | None = None,
+    digests: Sequence[str] = (),
 ) -> None:
     """Write compiled pipelines, or only compare every byte of them.
 
@@ -43,29 +49,45 @@ def run(
         overlay: name of a folder in k8s/overlays to take the Jobs from; "" takes k8s/base.
         manifest_file: file of rendered manifests to take them from instead; "-" is standard input.
         shards: how many pods of raft write rows side by side.
+        registry: where the images lie; written into k8s/base/kustomization.yaml, as are `tag` and
+            `digests`. Without them no manifest is written.
+        tag: their version.
+        digests: `STAGE=sha256:...` of some of them.
 
     Raises:
-        ConfigError: a Job manifest is not understood, there is no such overlay; with `check`, also
-            where a file is missing or differs.
+        ConfigError: a Job manifest is not understood, there is no such overlay, or a value is not
+            allowed; with `check`, also where a file is missing or differs.
     """
     from pipelines.settings_page import settings_page
 
-    jobs = _jobs(overlay, manifest_file)
-    options = [f"--overlay {overlay}"] if overlay else []
-    options += [f"--manifests {manifest_file}"] if manifest_file else []
-    options += [f"--shards {shards}"] if shards > 1 else []
+    if overlay and manifest_file:
+        raise ConfigError("--overlay and --manifests: give one of the two")
     names = [pipeline] if pipeline else PIPELINES[:1] if output or shards > 1 else PIPELINES
     if shards > 1 and "study" in names:
         raise ConfigError("--shards: only the pipeline raft has shards, not study")
+    if registry is not None or tag is not None or digests:
+        if check or manifest_file:
+            raise ConfigError(
+                "--registry, --tag and --digest write k8s/base, so they cannot be combined with "
+                f"{'--check' if check else '--manifests'}"
+            )
+        write_images(manifests.BASE, registry, tag, digests)
+        say(f"wrote {shown(manifests.BASE / FILE)}")
+    if manifest_file:
+        jobs = manifests.load_file(Path(manifest_file))
+    else:
+        jobs = manifests.load_all(manifests.overlay(overlay))
+    options = [f"--overlay {overlay}"] if overlay else []
+    options += [f"--manifests {manifest_file}"] if manifest_file else []
+    options += [f"--shards {shards}"] if shards > 1 else []
     source = ("-manifests" if manifest_file else f"-{overlay}" if overlay else "").replace("/", "-")
     source += f"-{shards}-shards" if shards > 1 else ""
     for name in names:
         path = Path(output or (f"{name}{source}.yaml" if source else f"pipelines/{name}.yaml"))
         text = compiled(jobs, name, shards)
         if check:
-            chosen = [] if name == PIPELINES[0] else [f"--pipeline {name}"]
-            words = ["raft compile", *chosen, *options, f"--output {path}"]
-            _compare(path, text, " ".join(words))
+            flags = [] if name == PIPELINES[0] else [f"--pipeline {name}"]
+            _compare(path, text, " ".join(["raft compile", *flags, *options, f"--output {path}"]))
             say(f"{path} is up to date")
             continue
         _write(path, text)
@@ -84,20 +106,6 @@ def _write(path: Path, text: str) -> None:
     say(f"wrote {path}")
 
 
-def _jobs(overlay: str, manifest_file: str) -> manifests.Jobs:
-    if overlay and manifest_file:
-        raise ConfigError("--overlay and --manifests: give one of the two")
-    if not manifest_file:
-        return manifests.load_all(manifests.overlay(overlay))
-    if manifest_file == "-":
-        return manifests.load_stream(sys.stdin)
-    try:
-        with Path(manifest_file).open(encoding="utf-8") as stream:
-            return manifests.load_stream(stream)
-    except OSError as error:
-        raise ConfigError(f"{manifest_file}: {error.strerror}") from None
-
-
 def compiled(
     jobs: manifests.Jobs | Path = manifests.BASE, name: str = PIPELINES[0], shards: int = 1
 ) -> str:
@@ -112,8 +120,8 @@ def compiled(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "raft.yaml"
         by_stage = manifests.load_all(jobs) if isinstance(jobs, Path) else jobs
-        chosen = {"shards": shards} if shards > 1 else {}
-        compiler.Compiler().compile(pipeline(by_stage, **chosen), str(path))
+        options = {"shards": shards} if shards > 1 else {}
+        compiler.Compiler().compile(pipeline(by_stage, **options), str(path))
         return OBJECT_DEFAULT.sub(_ordered, path.read_text(encoding="utf-8"))
 
 
@@ -129,24 +137,13 @@ def _compare(output: Path, text: str, command: str) -> None:
         raise ConfigError(f"{output}: {error.strerror}", hint=command) from None
     if committed == text.encode():
         return
-    changes = list(
-        difflib.unified_diff(
-            committed.decode(errors="replace").splitlines(),
-            text.splitlines(),
-            str(output),
-            "compiled now",
-            lineterm="",
-            n=1,
-        )
+    lines = committed.decode(errors="replace").splitlines()
+    diff = difflib.unified_diff(
+        lines, text.splitlines(), str(output), "compiled now", lineterm="", n=1
     )
-    rest = len(changes) - DIFF_LINES
+    first, rest = [*islice(diff, DIFF_LINES)], len([*diff])
+    more = [f"... and {rest} more lines"] if rest else []
     raise ConfigError(
-        "\n".join(
-            [
-                f"{output} is not what the pipeline compiles to:",
-                *islice(changes, DIFF_LINES),
-                *([f"... and {rest} lines more"] if rest > 0 else []),
-            ]
-        ),
+        "\n".join([f"{output} is not what the pipeline compiles to:", *first, *more]),
         hint=command,
     )

@@ -60,22 +60,21 @@ def hardware_of_run(
     overrides = {name: parameters[name] for name in OVERRIDES if parameters.get(name)}
     for name, value in overrides.items():
         try:
-            HardwareConfig.model_validate({name: value, "compiled": {}, "output": "-"})
+            HardwareConfig.model_validate({name: value, "output": "-"})
             if name in CHECKS:
                 CHECKS[name].validate_python(value)
         except ValidationError as error:
             problem = complaint(error.errors()[0], HardwareConfig.model_fields[name])
             raise ConfigError(f"{name} {value!r}{problem}") from None
     for stage, placement in _resolve(compiled or {}, overrides).items():
+        memory = {"memory": placement.memory_request}
         try:
-            check_fits(
-                placement.node_selector,
-                int(placement.gpu_count),
-                {"memory": placement.memory_request},
-            )
+            check_fits(placement.node_selector, int(placement.gpu_count), memory)
         except PydanticCustomError as error:
-            words = f"memory {placement.memory_request}, GPUs {placement.gpu_count}"
-            raise ConfigError(f"{stage}: {words}: {error}") from None
+            words = ", ".join(
+                f"{name} {value}" for name, value in overrides.items() if stage in OVERRIDES[name]
+            )
+            raise ConfigError(f"{stage} with {words}: {error}") from None
     return overrides
 
 

@@ -67,7 +67,9 @@ def run(
                     task["inputs"]["parameters"][name] = {"runtimeValue": {"constant": value}}
     executors = specification["deploymentSpec"]["executors"].values()
     for executor in executors:
-        executor["container"]["image"] += f"-{variant}"
+        # The one built here, wherever the manifests say that the pushed ones lie.
+        image = executor["container"]["image"].rpartition("/")[2].partition("@")[0]
+        executor["container"]["image"] = f"{image.removesuffix(f'-{variant}')}-{variant}"
     # What fails on this machine fails again, and the pauses between attempts are for clusters.
     for graph in graphs:
         for task in graph.values():

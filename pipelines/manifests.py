@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TextIO
 
 from components.core.errors import ConfigError
 from pipelines.k8s import kustomize
 from pipelines.k8s.job import Job, job_of
-from pipelines.k8s.located import Document, parse, shown
+from pipelines.k8s.located import Document, read, shown
 from pipelines.stages import STAGES
 
 BASE = Path(__file__).parents[1] / "k8s" / "base"
@@ -29,16 +28,16 @@ def load_all(folder: Path = BASE) -> Jobs:
             f"{shown(folder)}: no {kustomize.FILE} there",
             hint="The Job manifests lie in k8s/base of a checkout; run `raft` from one.",
         )
-    return jobs_of(kustomize.render(folder), shown(folder))
+    return all_jobs(kustomize.render(folder), shown(folder))
 
 
-def load_stream(stream: TextIO) -> Jobs:
-    """Read the Job manifests of all stages from what `kubectl kustomize` printed.
+def load_file(path: Path) -> Jobs:
+    """Read them from what `kubectl kustomize` printed; "-" is standard input.
 
     Raises:
         ConfigError: as `load_all`.
     """
-    return jobs_of(parse(stream), shown(stream.name))
+    return all_jobs(read(path), shown(path))
 
 
 def overlay(name: str, folder: Path = OVERLAYS) -> Path:
@@ -51,7 +50,7 @@ def overlay(name: str, folder: Path = OVERLAYS) -> Path:
         return BASE
     if "/" in name:
         return Path(name)
-    names = sorted(path.parent.name for path in folder.glob(f"*/{kustomize.FILE}"))
+    names = [path.name for path in overlays(folder)]
     if name not in names:
         raise ConfigError(
             f"--overlay {name!r}: no such overlay (allowed: {', '.join(names) or 'none'})",
@@ -60,26 +59,46 @@ def overlay(name: str, folder: Path = OVERLAYS) -> Path:
     return folder / name
 
 
-def jobs_of(documents: Iterable[Document], origin: str) -> Jobs:
-    """The Jobs among documents, by stage; `origin` says where they come from."""
+def overlays(folder: Path = OVERLAYS) -> list[Path]:
+    """The folders of all overlays."""
+    return sorted(path.parent for path in folder.glob(f"*/{kustomize.FILE}"))
+
+
+def all_jobs(documents: Iterable[Document], origin: str) -> Jobs:
+    """The Jobs of all stages among documents; `origin` names these in the error.
+
+    Raises:
+        ConfigError: as `load_all`.
+    """
+    jobs = jobs_among(documents)
+    missing = [f"{origin}: no Job named raft-{stage}" for stage in STAGES if stage not in jobs]
+    if missing:
+        raise ConfigError("\n".join(missing))
+    return jobs
+
+
+def jobs_among(documents: Iterable[Document]) -> Jobs:
+    """The Jobs among documents.
+
+    Raises:
+        ConfigError: lists what is wrong in each of them.
+    """
     jobs: dict[str, Job] = {}
-    problems: list[str] = []
+    errors: list[str] = []
     for document in documents:
-        if document.get("kind") == "Job":
-            try:
-                job = job_of(document)
-            except ConfigError as error:
-                problems.append(str(error))
-                continue
-            if job.stage in jobs:
-                problems.append(f"{document.place()}: a second Job {job.metadata.name}")
-            jobs[job.stage] = job
-    if not problems:
-        missing = [f"raft-{stage}" for stage in STAGES if stage not in jobs]
-        problems = [f"{origin}: no Job named {name}" for name in missing]
-    if problems:
+        if document.get("kind") != "Job":
+            continue
+        try:
+            job = job_of(document)
+        except ConfigError as error:
+            errors.append(str(error))
+            continue
+        if job.stage in jobs:
+            errors.append(f"{document.place()}: a second Job {job.metadata.name}")
+        jobs[job.stage] = job
+    if errors:
         raise ConfigError(
-            "\n".join(problems),
+            "\n".join(errors),
             hint="What the pipeline can follow is listed in pipelines/k8s/job.py.",
         )
     return jobs

@@ -78,6 +78,7 @@ class HardwareConfig(Settings):
     stage: ClassVar[str] = "hardware"
 
     compiled: JsonObject = option(
+        {},
         help="What the Job manifests ask for, by stage, as `raft compile` found it.",
         group="Hardware",
     )

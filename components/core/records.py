@@ -17,9 +17,16 @@ read ours; the rest is provenance.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 
 from components.core.errors import DataError, printable
 
@@ -48,26 +55,28 @@ class Document(Record):
     form: DocumentForm = "text"
 
 
+def _pairs(value: Any) -> Any:
+    """The hub's parallel lists, such as `{"title": […], "sentences": […]}`, as pairs."""
+    names = value.keys() & {"sentences", "sent_id"} if isinstance(value, dict) else set()
+    if not names or "title" not in value:
+        return value
+    name = min(names)
+    titles, others = value["title"], value[name]
+    if not isinstance(titles, list) or not isinstance(others, list):
+        raise ValueError(f"title and {name} must be lists")
+    if len(titles) != len(others):
+        raise ValueError(f"{len(titles)} titles but {len(others)} lists of {name}")
+    return list(zip(titles, others, strict=True))
+
+
 class Paragraphs(BaseModel):
-    """A row in HotpotQA form, of which only the paragraphs are read: titles with sentences.
+    """A row in HotpotQA format, of which only the paragraphs are read: titles with sentences.
 
     Takes the original nesting `[[title, [sentence, …]], …]` and the hub's
     `{"title": [...], "sentences": [[...], ...]}`.
     """
 
-    context: list[tuple[str, list[str]]]
-
-    @field_validator("context", mode="before")
-    @classmethod
-    def _from_columns(cls, value: Any) -> Any:
-        if isinstance(value, dict) and {"title", "sentences"} <= value.keys():
-            titles, sentences = value["title"], value["sentences"]
-            if not isinstance(titles, list) or not isinstance(sentences, list):
-                raise ValueError("title and sentences must be lists")
-            if len(titles) != len(sentences):
-                raise ValueError(f"{len(titles)} titles but {len(sentences)} lists of sentences")
-            return list(zip(titles, sentences, strict=True))
-        return value
+    context: Annotated[list[tuple[str, list[str]]], BeforeValidator(_pairs)]
 
 
 class Chunk(Record):
@@ -284,35 +293,44 @@ class QuantizationReport(Record):
 
 
 class Question(Record):
-    """One evaluation question in HotpotQA form.
+    """One evaluation question in HotpotQA format, as published or as the hub has it.
 
     `context` pairs each paragraph's title with its sentences (they join without a separator);
     `supporting_facts` pairs a title with a sentence index; titles named there are the oracle
     paragraphs. Source: https://hotpotqa.github.io, "distractor" setting.
     """
 
-    id: str = Field(alias="_id")
+    id: str = Field(validation_alias=AliasChoices("_id", "id"))
     question: str
     answer: str
-    supporting_facts: list[tuple[str, int]]
-    context: list[tuple[str, list[str]]]
+    supporting_facts: Annotated[list[tuple[str, int]], BeforeValidator(_pairs)]
+    context: Annotated[list[tuple[str, list[str]]], BeforeValidator(_pairs)]
     type: str = ""
     level: str = ""
+
+
+Bits = Literal[4, 16]
+"""Of an arm's weights; 16 stands for the type that the stage's `dtype` chose, also 32 bits."""
 
 
 class ArmResult(Record):
     """Scores of one arm (a model variant under test), each a mean over `n` questions in [0, 1].
 
-    f1, em, precision, recall: the official HotpotQA script's. contains: the gold answer stands
-    somewhere in the generation. truncated: cut off at the token limit. unanswered: no answer
-    marker. empty: nothing but white space. quoted: quotes something between markers.
-    quoted_oracle: quotes word for word from an oracle paragraph. quotes_verbatim: share of all
-    quotes that stand word for word in a document shown; null where nothing is quoted.
-    weight_bytes: null where the engine does not tell. Intervals are 95 % percentile bootstraps
-    over questions.
+    label, tuned (with an adapter), bits, prompt: what the arm is, from eval's registry. f1, em,
+    precision, recall: the official HotpotQA script's. contains: a right answer occurs somewhere in
+    the generation. truncated: cut off at the token limit. unanswered: no answer marker, or empty
+    where the prompt asks for none. empty: nothing but white space. quoted: quotes something between
+    markers. quoted_oracle: quotes word for word from an oracle document. quotes_verbatim: share of
+    all quotes that are word for word in a document shown; null where nothing is quoted.
+    weight_bytes: null where the engine does not report them. Intervals are 95 % percentile
+    bootstraps over questions.
     """
 
     name: str
+    label: str
+    tuned: bool
+    bits: Bits
+    prompt: str
     f1: float
     em: float
     precision: float
@@ -372,9 +390,10 @@ class Evaluation(Record):
 
     The arms are compared with the documents shown as `distractors` and `oracle` say; `curve` has
     every way that was asked, that one included, and is empty where it is the only one.
-    dtype: of the weights of the arms without `-4bit`. retention: F1 of the adapter in 4 bits over
-    its F1 in `dtype`; null when either is missing or the latter is zero. memory_ratio: weight bytes
-    in 4 bits over those in `dtype`, as quantize-check measured them, else as measured in the arms.
+    task: the data set. dtype: of the weights of the 16-bit arms. retention: F1 of the adapter in 4
+    bits over its F1 in `dtype`; null when either is missing or the latter is zero. memory_ratio:
+    weight bytes in 4 bits over those in `dtype`, as quantize-check measured them, else as measured
+    in the arms.
     """
 
     FILE: ClassVar[str] = "results.json"
@@ -395,6 +414,21 @@ class Evaluation(Record):
     oracle: Oracle = "present"
     curve: list[CurvePoint] = Field(default_factory=list)
 
+    def arm(self, name: str) -> ArmResult:
+        """The result of one arm."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def tuning_effect(self, metric: str) -> Comparison | None:
+        """A tuned arm against its untuned baseline: in 16 bits, else in 4, else nothing."""
+        arms = {arm.name: arm for arm in self.arms}
+        found = [
+            item
+            for item in self.comparisons
+            if item.metric == metric and {item.arm, item.baseline} <= arms.keys()
+            and arms[item.arm].tuned and not arms[item.baseline].tuned
+        ]  # fmt: skip
+        return max(found, key=lambda item: arms[item.arm].bits, default=None)
+
 
 class Sample(Record):
     """One generation, judged: a line of `evaluation/samples.jsonl` or `robustness.jsonl`."""
@@ -402,7 +436,7 @@ class Sample(Record):
     question_id: str
     arm: str
     question: str
-    gold: str
+    gold: list[str]
     generation: str
     answer: str
     f1: float

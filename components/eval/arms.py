@@ -1,240 +1,86 @@
-"""Ask the same questions of every arm (a model variant under test), and lose nothing on the way.
+"""The arms: the model variants that can be compared, an entry each, and what they are asked.
 
-The harness builds the prompts and scores the replies, an engine generates, and every finished batch
-is on disk before the next begins: an arm whose generations are all there is not loaded again.
-Knows nothing of statistics or reports.
+Whatever depends on an arm reads these entries (or their copy in `results.json`), never its name.
+An adapter folder of `--adapters` becomes an arm like `raft`, named `raft:SUBFOLDER`.
 """
 
-from collections.abc import Sequence
-from contextlib import ExitStack
-from pathlib import Path
-from time import monotonic
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
-from components.core import progress
-from components.core.errors import DataError
-from components.core.models import (
-    check_base,
-    choose_dtype,
-    context_length,
-    fingerprint,
-    load_tokenizer,
-)
-from components.core.raft_form import find_answer
-from components.core.records import Sample
-from components.eval import engines, harness, quotes
-from components.eval.config import Arm, EvalConfig, Layout
-from components.eval.generations import Batch, Generation, Generations, key_of
-from components.eval.questions import AskedQuestion
-
-PARTIAL = "generations.partial.jsonl"
-"""What is finished so far, in the output folder of a run under way."""
+from components.core.raft_form import instruction
+from components.core.records import Bits
+from components.eval.questions import EvalExample
 
 
-class ArmRun(NamedTuple):
-    """What one arm said.
+class Prompt(NamedTuple):
+    """How an arm is asked.
 
-    samples: of the comparison, in the order of the questions. others: of each further layout.
-    seconds: of loading and generating, earlier attempts that were gone on from included.
+    write: from an example to the user's turn. documents: whether it shows them. marker: whether an
+    answer is expected after RAFT's answer marker; without one, any text is an answer.
+    """
+
+    write: Callable[[EvalExample], str]
+    documents: bool
+    marker: bool
+
+
+class Arm(NamedTuple):
+    """One model variant under test.
+
+    label: model and prompt in words, without the bits: arms that differ only in bits share it.
+    adapter: the setting that names the adapter's folder (of an arm to ask: the folder itself);
+    None is the base model alone. prompt: a key of `PROMPTS`. baselines: the arms it is compared
+    with, question by question, where they were asked too.
     """
 
     name: str
-    samples: list[Sample]
-    others: list[list[Sample]]
-    tokens_in: int
-    tokens_out: int
-    seconds: float
-    weight_bytes: int | None
+    label: str
+    adapter: str | None
+    prompt: str
+    bits: Bits
+    baselines: tuple[str, ...] = ()
 
 
-class Asked(NamedTuple):
-    """One layout's questions as a task of the harness."""
-
-    layout: Layout
-    questions: Sequence[AskedQuestion]
-    task: Any
-
-
-def ask_arms(
-    config: EvalConfig, shown: Sequence[tuple[Layout, Sequence[AskedQuestion]]]
-) -> list[ArmRun]:
-    """Run the arms of `config`; every one gets the same prompts.
-
-    Args:
-        config: arms, engine, limits; finished generations in its output folder are used.
-        shown: the questions in each layout, that of the comparison first.
-
-    Raises:
-        OutOfMemory: the model or a batch does not fit the memory.
-        DataError: a prompt with room for its generation does not fit the model.
-        ModelError: a model or the adapter cannot be loaded.
-    """
-    tokenizer = load_tokenizer(config.base_model)
-    with ExitStack() as tasks:
-        asked = [
-            Asked(layout, items, tasks.enter_context(harness.load_task(config.task, items)))
-            for layout, items in shown
-        ]
-        ids = _encode(config, asked, tokenizer)
-        kept = Generations(Path(config.output) / PARTIAL, config.partial)
-        tasks.callback(kept.close)
-        variants = config.variants()
-        sources = {config.base_model, *(arm.adapter for arm in variants if arm.adapter)}
-        # Once for all arms: an 8B model has 16 GB to read.
-        prints = {source: fingerprint(source) for source in sources}
-        for arm in variants:
-            if arm.adapter:
-                check_base(arm.adapter, config.base_model, prints[config.base_model])
-        runs = {}
-        for engine, arms in engines.group_arms(variants, engines.choose_engine(config.engine)):
-            models = {arm: _model_of(arm, engine, config, prints) for arm in arms}
-            _generate(engine, models, config, ids, kept)
-            for arm, model in models.items():
-                runs[arm.name] = _judge(arm, model, asked, tokenizer, ids, kept)
-    return [runs[arm.name] for arm in variants]
-
-
-Ids = dict[str, tuple[int, ...]]
-"""Every different prompt with its token ids, in the order in which they were first met."""
-
-
-def _encode(config: EvalConfig, asked: Sequence[Asked], tokenizer: Any) -> Ids:
-    longest = context_length(config.base_model, tokenizer)
-    ids: Ids = {}
-    for item in asked:
-        prompts = harness.prompts(item.task, item.questions, tokenizer)
-        for question, prompt in zip(item.questions, prompts, strict=True):
-            # The chat template has written all special tokens itself.
-            found = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-            # A longer prompt would be cut on the left, without a word: documents lost.
-            if len(found) + config.max_new_tokens > longest:
-                raise DataError(
-                    f"question {question.id!r}: {len(found)} prompt tokens and "
-                    f"{config.max_new_tokens} for the generation do not fit the model's "
-                    f"{longest}",
-                    path=config.questions,
-                    hint="Lower --distractors or --max-new-tokens.",
-                )
-            ids[prompt] = found
-    return ids
-
-
-def _generate(
-    name: str, models: dict[Arm, str], config: EvalConfig, ids: Ids, kept: Generations
-) -> None:
-    """Have the arms that share an engine answer what they have not answered yet."""
-    missing = [
-        engines.Request(arm, prompt, tokens)
-        for arm, model in models.items()
-        for prompt, tokens in ids.items()
-        if key_of(model, prompt) not in kept.found
-    ]
-    if not missing:
-        return
-    arms = ", ".join(arm.name for arm in models)
-    progress.say(f"  loading {arms} ({name})")
-    started = monotonic()
-    longest = max(map(len, ids.values()))
-    with (
-        engines.opened(name, list(models), config, longest) as engine,
-        progress.task(arms, len(missing), "generations") as bar,
-    ):
-        for said in engine.generate(missing):
-            took, started = monotonic() - started, monotonic()
-            for arm, model in models.items():
-                mine = [item for item in said if item.request.arm == arm]
-                if mine:
-                    share = took * len(mine) / len(said)
-                    kept.add(_batch(model, mine, share, engine.weight_bytes(arm)))
-            bar.advance(len(said))
-
-
-def _batch(model: str, said: list[engines.Said], seconds: float, size: int | None) -> Batch:
-    return Batch(
-        model=model,
-        weight_bytes=size,
-        seconds=round(seconds, 3),
-        generations=[
-            Generation(
-                key=key_of(model, item.request.prompt),
-                text=item.text,
-                tokens_in=len(item.request.ids),
-                tokens_out=len(item.ids),
-                truncated=item.truncated,
-            )
-            for item in said
-        ],
+def _retrieval(example: EvalExample) -> str:
+    context = "\n\n".join(example.documents)
+    return (
+        f"Context information is below.\n\n{context}\n\n"
+        "Given the context information and not prior knowledge, answer the question in a few "
+        f"words.\nQuestion: {example.question}\nAnswer:"
     )
 
 
-def _judge(
-    arm: Arm, model: str, asked: Sequence[Asked], tokenizer: Any, ids: Ids, kept: Generations
-) -> ArmRun:
-    generations = {prompt: kept.found[key_of(model, prompt)] for prompt in ids}
-    texts = {prompt: generation.text for prompt, generation in generations.items()}
-    samples = [
-        [
-            _sample(arm.name, item.layout, question, judged, generations[judged.prompt])
-            for question, judged in zip(
-                item.questions,
-                harness.judge(item.task, item.questions, tokenizer, texts.__getitem__),
-                strict=True,
-            )
-        ]
-        for item in asked
-    ]
-    return ArmRun(
-        name=arm.name,
-        samples=samples[0],
-        others=samples[1:],
-        tokens_in=sum(generation.tokens_in for generation in generations.values()),
-        tokens_out=sum(generation.tokens_out for generation in generations.values()),
-        seconds=round(kept.seconds[model], 3),
-        weight_bytes=kept.weight_bytes[model],
+def _closed(example: EvalExample) -> str:
+    return f"Answer the question in a few words.\nQuestion: {example.question}\nAnswer:"
+
+
+PROMPTS = {
+    # as RAFT is trained: documents between tags, then the question
+    "raft": Prompt(lambda item: instruction(item.documents, item.question), True, True),
+    # plain retrieval, for a model that was not taught RAFT's format
+    "rag": Prompt(_retrieval, documents=True, marker=False),
+    # no documents: what the model knows by heart
+    "closed": Prompt(_closed, documents=False, marker=False),
+}
+
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm("base", "Base", None, "raft", 16),
+        Arm("raft", "RAFT", "adapter", "raft", 16, ("base",)),
+        Arm("base-4bit", "Base", None, "raft", 4),
+        Arm("raft-4bit", "RAFT", "adapter", "raft", 4, ("base-4bit", "raft")),
+        Arm("base-rag", "Base (plain retrieval)", None, "rag", 16),
+        Arm("raft-rag", "RAFT (plain retrieval)", "adapter", "rag", 16, ("base-rag",)),
+        Arm("base-closed", "Base (no documents)", None, "closed", 16),
+        Arm("raft-closed", "RAFT (no documents)", "adapter", "closed", 16, ("base-closed",)),
     )
+}
+
+DEFAULT_ARMS = ("base", "raft", "base-4bit", "raft-4bit")
+"""The default of `--arms`."""
 
 
-def _model_of(arm: Arm, engine: str, config: EvalConfig, prints: dict[str, str]) -> str:
-    """Everything but the prompt that decides what an arm says."""
-    parts = [
-        prints[config.base_model],
-        prints[arm.adapter] if arm.adapter else "no adapter",
-        "4-bit" if arm.four_bit else "full",
-        str(choose_dtype(config.dtype)),
-        engine,
-        f"up to {config.max_new_tokens} tokens, greedy",
-    ]
-    return key_of("\n".join(parts), arm.name)
-
-
-def _sample(
-    name: str,
-    layout: Layout,
-    question: AskedQuestion,
-    entry: harness.Judged,
-    generation: Generation,
-) -> Sample:
-    scores = entry.scores
-    found = quotes.check(generation.text, question.documents, question.oracle_indices)
-    return Sample(
-        question_id=question.id,
-        arm=name,
-        question=question.question,
-        gold=question.answer,
-        generation=generation.text,
-        answer=find_answer(generation.text)[0],
-        f1=scores["f1"],
-        em=scores["em"],
-        precision=scores["precision"],
-        recall=scores["recall"],
-        contains=bool(scores["contains"]),
-        truncated=generation.truncated,
-        answered=not scores["unanswered"],
-        documents=question.documents,
-        oracle_indices=question.oracle_indices,
-        quotes=found.quotes,
-        quotes_verbatim=found.verbatim,
-        quotes_oracle=found.oracle,
-        distractors=layout.distractors,
-        oracle=layout.oracle,
-    )
+def further_arm(folder: str, name: str) -> Arm:
+    """The arm of one more adapter: as `raft`, with this folder."""
+    return ARMS["raft"]._replace(name=f"raft:{name}", label=f"RAFT {name}", adapter=folder)

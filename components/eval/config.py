@@ -2,9 +2,9 @@
 
 from itertools import product
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, NamedTuple, cast, get_args
+from typing import Annotated, ClassVar, Literal, cast, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from components.core.config import (
     InputLocation,
@@ -16,26 +16,16 @@ from components.core.config import (
 )
 from components.core.errors import DataError
 from components.core.records import Oracle
-
-ARMS = ("base", "raft", "base-4bit", "raft-4bit")
-"""The model variants that can be compared, in the order in which they are asked by default."""
+from components.eval.arms import ARMS, DEFAULT_ARMS, Arm, further_arm
+from components.eval.questions import DATASETS, ContextLayout
 
 ORACLES: tuple[Oracle, ...] = get_args(Oracle)
-
-
-class Arm(NamedTuple):
-    """A model variant under test: with the adapter or without, in full or in 4 bits."""
-
-    name: str
-    adapter: str | None
-    four_bit: bool
-
-
-class Layout(NamedTuple):
-    """How a question's paragraphs are shown: how many distractors, and where the oracle stands."""
-
-    distractors: int
-    oracle: Oracle
+CHOICES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "task": ("data set", DATASETS),
+    "arms": ("arm", tuple(ARMS)),
+    "oracle": ("place", ORACLES),
+}
+"""By setting: what its values are called, and those that exist."""
 
 
 class EvalConfig(StageConfig):
@@ -44,8 +34,8 @@ class EvalConfig(StageConfig):
     stage: ClassVar[str] = "eval"
 
     questions: InputLocation = option(
-        help="Questions with their paragraphs: a JSON file in HotpotQA form, rows of generate "
-        "(validation.jsonl, or its folder), or hotpotqa/hotpot_qa from the hub.",
+        help="Questions with their documents: a file in the data set's format, rows of generate "
+        "(validation.jsonl, or its folder), or the data set's name on the hub.",
         group="Inputs",
     )
     base_model: InputLocation = option(
@@ -65,38 +55,39 @@ class EvalConfig(StageConfig):
         group="Inputs",
     )
 
-    task: Literal["hotpotqa_raft", "hotpotqa_rag", "hotpotqa_closed"] = option(
-        "hotpotqa_raft",
-        help="Prompt. hotpotqa_raft: as RAFT was trained; hotpotqa_rag: plain retrieval; "
-        "hotpotqa_closed: the question without documents.",
+    task: str = option(
+        "hotpotqa",
+        help=f"Data set whose format --questions has: {', '.join(DATASETS)}.",
         group="Comparison",
     )
     arms: TextList = option(
-        ARMS,
-        help="Model variants to compare: base, raft, base-4bit, raft-4bit.",
+        DEFAULT_ARMS,
+        help="Model variants to compare: "
+        + "; ".join(f"{arm.name}: {arm.label}, {arm.bits}-bit" for arm in ARMS.values())
+        + ".",
         group="Comparison",
     )
     max_questions: int = option(
-        1000, ge=1, help="Ask at most this many, sampled by seed.", group="Comparison"
+        1000, ge=1, help="Maximum questions to ask, sampled by seed.", group="Comparison"
     )
     distractors: Annotated[NumberList, Field(min_length=1)] = option(
         (-1,),
-        help="Paragraphs shown beside the oracle ones; -1 shows all that a question has. The arms "
+        help="Documents shown with the oracle ones; -1 shows all that a question has. The arms "
         "are compared at the first number; more of them (0,2,4,8) add a robustness curve.",
         group="Comparison",
     )
     oracle: TextList = option(
         ("present",),
-        help="Where the oracle paragraphs stand: present (in the question's order), absent, first "
+        help="Where the oracle documents are: present (in the question's order), absent, first "
         "or last. The arms are compared at the first; more of them add curves.",
         group="Comparison",
     )
     max_new_tokens: int = option(
-        800, ge=1, le=32_768, help="Most tokens in one generation.", group="Comparison"
+        800, ge=1, le=32_768, help="Maximum tokens in one generation.", group="Comparison"
     )
     engine: Literal["auto", "transformers", "vllm"] = option(
         "auto",
-        help="What generates; auto is vllm where it is installed and there is a GPU.",
+        help="Inference engine; auto is vllm where it is installed and there is a GPU.",
         group="Hardware",
     )
     batch_size: int = option(
@@ -116,20 +107,25 @@ class EvalConfig(StageConfig):
     partial: KeptLocation = option(
         "",
         help="Folder or gs:// prefix that receives finished generations while it runs, so that "
-        "another machine can go on from them; by default OUTPUT-partial beside a gs:// --output.",
+        "another machine can resume; by default OUTPUT-partial next to a gs:// --output.",
         group="Output",
         in_pipeline=False,
     )
 
-    @field_validator("arms")
+    @field_validator("task", "arms", "oracle")
     @classmethod
-    def _known_once(cls, arms: tuple[str, ...]) -> tuple[str, ...]:
-        return _checked("arm", arms, ARMS)
-
-    @field_validator("oracle")
-    @classmethod
-    def _known_places(cls, places: tuple[str, ...]) -> tuple[str, ...]:
-        return _checked("place", places, ORACLES)
+    def _known_and_once(cls, value: str | tuple[str, ...], info: ValidationInfo) -> object:
+        kind, allowed = CHOICES[str(info.field_name)]
+        names = (value,) if isinstance(value, str) else value
+        choices = f"(allowed: {' | '.join(allowed)})"
+        for name in names:
+            if name not in allowed:
+                raise ValueError(f"unknown {kind} {name!r} {choices}")
+            if names.count(name) > 1:
+                raise ValueError(f"{kind} {name!r} is listed twice")
+        if not names:
+            raise ValueError(f"names no {kind} {choices}")
+        return value
 
     @field_validator("distractors")
     @classmethod
@@ -138,21 +134,19 @@ class EvalConfig(StageConfig):
             if count < -1:
                 raise ValueError(f"{count} is too small (allowed: whole numbers >= -1)")
             if counts.count(count) > 1:
-                raise ValueError(f"{count} is given twice")
+                raise ValueError(f"{count} is listed twice")
         return counts
 
     def variants(self) -> list[Arm]:
-        """The arms to ask, in order.
+        """The arms to ask, in order, each with its adapter's folder.
 
         Raises:
-            DataError: the folder of further adapters holds none.
+            DataError: the folder of further adapters has none.
         """
-        arms = [
-            Arm(name, self.adapter if name.startswith("raft") else None, name.endswith("-4bit"))
-            for name in self.arms
-        ]
+        arms = [ARMS[name] for name in self.arms]
+        arms = [arm._replace(adapter=arm.adapter and getattr(self, arm.adapter)) for arm in arms]
         further = [
-            Arm(f"raft:{path.parent.name}", str(path.parent), False)
+            further_arm(str(path.parent), path.parent.name)
             for path in sorted(Path(self.adapters).glob("*/adapter_config.json"))
             if self.adapters
         ]
@@ -164,21 +158,9 @@ class EvalConfig(StageConfig):
             )
         return [*arms, *further]
 
-    def layouts(self) -> list[Layout]:
+    def layouts(self) -> list[ContextLayout]:
         """The ways to show the documents; the first is the one of the comparison."""
         return [
-            Layout(count, cast(Oracle, place))
+            ContextLayout(count, cast(Oracle, place))
             for place, count in product(self.oracle, self.distractors)
         ]
-
-
-def _checked(kind: str, given: tuple[str, ...], allowed: tuple[str, ...]) -> tuple[str, ...]:
-    words = " | ".join(allowed)
-    for name in given:
-        if name not in allowed:
-            raise ValueError(f"unknown {kind} {name!r} (allowed: {words})")
-        if given.count(name) > 1:
-            raise ValueError(f"{kind} {name!r} is named twice")
-    if not given:
-        raise ValueError(f"names no {kind} (allowed: {words})")
-    return given

@@ -2,9 +2,9 @@
 
 Writes to the output folder: `results.json` (`records.Evaluation`), `samples.jsonl` (one
 `records.Sample` a line, arm after arm), `robustness.jsonl` (the same for further layouts, where
-any were asked), `f1.png`, `report.html`, `report.md`, `ledger.json`, and the adapter's
-`training.json`. While it runs, finished generations lie in `generations.partial.jsonl`; the same
-command goes on from them.
+any were asked), `report.html`, its chart `f1.svg`, `ledger.json`, and the adapter's
+`training.json`. While it runs, finished generations are in `generations.partial.jsonl`; the same
+command resumes from them.
 """
 
 from collections.abc import Sequence
@@ -32,14 +32,14 @@ from components.core.storage import (
     verify,
     write_json,
 )
-from components.eval import figure, findings, report
-from components.eval.arms import PARTIAL, ArmRun, ask_arms
+from components.eval import findings, report, scores
 from components.eval.config import EvalConfig
 from components.eval.engines import choose_engine, group_arms
-from components.eval.questions import AskedQuestion, choose_questions, show
+from components.eval.inference import PARTIAL, ArmRun, run_arms
+from components.eval.questions import EvalExample, arrange, choose_examples
 
-SAMPLES, CHART, REPORT = "samples.jsonl", "f1.png", "report.html"
-ROBUSTNESS, MARKDOWN = "robustness.jsonl", "report.md"
+SAMPLES, ROBUSTNESS = "samples.jsonl", "robustness.jsonl"
+CHART, REPORT = "f1.svg", "report.html"
 
 
 def run(config: EvalConfig) -> Evaluation:
@@ -49,56 +49,89 @@ def run(config: EvalConfig) -> Evaluation:
         ConfigError, DataError, ModelError, OutOfMemory, StorageError: see their hints.
     """
     output = Path(config.output)
-    for variant in config.variants():
-        if variant.adapter is not None:
-            flag = "--adapter" if variant.name in config.arms else "--adapters"
-            verify(Path(variant.adapter), flag)
-            check_adapter(variant.adapter)
+    arms = config.variants()
+    for arm in arms:
+        if arm.adapter is not None:
+            flag = "--adapter" if arm.name in config.arms else "--adapters"
+            verify(Path(arm.adapter), flag)
+            check_adapter(arm.adapter)
     quantization = _read_quantization(config.quantization)
     training = _read_training(Path(config.adapter))
-    accounts = _read_accounts(config)
+    ledgers = _read_ledgers(config)
     if Path(config.questions).exists():
         verify(Path(config.questions), "--questions")
-    questions = choose_questions(
-        config.questions, max_questions=config.max_questions, seed=config.seed
+    examples = choose_examples(
+        config.questions, config.task, max_questions=config.max_questions, seed=config.seed
     )
-    shown = [
-        (layout, [show(question, layout.distractors, layout.oracle) for question in questions])
-        for layout in config.layouts()
+    layouts = [
+        (layout, [arrange(example, layout) for example in examples]) for layout in config.layouts()
     ]
-    ways = f", in {len(shown)} ways" if len(shown) > 1 else ""
-    names = ", ".join(arm.name for arm in config.variants())
-    progress.headline("eval", f"{counted(len(questions), 'question')} to {names}{ways}")
+    ways = f", in {len(layouts)} layouts" if len(layouts) > 1 else ""
+    names = ", ".join(arm.name for arm in arms)
+    progress.headline("eval", f"{counted(len(examples), 'question')} to {names}{ways}")
     with Ledger("eval", output, config.prices) as ledger:
         unseal(output, "eval", keep=PARTIAL, settings=made_with(config))
         for name in (TrainingRecord.FILE, ROBUSTNESS):  # of an earlier run
             (output / name).unlink(missing_ok=True)
-        runs = ask_arms(config, shown)
-        for arm in runs:
-            ledger.count(tokens_in=arm.tokens_in, tokens_out=arm.tokens_out)
-            ledger.parts[arm.name] = arm.seconds
-        evaluation = _judge(config, shown[0][1], runs, quantization)
-        samples = [sample for arm in runs for sample in arm.samples]
+        runs = run_arms(config, layouts)
+        for arm_run in runs:
+            ledger.count(tokens_in=arm_run.tokens_in, tokens_out=arm_run.tokens_out)
+            ledger.parts[arm_run.arm.name] = arm_run.seconds
+        evaluation = _evaluate(config, layouts[0][1], runs, quantization)
+        samples = [sample for arm_run in runs for sample in arm_run.samples]
         write_json(output / Evaluation.FILE, evaluation)
-        # Beside the scores, so that they are never without their settings.
+        # Next to the scores, so that they are never without their settings.
         if training is not None:
             write_json(output / TrainingRecord.FILE, training)
         _write_samples(output / SAMPLES, samples)
         if evaluation.curve:
-            others = [sample for arm in runs for layout in arm.others for sample in layout]
+            others = [sample for arm_run in runs for group in arm_run.others for sample in group]
             _write_samples(output / ROBUSTNESS, others)
-        figure.draw(evaluation, output / CHART)
-        accounts.append(ledger.entry())
+        with atomic_write(output / CHART) as file:
+            file.write(report.chart_file(evaluation))
         with atomic_write(output / REPORT) as file:
-            file.write(report.render(evaluation, samples, quantization, accounts))
-        with atomic_write(output / MARKDOWN) as file:
-            file.write(report.render_markdown(evaluation, quantization, accounts))
+            ledgers.append(ledger.entry())
+            file.write(report.render(evaluation, samples, quantization, ledgers))
     # In this order: until the artifact is whole, a repetition must find every generation.
     seal(output, without=PARTIAL)
     (output / PARTIAL).unlink()
     for sentence in (*evaluation.warnings, findings.verdict(evaluation)):
         progress.say(f"  {sentence}")
     return evaluation
+
+
+def _evaluate(
+    config: EvalConfig,
+    examples: Sequence[EvalExample],
+    runs: Sequence[ArmRun],
+    quantization: QuantizationReport | None,
+) -> Evaluation:
+    """The figures of all arms, and what makes them doubtful."""
+    arms = [scores.score_arm(run, config.resamples, config.seed) for run in runs]
+    base = Path(config.base_model)
+    layout = config.layouts()[0]
+    return Evaluation(
+        task=config.task,
+        # A hub id, or a folder's name: its path may be that of a temporary download.
+        base_model=base.resolve().name if base.is_dir() else config.base_model,
+        dtype=str(choose_dtype(config.dtype)).removeprefix("torch."),
+        questions=len(examples),
+        max_new_tokens=config.max_new_tokens,
+        seed=config.seed,
+        arms=arms,
+        comparisons=scores.compare_arms(runs, config.resamples, config.seed),
+        retention=scores.retention(arms),
+        memory_ratio=quantization.memory_ratio if quantization else scores.memory_ratio(arms),
+        warnings=[
+            *_few_distractors(layout.distractors, examples),
+            *_engine_notes(config),
+            *findings.find_warnings(arms, config.max_new_tokens),
+        ],
+        engine=choose_engine(config.engine),
+        distractors=layout.distractors,
+        oracle=layout.oracle,
+        curve=scores.curve(runs, config.resamples, config.seed),
+    )
 
 
 def _read_quantization(folder: str) -> QuantizationReport | None:
@@ -114,8 +147,8 @@ def _read_quantization(folder: str) -> QuantizationReport | None:
     return read_json(Path(folder) / QuantizationReport.FILE, QuantizationReport)
 
 
-def _read_accounts(config: EvalConfig) -> list[LedgerEntry]:
-    """What the stages took whose artifacts this one reads; those from elsewhere have none."""
+def _read_ledgers(config: EvalConfig) -> list[LedgerEntry]:
+    """Of the stages whose artifacts this one reads; those from elsewhere have none."""
     folders = [Path(folder) for folder in (config.adapter, config.quantization) if folder]
     return [
         read_json(folder / LEDGER, LedgerEntry) for folder in folders if (folder / LEDGER).exists()
@@ -128,58 +161,19 @@ def _read_training(adapter: Path) -> TrainingRecord | None:
     return read_json(path, TrainingRecord) if path.exists() else None
 
 
-def _judge(
-    config: EvalConfig,
-    questions: Sequence[AskedQuestion],
-    runs: Sequence[ArmRun],
-    quantization: QuantizationReport | None,
-) -> Evaluation:
-    scored = [findings.score_arm(arm, config.resamples, config.seed) for arm in runs]
-    by_name = {arm.name: arm for arm in scored}
-    return Evaluation(
-        task=config.task,
-        base_model=_model_name(config.base_model),
-        dtype=str(choose_dtype(config.dtype)).removeprefix("torch."),
-        questions=len(questions),
-        max_new_tokens=config.max_new_tokens,
-        seed=config.seed,
-        arms=scored,
-        comparisons=findings.compare_arms(runs, config.resamples, config.seed),
-        retention=findings.retention(by_name),
-        memory_ratio=(
-            quantization.memory_ratio if quantization else findings.memory_ratio(by_name)
-        ),
-        warnings=[
-            *_few_distractors(config.distractors[0], questions),
-            *_engine_notes(config),
-            *findings.find_warnings(scored, config.max_new_tokens),
-        ],
-        engine=choose_engine(config.engine),
-        distractors=config.layouts()[0].distractors,
-        oracle=config.layouts()[0].oracle,
-        curve=findings.curve(runs, config.resamples, config.seed),
-    )
-
-
-def _model_name(source: str) -> str:
-    """A hub id, or the name of a folder: its path may be that of a temporary download."""
-    folder = Path(source)
-    return folder.resolve().name if folder.is_dir() else source
-
-
-def _few_distractors(wanted: int, questions: Sequence[AskedQuestion]) -> list[str]:
-    short = sum(len(item.documents) - len(item.oracle_indices) < wanted for item in questions)
+def _few_distractors(wanted: int, examples: Sequence[EvalExample]) -> list[str]:
+    short = sum(len(example.documents) - len(example.golden) < wanted for example in examples)
     if not short:
         return []
     verb = "has" if short == 1 else "have"
     return [
-        f"{short} of {counted(len(questions), 'question')} {verb} fewer than "
+        f"{short} of {counted(len(examples), 'question')} {verb} fewer than "
         f"{counted(wanted, 'distractor')} to show."
     ]
 
 
 def _engine_notes(config: EvalConfig) -> list[str]:
-    """What a reader of the 4-bit arms should know about who generated."""
+    """What a reader of the 4-bit arms should know about their engine."""
     groups = group_arms(config.variants(), choose_engine(config.engine))
     if len({engine for engine, _ in groups}) > 1:
         return [
@@ -187,9 +181,9 @@ def _engine_notes(config: EvalConfig) -> list[str]:
             "includes that of the engines."
         ]
     for engine, arms in groups:
-        if engine == "vllm" and any(arm.four_bit and arm.adapter for arm in arms):
+        if engine == "vllm" and any(arm.bits == 4 and arm.adapter for arm in arms):
             return [
-                "On vLLM raft-4bit is the base in 4 bits with the adapter beside it in 16; "
+                "On vLLM a tuned 4-bit arm is the base in 4 bits with the adapter unmerged in 16; "
                 "quantize-check and transformers merge the adapter before they quantize."
             ]
     return []

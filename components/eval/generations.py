@@ -1,9 +1,9 @@
-"""Generations on disk while they come, so that a killed run loses the batch under way and no more.
+"""Generations on disk as they come, so that a killed run loses only the batch under way.
 
 One line a batch, appended and flushed: a checksum, then JSON. At the next start a line torn by a
-kill is cut off, and a damaged one is passed over, so its batch is asked again. A
-batch is kept whole or not at all: the rest is then asked in the same batches, and the same batches
-give the same texts, to the byte (padding can change the last bit of a float). A line, shortened::
+kill is cut off, and a damaged one is skipped, so its batch is generated again. A batch is kept
+whole or not at all: the rest is then generated in the same batches, and the same batches give the
+same texts, to the byte (padding can change the last bit of a float). A line, shortened::
 
     9c1d4e07 {"model": "6fd0…", "weight_bytes": 1234, "seconds": 8.1, "generations": [
         {"key": "0a31…", "text": "… <ANSWER>: Kelden", "tokens_in": 512, "tokens_out": 48,
@@ -40,10 +40,10 @@ class Generation(Record):
 
 
 class Batch(Record):
-    """What one model said in one go.
+    """What one model generated in one batch.
 
     model: what its generations' keys were made with. seconds: of loading (in the first batch after
-    it) and generating. weight_bytes: of the model, null where the engine does not tell.
+    it) and generating. weight_bytes: of the model, null where the engine does not report it.
     """
 
     model: str
@@ -56,7 +56,7 @@ def key_of(model: str, prompt: str) -> str:
     """What a generation depends on, as one text.
 
     Args:
-        model: all that decides what is said to a prompt: weights, type, engine, limit.
+        model: all that decides the answer to a prompt: weights, type, engine, limit.
         prompt: as the model reads it: question and documents are in it.
     """
     return hashlib.sha256(json.dumps([model, prompt]).encode()).hexdigest()[:32]
@@ -78,7 +78,7 @@ class Generations:
         self.path = path
         self.copy = f"{copies.rstrip('/')}/{path.name}" if copies else ""
         self.copied = time.monotonic()
-        self.found: dict[str, Generation] = {}
+        self.by_key: dict[str, Generation] = {}
         self.seconds: dict[str, float] = {}
         self.weight_bytes: dict[str, int | None] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,13 +101,13 @@ class Generations:
                 damaged += line.endswith(b"\n")
                 if not line.endswith(b"\n"):  # the last one
                     self.file.truncate(self.file.tell() - len(line))
-        if self.found:
-            progress.say(f"  going on from {len(self.found)} generations of an earlier run")
+        if self.by_key:
+            progress.say(f"  resuming from {len(self.by_key)} generations of an earlier run")
         if damaged:
-            progress.say(f"  {damaged} batches of {self.path} are damaged, and asked again")
+            progress.say(f"  {damaged} batches of {self.path} are damaged and generated again")
 
     def _remember(self, batch: Batch) -> None:
-        self.found |= {generation.key: generation for generation in batch.generations}
+        self.by_key |= {generation.key: generation for generation in batch.generations}
         self.seconds[batch.model] = self.seconds.get(batch.model, 0.0) + batch.seconds
         self.weight_bytes[batch.model] = batch.weight_bytes
 
@@ -123,7 +123,7 @@ class Generations:
     def _copy(self) -> None:
         """What cannot be copied now is copied with the next: no reason to stop generating."""
         self.copied = time.monotonic()
-        if self.copy and self.found:
+        if self.copy and self.by_key:
             try:
                 storage.put(self.path.read_text(encoding="utf-8", errors="replace"), self.copy)
             except StorageError as error:

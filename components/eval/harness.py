@@ -1,62 +1,141 @@
-"""lm-evaluation-harness builds the prompts of our tasks in `tasks/` and scores the replies.
+"""The bridge to lm-evaluation-harness: it asks the prompts of our tasks and scores the generations.
 
-It is given questions and a function that answers prompts, and knows nothing of models: so the same
-task, run by the stock `lm_eval`, gives the same scores.
+The stage hands it examples and a function that answers prompts, so the same task, run by the stock
+`lm_eval`, gives the same scores. `load_rows` and `score_generation` are what the tasks' YAML names.
+Knows nothing of models.
 """
 
-import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from components.core import storage
-from components.eval.questions import AskedQuestion
+from components.core.errors import ConfigError
+from components.core.metrics import contains, score
+from components.core.raft_form import find_answer
+from components.core.records import Oracle
+from components.eval.arms import PROMPTS
+from components.eval.config import ORACLES
+from components.eval.questions import (
+    TASKS,
+    ContextLayout,
+    EvalExample,
+    arrange,
+    choose_examples,
+)
 
-TASKS = Path(__file__).parent / "tasks"
-
-
-class Judged(NamedTuple):
-    """One prompt with the scores of its reply, by the names of the task's metrics."""
-
-    prompt: str
-    reply: str
-    scores: dict[str, float]
-
-
-@contextmanager
-def load_task(name: str, questions: Sequence[AskedQuestion]) -> Iterator[Any]:
-    """A task of ours over our questions instead of the hub's."""
-    from lm_eval.tasks import TaskManager
-
-    with storage.scratch("questions", name) as folder, _quiet():
-        rows = folder / "questions.jsonl"
-        rows.write_text(
-            "".join(question.model_dump_json() + "\n" for question in questions), encoding="utf-8"
-        )
-        manager = TaskManager(
-            include_path=str(TASKS), include_defaults=False, metadata={"asked": str(rows)}
-        )
-        yield manager.load([name])
+if TYPE_CHECKING:
+    import datasets
 
 
-def prompts(task: Any, questions: Sequence[AskedQuestion], tokenizer: Any) -> list[str]:
-    """Every question's prompt as the model reads it, in the order of the questions."""
-    return [judged.prompt for judged in judge(task, questions, tokenizer, lambda _: "")]
+# ---- what the YAML of a task names -------------------------------------------------------------
 
 
-def judge(
-    task: Any, questions: Sequence[AskedQuestion], tokenizer: Any, answer: Callable[[str], str]
-) -> list[Judged]:
-    """Ask every question of a task and score the replies, in the order of the questions.
+def load_rows(
+    dataset: str,
+    questions: str = "",
+    prompt: str = "raft",
+    distractors: int = -1,
+    oracle: Oracle = "present",
+    examples: Sequence[EvalExample] = (),
+    **_: Any,
+) -> "dict[str, datasets.Dataset]":
+    """The rows that the harness asks, by the names that `lm_eval --metadata` gives.
 
     Args:
-        task: of `load_task`.
-        questions: those it was loaded with.
-        tokenizer: its chat template makes the prompts.
-        answer: from a prompt to the reply.
+        dataset: the data set, a folder of `tasks/`.
+        questions: a file of it or rows of generate; by default the hub's.
+        prompt: how they are asked, a key of `PROMPTS`.
+        distractors: documents shown with the oracle ones; -1 shows all.
+        oracle: where the oracle documents are.
+        examples: from the stage, as they are to be asked; only `prompt` counts then.
+
+    Raises:
+        ConfigError: no such prompt, or no such place for the oracle.
+        DataError: as `choose_examples`.
     """
+    from datasets import Dataset
+
+    for name, value, allowed in (("oracle", oracle, ORACLES), ("prompt", prompt, tuple(PROMPTS))):
+        if value not in allowed:
+            raise ConfigError(
+                f"--metadata: {name} {value!r} (allowed: {' | '.join(allowed)})",
+                hint=f'Write --metadata \'{{"{name}": "{allowed[-1]}"}}\'.',
+            )
+    if not examples:
+        layout = ContextLayout(int(distractors), oracle)
+        examples = [arrange(example, layout) for example in choose_examples(questions, dataset)]
+    write, _documents, marker = PROMPTS[prompt]
+    rows = [
+        {**example.model_dump(), "prompt": write(example), "marker": marker} for example in examples
+    ]
+    return {"validation": Dataset.from_list(rows)}
+
+
+def score_generation(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    """Score one generation against the right answers; the best of them counts.
+
+    Without a prompt that asks for the marker, only an empty generation is no answer.
+    """
+    generation = results[0]
+    answer, marked = find_answer(generation)
+    best = max((score(answer, gold) for gold in doc["answers"]), key=lambda one: (one.f1, one.em))
+    return {
+        **best._asdict(),
+        "contains": float(any(contains(generation, gold) for gold in doc["answers"])),
+        "unanswered": float(not (marked if doc["marker"] else generation.strip())),
+    }
+
+
+# ---- what the stage calls ----------------------------------------------------------------------
+
+
+class PromptTask(NamedTuple):
+    """Examples in one layout and with one prompt, as a task of the harness.
+
+    prompts: of each example, as the model reads it.
+    """
+
+    layout: ContextLayout
+    examples: Sequence[EvalExample]
+    task: Any
+    tokenizer: Any
+    prompts: list[str]
+
+    def score(self, answers: Mapping[str, str]) -> list[dict[str, float]]:
+        """Score the generations by prompt: each example's, by the names of the task's metrics."""
+        return [
+            {name: float(entry[name]) for name in entry["metrics"]}
+            for entry in _evaluate(self.task, self.examples, self.tokenizer, answers.__getitem__)
+        ]
+
+
+def load_task(
+    dataset: str,
+    prompt: str,
+    layout: ContextLayout,
+    examples: Sequence[EvalExample],
+    tokenizer: Any,
+) -> PromptTask:
+    """A data set's task over examples of ours; the tokenizer's chat template makes the prompts."""
+    from lm_eval.tasks import TaskManager
+
+    with _quiet():
+        manager = TaskManager(
+            include_path=str(TASKS),
+            include_defaults=False,
+            metadata={"prompt": prompt, "examples": examples},
+        )
+        task = manager.load([dataset])
+    entries = _evaluate(task, examples, tokenizer, lambda _: "")
+    prompts = [entry["arguments"][0][0] for entry in entries]
+    return PromptTask(layout, examples, task, tokenizer, prompts)
+
+
+def _evaluate(
+    task: Any, examples: Sequence[EvalExample], tokenizer: Any, answer: Callable[[str], str]
+) -> list[dict[str, Any]]:
+    """What the harness logs about each example, in their order, where `answer` is the model."""
     import lm_eval
     from lm_eval.api.model import LM
 
@@ -79,37 +158,21 @@ def judge(
         def generate_until(self, requests: list[Any]) -> list[str]:
             return [answer(request.args[0]) for request in requests]
 
-        def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-            raise NotImplementedError("our tasks generate")
-
-        def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
-            raise NotImplementedError("our tasks generate")
+        loglikelihood = loglikelihood_rolling = None  # our tasks generate
 
     with _quiet():
-        found = lm_eval.evaluate(
+        results = lm_eval.evaluate(
             lm=Replies(),
             task_dict=task,
             apply_chat_template=True,
             log_samples=True,
             bootstrap_iters=0,
         )
-    (logged,) = found["samples"].values()
-    ordered = sorted(logged, key=lambda entry: int(entry["doc_id"]))
-    if [entry["doc"]["id"] for entry in ordered] != [question.id for question in questions]:
-        raise RuntimeError("the harness returned other questions than it was given")
-    return [
-        Judged(
-            entry["arguments"][0][0],
-            entry["filtered_resps"][0],
-            {name: float(entry[name]) for name in entry["metrics"]},
-        )
-        for entry in ordered
-    ]
-
-
-def read_asked(path: Path) -> list[dict[str, Any]]:
-    """The rows that `load_task` wrote."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    (logged,) = results["samples"].values()
+    entries: list[dict[str, Any]] = sorted(logged, key=lambda entry: int(entry["doc_id"]))
+    if [entry["doc"]["id"] for entry in entries] != [example.id for example in examples]:
+        raise RuntimeError("the harness returned other questions than it was passed")
+    return entries
 
 
 @contextmanager

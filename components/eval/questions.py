@@ -1,64 +1,91 @@
-"""Read questions, draw a sample, and choose the paragraphs that are shown.
+"""Questions in a neutral form: read, sampled, and shown with some of their documents.
 
-Questions come in HotpotQA form, from the hub's HotpotQA, or as the rows that `generate` wrote. A
-file is a JSON list, as HotpotQA is published, or JSON Lines; one entry (shortened)::
-
-    {"_id": "5a8b57f2", "question": "Where was Ada Voss born?", "answer": "Kelden",
-     "supporting_facts": [["Ada Voss", 0]],
-     "context": [["Ada Voss", ["Ada Voss was born in Kelden.", " She …"]], ["Bram Kell", ["…"]]]}
-
-Knows nothing of models or prompts.
+A data set's own format is read by its module in `tasks/`; the rows that `generate` wrote are read
+here, whatever the data set. Knows nothing of models or prompts.
 """
 
 import random
 import zlib
+from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple, Protocol, cast
 
 from pydantic import ValidationError
 
 from components.core.errors import DataError, first_line
 from components.core.raft_form import find_answer
-from components.core.records import Oracle, Question, RaftRow, Record, explain
+from components.core.records import Oracle, RaftRow, Record, explain
 from components.core.rows import fault_at, read_entries
 
-ALL_DISTRACTORS = -1
-HUB = "hotpotqa/hotpot_qa"
+TASKS = Path(__file__).parent / "tasks"
+DATASETS = tuple(sorted(path.parent.name for path in TASKS.glob("*/*.yaml")))
 VALIDATION = "validation.jsonl"
-FORM = "See https://hotpotqa.github.io for the form; the README shows an example."
 
 
-class AskedQuestion(Record):
-    """A question as it is asked: the paragraphs shown, and which of them hold the answer.
+class EvalExample(Record):
+    """One question, whatever data set it comes from.
 
-    This is the row of the file that the lm-eval task reads.
+    answers: any of them is right. documents: of a question as it is asked, those shown. golden:
+    the places among them of the documents that hold the answer (the oracle documents).
     """
 
     id: str
     question: str
-    answer: str
+    answers: list[str]
     documents: list[str]
-    oracle_indices: list[int]
+    golden: list[int]
 
 
-def choose_questions(source: str | Path, *, max_questions: int, seed: int) -> list[Question]:
+class ContextLayout(NamedTuple):
+    """How documents are shown: how many distractors (-1: all), and where the oracle ones are."""
+
+    distractors: int
+    oracle: Oracle
+
+
+class DataSet(Protocol):
+    """A module of `tasks/`.
+
+    FORMAT: where the format is described, in a sentence. HUB: name, configuration and split on the
+    hub, or None.
+    """
+
+    FORMAT: str
+    HUB: tuple[str, str, str] | None
+
+    def read(self, row: object) -> EvalExample:
+        """An example from a row; raises pydantic's ValidationError."""
+
+
+def load_dataset_module(name: str) -> DataSet:
+    """The reader of a data set, by its folder's name."""
+    return cast(DataSet, import_module(f"components.eval.tasks.{name}.{name}"))
+
+
+def choose_examples(
+    source: str, dataset: str, *, max_questions: int | None = None, seed: int = 0
+) -> list[EvalExample]:
     """Read questions and take those to ask, in the source's order.
 
     Args:
-        source: a file, a dataset folder of generate, or `hotpotqa/hotpot_qa` for the hub's.
+        source: a file, a dataset folder of generate, or the data set's name on the hub ("").
+        dataset: whose format the file has.
         max_questions: when there are more, this many are drawn by `seed`.
         seed: of the draw.
 
     Raises:
-        DataError: as `read_questions`, or the hub cannot be reached.
+        DataError: as `read_examples`, or the hub cannot be reached.
     """
-    path = Path(source)
-    if str(source) == HUB and not path.exists():
-        questions = _from_hub()
+    path, module = Path(source), load_dataset_module(dataset)
+    if module.HUB and source in ("", module.HUB[0]) and not (source and path.exists()):
+        examples = [module.read(row) for row in _hub_rows(*module.HUB)]
     elif not path.exists():
+        hub = f", or {module.HUB[0]}" if module.HUB else ""
         raise DataError(
             "no such file or folder",
             path=path,
-            hint=f"Check --questions: a file, a folder of raft generate, or {HUB}. {FORM}",
+            hint=f"Check --questions: a file, a folder of raft generate{hub}. {module.FORMAT}",
         )
     elif path.is_dir() and not (path / VALIDATION).is_file():
         raise DataError(
@@ -67,162 +94,123 @@ def choose_questions(source: str | Path, *, max_questions: int, seed: int) -> li
             hint="Check --questions: a folder must be one that raft generate wrote.",
         )
     else:
-        # The rows that generate kept back: nothing was trained on them.
-        questions = read_questions(path / VALIDATION if path.is_dir() else path)
-    if len(questions) > max_questions:
-        drawn = sorted(random.Random(seed).sample(range(len(questions)), max_questions))
-        questions = [questions[index] for index in drawn]
-    return questions
+        # In a folder: the rows that generate did not give to training.
+        examples = read_examples(path / VALIDATION if path.is_dir() else path, dataset)
+    if max_questions and len(examples) > max_questions:
+        drawn = sorted(random.Random(seed).sample(range(len(examples)), max_questions))
+        examples = [examples[index] for index in drawn]
+    return examples
 
 
-def read_questions(path: Path) -> list[Question]:
+def read_examples(path: Path, dataset: str) -> list[EvalExample]:
     """Every question of a file.
 
     Raises:
-        DataError: the file cannot be read or holds no question, or a row is malformed, has no
-            documents or no oracle paragraph, or repeats an id; names the row (of a list) or the
+        DataError: the file cannot be read or has no questions, or a row is malformed, lacks
+            documents or an oracle document, or repeats an id; names the row (of a list) or the
             line (of JSON Lines).
     """
-    kind, rows = read_entries(path, hint=FORM)
-    questions: list[Question] = []
+    module = load_dataset_module(dataset)
+    kind, rows = read_entries(path, hint=module.FORMAT)
+    examples: list[EvalExample] = []
     places: dict[str, int] = {}
     for number, row in rows:
+        from_generate = isinstance(row, dict) and "cot_answer" in row
         try:
-            question = Question.model_validate(_in_hotpotqa_form(row))
+            example = _read_raft_row(row) if from_generate else module.read(row)
         except ValidationError as error:
-            raise fault_at(path, kind, number, explain(error), hint=FORM) from None
-        if fault := _fault(question):
-            raise fault_at(path, kind, number, fault, hint=FORM)
-        if question.id in places:
-            first = f"{kind} {places[question.id]}"
-            fault = f"_id: {question.id!r} is already in {first}"
-            raise fault_at(path, kind, number, fault, hint=FORM)
-        places[question.id] = number
-        questions.append(question)
-    if not questions:
-        raise DataError("holds no question", path=path, hint=FORM)
-    return questions
+            raise fault_at(path, kind, number, explain(error), hint=module.FORMAT) from error
+        problem = _problem(example)
+        if example.id in places:
+            problem = f"the id {example.id!r} is already in {kind} {places[example.id]}"
+        if problem:
+            raise fault_at(path, kind, number, problem, hint=module.FORMAT)
+        places[example.id] = number
+        examples.append(example)
+    if not examples:
+        raise DataError(
+            "contains no questions",
+            path=path,
+            hint="From raft generate: it kept back no rows, so generate again with a larger "
+            f"--validation-fraction or another --seed. {module.FORMAT}",
+        )
+    return examples
 
 
-def show(question: Question, distractors: int, oracle: Oracle = "present") -> AskedQuestion:
-    """Choose the paragraphs: the oracle ones and the first `distractors` others.
+def arrange(example: EvalExample, layout: ContextLayout) -> EvalExample:
+    """The example with the documents that a layout shows: oracle ones and the first distractors.
 
-    Args:
-        question: with all its paragraphs.
-        distractors: how many others; -1 is all.
-        oracle: present keeps the question's order; first and last move the oracle paragraphs to
-            that end; absent leaves them out.
+    The oracle `present` keeps the order; `first` and `last` move the oracle documents to that end;
+    `absent` removes them.
     """
-    titles = _oracle_titles(question)
-    room = len(question.context) if distractors == ALL_DISTRACTORS else distractors
-    oracles: list[str] = []
-    others: list[str] = []
-    in_order: list[tuple[str, bool]] = []
-    for title, sentences in question.context:
-        text = "".join(sentences)
-        if title in titles:
-            oracles.append(text)
-            in_order.append((text, True))
-        elif len(others) < room:
-            others.append(text)
-            in_order.append((text, False))
-    arranged: dict[Oracle, list[tuple[str, bool]]] = {
-        "present": in_order,
-        "absent": [(text, False) for text in others],
-        "first": [*((text, True) for text in oracles), *((text, False) for text in others)],
-        "last": [*((text, False) for text in others), *((text, True) for text in oracles)],
-    }
-    return AskedQuestion(
-        id=question.id,
-        question=question.question,
-        answer=question.answer,
-        documents=[text for text, _ in arranged[oracle]],
-        oracle_indices=[
-            index for index, (_, is_oracle) in enumerate(arranged[oracle]) if is_oracle
-        ],
+    room = len(example.documents) if layout.distractors < 0 else layout.distractors
+    documents: list[tuple[str, bool]] = []
+    for index, text in enumerate(example.documents):
+        golden = index in example.golden
+        room -= not golden
+        if golden or room >= 0:
+            documents.append((text, golden))
+    arranged = {
+        "present": documents,
+        "absent": [item for item in documents if not item[1]],
+        "first": sorted(documents, key=lambda item: not item[1]),
+        "last": sorted(documents, key=lambda item: item[1]),
+    }[layout.oracle]
+    return example.model_copy(
+        update={
+            "documents": [text for text, _ in arranged],
+            "golden": [index for index, (_, golden) in enumerate(arranged) if golden],
+        }
     )
 
 
-# ---- other forms -------------------------------------------------------------------------------
+# ---- reading -----------------------------------------------------------------------------------
 
 
-def _from_hub() -> list[Question]:
-    """HotpotQA's validation set in the distractor setting."""
+def _problem(example: EvalExample) -> str:
+    if not example.id.strip():
+        return "the id is empty"
+    if not example.question.strip():
+        return "the question is empty"
+    if not example.answers or not all(answer.strip() for answer in example.answers):
+        return "an answer is empty or missing"
+    if not example.documents:
+        return "no documents"
+    golden = [text for index, text in enumerate(example.documents) if index in example.golden]
+    return "" if any(text.strip() for text in golden) else "no oracle document with text"
+
+
+def _read_raft_row(row: object) -> EvalExample:
+    """A row of generate: its chunks are the documents.
+
+    A row whose oracle was removed for training gets it back, at a place that its id decides.
+    """
+    raft = RaftRow.model_validate(row)
+    documents = list(raft.context.sentences[0]) if raft.context.sentences else []
+    place = raft.oracle_index
+    if place is None and raft.oracle_context in documents:  # published rows have no index
+        place = documents.index(raft.oracle_context)
+    if place is None:
+        place = zlib.crc32(raft.id.encode()) % (len(documents) + 1)
+        documents.insert(place, raft.oracle_context)
+    return EvalExample(
+        id=raft.id,
+        question=raft.question,
+        answers=[raft.answer or find_answer(raft.cot_answer)[0]],
+        documents=documents,
+        golden=[place],
+    )
+
+
+def _hub_rows(name: str, configuration: str, split: str) -> Iterable[object]:
     from datasets import load_dataset
 
     try:
-        rows = load_dataset(HUB, "distractor", split="validation")
+        rows: Iterable[object] = load_dataset(name, configuration, split=split)
     except (OSError, ValueError, ConnectionError) as error:
         raise DataError(
             f"the hub's data set cannot be read ({first_line(error)})",
-            path=HUB,
-            hint="Give --questions a file in HotpotQA form.",
-        ) from None
-    return [Question.model_validate(_in_hotpotqa_form(row)) for row in rows]
-
-
-def _in_hotpotqa_form(row: object) -> object:
-    """Bring the hub's rows and generate's into HotpotQA form; others stay as they are."""
-    if not isinstance(row, dict):
-        return row
-    if "cot_answer" in row:
-        return _from_raft(RaftRow.model_validate(row))
-    facts, context = row.get("supporting_facts"), row.get("context")
-    if not isinstance(facts, dict) or not isinstance(context, dict):
-        return row
-    # The hub keeps titles and sentences in parallel lists.
-    return {
-        **{name: row[name] for name in ("question", "answer") if name in row},
-        **({"_id": row["id"]} if "id" in row else {}),
-        "supporting_facts": _pairs(facts, "title", "sent_id"),
-        "context": _pairs(context, "title", "sentences"),
-    }
-
-
-def _pairs(columns: dict[str, object], *names: str) -> object:
-    """Two parallel lists as pairs; what is not that stays, for the checks to refuse."""
-    first, second = (columns.get(name) for name in names)
-    if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
-        return list(zip(first, second, strict=True))
-    return columns
-
-
-def _from_raft(row: RaftRow) -> dict[str, object]:
-    """A row of generate: its chunks are the paragraphs, named by their place.
-
-    Chunks of one document share a title, so titles cannot say which one is the oracle. A row whose
-    oracle was left out in training gets it back, at a place that the row's id decides.
-    """
-    documents = list(row.context.sentences[0]) if row.context.sentences else []
-    place = row.oracle_index
-    if place is None and row.oracle_context in documents:  # published rows have no index
-        place = documents.index(row.oracle_context)
-    if place is None:
-        place = zlib.crc32(row.id.encode()) % (len(documents) + 1)
-        documents.insert(place, row.oracle_context)
-    return {
-        "_id": row.id,
-        "question": row.question,
-        "answer": row.answer or find_answer(row.cot_answer)[0],
-        "supporting_facts": [(str(place), 0)],
-        "context": [(str(index), [text]) for index, text in enumerate(documents)],
-    }
-
-
-# ---- checks ------------------------------------------------------------------------------------
-
-
-def _oracle_titles(question: Question) -> set[str]:
-    return {title for title, _ in question.supporting_facts}
-
-
-def _fault(question: Question) -> str:
-    for name in ("id", "question", "answer"):
-        if not getattr(question, name).strip():
-            return f"{'_id' if name == 'id' else name}: is empty"
-    if not question.context:
-        return "context: has no paragraph"
-    oracles = _oracle_titles(question)
-    if not any(title in oracles and "".join(text).strip() for title, text in question.context):
-        return "context: has no paragraph with text whose title is in supporting_facts"
-    return ""
+            path=name,
+            hint="Give --questions a file.",
+        ) from error
+    return rows

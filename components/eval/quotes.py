@@ -1,4 +1,4 @@
-"""What a generation quotes, and whether the documents really say it.
+"""The quotes of a generation, and whether the documents contain them.
 
 RAFT's point is reasoning from the documents: an answer quotes them between `##begin_quote##` and
 `##end_quote##`. Knows nothing of models or pages.
@@ -10,11 +10,11 @@ from typing import NamedTuple
 from components.core.raft_form import QUOTE_BEGIN, QUOTE_END
 
 SHORTEST = 8
-"""Characters; shorter stretches stand in any text."""
+"""Characters; shorter texts occur in any document."""
 
 
-class Found(NamedTuple):
-    """Quotes of one generation: all, those that stand in a document, and in an oracle one."""
+class QuoteCounts(NamedTuple):
+    """Quotes of one generation: all, those that a document contains, those of an oracle one."""
 
     quotes: int
     verbatim: int
@@ -38,18 +38,18 @@ def split(text: str) -> list[str]:
 
 
 def find(text: str) -> list[str]:
-    """The quotes of a text, without space around them, empty ones left out."""
-    return [quote for found in split(text)[1::2] if (quote := found.strip())]
+    """The quotes of a text, stripped, without empty ones."""
+    return [quote for piece in split(text)[1::2] if (quote := piece.strip())]
 
 
-def check(text: str, documents: Sequence[str], oracles: Collection[int]) -> Found:
-    """Hold the quotes of a generation against the documents that were shown.
+def check(text: str, documents: Sequence[str], oracles: Collection[int]) -> QuoteCounts:
+    """Look the quotes of a generation up in the documents that were shown.
 
     A quote shorter than `SHORTEST` counts as verbatim only as a whole document.
     """
     verbatim = oracle = 0
-    found = find(text)
-    for quote in found:
+    quoted = find(text)
+    for quote in quoted:
         places = [
             index
             for index, document in enumerate(documents)
@@ -57,4 +57,4 @@ def check(text: str, documents: Sequence[str], oracles: Collection[int]) -> Foun
         ]
         verbatim += bool(places)
         oracle += not set(oracles).isdisjoint(places)
-    return Found(len(found), verbatim, oracle)
+    return QuoteCounts(len(quoted), verbatim, oracle)

@@ -2,42 +2,26 @@
 
 It asks for nothing over the network, runs no script (filters are radio buttons and CSS, so they
 work in a sandboxed frame), and takes every text from models and documents as hostile: jinja
-escapes all of it, and characters that could hide or turn text round are made visible.
+escapes all of it, and characters that could hide or reverse text are made visible.
 """
 
-import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median_high
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from components.core.describe import (
-    Table,
-    counted,
-    duration,
-    hardware,
-    interval,
-    markdown_table,
-    money,
-    plain,
-    with_interval,
-)
-from components.core.ledger import LedgerEntry
-from components.core.records import (
-    Comparison,
-    Evaluation,
-    QuantizationReport,
-    Sample,
-)
-from components.eval import figure, findings, quotes
+from components.core.chart import COLORS, f1_chart, round_up
+from components.core.describe import costs, counted, duration, interval
+from components.core.ledger import LedgerEntry, total
+from components.core.records import Comparison, Evaluation, Oracle, QuantizationReport, Sample
+from components.eval import findings, quotes, scores
 
 FOLDER = Path(__file__).parent
 MAX_SAMPLES = 60
 MAX_CHARACTERS = 1500
-MAX_DOCUMENT, MAX_DOCUMENTS, MAX_LINE = 3000, 20, 400
 RIGHT_FROM = 0.5
 
 # Control characters but tab and line feed; soft hyphen, zero-width and invisible characters; marks
@@ -47,48 +31,22 @@ UNSEEN = re.compile(
     "\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff"
     "\U000e0000-\U000e0fff]"
 )
-Outcome = Literal["won", "lost", "both right", "both wrong", "asked"]
+PLACES: dict[Oracle, str] = {
+    "present": "Oracle among the distractors",
+    "absent": "No oracle",
+    "first": "Oracle first",
+    "last": "Oracle last",
+}
+Outcome = Literal["won", "lost", "both right", "both wrong", ""]
 Piece = tuple[str, Literal["", "quote", "invented"]]
-"""A stretch of text: plain, quoted from a document, or quoted from no document shown."""
-
-
-class ShownDocument(NamedTuple):
-    """One paragraph, cut into plain and quoted stretches."""
-
-    pieces: list[Piece]
-    oracle: bool
-    clipped: int
-
-
-class ShownAnswer(NamedTuple):
-    """What one arm said to a question."""
-
-    arm: str
-    answer: str
-    pieces: list[Piece]
-    clipped: int
-    f1: float
-    contains: bool
-    truncated: bool
-    answered: bool
-
-
-class ShownSample(NamedTuple):
-    """One question with every arm's answer."""
-
-    outcome: Outcome
-    question: str
-    gold: str
-    documents: list[ShownDocument]
-    more_documents: int
-    answers: list[ShownAnswer]
+"""A part of a text: plain, quoted from a document, or quoted from no document shown."""
 
 
 def render(
     evaluation: Evaluation,
     samples: Sequence[Sample],
     quantization: QuantizationReport | None,
-    accounts: Sequence[LedgerEntry],
+    ledgers: Sequence[LedgerEntry],
 ) -> str:
     """The page as text.
 
@@ -96,7 +54,7 @@ def render(
         evaluation: figures; its warnings are shown.
         samples: of all arms; a selection is shown.
         quantization: measured weight bytes, where quantize-check ran.
-        accounts: time, tokens and cost of earlier stages where they are known, then of this one.
+        ledgers: time, tokens and cost of earlier stages where they are known, then of this one.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -106,131 +64,106 @@ def render(
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_visible,
+        # Only text that jinja still has to escape is changed.
+        finalize=lambda value: show_unseen(value) if type(value) is str else value,
     )
-    environment.filters |= {
-        "signed": findings.signed,
-        "bytes": _bytes,
-        "counted": counted,
-        "duration": duration,
-        "interval": interval,
-        "p_value": partial(_p_value, evaluation=evaluation),
-        "label": partial(findings.label, evaluation=evaluation),
-    }
-    questions = _by_question(samples)
-    counts = {outcome: len(members) for outcome, members in questions.items()}
+    filters: tuple[Callable[..., object], ...] = (
+        findings.signed, counted, duration, interval, p_value, bytes_in_words, clip, quoted,
+        split_quotes, highlight,
+    )  # fmt: skip
+    environment.filters |= {function.__name__: function for function in filters}
+    environment.filters["label"] = partial(findings.label, evaluation=evaluation)
+    environment.filters["outcome"] = partial(_outcome, evaluation=evaluation)
+    by_outcome = _by_outcome(samples, evaluation)
     return environment.get_template("report.html.jinja").render(
         style=(FOLDER / "report.css").read_text(encoding="utf-8"),
         evaluation=evaluation,
         verdict=findings.verdict(evaluation),
         form=findings.form_or_substance(evaluation),
-        f1_gain=findings.tuning_effect(evaluation, "f1"),
-        contains_gain=findings.tuning_effect(evaluation, "contains"),
+        f1_gain=evaluation.tuning_effect("f1"),
+        contains_gain=evaluation.tuning_effect("contains"),
         layout=findings.layout(evaluation),
         reasoning=findings.reasoning(evaluation),
-        panels=figure.panels(evaluation),
-        curve_top=figure.top_of_curves(evaluation) if evaluation.curve else 1,
+        chart=_chart(evaluation),
+        colors=COLORS,
+        panels=_panels(evaluation),
+        curve_top=round_up(max((point.f1_ci[1] for point in evaluation.curve), default=1.0)),
         robustness=findings.robustness(evaluation),
-        groups=figure.groups(evaluation),
-        top=figure.top_of_scale(evaluation),
         words=_median_words(samples),
-        memory=_memory(evaluation, quantization),
-        ledger=accounts[-1],
-        costs=cost_table(accounts),
-        post=read_post(),
+        sizes=scores.weight_sizes(evaluation.arms),
+        full_bits=findings.FULL_BITS[evaluation.dtype],
+        ledger=ledgers[-1],
+        costs=costs(total(list(ledgers))),
         quantization=quantization,
-        counts=counts,
-        samples=[_shown(members) for members in _spread(questions, MAX_SAMPLES)],
+        counts={outcome: len(questions) for outcome, questions in by_outcome.items()},
+        questions=_spread(by_outcome, MAX_SAMPLES),
         max_characters=MAX_CHARACTERS,
         right_from=RIGHT_FROM,
     )
 
 
+def chart_file(evaluation: Evaluation) -> str:
+    """The page's chart as a file of its own, for slides."""
+    svg = _chart(evaluation)
+    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
+
+
+def show_unseen(text: str) -> str:
+    """A text in which characters that hide or reverse text are replaced by their code points."""
+    return UNSEEN.sub(lambda match: f"\u27e8U+{ord(match.group()):04X}\u27e9", text)
+
+
 # ---- samples -----------------------------------------------------------------------------------
 
 
-def _by_question(samples: Iterable[Sample]) -> dict[Outcome, list[list[Sample]]]:
-    """The arms' samples question by question, sorted by how tuned and base compare."""
-    together: defaultdict[str, list[Sample]] = defaultdict(list)
+def _by_outcome(
+    samples: Iterable[Sample], evaluation: Evaluation
+) -> dict[Outcome, list[list[Sample]]]:
+    """The arms' samples question by question, grouped by how tuned and base compare."""
+    questions: defaultdict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
-        together[sample.question_id].append(sample)
-    sorted_out: defaultdict[Outcome, list[list[Sample]]] = defaultdict(list)
-    for members in together.values():
-        sorted_out[_outcome(members)].append(members)
-    return dict(sorted_out)
+        questions[sample.question_id].append(sample)
+    grouped: defaultdict[Outcome, list[list[Sample]]] = defaultdict(list)
+    for members in questions.values():
+        grouped[_outcome(members, evaluation)].append(members)
+    return dict(grouped)
 
 
-def _outcome(members: Sequence[Sample]) -> Outcome:
+def _outcome(members: Sequence[Sample], evaluation: Evaluation) -> Outcome:
+    gain = evaluation.tuning_effect("f1")
     right = {sample.arm: sample.f1 >= RIGHT_FROM for sample in members}
-    for arm, baseline in findings.PAIRS[:2]:
-        if arm in right and baseline in right:
-            outcomes: dict[tuple[bool, bool], Outcome] = {
-                (True, False): "won",
-                (False, True): "lost",
-                (True, True): "both right",
-                (False, False): "both wrong",
-            }
-            return outcomes[right[arm], right[baseline]]
-    return "asked"
+    if gain is None or gain.arm not in right or gain.baseline not in right:
+        return ""
+    outcomes: dict[tuple[bool, bool], Outcome] = {
+        (True, False): "won",
+        (False, True): "lost",
+        (True, True): "both right",
+        (False, False): "both wrong",
+    }
+    return outcomes[right[gain.arm], right[gain.baseline]]
 
 
-def _spread(questions: dict[Outcome, list[list[Sample]]], room: int) -> list[list[Sample]]:
+def _spread(by_outcome: dict[Outcome, list[list[Sample]]], room: int) -> list[list[Sample]]:
     """Up to `room` questions: an equal share for each outcome, evenly spaced within it.
 
-    The rarest outcome comes first; what it leaves free goes to the others.
+    The rarest outcome comes first; the places it does not need go to the others.
     """
     chosen: list[list[Sample]] = []
-    kinds = sorted(questions.values(), key=len)
-    for place, members in enumerate(kinds):
-        count = min(len(members), room // (len(kinds) - place))
+    groups = sorted(by_outcome.values(), key=len)
+    for place, members in enumerate(groups):
+        count = min(len(members), room // (len(groups) - place))
         room -= count
         chosen += [members[index * len(members) // count] for index in range(count)]
     return chosen
 
 
-def _shown(members: Sequence[Sample]) -> ShownSample:
-    first = members[0]
-    quoted = {
-        quote
-        for sample in members
-        for quote in quotes.find(sample.generation.strip()[:MAX_CHARACTERS])
-        if len(quote) >= quotes.SHORTEST
-    }
-    return ShownSample(
-        outcome=_outcome(members),
-        question=_clip(first.question, MAX_LINE),
-        gold=_clip(first.gold, MAX_LINE),
-        documents=[
-            ShownDocument(
-                _highlight(text[:MAX_DOCUMENT], quoted),
-                index in first.oracle_indices,
-                max(0, len(text) - MAX_DOCUMENT),
-            )
-            for index, text in enumerate(first.documents[:MAX_DOCUMENTS])
-        ],
-        more_documents=max(0, len(first.documents) - MAX_DOCUMENTS),
-        answers=[
-            ShownAnswer(
-                arm=sample.arm,
-                answer=_clip(sample.answer, MAX_LINE),
-                pieces=_split_quotes(sample.generation.strip()[:MAX_CHARACTERS], first.documents),
-                clipped=max(0, len(sample.generation.strip()) - MAX_CHARACTERS),
-                f1=sample.f1,
-                contains=sample.contains,
-                truncated=sample.truncated,
-                answered=sample.answered,
-            )
-            for sample in members
-        ],
-    )
-
-
-def _clip(text: str, room: int) -> str:
+def clip(text: str, room: int) -> str:
+    """The beginning of a text, and how much is missing."""
     return text if len(text) <= room else f"{text[:room]} … ({len(text) - room:,} more characters)"
 
 
-def _split_quotes(text: str, documents: Sequence[str]) -> list[Piece]:
-    """A generation in stretches; an unclosed quote marker stays what it is: text."""
+def split_quotes(text: str, documents: Sequence[str]) -> list[Piece]:
+    """A generation in parts; an unclosed quote marker stays what it is: text."""
     pieces: list[Piece] = []
     for index, piece in enumerate(quotes.split(text)):
         if index % 2 == 0:
@@ -242,128 +175,60 @@ def _split_quotes(text: str, documents: Sequence[str]) -> list[Piece]:
     return pieces
 
 
-def _highlight(text: str, quoted: set[str]) -> list[Piece]:
-    """A document in stretches; what a generation quotes verbatim is highlighted, longest first."""
-    if not quoted:
+def quoted(members: Sequence[Sample]) -> set[str]:
+    """What the generations shown quote."""
+    return {
+        quote
+        for sample in members
+        for quote in quotes.find(sample.generation.strip()[:MAX_CHARACTERS])
+        if len(quote) >= quotes.SHORTEST
+    }
+
+
+def highlight(text: str, quotations: set[str]) -> list[Piece]:
+    """A document in parts; what a generation quotes verbatim is highlighted, longest first."""
+    if not quotations:
         return [(text, "")]
-    longest_first = sorted(quoted, key=lambda quote: (-len(quote), quote))
+    longest_first = sorted(quotations, key=lambda quote: (-len(quote), quote))
     pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
     return [
         (piece, "quote" if index % 2 else "") for index, piece in enumerate(pattern.split(text))
     ]
 
 
-# ---- Markdown ----------------------------------------------------------------------------------
+# ---- figures -----------------------------------------------------------------------------------
 
 
-def render_markdown(
-    evaluation: Evaluation,
-    quantization: QuantizationReport | None,
-    accounts: Sequence[LedgerEntry],
-) -> str:
-    """The same figures as text for a pull request or a chat; samples stay in samples.jsonl."""
-    parts = ["# RAFT evaluation", plain(findings.verdict(evaluation))]
-    parts += [f"> {plain(warning)}" for warning in evaluation.warnings]
-    asked = (
-        f"{evaluation.base_model} · {counted(evaluation.questions, 'question')} · "
-        f"up to {evaluation.max_new_tokens} new tokens · greedy · seed {evaluation.seed}"
-    )
-    parts += [plain(asked), markdown_table(_scores(evaluation))]
-    parts += [plain(sentence) for sentence in findings.reasoning(evaluation)]
-    parts += ["## Form or substance", plain(" ".join(findings.form_or_substance(evaluation)))]
-    if evaluation.comparisons:
-        parts.append(markdown_table(_differences(evaluation)))
-    if evaluation.curve:
-        parts.append("## Distractors and the oracle")
-        parts.append("\n".join(f"- {plain(said)}" for said in findings.robustness(evaluation)))
-        parts.append(markdown_table(_curve(evaluation)))
-    if quantization is not None:
-        parts += ["## Four bits", plain(quantization.verdict)]
-    parts += ["## Time and cost", markdown_table(cost_table(accounts))]
-    return show_unseen("\n\n".join(parts)) + "\n"
+def _chart(evaluation: Evaluation) -> str:
+    title = f"F1 on {counted(evaluation.questions, 'question')}"
+    return show_unseen(f1_chart([(title, evaluation.arms)]))
 
 
-def _scores(evaluation: Evaluation) -> Table:
-    rows = [
-        (
-            findings.label(arm.name, evaluation),
-            with_interval(arm.f1, arm.f1_ci, arm.n),
-            with_interval(arm.em, arm.em_ci, arm.n),
-            f"{arm.contains:.3f}",
-            f"{arm.truncated:.1%}",
-            f"{arm.unanswered:.1%}",
-            f"{arm.empty:.1%}",
-            f"{arm.quoted_oracle:.1%}",
-            "–" if arm.weight_bytes is None else _bytes(arm.weight_bytes),
-        )
-        for arm in evaluation.arms
-    ]
-    return Table(
-        ("arm", "F1", "EM", "contains", "cut off", "no answer", "empty", "quotes an oracle",
-         "weights"),
-        rows,
-    )  # fmt: skip
+def _panels(evaluation: Evaluation) -> list[tuple[str, list[str], list[tuple[str, list[Any]]]]]:
+    """The robustness curves, a panel for each place of the oracle: title, ticks, and lines.
+
+    A line is an arm's name and its points: index of the tick, F1, low, high.
+    """
+    counts = {point.distractors for point in evaluation.curve}
+    ordered = sorted(counts, key=lambda count: (count < 0, count))
+    ticks = ["all" if count < 0 else str(count) for count in ordered]
+    panels = []
+    for place, title in PLACES.items():
+        lines: defaultdict[str, list[Any]] = defaultdict(list)
+        for point in evaluation.curve:
+            if point.oracle == place:
+                index = ordered.index(point.distractors)
+                lines[point.arm].append((index, point.f1, *point.f1_ci))
+        if lines:
+            panels.append((title, ticks, [(arm, sorted(line)) for arm, line in lines.items()]))
+    return panels
 
 
-def _differences(evaluation: Evaluation) -> Table:
-    rows = [
-        (
-            f"{findings.label(item.arm, evaluation)} − {findings.label(item.baseline, evaluation)}",
-            item.metric,
-            findings.with_interval(item, evaluation),
-            _p_value(item, evaluation),
-        )
-        for item in evaluation.comparisons
-    ]
-    return Table(("difference, question by question", "metric", "mean", "p"), rows)
-
-
-def _p_value(comparison: Comparison, evaluation: Evaluation) -> str:
-    if evaluation.questions < 2:
+def p_value(comparison: Comparison, questions: int) -> str:
+    """A p-value; one question has none."""
+    if questions < 2:
         return "–"
     return "< 0.001" if comparison.p_value < 0.001 else f"{comparison.p_value:.3f}"
-
-
-def _curve(evaluation: Evaluation) -> Table:
-    rows = [
-        (
-            findings.label(point.arm, evaluation),
-            point.oracle,
-            "all" if point.distractors < 0 else str(point.distractors),
-            with_interval(point.f1, point.f1_ci, point.n),
-            f"{point.contains:.3f}",
-        )
-        for point in evaluation.curve
-    ]
-    return Table(("arm", "oracle", "distractors", "F1", "contains"), rows)
-
-
-# ---- time and cost -----------------------------------------------------------------------------
-
-
-def read_post() -> dict[str, Any]:
-    """The published experiment's figures, to stand beside ours."""
-    found: dict[str, Any] = json.loads((FOLDER / "post.json").read_text(encoding="utf-8"))
-    return found
-
-
-def cost_table(accounts: Sequence[LedgerEntry]) -> Table:
-    """What the stages took, beside what the post reports of its own."""
-    theirs = read_post()["stages"]
-    rows = []
-    for entry in accounts:
-        post = theirs.get(entry.stage)
-        said = (
-            f"{duration(post['seconds'])}, {post['cost']:.2f} USD ({post['what']})"
-            if post
-            else "not reported"
-        )
-        cost = money(entry.cost, entry.currency)
-        rows.append((entry.stage, duration(entry.seconds), hardware(entry), cost, said))
-    return Table(("stage", "time", "hardware", "cost", "in the post"), rows)
-
-
-# ---- figures in words --------------------------------------------------------------------------
 
 
 def _median_words(samples: Iterable[Sample]) -> dict[str, int]:
@@ -374,45 +239,10 @@ def _median_words(samples: Iterable[Sample]) -> dict[str, int]:
     return {arm: median_high(lengths) for arm, lengths in counts.items()}
 
 
-class Memory(NamedTuple):
-    """Weight bytes of one model in full and in 4 bits, and who measured them."""
-
-    full: int
-    small: int
-    full_label: str
-    source: str
-
-
-def _memory(evaluation: Evaluation, quantization: QuantizationReport | None) -> Memory | None:
-    if quantization is not None:
-        return Memory(
-            quantization.weight_bytes_16bit,
-            quantization.weight_bytes_4bit,
-            "16-bit",
-            "by quantize-check",
-        )
-    sizes = findings.weight_sizes({arm.name: arm for arm in evaluation.arms})
-    if sizes is None:
-        return None
-    return Memory(*sizes, findings.BITS[evaluation.dtype], "in the arms of this evaluation")
-
-
-def _bytes(count: int) -> str:
+def bytes_in_words(count: int) -> str:
+    """`16.1 GB`."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= size:
-            return (
-                f"{count / size:.3g} {unit}"
-                if count < 1000 * size
-                else f"{count / size:.0f} {unit}"
-            )
+            digits = f"{count / size:.3g}" if count < 1000 * size else f"{count / size:.0f}"
+            return f"{digits} {unit}"
     return f"{count} B"
-
-
-def _visible(value: Any) -> Any:
-    """What jinja prints passes here first; only text that it still has to escape is changed."""
-    return show_unseen(value) if type(value) is str else value
-
-
-def show_unseen(text: str) -> str:
-    """A text in which characters that hide, or turn text round, stand as their code points."""
-    return UNSEEN.sub(lambda found: f"\u27e8U+{ord(found.group()):04X}\u27e9", text)

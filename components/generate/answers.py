@@ -1,7 +1,7 @@
-"""Check what teachers write against the oracle chunk, and mend what can be mended.
+"""Check a teacher's answers against the oracle chunk, and correct what can be corrected.
 
-A chain-of-thought answer is kept when it ends in an answer and everything that it quotes stands in
-the oracle. A quote is first looked for as it is, then without regard to case, white space and
+A chain-of-thought answer is kept if it ends in an answer and everything that it quotes is in the
+oracle. A quote is first looked for as it is, then without regard to case, white space and
 typography, then by aligning it with the passage most like it; whichever is found, the oracle's
 own words replace it. Real teachers copy few passages word for word, so without repair most rows
 would be lost, and without the check most rows would teach false quotes.
@@ -48,7 +48,7 @@ def check(cot_answer: str, question: str, oracle: str, similarity: float) -> Che
         cot_answer: as the teacher wrote it.
         question: what it answers.
         oracle: the chunk that it must quote.
-        similarity: how like a passage of the oracle a quote must be to be mended, 0 to 1; with 1
+        similarity: minimum similarity, 0 to 1, at which a quote is corrected to the oracle's; at 1
             only case, white space and typography may differ.
 
     Raises:
@@ -60,7 +60,7 @@ def check(cot_answer: str, question: str, oracle: str, similarity: float) -> Che
         raise Unusable("answer is the question")
     before, (reasoning, quotes) = reasoning, verify_quotes(reasoning, oracle, similarity)
     if quotes["aligned"] and _quotes(answer, before) and not _quotes(answer, reasoning):
-        raise Unusable("answer not in the mended quote")
+        raise Unusable("answer not in the corrected quote")
     row = f"{reasoning}\n{ANSWER_MARKER} {answer}"
     # Taking one marker out of a text may leave another: <ANS<ANSWER>:WER>:
     if row.count(ANSWER_MARKER) > 1 or _QUOTE_MARK.search(answer) or find_answer(row)[0] != answer:
@@ -99,7 +99,7 @@ def verify_quotes(reasoning: str, oracle: str, similarity: float) -> tuple[str, 
     """
     quotes: Counter[str] = Counter()
     parts: list[str] = []
-    found: list[str] = []
+    texts: list[str] = []
     end, begun = 0, -1
     for mark in _QUOTE_MARK.finditer(reasoning):
         if (mark.group() == QUOTE_BEGIN) == (begun >= 0):
@@ -110,18 +110,18 @@ def verify_quotes(reasoning: str, oracle: str, similarity: float) -> tuple[str, 
         else:
             text, how = find_quote(reasoning[begun : mark.start()], oracle, similarity)
             quotes[how] += 1
-            found.append(text)
+            texts.append(text)
             parts += [text, QUOTE_END]
             end, begun = mark.end(), -1
     if begun >= 0:
         raise Unusable("quote marks do not pair")
     if not quotes:
         raise Unusable("no quote")
-    mended = "".join([*parts, reasoning[end:]])
-    marks = [QUOTE_BEGIN, QUOTE_END] * len(found)
-    if _QUOTE.findall(mended) != found or _QUOTE_MARK.findall(mended) != marks:
+    corrected = "".join([*parts, reasoning[end:]])
+    marks = [QUOTE_BEGIN, QUOTE_END] * len(texts)
+    if _QUOTE.findall(corrected) != texts or _QUOTE_MARK.findall(corrected) != marks:
         raise Unusable("a quote mark in the oracle")
-    return mended, quotes
+    return corrected, quotes
 
 
 def find_quote(quote: str, oracle: str, similarity: float) -> tuple[str, str]:
@@ -140,9 +140,9 @@ def find_quote(quote: str, oracle: str, similarity: float) -> tuple[str, str]:
     text, origin = folded(oracle)
     start = find_words(wanted, text)
     if start >= 0:
-        found = oracle[origin[start] : origin[start + len(wanted) - 1] + 1]
-        if on_word_boundaries(oracle, origin[start], origin[start] + len(found)):
-            return found, "equal"
+        first, last = origin[start], origin[start + len(wanted) - 1] + 1
+        if on_word_boundaries(oracle, first, last):
+            return oracle[first:last], "equal"
     if similarity < 1 and len(wanted) >= LEAST_CHARACTERS_TO_ALIGN:
         aligned = _align(wanted, text, similarity)
         if aligned is not None:
@@ -161,12 +161,11 @@ def _align(wanted: str, text: str, similarity: float) -> tuple[int, int] | None:
 
     if len(wanted) > MOST_LENGTH_OVER_ORACLE * len(text):
         return None
-    found = fuzz.partial_ratio_alignment(wanted, text, score_cutoff=100 * similarity)
-    if found is None or len(wanted) > len(text):
+    alignment = fuzz.partial_ratio_alignment(wanted, text, score_cutoff=100 * similarity)
+    if alignment is None or len(wanted) > len(text):
         start, end = 0, len(text)
     else:
-        start, end = found.dest_start, found.dest_end
-    start, end = widen(text, start, end)
+        start, end = widen(text, alignment.dest_start, alignment.dest_end)
     passage = text[start:end]
     if fuzz.ratio(wanted, passage) < 100 * similarity:
         return None

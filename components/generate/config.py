@@ -5,6 +5,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import field_validator, model_validator
 
 from components.core.config import InputLocation, KeptLocation, StageConfig, flag, option
+from components.core.corpus.options import CorpusOptions
 
 READ_BY_MODELS = (
     "teacher_endpoint", "teacher_model", "teacher_concurrency", "teacher_max_tokens",
@@ -14,7 +15,7 @@ READ_BY_MODELS = (
 """Settings that the extractive teacher never looks at."""
 
 
-class GenerateConfig(StageConfig):
+class GenerateConfig(CorpusOptions, StageConfig):
     """Documents in, RAFT rows out."""
 
     stage: ClassVar[str] = "generate"
@@ -26,56 +27,13 @@ class GenerateConfig(StageConfig):
         "teacher_tokens_per_minute",
     )
 
-    documents: InputLocation = option(
-        help="Folder or file: .txt, .md, .rst, .html, .pdf, .docx; .json and .jsonl with texts, "
-        "contexts in HotpotQA form or API documentation.",
-        group="Documents",
-    )
-    text_field: str = option(
-        "",
-        help="Field of JSON rows that holds a document's text.",
-        group="Documents",
-    )
-    on_bad_document: Literal["stop", "skip"] = option(
-        "stop",
-        help="What a document that cannot be read does: it stops the run, or is left out and "
-        "counted.",
-        group="Documents",
-    )
-    max_document_mb: int = option(
-        50, ge=1, le=100_000, help="Megabytes of a document, and of its text.", group="Documents"
-    )
-    document_timeout: float = option(
-        120.0, gt=0, le=86_400, help="Seconds to read and cut one document.", group="Documents"
-    )
-    document_memory_mb: int = option(
-        4000,
-        ge=256,
-        le=1_000_000,
-        help="Megabytes of memory to read and cut one document in.",
-        group="Documents",
-    )
     eval_questions: InputLocation = option(
         "",
-        help="Questions in HotpotQA form that will test the model: rows that would give them away "
-        "are left out and counted.",
+        help="Questions in HotpotQA format that will test the model: rows that would give them "
+        "away are skipped and counted.",
         group="Documents",
     )
 
-    chunk_tokens: int = option(
-        512, ge=16, le=32_768, help="Most tokens in a chunk.", group="Chunks"
-    )
-    chunk_overlap: int = option(
-        0, ge=0, le=16_384, help="Tokens that a chunk repeats of the one before.", group="Chunks"
-    )
-    min_chunk_tokens: int = option(
-        0, ge=0, le=16_384, help="Chunks with fewer tokens are left out.", group="Chunks"
-    )
-    tokenizer: str = option(
-        "gpt-4",
-        help="What counts chunk tokens: an OpenAI model name, or a folder with tokenizer.json.",
-        group="Chunks",
-    )
     max_chunks: int = option(
         100,
         ge=0,
@@ -83,10 +41,10 @@ class GenerateConfig(StageConfig):
         group="Chunks",
     )
 
-    teacher: Literal["extractive", "openai", "vllm"] = option(
+    teacher: Literal["extractive", "openai"] = option(
         "extractive",
-        help="Who writes questions and answers. extractive: rules, no model; openai: an "
-        "OpenAI-compatible endpoint; vllm: vLLM in this process.",
+        help="What writes questions and answers. extractive: rules, no model; openai: an "
+        "OpenAI-compatible endpoint.",
         group="Teacher",
     )
     teacher_endpoint: str = option(
@@ -95,50 +53,46 @@ class GenerateConfig(StageConfig):
         "OPENAI_API_KEY.",
         group="Teacher",
     )
-    teacher_model: str = option(
-        "", help="Model that the endpoint serves; for vLLM a hub id or a folder.", group="Teacher"
-    )
+    teacher_model: str = option("", help="Model that the endpoint serves.", group="Teacher")
     teacher_concurrency: int = option(
-        16, ge=1, le=1024, help="Requests under way at once.", group="Teacher"
+        16, ge=1, le=1024, help="Maximum concurrent requests.", group="Teacher"
     )
     teacher_max_tokens: int = option(
-        1024, ge=32, le=32_768, help="Most tokens in one answer.", group="Teacher"
+        1024, ge=32, le=32_768, help="Maximum tokens in one answer.", group="Teacher"
     )
     teacher_timeout: float = option(
-        120.0, gt=0, le=3600, help="Seconds to wait for one answer.", group="Teacher"
+        120.0, gt=0, le=3600, help="Per-request timeout, seconds.", group="Teacher"
     )
 
     teacher_requests_per_minute: int = option(
-        0, ge=0, help="Most requests a minute; 0 sets no limit.", group="Teacher"
+        0, ge=0, help="Maximum requests per minute; 0: no limit.", group="Teacher"
     )
     teacher_tokens_per_minute: int = option(
         0,
         ge=0,
-        help="Most tokens a minute, in and out, as estimated before a request; 0 sets no limit.",
+        help="Maximum tokens per minute, in and out, as estimated before a request; 0: no limit.",
         group="Teacher",
     )
     responses: KeptLocation = option(
         "",
-        help="Folder or gs:// prefix that keeps every paid response, so that a run that was cut "
-        "off, or one with other rows, pays for none twice. Empty: beside the output.",
+        help="Folder or gs:// prefix that stores every paid response, so that an interrupted run, "
+        "or one that makes other rows, pays for none twice. Empty: next to the output.",
         group="Teacher",
     )
     question_prompt: InputLocation = option(
         "",
-        help="File with a prompt of your own for questions, with $chunk and $count.",
+        help="File with your own prompt for questions, with $chunk and $count.",
         group="Teacher",
     )
     answer_prompt: InputLocation = option(
         "",
-        help="File with a prompt of your own for answers, with $chunk and $question.",
+        help="File with your own prompt for answers, with $chunk and $question.",
         group="Teacher",
     )
 
-    questions_per_chunk: int = option(
-        1, ge=1, le=20, help="Questions the teacher writes for a chunk.", group="Rows"
-    )
+    questions_per_chunk: int = option(1, ge=1, le=20, help="Questions per chunk.", group="Rows")
     distractors: int = option(
-        3, ge=0, le=50, help="Other chunks shown beside the oracle.", group="Rows"
+        3, ge=0, le=50, help="Other chunks shown next to the oracle.", group="Rows"
     )
     distractor_choice: Literal["random", "bm25"] = option(
         "random",
@@ -149,8 +103,8 @@ class GenerateConfig(StageConfig):
         0.9,
         ge=0.5,
         le=1,
-        help="How like a passage a quote must be to be mended; 1 mends only case, white space and "
-        "typography.",
+        help="Minimum similarity at which an inexact quote is corrected to the source text; at 1 "
+        "only case, whitespace and typography may differ.",
         group="Rows",
     )
     oracle_probability: float = option(
@@ -173,7 +127,7 @@ class GenerateConfig(StageConfig):
     )
 
     @property
-    def asked(self) -> str:
+    def teacher_name(self) -> str:
         """The teacher, in words."""
         if self.teacher == "extractive":
             return "extractive, rules for trials"
@@ -198,7 +152,7 @@ class GenerateConfig(StageConfig):
             verb = "is" if len(given) == 1 else "are"
             raise ValueError(
                 f"{', '.join(given)} {verb} given, but --teacher is extractive, which asks no "
-                "model; add --teacher openai (an endpoint) or --teacher vllm (in this process)"
+                "model; add --teacher openai"
             )
         for name in ("teacher_endpoint", "teacher_model"):
             if self.teacher == "openai" and not getattr(self, name):

@@ -1,34 +1,32 @@
 """The chunks of a corpus: on disk, mapped into memory, read by number.
 
-Nothing here grows with the corpus but 30 bytes a chunk and the digests that find duplicates, so
-millions of chunks need no more memory than thousands.
+In memory a chunk takes 30 bytes, and its digest, which finds duplicates, some 80.
 """
 
 import mmap
 import re
 from array import array
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from components.core.corpus.documents import (
+    digest,
+    find_documents,
+    suffix_of,
+    unreadable_document,
+    unreadable_documents,
+)
+from components.core.corpus.isolated_reader import CutDocument, read_all
+from components.core.corpus.unreadable import Unreadable
 from components.core.errors import DataError, printable
 from components.core.progress import say, task
 from components.core.records import Chunk
 from components.core.storage import temporary_file
 from components.generate.config import GenerateConfig
-from components.generate.confined import read_all
-from components.generate.digests import Digests
-from components.generate.documents import (
-    Bad,
-    bad_document,
-    bad_documents,
-    find_documents,
-    suffix_of,
-)
 from components.generate.leaks import LeakGuard
-from components.generate.text import digest, forging
+from components.generate.text import injected_markers
 
 HEADINGS = re.compile(r"(\s*#{1,6} .*(\n|$))+")
 
@@ -62,23 +60,9 @@ class Corpus:
         return Chunk.model_validate_json(self._map[self._ends[number] : self._ends[number + 1]])
 
 
-@dataclass(frozen=True)
-class Pool:
-    """Some of a corpus's chunks, by their place among them."""
-
-    corpus: Corpus
-    numbers: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, place: int) -> Chunk:
-        return self.corpus[self.numbers[place]]
-
-
 @dataclass
 class Reading:
-    """What was read, and what was left out and why."""
+    """What was read, and what was skipped and why."""
 
     corpus: Corpus = field(default_factory=Corpus)
     documents: int = 0
@@ -87,9 +71,43 @@ class Reading:
     bad_documents: list[str] = field(default_factory=list)
     chunks_duplicate: int = 0
     chunks_left_out: Counter[str] = field(default_factory=Counter)
-    faults: list[DataError] = field(default_factory=list)
-    """Of the first bad documents, where these stop the run."""
+    errors: list[DataError] = field(default_factory=list)
+    """Of the first bad documents, if these stop the run."""
     suffixes_bad: Counter[str] = field(default_factory=Counter)
+    _digests: set[bytes] = field(default_factory=set, init=False)
+
+    def add(self, document: CutDocument, guard: LeakGuard | None) -> None:
+        """Add a document's chunks, unless it or they are duplicates or unfit."""
+        if self._seen(b"document" + document.digest):
+            self.documents_duplicate += 1
+            return
+        for chunk in document.chunks:
+            if self._seen(digest(chunk.text)):
+                self.chunks_duplicate += 1
+            elif reason := _unfit(chunk, guard):
+                self.chunks_left_out[reason] += 1
+            else:
+                self.corpus.add(chunk, self.documents)
+        self.documents += 1
+
+    def skip(self, path: Path, error: Unreadable, config: GenerateConfig) -> None:
+        """Count a document that cannot be read, and log it or keep its error for the end."""
+        self.documents_bad[error.reason] += 1
+        if config.on_bad_document == "stop":
+            self.suffixes_bad[suffix_of(path)] += 1
+            if len(self.errors) < LISTED:
+                self.errors.append(unreadable_document(path, error))
+        elif len(self.bad_documents) < NAMED:
+            source = Path(config.documents)
+            name = path.relative_to(source).as_posix() if source.is_dir() else path.name
+            self.bad_documents.append(f"{printable(name)[-NAMED_CHARACTERS:]}: {error.reason}")
+            say(f"  skipped: {unreadable_document(path, error)}")
+
+    def _seen(self, digest: bytes) -> bool:
+        if digest in self._digests:
+            return True
+        self._digests.add(digest)
+        return False
 
 
 def read_corpus(config: GenerateConfig, guard: LeakGuard | None) -> Reading:
@@ -97,53 +115,28 @@ def read_corpus(config: GenerateConfig, guard: LeakGuard | None) -> Reading:
 
     Raises:
         DataError: documents are bad, and are to stop the run: it ends when all are read, so that
-            all can be mended at once.
+            all can be corrected at once.
         ConfigError: no such tokenizer.
     """
-    files = sum(1 for _ in find_documents(Path(config.documents)))
+    source = Path(config.documents)
+    files = sum(1 for _ in find_documents(source))
     reading = Reading()
-    texts, pieces = _Distinct(), _Distinct()
-    with task("reading documents", files, "files") as progress, closing(read_all(config)) as found:
-        for path, cut in found:
-            if isinstance(cut, Bad):
-                _note(reading, config, path, str(cut), bad_document(path, cut))
-            elif isinstance(cut, DataError):
-                _note(reading, config, path, "malformed rows", cut)
-            elif cut is not None:
-                if texts.again(cut.words):
-                    reading.documents_duplicate += 1
-                    continue
-                for chunk in cut.chunks:
-                    if pieces.again(digest(chunk.text)):
-                        reading.chunks_duplicate += 1
-                    elif reason := _unfit(chunk, guard):
-                        reading.chunks_left_out[reason] += 1
-                    else:
-                        reading.corpus.add(chunk, reading.documents)
-                reading.documents += 1
+    with task("reading documents", files, "files") as progress, closing(read_all(config)) as parts:
+        for path, part in parts:
+            if isinstance(part, CutDocument):
+                reading.add(part, guard)
                 continue
+            if part is not None:
+                reading.skip(path, part, config)
             bad = reading.documents_bad.total()
             progress.advance(chunks=len(reading.corpus), **({"bad": bad} if bad else {}))
-    if reading.faults:
-        raise bad_documents(Path(config.documents), reading.faults, reading.suffixes_bad)
-    if (more := reading.documents_bad.total() - NAMED) > 0:
-        say(f"  left out: {more:,} more")
+    bad = reading.documents_bad.total()
+    if reading.errors:
+        several = unreadable_documents(source, reading.errors, reading.suffixes_bad)
+        raise several if bad > 1 else reading.errors[0]
+    if bad > NAMED:
+        say(f"  skipped: {bad - NAMED:,} more")
     return reading
-
-
-def _note(
-    reading: Reading, config: GenerateConfig, path: Path, reason: str, error: DataError
-) -> None:
-    reading.documents_bad[reason] += 1
-    if config.on_bad_document == "stop":
-        reading.suffixes_bad[suffix_of(path)] += 1
-        if len(reading.faults) < LISTED:
-            reading.faults.append(error)
-    elif len(reading.bad_documents) < NAMED:
-        source = Path(config.documents)
-        name = path.relative_to(source).as_posix() if source.is_dir() else path.name
-        reading.bad_documents.append(f"{printable(name)[-NAMED_CHARACTERS:]}: {reason}")
-        say(f"  left out: {error}")
 
 
 def _unfit(chunk: Chunk, guard: LeakGuard | None) -> str:
@@ -151,14 +144,4 @@ def _unfit(chunk: Chunk, guard: LeakGuard | None) -> str:
         return "only a heading"
     if guard is not None and guard.knows_context(chunk.text):
         return "gives away an evaluation question"
-    return forging(chunk.text)
-
-
-class _Distinct:
-    """Tells digests that came before."""
-
-    def __init__(self) -> None:
-        self._seen = Digests()
-
-    def again(self, digest: str) -> bool:
-        return not self._seen.add(bytes.fromhex(digest))
+    return injected_markers(chunk.text)

@@ -1,24 +1,23 @@
-"""Write a dataset: rows into two files, and what is said about them."""
+"""Write a dataset: rows into two files, a report and a card."""
 
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from string import Template
-from types import TracebackType
 from typing import IO, Self
 
 from components.core.describe import counted
 from components.core.progress import say
 from components.core.records import GenerationReport, RaftRow
 from components.core.storage import atomic_write, write_json
-from components.generate.digests import Digests
 from components.generate.text import normalized
 
 CARD = Path(__file__).with_name("card.md")
 SPLITS = ("train", "validation")
-REASONS_SHOWN = 3
-"""On screen; the report has all."""
+REASONS_LOGGED = 3
+"""The report has all."""
 
 WHOLE = "1/1"
 """The shard that is all of a run."""
@@ -27,44 +26,36 @@ ASKED_BEFORE = "question asked before"
 
 
 class Dataset:
-    """The rows of a dataset while they are written; use as a context manager.
+    """The rows of a dataset while they are written; see `create`.
 
     Attributes:
         rows: rows written, by split.
         without_oracle: rows that do not show their oracle.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, files: dict[str, IO[str]]) -> None:
         self.rows: Counter[str] = Counter()
         self.without_oracle = 0
-        self._asked = Digests()
-        self._files: dict[str, IO[str]] = {}
+        self._files = files
+        self._questions: set[bytes] = set()
 
-    def __enter__(self) -> Self:
-        with ExitStack() as held:
-            for split in SPLITS:
-                path = self.folder / f"{split}.jsonl"
-                self._files[split] = held.enter_context(atomic_write(path))
-            self._held = held.pop_all()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._held.__exit__(kind, error, traceback)
+    @classmethod
+    @contextmanager
+    def create(cls, folder: Path) -> Iterator[Self]:
+        """A dataset in a folder; its files are there once the block succeeds."""
+        with ExitStack() as stack:
+            paths = {split: folder / f"{split}.jsonl" for split in SPLITS}
+            yield cls({split: stack.enter_context(atomic_write(p)) for split, p in paths.items()})
 
     def write(self, row: RaftRow, split: str) -> bool:
         """Append a row, with the next id; False if its question was written before.
 
         Questions are equal when they differ in case and punctuation alone.
         """
-        words = normalized(row.question).encode()
-        if not self._asked.add(blake2b(words, digest_size=8).digest()):
+        digest = blake2b(normalized(row.question).encode(), digest_size=8).digest()
+        if digest in self._questions:
             return False
+        self._questions.add(digest)
         row = row.model_copy(update={"id": f"seed_task_{self.rows.total()}"})
         self._files[split].write(row.model_dump_json() + "\n")
         self.rows[split] += 1
@@ -98,16 +89,18 @@ def say_rows(report: GenerationReport, validation_fraction: float | None = None)
     train, validation = (report.rows[split] for split in SPLITS)
     say(f"  {train:,} training and {counted(validation, 'validation row')}")
     if report.dropped:
-        dropped, shown = sum(report.dropped.values()), list(report.dropped.items())[:REASONS_SHOWN]
-        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in shown)
-        rest = ", …" * (len(report.dropped) > REASONS_SHOWN)
-        say(f"  {counted(dropped, 'draft')} dropped: {reasons}{rest}")
+        first = list(report.dropped.items())[:REASONS_LOGGED]
+        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in first)
+        rest = ", …" * (len(report.dropped) > REASONS_LOGGED)
+        say(f"  {counted(sum(report.dropped.values()), 'draft')} dropped: {reasons}{rest}")
     share = validation / max(1, train + validation)
     most = 0.5 if validation_fraction is None else min(0.5, 2 * validation_fraction)
     if report.shard == WHOLE and share > most:
-        asked = "" if validation_fraction is None else f", asked for were {validation_fraction:.0%}"
+        wanted = (
+            "" if validation_fraction is None else f", asked for were {validation_fraction:.0%}"
+        )
         say(
-            f"  note: validation has {share:.0%} of the rows{asked}: whole {report.split_by}s are "
+            f"  note: validation has {share:.0%} of the rows{wanted}: whole {report.split_by}s are "
             "held out, at least one, and some give many rows; give more of them, or another --seed"
         )
 

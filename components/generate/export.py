@@ -11,7 +11,8 @@ split becomes one file named after it, so `datasets.load_dataset` reads the fold
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -64,16 +65,15 @@ def run(config: ExportConfig) -> dict[str, int]:
 
     Raises:
         DataError: there is no such dataset, or a row of it is malformed.
-        StorageError: the hub does not take the files, which lie in the output all the same.
+        StorageError: the hub does not take the files, which are in the output all the same.
     """
     source, output = Path(config.dataset), Path(config.output)
     headline("export", f"{source} → {output} ({config.format}, {config.type})")
     files = _files(source)
-    columns = _FORMATS[config.format]
     unseal(output, "export")
     counts = {}
     for path in files:
-        rows = (columns(row, config) for row in read_raft_rows(path))
+        rows = (_columns(row, config) for row in read_raft_rows(path))
         target = output / f"{path.stem}.{config.type}"
         counts[path.stem] = _WRITERS[config.type](rows, target)
     if not any(counts.values()):
@@ -86,16 +86,16 @@ def run(config: ExportConfig) -> dict[str, int]:
 
 
 def _push(folder: Path, repository: str) -> str:
-    """Commit the files to a dataset of the hub, made private where it is new; its address."""
+    """Commit the files to a dataset of the hub, private if it is new; its address."""
     try:
         from huggingface_hub import HfApi
-    except ImportError:
+    except ImportError as error:
         raise MissingDependencyError(
             "--push-to-hub needs the hub's client", hint="pip install huggingface_hub"
-        ) from None
+        ) from error
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ.get("HF_TOKEN"))
     try:
-        made = api.create_repo(repository, repo_type="dataset", private=True, exist_ok=True)
+        address = api.create_repo(repository, repo_type="dataset", private=True, exist_ok=True)
         api.upload_folder(
             repo_id=repository,
             repo_type="dataset",
@@ -106,9 +106,9 @@ def _push(folder: Path, repository: str) -> str:
     except Exception as error:  # its transport has errors of its own, and changes names
         raise StorageError(
             f"--push-to-hub {repository}: {first_line(error)}",
-            hint="Is HF_TOKEN set to a token that may write there? The files lie in --output.",
-        ) from None
-    return str(made)
+            hint="Is HF_TOKEN set to a token that may write there? The files are in --output.",
+        ) from error
+    return str(address)
 
 
 def read_raft_rows(path: Path) -> Iterator[RaftRow]:
@@ -126,7 +126,7 @@ def read_raft_rows(path: Path) -> Iterator[RaftRow]:
     try:
         file = pyarrow.parquet.ParquetFile(path)
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"cannot be read as Parquet ({error})", path=path) from None
+        raise DataError(f"cannot be read as Parquet ({error})", path=path) from error
     with file:
         batches = file.iter_batches(ROWS_AT_ONCE)
         rows = (row for batch in batches for row in batch.to_pylist())
@@ -135,9 +135,9 @@ def read_raft_rows(path: Path) -> Iterator[RaftRow]:
             for number, row in enumerate(rows, start=1):  # noqa: B007 (counted for the errors)
                 yield RaftRow.model_validate(row)
         except ValidationError as error:
-            raise DataError(f"row {number}: {explain(error)}", path=path) from None
+            raise DataError(f"row {number}: {explain(error)}", path=path) from error
         except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
-            raise DataError(f"is damaged after row {number} ({error})", path=path) from None
+            raise DataError(f"is damaged after row {number} ({error})", path=path) from error
 
 
 def _files(source: Path) -> list[Path]:
@@ -147,57 +147,42 @@ def _files(source: Path) -> list[Path]:
         ours = [source / f"{split}.jsonl" for split in ("train", "validation")]
         if all(path.is_file() for path in ours):
             return ours
-        found = sorted(path for path in source.iterdir() if path.suffix in SUFFIXES)
+        files = sorted(path for path in source.iterdir() if path.suffix in SUFFIXES)
     else:
-        found = [source]
-    if not found or not all(path.is_file() and path.suffix in SUFFIXES for path in found):
+        files = [source]
+    if not files or not all(path.is_file() and path.suffix in SUFFIXES for path in files):
         raise DataError(
             "no RAFT rows here", path=source,
             hint="--dataset takes a dataset of generate, or .jsonl or .parquet files of RAFT rows.",
         )  # fmt: skip
-    return found
+    return files
 
 
 # ---- formats -----------------------------------------------------------------------------------
 
 
-def _published(row: RaftRow, config: ExportConfig) -> dict[str, Any]:
+def _columns(row: RaftRow, config: ExportConfig) -> dict[str, Any]:
+    """A row in the format that is wanted."""
+    match config.format:
+        case "completion":
+            return {"prompt": row.instruction, "completion": row.cot_answer}
+        case "chat":
+            messages = [("user", row.instruction), ("assistant", row.cot_answer)]
+            if config.system_prompt:
+                messages.insert(0, ("system", config.system_prompt))
+            return {"messages": [{"role": role, "content": text} for role, text in messages]}
+        case "eval":
+            return {
+                "id": row.id,
+                "question": row.question,
+                "context": row.instruction.removesuffix(row.question).rstrip("\n"),
+                "answer": row.answer or find_answer(row.cot_answer)[0],
+                "oracle_context": row.oracle_context,
+            }
     return row.model_dump(include=set(PUBLISHED))
 
 
-def _completion(row: RaftRow, config: ExportConfig) -> dict[str, Any]:
-    return {"prompt": row.instruction, "completion": row.cot_answer}
-
-
-def _chat(row: RaftRow, config: ExportConfig) -> dict[str, Any]:
-    said = [("user", row.instruction), ("assistant", row.cot_answer)]
-    if config.system_prompt:
-        said.insert(0, ("system", config.system_prompt))
-    return {"messages": [{"role": role, "content": content} for role, content in said]}
-
-
-def _eval(row: RaftRow, config: ExportConfig) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "question": row.question,
-        "context": row.instruction.removesuffix(row.question).rstrip("\n"),
-        "answer": row.answer or find_answer(row.cot_answer)[0],
-        "oracle_context": row.oracle_context,
-    }
-
-
-_FORMATS: dict[str, Callable[[RaftRow, ExportConfig], dict[str, Any]]] = {
-    "hf": _published,
-    "completion": _completion,
-    "chat": _chat,
-    "eval": _eval,
-}
-
-
-# ---- files -------------------------------------------------------------------------------------
-
-
-def _write_jsonl(rows: Iterable[dict[str, Any]], path: Path) -> int:
+def _write_jsonl(rows: Iterator[dict[str, Any]], path: Path) -> int:
     count = 0
     with atomic_write(path) as file:
         for count, row in enumerate(rows, start=1):  # noqa: B007 (counted for the caller)
@@ -205,7 +190,7 @@ def _write_jsonl(rows: Iterable[dict[str, Any]], path: Path) -> int:
     return count
 
 
-def _write_parquet(rows: Iterable[dict[str, Any]], path: Path) -> int:
+def _write_parquet(rows: Iterator[dict[str, Any]], path: Path) -> int:
     import pyarrow
     import pyarrow.parquet
 
@@ -213,11 +198,11 @@ def _write_parquet(rows: Iterable[dict[str, Any]], path: Path) -> int:
     partial = path.with_name(f".{path.name}.half")
     writer = None
     try:
-        for table in _tables(rows):
-            if writer is None:
-                writer = pyarrow.parquet.ParquetWriter(partial, table.schema)
+        while batch := list(islice(rows, ROWS_AT_ONCE)):
+            table = pyarrow.Table.from_pylist(batch)
+            writer = writer or pyarrow.parquet.ParquetWriter(partial, table.schema)
             writer.write_table(table)
-            count += table.num_rows
+            count += len(batch)
     finally:
         if writer is not None:
             writer.close()
@@ -226,20 +211,4 @@ def _write_parquet(rows: Iterable[dict[str, Any]], path: Path) -> int:
     return count
 
 
-def _tables(rows: Iterable[dict[str, Any]]) -> Iterator[Any]:
-    import pyarrow
-
-    batch: list[dict[str, Any]] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == ROWS_AT_ONCE:
-            yield pyarrow.Table.from_pylist(batch)
-            batch = []
-    if batch:
-        yield pyarrow.Table.from_pylist(batch)
-
-
-_WRITERS: dict[str, Callable[[Iterable[dict[str, Any]], Path], int]] = {
-    "jsonl": _write_jsonl,
-    "parquet": _write_parquet,
-}
+_WRITERS = {"jsonl": _write_jsonl, "parquet": _write_parquet}

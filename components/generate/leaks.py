@@ -1,7 +1,7 @@
 """Keep evaluation questions out of the training rows.
 
 A model that was trained on the paragraphs of the questions that test it remembers them, and its
-score says nothing about other documents. A chunk is left out when it shares much of its text with
+score says nothing about other documents. A chunk is skipped when it shares much of its text with
 a paragraph that answers an evaluation question; a row, when its question is such a question, word
 for word or nearly.
 """
@@ -21,7 +21,7 @@ LEAST_SHARE = 0.5
 """Of the runs of 8 words of a chunk or a paragraph, whichever has fewer, that make it a leak."""
 
 LIKE_A_QUESTION = 90.0
-"""Percent of likeness, words in any order, that make two questions the same."""
+"""Percent of similarity, words in any order, from which two questions are the same."""
 
 
 class LeakGuard:
@@ -43,7 +43,7 @@ class LeakGuard:
             try:
                 question = Question.model_validate(row)
             except ValidationError as error:
-                raise fault_at(path, kind, number, explain(error)) from None
+                raise fault_at(path, kind, number, explain(error)) from error
             self._add(question)
         if not self.questions:
             raise DataError("holds no question", path=path, hint="Check --eval-questions.")
@@ -72,10 +72,10 @@ class LeakGuard:
         words = _in_order(question)
         if words in self._exact:
             return True
-        found = process.extractOne(
+        similar = process.extractOne(
             words, self.questions, scorer=fuzz.ratio, score_cutoff=LIKE_A_QUESTION
         )
-        return found is not None
+        return similar is not None
 
     def _add(self, question: Question) -> None:
         words = _in_order(question.question)

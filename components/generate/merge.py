@@ -57,7 +57,7 @@ def run(config: MergeConfig) -> GenerationReport:
     total = sum(sum(report.rows.values()) for report in shards.values())
     with (
         Ledger("merge", output),  # the shards' own accounts hold what they cost
-        Dataset(output) as dataset,
+        Dataset.create(output) as dataset,
         task("merging", total, "rows") as progress,
     ):
         for folder in shards:
@@ -88,31 +88,27 @@ def _ordered(folders: list[Path]) -> dict[Path, GenerationReport]:
     Raises:
         DataError: see `run`.
     """
-    found: dict[int, tuple[Path, GenerationReport]] = {}
+    shards: dict[int, tuple[Path, GenerationReport]] = {}
     for folder in folders:
         verify(folder, "--shards")
         report = read_json(folder / GenerationReport.FILE, GenerationReport)
         number, count = map(int, report.shard.split("/"))
-        if number in found:
-            raise DataError(
-                f"is shard {report.shard}, and so is {found[number][0]}", path=folder,
-                hint="Give every shard once.",
-            )  # fmt: skip
-        found[number] = folder, report
-    shards = dict(found[number] for number in sorted(found))
-    first = next(iter(shards.values()))
-    for folder, report in shards.items():
+        first = next((report for _, report in shards.values()), report)
+        problem, hint = "", "Shards must differ in --shard alone."
         if _run_of(report) != _run_of(first):
-            raise DataError(
-                f"shard {report.shard} belongs to another run than shard {first.shard}",
-                path=folder, hint="Shards must differ in --shard alone.",
-            )  # fmt: skip
-    if missing := sorted(set(range(1, count + 1)) - set(found)):
+            problem = f"shard {report.shard} belongs to another run than shard {first.shard}"
+        elif number in shards:
+            problem = f"is shard {report.shard}, and so is {shards[number][0]}"
+            hint = "Pass every shard once."
+        if problem:
+            raise DataError(problem, path=folder, hint=hint)
+        shards[number] = folder, report
+    if missing := sorted(set(range(1, count + 1)) - set(shards)):
         raise DataError(
             f"shards of {count} are missing: {', '.join(map(str, missing))}", path=folders[0],
-            hint="Run them, and give --shards all of them.",
+            hint="Run them, and pass all of them in --shards.",
         )  # fmt: skip
-    return shards
+    return dict(shards[number] for number in sorted(shards))
 
 
 def _run_of(report: GenerationReport) -> tuple[object, ...]:
@@ -130,5 +126,5 @@ def _in_order(folder: Path) -> Iterator[tuple[str, RaftRow]]:
         for row in read_jsonl(folder / f"{split}.jsonl", RaftRow):
             yield int(row.id.rpartition("_")[2]), split, row
 
-    for _, split, row in heapq.merge(*map(rows, SPLITS), key=lambda found: found[0]):
+    for _, split, row in heapq.merge(*map(rows, SPLITS), key=lambda item: item[0]):
         yield split, row

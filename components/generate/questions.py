@@ -34,13 +34,12 @@ def parse_questions(reply: str, wanted: int, kind: str = "general") -> list[str]
     and quotes around them are taken off, and preamble ("Here is an example question:") falls away.
     """
     structured = _from_json(reply)
-    found = (
+    candidates = (
         [_bare(text) for text in structured]
         if structured is not None
         else [_bare(line) for line in reply.splitlines() if _asks(line, kind)]
     )
-    # A row's markers are for its answer: in a question they would be taken for the answer's.
-    fit = (text for text in found if _long_enough(text) and not any(map(text.__contains__, MARKS)))
+    fit = (text for text in candidates if _fits(text))
     return list(dict.fromkeys(fit))[:wanted]
 
 
@@ -84,8 +83,12 @@ def _bare(line: str) -> str:
     return _LIST_MARK.sub("", " ".join(line.split())).strip(' "*“”')
 
 
-def _long_enough(text: str) -> bool:
-    if len(text) > MOST_CHARACTERS:
+def _fits(text: str) -> bool:
+    """Whether a question is neither too long nor too short, and without a row's markers.
+
+    In a question they would be taken for the answer's.
+    """
+    if len(text) > MOST_CHARACTERS or any(mark in text for mark in MARKS):
         return False
     if any(map(without_spaces, text.rstrip(QUESTION_MARKS))):
         return len(text) >= LEAST_CHARACTERS

@@ -2,7 +2,6 @@
 
 import re
 import unicodedata
-from hashlib import blake2b
 
 _NOT_WORDS = re.compile(r"[\W_]+")
 
@@ -39,21 +38,15 @@ def normalized(text: str) -> str:
     return _NOT_WORDS.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
-def forging(text: str) -> str:
+def injected_markers(text: str) -> str:
     """Why a text would end a quote, an answer, a document or a turn too early; "" if it would not.
 
-    Marks count, too, that are written with characters that tokenizers drop or take for plain ones.
+    Markers count, too, in characters that tokenizers drop or read as plain ones.
     """
     if not text.isascii():
         plain = unicodedata.normalize("NFKC", text)
         text = "".join(char for char in plain if unicodedata.category(char) != "Cf")
     return next((reason for reason, marks in _MARKS.items() if marks.search(text)), "")
-
-
-def digest(text: str) -> str:
-    """The same for texts whose words are the same, whatever their case and white space."""
-    words = " ".join(text.split()).casefold().encode("utf-8", "replace")
-    return blake2b(words, digest_size=16).hexdigest()
 
 
 def folded(text: str) -> tuple[str, list[int]]:

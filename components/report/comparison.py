@@ -1,7 +1,7 @@
 """Several evaluations side by side: one table of settings and scores, one figure.
 
-An evaluation's folder also holds the `training.json` of the adapter that it asked, so a score is
-never shown without the settings that made it.
+An evaluation's folder also has the `training.json` of its adapter, so a score is never shown
+without the settings behind it.
 """
 
 import html
@@ -10,17 +10,18 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
+from components.core.chart import f1_chart
 from components.core.describe import Table, html_table, markdown_table, page, plain, with_interval
 from components.core.records import ArmResult, Evaluation, TrainingRecord
 
-SHOWN = ("rank", "alpha", "learning_rate", "target_modules", "epochs")
-"""Settings that stand in the table."""
-
-COLORS = {"base": "#8b95a1", "raft": "#2a7fc4", "base-4bit": "#b9c0c8", "raft-4bit": "#7db3de"}
-WIDTH, LEFT, BAR = 720, 110, 20
+SETTINGS = ("rank", "alpha", "learning_rate", "target_modules", "epochs")
+"""Settings in the table."""
 
 # On a phone wide tables scroll by themselves.
-STYLE = "div { overflow-x: auto } td { min-width: 4.5rem } table { font-size: .9rem }"
+STYLE = (
+    "div { overflow-x: auto } td { min-width: 4.5rem } table { font-size: .9rem } "
+    "svg { display: block; max-width: 36rem }"
+)
 
 
 class Trial(NamedTuple):
@@ -44,68 +45,71 @@ class Trial(NamedTuple):
         return f"{self.evaluation.base_model}, rank {self.setting('rank')}"
 
 
-def trials(records: Mapping[str, BaseModel]) -> list[Trial]:
-    """The evaluations among records by path, each with the training record beside it."""
-    found = []
+def find_trials(records: Mapping[str, BaseModel]) -> list[Trial]:
+    """The evaluations among records by path, each with the training record in its folder."""
+    trials = []
     for path, record in records.items():
         if isinstance(record, Evaluation):
-            beside = records.get(f"{path.rpartition('/')[0]}/{TrainingRecord.FILE}")
-            training = beside if isinstance(beside, TrainingRecord) else None
-            found.append(Trial(record, training, path.rpartition("/")[0]))
-    return found
+            folder = path.rpartition("/")[0]
+            training = records.get(f"{folder}/{TrainingRecord.FILE}")
+            known = training if isinstance(training, TrainingRecord) else None
+            trials.append(Trial(record, known, folder))
+    return trials
 
 
-def difference(shown: Sequence[Trial]) -> str:
-    """What makes scores incomparable, in a sentence; "" where all were asked the same."""
-    asked: dict[str, set[str]] = {
-        "questions": {str(trial.evaluation.questions) for trial in shown},
-        "task": {trial.evaluation.task for trial in shown},
-        "distractors": {str(trial.evaluation.distractors) for trial in shown},
-        "place of the oracle": {str(trial.evaluation.oracle) for trial in shown},
-        "max_new_tokens": {str(trial.evaluation.max_new_tokens) for trial in shown},
-        "seed of the questions": {str(trial.evaluation.seed) for trial in shown},
+def difference(trials: Sequence[Trial]) -> str:
+    """What makes scores incomparable, in a sentence; "" where the conditions were equal."""
+    conditions: dict[str, set[str]] = {
+        "questions": {str(trial.evaluation.questions) for trial in trials},
+        "data set": {trial.evaluation.task for trial in trials},
+        "distractors": {str(trial.evaluation.distractors) for trial in trials},
+        "place of the oracle": {str(trial.evaluation.oracle) for trial in trials},
+        "max_new_tokens": {str(trial.evaluation.max_new_tokens) for trial in trials},
+        "seed of the questions": {str(trial.evaluation.seed) for trial in trials},
     }
     apart = [
-        f"{name} ({', '.join(sorted(values))})" for name, values in asked.items() if len(values) > 1
+        f"{name} ({', '.join(sorted(values))})"
+        for name, values in conditions.items()
+        if len(values) > 1
     ]
     if not apart:
         return ""
     return f"The runs differ in {', '.join(apart)}: compare their gains, not their scores."
 
 
-def table(shown: Sequence[Trial]) -> Table:
+def table(trials: Sequence[Trial]) -> Table:
     """Settings and scores, one row a trial."""
-    made, scored = settings(shown), scores(shown)
+    made, scored = settings(trials), scores(trials)
     rows = [(*one, *other[1:]) for one, other in zip(made.rows, scored.rows, strict=True)]
     return Table((*made.headings, *scored.headings[1:]), rows)
 
 
-def settings(shown: Sequence[Trial]) -> Table:
+def settings(trials: Sequence[Trial]) -> Table:
     """What made each adapter."""
     rows = [
         (
-            named(trial, shown),
-            *(trial.setting(name) for name in SHOWN),
+            named(trial, trials),
+            *(trial.setting(name) for name in SETTINGS),
             _loss(trial.training),
         )
-        for trial in shown
+        for trial in trials
     ]
-    headings = ("base model", *(name.replace("_", " ") for name in SHOWN), "validation loss")
+    headings = ("base model", *(name.replace("_", " ") for name in SETTINGS), "validation loss")
     return Table(headings, rows)
 
 
-def scores(shown: Sequence[Trial]) -> Table:
+def scores(trials: Sequence[Trial]) -> Table:
     """What each adapter reached."""
-    arms = [name for name in COLORS if any(name in trial.arms for trial in shown)]
+    arms = list(dict.fromkeys(name for trial in trials for name in trial.arms))
     rows = [
         (
-            named(trial, shown),
+            named(trial, trials),
             *(_score(trial.arms.get(name)) for name in arms),
             _gain(trial.evaluation),
             _share(trial.evaluation.retention),
             _share(trial.evaluation.memory_ratio),
         )
-        for trial in shown
+        for trial in trials
     ]
     headings = (
         "base model",
@@ -117,46 +121,46 @@ def scores(shown: Sequence[Trial]) -> Table:
     return Table(headings, rows)
 
 
-def named(trial: Trial, shown: Sequence[Trial]) -> str:
+def named(trial: Trial, trials: Sequence[Trial]) -> str:
     """The model of a row, and the folder where others have the same."""
     name = trial.evaluation.base_model
-    same = [other for other in shown if other.evaluation.base_model == name]
+    same = [other for other in trials if other.evaluation.base_model == name]
     return name + f" ({trial.place})" * (len(same) > 1 and bool(trial.place))
 
 
-def render(shown: Sequence[Trial]) -> str:
+def render(trials: Sequence[Trial]) -> str:
     """The comparison as a page."""
-    asked = sorted({trial.evaluation.questions for trial in shown})
-    counts = " and ".join(f"{count:,}" for count in asked)
-    note = html.escape(difference(shown))
+    questions = sorted({trial.evaluation.questions for trial in trials})
+    counts = " and ".join(f"{count:,}" for count in questions)
+    note = html.escape(difference(trials))
+    chart = f1_chart([(_title(trial, trials), trial.evaluation.arms) for trial in trials])
     body = (
-        f"<p>F1 with 95 % intervals, on {counts} question{'s' * (asked != [1])}.</p>\n"
+        f"<p>F1 with 95 % intervals, on {counts} question{'s' * (questions != [1])}.</p>\n"
         + f"<p><b>{note}</b></p>\n" * bool(note)
-        + f"{_figure(shown)}\n<h2>Scores</h2>\n<div>{html_table(scores(shown))}</div>\n"
-        f"<h2>Settings</h2>\n<div>{html_table(settings(shown))}</div>"
+        + f"{chart}\n<h2>Scores</h2>\n<div>{html_table(scores(trials))}</div>\n"
+        f"<h2>Settings</h2>\n<div>{html_table(settings(trials))}</div>"
     )
     return page("Models and settings compared", body, STYLE)
 
 
-def render_markdown(shown: Sequence[Trial]) -> str:
+def render_markdown(trials: Sequence[Trial]) -> str:
     """The comparison as text."""
-    note = difference(shown)
+    note = difference(trials)
     parts = ["# Models and settings compared", *([f"> {plain(note)}"] if note else [])]
-    parts += [markdown_table(scores(shown)), markdown_table(settings(shown))]
+    parts += [markdown_table(scores(trials)), markdown_table(settings(trials))]
     return "\n\n".join(parts) + "\n"
 
 
 def _gain(evaluation: Evaluation) -> str:
-    """Tuned against base, question by question, in full precision, else in 4 bits."""
-    for arm, baseline in (("raft", "base"), ("raft-4bit", "base-4bit")):
-        for item in evaluation.comparisons:
-            if (item.arm, item.baseline, item.metric) == (arm, baseline, "f1"):
-                if evaluation.questions < 2:
-                    return f"{item.difference:+.3f}"
-                low, high = item.ci
-                p_value = "p < 0.001" if item.p_value < 0.001 else f"p = {item.p_value:.3f}"
-                return f"{item.difference:+.3f} ({low:+.3f} – {high:+.3f}), {p_value}"
-    return "–"
+    """Tuned against base, question by question."""
+    gain = evaluation.tuning_effect("f1")
+    if gain is None:
+        return "–"
+    if evaluation.questions < 2:
+        return f"{gain.difference:+.3f}"
+    low, high = gain.ci
+    p_value = "p < 0.001" if gain.p_value < 0.001 else f"p = {gain.p_value:.3f}"
+    return f"{gain.difference:+.3f} ({low:+.3f} – {high:+.3f}), {p_value}"
 
 
 def _loss(training: TrainingRecord | None) -> str:
@@ -173,35 +177,6 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
 
 
-def _figure(shown: Sequence[Trial]) -> str:
-    """Bars with whiskers, a group for each trial, as SVG in the reader's text colour."""
-    room = WIDTH - LEFT - 60
-    drawn: list[str] = []
-    y = 0
-    for trial in shown:
-        y += 34
-        same = [other for other in shown if other.title == trial.title]
-        title = html.escape(trial.title + f" ({trial.place})" * (len(same) > 1))
-        drawn.append(f'<text x="0" y="{y - 10}" font-weight="bold">{title}</text>')
-        for name, color in COLORS.items():
-            arm = trial.arms.get(name)
-            if arm is None:
-                continue
-            low, high = (LEFT + room * bound for bound in arm.f1_ci)
-            middle = y + BAR / 2
-            drawn.append(
-                f'<text x="{LEFT - 8}" y="{middle + 5}" text-anchor="end">{name}</text>'
-                f'<rect x="{LEFT}" y="{y + 2}" width="{room * arm.f1:.1f}" height="{BAR - 4}" '
-                f'fill="{color}"/>'
-                f'<path d="M{low:.1f} {middle} H{high:.1f}" stroke="currentColor"/>'
-                f'<text x="{max(high, LEFT + room * arm.f1) + 6:.1f}" y="{middle + 5}">'
-                f"{arm.f1:.3f}</text>"
-            )
-            y += BAR
-    label = "F1 of each arm, trial by trial"
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {y + 10}" role="img" aria-label="{label}" '
-        f'font-size="14" fill="currentColor" style="max-width:100%">\n'
-        + "\n".join(drawn)
-        + "\n</svg>"
-    )
+def _title(trial: Trial, trials: Sequence[Trial]) -> str:
+    same = [other for other in trials if other.title == trial.title]
+    return trial.title + f" ({trial.place})" * (len(same) > 1)

@@ -1,8 +1,8 @@
-"""The summary of a run: what each step found, what it took, and what did not finish.
+"""The summary of a run: each step's results, time and cost, and what did not finish.
 
-Reads whatever lies under the folders it is given, at any depth: a run that failed half-way has a
-summary too. An artifact counts once it is sealed; attempts that failed left an account of their
-own (`ledger.failed-….json`). Where several models were evaluated, a comparison page is added.
+Reads everything under the folders, at any depth: a run that failed half-way has a summary too. An
+artifact counts once its manifest is written; attempts that failed left a ledger entry of their own
+(`ledger.failed-….json`). Where several models were evaluated, a comparison page is added.
 
 Writes `summary.md`, `ledger.json` (the whole run's `RunLedger`) and, for two evaluations or more,
 `comparison.html`.
@@ -55,25 +55,29 @@ class SummaryConfig(Settings):
 
     stage: ClassVar[str] = "summary"
 
-    folders: TextList = option(  # not Locations: a step of Kubeflow may have others, and says so
-        (),
-        help="Folders (local or gs://) to read, at any depth, separated by commas: a run's, or "
-        "single artifacts.",
-        group="Inputs",
+    folders: TextList = (
+        option(  # not Locations: a step of Kubeflow may have others, and reports them
+            (),
+            help="Folders (local or gs://) to read, at any depth, separated by commas: a run's, or "
+            "single artifacts.",
+            group="Inputs",
+        )
     )
     status: str = option(
         "", help="How the run ended, as JSON with a state; Kubeflow gives it.", group="Inputs"
     )
 
 
-class Found(NamedTuple):
-    """Everything of a run that could be read."""
+class RunResults(NamedTuple):
+    """Everything of a run that could be read.
+
+    records: by path. failures: the last attempt of every step that never succeeded. notes: what
+    could not be read, and why.
+    """
 
     records: dict[str, BaseModel]
-    """By path."""
-    accounts: list[LedgerEntry]
+    entries: list[LedgerEntry]
     failures: list[LedgerEntry]
-    """The last attempt of every step that never succeeded."""
     notes: list[str]
 
     def of(self, kind: type[R]) -> list[R]:
@@ -84,32 +88,32 @@ def run(config: SummaryConfig) -> RunLedger:
     """Write the summary; a folder that cannot be read is a sentence in it, not an error.
 
     Raises:
-        StorageError: nothing of a run was found, and no `status` says that there was one.
+        StorageError: there is nothing of a run, and no `status` of one.
     """
     output = Path(config.output)
     headline("summary", f"{', '.join(config.folders) or 'nothing'} → {output}")
-    found = read(config.folders)
-    if not (found.records or found.accounts or config.status):
+    results = read(config.folders)
+    if not (results.records or results.entries or config.status):
         raise StorageError(
-            " ".join(found.notes)
+            " ".join(results.notes)
             or f"--folders {','.join(config.folders)}: nothing of a run there",
             hint="Give folders that stages have written, separated by commas: "
             "--folders run/dataset,run/adapter",
         )
     unseal(output, "summary")
-    account = total(found.accounts)
-    write_json(output / LEDGER, account)
-    trials = comparison.trials(found.records)
+    ledger = total(results.entries)
+    write_json(output / LEDGER, ledger)
+    trials = comparison.find_trials(results.records)
     if trials:
         with atomic_write(output / COMPARISON) as file:
             file.write(comparison.render(trials))
     else:
         (output / COMPARISON).unlink(missing_ok=True)
     with atomic_write(output / SUMMARY) as file:
-        file.write(render(found, account, config.status))
+        file.write(render(results, ledger, config.status))
     seal(output)
-    say(f"  {len(found.records)} results, {len(found.accounts)} accounts")
-    return account
+    say(f"  {len(results.records)} results, {len(results.entries)} ledger entries")
+    return ledger
 
 
 def compare(folders: tuple[str, ...], output: Path) -> list[comparison.Trial]:
@@ -117,23 +121,23 @@ def compare(folders: tuple[str, ...], output: Path) -> list[comparison.Trial]:
 
     Args:
         folders: runs or evaluations, local or `gs://`, read at any depth.
-        output: a folder; what else lies in it stays.
+        output: a folder; its other files stay.
 
     Raises:
         DataError: a folder holds no finished evaluation, or cannot be read.
     """
     trials = []
     for folder in folders:
-        found = read((folder,))
-        here = comparison.trials(found.records)
+        results = read((folder,))
+        here = comparison.find_trials(results.records)
         if not here:
             raise DataError(
-                " ".join(["holds no finished evaluation", *found.notes]),
+                " ".join(["holds no finished evaluation", *results.notes]),
                 path=folder,
                 hint="Give the folder that raft eval wrote, or one above it.",
             )
         trials += here
-        for note in found.notes:
+        for note in results.notes:
             say(f"  {note}")
     with atomic_write(output / COMPARISON) as file:
         file.write(comparison.render(trials))
@@ -145,8 +149,8 @@ def compare(folders: tuple[str, ...], output: Path) -> list[comparison.Trial]:
 # ---- reading -----------------------------------------------------------------------------------
 
 
-def read(folders: tuple[str, ...]) -> Found:
-    """The sealed results and all accounts under the folders, in the order of the steps."""
+def read(folders: tuple[str, ...]) -> RunResults:
+    """The finished results and all ledger entries under the folders, in the order of the steps."""
     texts: dict[str, str] = {}
     notes = []
     for folder in folders:
@@ -157,13 +161,13 @@ def read(folders: tuple[str, ...]) -> Found:
     texts, sealed, wrong = _whole(texts)
     notes += wrong
     records: dict[str, BaseModel] = {}
-    accounts: list[tuple[int, str, LedgerEntry]] = []
+    entries: list[tuple[int, str, LedgerEntry]] = []
     for path, text in sorted(texts.items(), key=lambda item: _place(item[0])):
         folder, _, name = path.rpartition("/")
         if name.startswith("ledger.failed-") or (name == LEDGER and folder in sealed):
             entry = _parse(text, LedgerEntry)
             if entry is not None:
-                accounts.append((_rank(entry.stage), path, entry))
+                entries.append((_rank(entry.stage), path, entry))
             elif _parse(text, RunLedger) is None:  # a summary's own
                 notes.append(f"{path} is not a {LedgerEntry.__name__}.")
         elif name in KINDS and folder in sealed:
@@ -172,19 +176,19 @@ def read(folders: tuple[str, ...]) -> Found:
                 notes.append(f"{path} is no {KINDS[name].__name__} that this version can read.")
             else:
                 records[path] = record
-    reports = [found for found in records.values() if isinstance(found, GenerationReport)]
+    reports = [record for record in records.values() if isinstance(record, GenerationReport)]
     if not all(report.is_shard for report in reports):
-        # The shards that were merged are told by their accounts alone.
+        # Of shards that were merged, only the ledger entries are reported.
         records = {
-            path: found
-            for path, found in records.items()
-            if not (isinstance(found, GenerationReport) and found.is_shard)
+            path: record
+            for path, record in records.items()
+            if not (isinstance(record, GenerationReport) and record.is_shard)
         }
     # A failed attempt's name carries its time, and sorts before the one that succeeded.
-    accounts.sort(key=_attempts_first)
-    last = {path.rpartition("/")[0]: entry for _, path, entry in accounts}
+    entries.sort(key=_attempts_first)
+    last = {path.rpartition("/")[0]: entry for _, path, entry in entries}
     failures = [entry for entry in last.values() if entry.failed]
-    return Found(records, [entry for _, _, entry in accounts], failures, notes)
+    return RunResults(records, [entry for _, _, entry in entries], failures, notes)
 
 
 def _whole(texts: dict[str, str]) -> tuple[dict[str, str], set[str], list[str]]:
@@ -219,8 +223,8 @@ def _place(path: str) -> tuple[int, str]:
     return _rank(STEP_OF.get(PurePosixPath(path).name, "")), path
 
 
-def _attempts_first(account: tuple[int, str, LedgerEntry]) -> tuple[int, str, bool, str]:
-    rank, path, entry = account
+def _attempts_first(item: tuple[int, str, LedgerEntry]) -> tuple[int, str, bool, str]:
+    rank, path, entry = item
     return rank, str(PurePosixPath(path).parent), not entry.failed, path
 
 
@@ -238,11 +242,11 @@ def _parse(text: str, kind: type[R]) -> R | None:
 # ---- writing -----------------------------------------------------------------------------------
 
 
-def render(found: Found, account: RunLedger, status: str) -> str:
+def render(results: RunResults, ledger: RunLedger, status: str) -> str:
     """The summary in Markdown."""
-    parts = ["# RAFT run", *_outcome(found, status)]
-    own = {path: record for path, record in found.records.items() if not _is_copy(path, found)}
-    trials = comparison.trials(found.records)
+    parts = ["# RAFT run", *_outcome(results, status)]
+    own = {path: record for path, record in results.records.items() if not _is_copy(path, results)}
+    trials = comparison.find_trials(results.records)
     if len(trials) > 1:
         parts += ["## comparison", markdown_table(comparison.table(trials))]
     else:
@@ -251,52 +255,52 @@ def render(found: Found, account: RunLedger, status: str) -> str:
             for record in own.values()
             if (description := describe(record)) is not None
         ]
-    if account.stages:
-        parts += ["## time and cost", markdown_table(costs(account))]
-        if account.cost is None:
+    if ledger.stages:
+        parts += ["## time and cost", markdown_table(costs(ledger))]
+        if ledger.cost is None:
             parts.append(
                 "*Not priced*: the price table has no entry for that hardware; a step's "
                 "`--prices` replaces the table."
             )
-    parts += [f"> {plain(note)}" for note in found.notes]
+    parts += [f"> {plain(note)}" for note in results.notes]
     return "\n\n".join(parts) + "\n"
 
 
-def _is_copy(path: str, found: Found) -> bool:
-    """Whether a training record lies beside the evaluation that quotes it."""
+def _is_copy(path: str, results: RunResults) -> bool:
+    """Whether a training record is in the folder of an evaluation, which has copied it."""
     folder, _, name = path.rpartition("/")
-    return name == TrainingRecord.FILE and f"{folder}/{Evaluation.FILE}" in found.records
+    return name == TrainingRecord.FILE and f"{folder}/{Evaluation.FILE}" in results.records
 
 
-def _outcome(found: Found, status: str) -> Iterator[str]:
+def _outcome(results: RunResults, status: str) -> Iterator[str]:
     state, message = _state(status)
     done: defaultdict[str, int] = defaultdict(int)
-    for entry in found.accounts:
+    for entry in results.entries:
         done[entry.stage] += not entry.failed
     if state:
         yield f"**{plain(state.capitalize())}.**" + (f" {plain(message)}" if message else "")
-    for entry in found.failures:
+    for entry in results.failures:
         yield f"**{entry.stage} failed:** {plain(entry.failed)}"
-    closed = any(report.decision == "stop" for report in found.of(QuantizationReport))
+    closed = any(report.decision == "stop" for report in results.of(QuantizationReport))
     if closed and not done["eval"]:
         yield (
             "**The gate is closed:** quantize-check failed and `gate` is `stop`, so eval did not "
-            "run. The adapter is there. To evaluate it all the same, run again with `gate` set to "
+            "run. The adapter is there. To evaluate it anyway, run again with `gate` set to "
             "`warn`."
         )
     missing = [step for step in ORDER if not done[step] and not (closed and step == "eval")]
-    if missing and found.accounts:
+    if missing and results.entries:
         yield f"Without a result: {', '.join(missing)}."
 
 
 def _state(status: str) -> tuple[str, str]:
     """State and error message of Kubeflow's final status; spelled differently by its runners."""
     try:
-        told = json.loads(status or "{}")
+        final = json.loads(status or "{}")
     except json.JSONDecodeError:
         return "", ""
-    if not isinstance(told, dict):
+    if not isinstance(final, dict):
         return "", ""
-    error = told.get("error")
+    error = final.get("error")
     message = error.get("message", "") if isinstance(error, dict) else ""
-    return str(told.get("state", "")), str(message)
+    return str(final.get("state", "")), str(message)

@@ -70,9 +70,9 @@ def submit(**options: Any) -> None:
     Example:
       raft submit --parameters parameters.yaml --set rank=16 --host http://localhost:8080
     """
-    from pipelines.cluster.submit import run
+    from pipelines.cluster.submit import submit_run
 
-    run(**options)
+    submit_run(**options)
 
 
 @click.command(cls=Command, short_help="Watch a run on a Kubeflow server.")
@@ -87,9 +87,9 @@ def watch(**options: Any) -> None:
     Example:
       raft watch 4d1c7a52-… --host https://kubeflow.example.com/pipeline
     """
-    from pipelines.cluster.submit import watch
+    from pipelines.cluster.submit import watch_run
 
-    watch(**options)
+    watch_run(**options)
 
 
 @click.command(cls=Command, short_help="Stop a run on a Kubeflow server.")
@@ -103,9 +103,9 @@ def terminate(**options: Any) -> None:
     Example:
       raft terminate 4d1c7a52-… --host https://kubeflow.example.com/pipeline
     """
-    from pipelines.cluster.submit import terminate
+    from pipelines.cluster.submit import terminate_run
 
-    terminate(**options)
+    terminate_run(**options)
 
 
 CONTEXT = click.option(
@@ -123,7 +123,7 @@ OVERLAY = click.option(
 )
 
 
-@click.command(cls=Command, short_help="Look whether a cluster has what a run needs.")
+@click.command(cls=Command, short_help="Check that a cluster has everything a run needs.")
 @NAMESPACE
 @CONTEXT
 @OVERLAY
@@ -145,20 +145,21 @@ OVERLAY = click.option(
     help="GPU nodes are made when they are needed; none need be there.",
 )
 def preflight(overlay: str, **options: Any) -> None:
-    """Check nodes, quota, secrets, account, buckets, teacher, model and Kubeflow before a run.
+    """Check quota, policies, account, secrets, nodes, buckets, teacher, model and Kubeflow.
 
-    Each check prints ok, missing (with the command that fixes it) or cannot tell. Changes
-    nothing; exits with 2 when something is missing. Without --parameters, the settings of the
-    Jobs in the cluster are looked at. Reads HF_TOKEN and OPENAI_API_KEY.
+    Each check prints ok, missing (with the command that fixes it) or cannot tell. The API server
+    is asked to admit each stage's Job and pod in a dry run: nothing is changed. Exits with 2 when
+    something is missing. Without --parameters, the settings of the Jobs in the cluster are checked.
+    Reads HF_TOKEN and OPENAI_API_KEY.
 
     \b
     Example:
       raft preflight --namespace raft --parameters parameters.yaml
     """
     from pipelines import manifests
-    from pipelines.cluster.preflight import run
+    from pipelines.cluster.preflight import check_cluster
 
-    run(jobs=manifests.overlay(overlay), **options)
+    check_cluster(jobs=manifests.overlay(overlay), **options)
 
 
 @click.command(
@@ -192,9 +193,10 @@ def job(stage: str, flags: tuple[str, ...], overlay: str, **options: Any) -> Non
       raft job eval --overlay spot
     """
     from pipelines import manifests
-    from pipelines.cluster.job import run
+    from pipelines.cluster.job import run_job
 
     jobs = manifests.overlay(overlay)
     command = StageCommand(stage)
-    given = command.settings(command.make_context(f"raft {stage}", list(flags))) if flags else None
-    run(stage, given, jobs=jobs, **options)
+    context = command.make_context(f"raft {stage}", list(flags)) if flags else None
+    settings = command.settings(context) if context else None
+    run_job(stage, settings, jobs=jobs, **options)

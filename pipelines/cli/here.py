@@ -155,6 +155,20 @@ def compare(runs: tuple[str, ...], output: Path) -> None:
     is_flag=True,
     help="Write nothing; fail if the file differs from what would be compiled.",
 )
+@click.option(
+    "--registry",
+    metavar="HOST/PATH",
+    help="Where the images lie: written into k8s/base/kustomization.yaml, so that Jobs, overlays "
+    "and both pipelines follow. --tag and --digest are written there too.",
+)
+@click.option("--tag", metavar="TAG", help="The images' version.")
+@click.option(
+    "--digest",
+    "digests",
+    multiple=True,
+    metavar="STAGE=sha256:...",
+    help="A stage's image by digest; repeatable. `make push` gives those of what it pushed.",
+)
 def compile_(**options: Any) -> None:
     """Compile the pipelines, or check that the committed files are up to date.
 
@@ -163,28 +177,28 @@ def compile_(**options: Any) -> None:
       raft compile
       raft compile --overlay h100 --output raft-h100.yaml
       raft compile --shards 8
+      raft compile --registry europe-docker.pkg.dev/my-project/raft --tag 0.1.0
       kubectl kustomize k8s/overlays/h100 | raft compile --manifests -
     """
-    from pipelines.compile import run
+    from pipelines.compile import compile_pipelines
 
-    run(**options)
+    compile_pipelines(**options)
 
 
-@click.command(cls=Command, short_help="Check manifests and compiled pipelines as a cluster would.")
+@click.command(cls=Command, short_help="Check Job manifests as a cluster would.")
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
 def check(paths: tuple[str, ...]) -> None:
-    """Check Kubernetes manifests and compiled pipelines without a cluster.
+    """Check Job manifests without a cluster: what it would refuse, or let wait for ever.
 
-    PATH is a file of manifests, a compiled pipeline, a folder with a kustomization.yaml, or - for
-    standard input. Jobs are also compiled, with those of k8s/base beside them. Without a PATH:
-    k8s/base, the teacher, every overlay, the pipelines compiled from each, and the committed ones.
+    PATH is a file of manifests, a folder with a kustomization.yaml, or - for standard input.
+    Without a PATH: k8s/base, the teacher, and every overlay, as kubectl renders it.
 
     \b
     Examples:
       raft check
-      raft check pipelines/raft.yaml k8s/overlays/h100
+      raft check k8s/base/train.yaml k8s/overlays/h100
       kubectl kustomize k8s/overlays/h100 | raft check -
     """
-    from pipelines.check import run
+    from pipelines.check import check_manifests
 
-    run(paths)
+    check_manifests(paths)

@@ -1,79 +1,42 @@
-"""The Kubernetes cluster that kubectl would talk to, and its errors in words.
+"""The Kubernetes cluster that kubectl would talk to, by Kubernetes' own client.
 
-Knows nothing of RAFT. Credentials stay in the kubeconfig and in Kubernetes' own client.
+Credentials stay in the kubeconfig and in the client.
 """
 
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from components.core.errors import ClusterError, NotPermitted
+from components.core.errors import ClusterError, NotPermitted, first_line
 from components.core.redaction import keep_secret
 
 SECONDS_FOR_AN_ANSWER = 30
+SETUP = "kubectl apply -k k8s/base -l app.kubernetes.io/component=setup"
+
+
+class NoAnswer(ClusterError):
+    """There is no cluster, or it is silent."""
 
 
 class NotThere(ClusterError):
     """The cluster has no such object."""
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """Clients of the APIs that we use."""
+class Refused(ClusterError):
+    """The cluster does not take an object, whoever brings it."""
+
+
+class Cluster(NamedTuple):
+    """Clients of the APIs that we use; a call raises `ClusterError` or a class of it."""
 
     address: str
     core: Any
     batch: Any
     version: Any
-
-    def ask(self, method: Callable[..., Any], *arguments: object, **options: object) -> Any:
-        """Call a method of one of the clients, with a time limit.
-
-        Raises:
-            NotPermitted: this account may not do that.
-            NotThere: no such object.
-            ClusterError: no answer, or another refusal.
-        """
-        options.setdefault("_request_timeout", SECONDS_FOR_AN_ANSWER)
-        with self.explained():
-            return method(*arguments, **options)
-
-    @contextmanager
-    def explained(self) -> Iterator[None]:
-        """Turn what the client raises into our errors; see `ask`."""
-        from kubernetes.client.exceptions import ApiException
-        from urllib3.exceptions import HTTPError
-
-        try:
-            yield
-        except HTTPError as error:
-            cause = str(getattr(error, "reason", None) or error).rpartition(": ")[2]
-            raise ClusterError(
-                f"the cluster at {self.address} does not answer ({cause})",
-                hint="kubectl cluster-info shows whether kubectl reaches it.",
-            ) from None
-        except ApiException as error:
-            message = message_of(error.body, str(error.reason))
-            if error.status in (401, 403):
-                raise NotPermitted(
-                    message, hint="kubectl auth whoami shows the account; ask for the permission."
-                ) from None
-            if error.status == 404:
-                raise NotThere(message) from None
-            raise ClusterError(f"the cluster refuses: {message}") from None
-
-
-def message_of(body: object, otherwise: str) -> str:
-    """What a Status object of the API says."""
-    try:
-        return str(json.loads(str(body))["message"])
-    except (ValueError, KeyError, TypeError):
-        return otherwise
 
 
 def connect(context: str = "") -> Cluster:
@@ -85,27 +48,78 @@ def connect(context: str = "") -> Cluster:
     from kubernetes import client, config
     from kubernetes.config.config_exception import ConfigException
 
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # one message is enough
+    class Api(client.ApiClient):
+        def call_api(self, *arguments: Any, **options: Any) -> Any:
+            options["_request_timeout"] = options["_request_timeout"] or SECONDS_FOR_AN_ANSWER
+            with _explained(self.configuration.host):
+                return super().call_api(*arguments, **options)
+
     settings = client.Configuration()
     path = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
     try:
         if "KUBERNETES_SERVICE_HOST" in os.environ and not context and not Path(path).exists():
             config.load_incluster_config(client_configuration=settings)
         else:
-            config.load_kube_config(
-                path, context=context or None, client_configuration=settings, persist_config=False
-            )
+            config.load_kube_config(path, context or None, settings, persist_config=False)
     except (ConfigException, OSError, ValueError, TypeError) as error:
         raise ClusterError(
             f"no usable kubeconfig: {' '.join(str(error).split())}",
             hint="gcloud container clusters get-credentials CLUSTER --location LOCATION writes "
             f"one; looked for {path} (KUBECONFIG).",
-        ) from None
-    for value in (*settings.api_key.values(), settings.password):
-        if value:
-            keep_secret(str(value).removeprefix("Bearer "))
+        ) from error
+    guard(*settings.api_key.values(), settings.password)
     settings.retries = 1
-    api = client.ApiClient(settings)
+    api = Api(settings)
     return Cluster(
         settings.host, client.CoreV1Api(api), client.BatchV1Api(api), client.VersionApi(api)
     )
+
+
+@contextmanager
+def _explained(address: str) -> Iterator[None]:
+    """Turn what the client raises into our errors."""
+    from kubernetes.client.exceptions import ApiException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except HTTPError as error:
+        raise NoAnswer(
+            f"the cluster at {address} does not answer ({cause_of(error)})",
+            hint="kubectl cluster-info shows whether kubectl reaches it.",
+        ) from error
+    except ApiException as error:
+        message = message_of(error)
+        # Quotas and policies answer with 403, too, but name no account.
+        if error.status == 401 or (error.status == 403 and 'User "' in message):
+            hint = "kubectl auth whoami shows the account; ask for the permission."
+            raise NotPermitted(message, hint=hint) from error
+        if error.status == 404:
+            raise NotThere(message, hint=SETUP) from error
+        raise Refused(f"the cluster refuses: {message}") from error
+
+
+def guard(*credentials: str | None) -> None:
+    """Keep a client's credentials out of what is printed, and its own reports of each retry."""
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    for value in filter(None, credentials):
+        keep_secret(str(value).removeprefix("Bearer "))
+
+
+def cause_of(error: object) -> str:
+    """Why there was no connection, without the connection that urllib3 describes before it."""
+    return first_line(getattr(error, "reason", None) or error).rpartition(": ")[2]
+
+
+def body_of(error: Any) -> dict[str, Any]:
+    """The body of an ApiException, of Kubernetes' client or kfp's; {} if it is not JSON."""
+    try:
+        return dict(json.loads(error.body))
+    except (TypeError, ValueError):
+        return {}
+
+
+def message_of(error: Any) -> str:
+    """What the body of an ApiException says, in one line."""
+    body = body_of(error)
+    return " ".join(str(body.get("message") or body.get("error") or error.reason).split())[:500]

@@ -1,18 +1,18 @@
-"""The Kubeflow server, spoken to by kfp's own client, and its errors in words.
+"""The Kubeflow server, by kfp's own client, with errors that a person can act on.
 
 Tokens and cookies come from the environment or from kfp's configuration, and are never printed.
 """
 
 import contextlib
 import json
-import logging
 import os
 import warnings
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 from components.core.errors import ClusterError, NotPermitted, first_line
-from components.core.redaction import keep_secret
+from pipelines.cluster.connection import body_of, cause_of, guard, message_of
 
 TOKEN, COOKIES = "RAFT_KFP_TOKEN", "RAFT_KFP_COOKIES"
 """Environment variables with a bearer token, or the cookies of a session, for the server."""
@@ -21,16 +21,14 @@ WHERE = (
     "Run `kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80` and give "
     "--host http://localhost:8080."
 )
+LOG_IN = f"Put a bearer token in {TOKEN}, or the session's cookies in {COOKIES}."
 
 
 def connect(host: str = "", ca_certificate: str = "", context: str = "") -> Any:
     """A kfp client whose server is known to answer.
 
-    Args:
-        host: URL of the server; "" leaves it to kfp: KF_PIPELINES_ENDPOINT, the service inside a
-            cluster, or the cluster of the kubeconfig.
-        ca_certificate: file with the authority that signed the server's certificate.
-        context: context of the kubeconfig; "" takes the current one.
+    Without a host, kfp looks for one: KF_PIPELINES_ENDPOINT, the service inside a cluster, or the
+    cluster of the kubeconfig.
 
     Raises:
         ClusterError: there is no server, or not one of Kubeflow Pipelines 2.
@@ -52,18 +50,17 @@ def connect(host: str = "", ca_certificate: str = "", context: str = "") -> Any:
                     config.host, config.refresh_api_key_hook = host, refresh_token
 
                 config.refresh_api_key_hook = refresh_token
+            guard(*config.api_key.values())
             return config
 
         def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:
             if not named and self.address == "http://localhost":  # kfp found none, and guesses
                 raise ClusterError("no Kubeflow server named, and no kubeconfig found", hint=WHERE)
-            health = self._healthz_api.healthz_service_get_healthz
             # Parsed by kfp, the page of a login form would look like an empty answer.
-            if not isinstance(
-                json.loads(health(_request_timeout=10, _preload_content=False).data), dict
-            ):
-                raise ValueError
-            return health(_request_timeout=10)
+            answer = self._healthz_api.healthz_service_get_healthz(
+                _request_timeout=10, _preload_content=False
+            )
+            return SimpleNamespace(multi_user=json.loads(answer.data).get("multi_user"))
 
         def get_run(self, run_id: str) -> Any:
             return self._run_api.run_service_get_run(run_id=run_id, _request_timeout=30)
@@ -72,9 +69,8 @@ def connect(host: str = "", ca_certificate: str = "", context: str = "") -> Any:
         def address(self) -> str:
             return str(self._existing_config.host)
 
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # one message is enough
     named = host or os.environ.get("KF_PIPELINES_ENDPOINT", "")
-    with explained(named or "Kubeflow in the cluster of the kubeconfig"), quiet():
+    with explained(named or "Kubeflow in the cluster of the kubeconfig"):
         client = Client(
             host=host or None,
             existing_token=os.environ.get(TOKEN) or None,
@@ -82,99 +78,56 @@ def connect(host: str = "", ca_certificate: str = "", context: str = "") -> Any:
             ssl_ca_cert=ca_certificate or None,
             kube_context=context or None,
         )
-        for value in (client._existing_config.api_key or {}).values():
-            keep_secret(str(value).removeprefix("Bearer "))
         client.get_kfp_healthz()
     return client
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the client's prints and warnings off the terminal: we say the same in one line."""
-    with (
-        warnings.catch_warnings(),
-        open(os.devnull, "w") as nowhere,  # noqa: PTH123 (not a file of ours)
-        contextlib.redirect_stdout(nowhere),
-    ):
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextlib.contextmanager
 def explained(address: str) -> Iterator[None]:
-    """Turn what the client raises into errors that a person can act on.
-
-    Raises:
-        ClusterError: no answer, or not the answer of Kubeflow Pipelines 2.
-        NotPermitted: the server wants another account.
-    """
+    """Turn what kfp's client raises into our errors, and keep its prints off the terminal."""
     from google.auth.exceptions import GoogleAuthError
     from kfp_server_api.exceptions import ApiException, OpenApiException
     from urllib3.exceptions import HTTPError
 
     try:
-        yield
+        with (
+            warnings.catch_warnings(action="ignore"),
+            open(os.devnull, "w") as nowhere,  # noqa: PTH123 (not a file of ours)
+            contextlib.redirect_stdout(nowhere),
+        ):
+            yield
     except HTTPError as error:
-        cause = getattr(error, "reason", None) or error
-        raise ClusterError(
-            f"{address} does not answer ({_first_line(cause)})", hint=WHERE
-        ) from None
+        raise ClusterError(f"{address} does not answer ({cause_of(error)})", hint=WHERE) from error
     except ApiException as error:
         # Its own text has the response's headers, and with them cookies.
-        if error.status in (401, 403):
-            raise NotPermitted(
-                f"{address} refuses this account ({error.status}: {_message(error)})",
-                hint=f"Put a bearer token in {TOKEN}, or the session's cookies in {COOKIES}.",
-            ) from None
-        if _body(error).get("kind") == "Status":
-            raise ClusterError(
-                f"the cluster has no Kubeflow Pipelines that answers ({_message(error)})",
-                hint="https://www.kubeflow.org/docs/components/pipelines says how to install it.",
-            ) from None
-        if error.status == 404 and not _body(error):
-            raise ClusterError(
-                f"{address} answers, but has no v2beta1 API: it is Kubeflow Pipelines 1, or "
-                "another program",
-                hint="raft needs Kubeflow Pipelines 2; check --host, or upgrade the server.",
-            ) from None
-        raise ClusterError(f"{address} refuses: {_message(error)}", hint=_refusal()) from None
+        raise _refusal(address, error) from None
     except GoogleAuthError as error:
-        raise NotPermitted(
-            f"{address} wants a Google account ({_first_line(error)})",
-            hint="gcloud auth application-default login",
-        ) from None
+        problem = f"{address} wants a Google account ({first_line(error)})"
+        raise NotPermitted(problem, hint="gcloud auth application-default login") from error
     except (OpenApiException, ValueError, TypeError, AttributeError) as error:
         raise ClusterError(
             f"{address} answers, but not as Kubeflow Pipelines 2 does, perhaps with a login page "
-            f"({_first_line(error)})",
-            hint=f"Check --host; put a bearer token in {TOKEN}, or the session's cookies in "
-            f"{COOKIES}.",
-        ) from None
+            f"({cause_of(error)})",
+            hint=f"Check --host. {LOG_IN}",
+        ) from error
 
 
-def _refusal() -> str:
+def _refusal(address: str, error: Any) -> ClusterError:
     from importlib.metadata import version
 
-    return (
-        f"The pipeline is compiled by kfp {version('kfp')}; a server that does not know one of "
-        "its fields is older and needs an upgrade."
-    )
-
-
-def _first_line(cause: object) -> str:
-    """A connection error without the connection that urllib3 describes before it."""
-    return first_line(cause).rpartition(": ")[2]
-
-
-def _body(error: Any) -> dict[str, Any]:
-    """An error's body, where it is the server's own JSON and not another program's page."""
-    try:
-        body = json.loads(error.body)
-    except (TypeError, ValueError):
-        return {}
-    return body if isinstance(body, dict) else {}
-
-
-def _message(error: Any) -> str:
-    text = str(_body(error).get("message") or _body(error).get("error") or error.reason)
-    return " ".join(text.split())[:500]
+    body, message = body_of(error), message_of(error)
+    if error.status in (401, 403):
+        problem = f"{address} refuses this account ({error.status}: {message})"
+        return NotPermitted(problem, hint=LOG_IN)
+    if body.get("kind") == "Status":  # Kubernetes' own answer, not Kubeflow's
+        problem = f"the cluster has no Kubeflow Pipelines that answers ({message})"
+        hint = "https://www.kubeflow.org/docs/components/pipelines says how to install it."
+    elif error.status == 404 and not body:
+        problem = f"{address} answers, but has no v2beta1 API: it is Kubeflow Pipelines 1, or "
+        problem += "another program"
+        hint = "raft needs Kubeflow Pipelines 2; check --host, or upgrade the server."
+    else:
+        problem = f"{address} refuses: {message}"
+        hint = f"The pipeline is compiled by kfp {version('kfp')}; a server that does not know "
+        hint += "one of its fields is older and needs an upgrade."
+    return ClusterError(problem, hint=hint)

@@ -1,6 +1,5 @@
-"""Starts the compiled pipeline on a Kubeflow server and shows its steps while they run."""
+"""Submits a compiled pipeline with kfp's own client, and shows its steps while they run."""
 
-import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,17 +7,17 @@ from typing import Any
 
 from components.core.errors import ClusterError, NotPermitted, RunError
 from components.core.progress import Task, headline, say, task
-from pipelines.cluster.kubeflow import connect, explained, quiet
-from pipelines.cluster.parameters import check_parameters, load, read_parameters
+from pipelines.cluster.compiled import Compiled, load
+from pipelines.cluster.kubeflow import connect, explained
+from pipelines.cluster.parameters import check_parameters, read_parameters
+from pipelines.cluster.polling import poll
+from pipelines.k8s.images import images_of, warn_without_registry
 
 SECONDS_BETWEEN_LOOKS = 5.0
-SECONDS_WITHOUT_ANSWER = 300.0
-"""A watched run goes on without us, so a server that restarts is waited for."""
-
 FINISHED = {"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"}
 
 
-def run(
+def submit_run(
     pipeline: Path,
     parameters: Path | None,
     settings: tuple[str, ...] = (),
@@ -31,24 +30,10 @@ def run(
     pipeline_root: str = "",
     service_account: str = "",
     wait: bool = True,
-) -> str:
+) -> None:
     """Check the parameters, start a run, print its link on standard output, and watch it.
 
-    Args:
-        pipeline: the compiled YAML.
-        parameters: YAML or JSON file of parameters, or None.
-        settings: `name=value` parameters, which win over the file's.
-        host: URL of the server; see `connect`.
-        ca_certificate: see `connect`.
-        experiment: the experiment that the run belongs to; made where it is missing.
-        name: the run's name; "" takes the pipeline's and the time.
-        namespace: the user's profile, on a server with several users.
-        pipeline_root: where artifacts go; "" takes the server's default.
-        service_account: account of the steps' pods; "" takes the server's default.
-        wait: watch the run until it ends.
-
-    Returns:
-        The run's id.
+    The arguments are those of `raft submit`, whose help explains them.
 
     Raises:
         ConfigError: a parameter is wrong; nothing was sent.
@@ -57,10 +42,11 @@ def run(
     """
     compiled = load(pipeline)
     values = check_parameters(compiled, read_parameters(parameters, settings))
+    warn_without_registry(images_of(pipeline))
     client = connect(host, ca_certificate)
-    with explained(client.address), quiet():
+    with explained(client.address):
         home = client.create_experiment(experiment, namespace=namespace or None)
-        started = client.run_pipeline(
+        run = client.run_pipeline(
             home.experiment_id,
             name or f"{compiled.name} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}",
             str(pipeline),
@@ -68,32 +54,23 @@ def run(
             pipeline_root=pipeline_root or None,
             service_account=service_account or None,
         )
-    headline(compiled.name, f"run {started.run_id} in experiment {experiment}")
-    link = _link(client, started.run_id)
-    if not link.startswith(client.address):
+    headline(compiled.name, f"run {run.run_id} in experiment {experiment}")
+    if not _link(client, "").startswith(client.address):
         say("  to open the link: kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80")
-    print(link, flush=True)
-    if wait:
-        _watch(client, started.run_id, compiled.steps, host)
-    else:
-        say(_how_to_go_on(started.run_id, host))
-    return str(started.run_id)
+    _watch(client, run.run_id, compiled, host, wait)
 
 
-def watch(run_id: str, pipeline: Path, *, host: str = "", ca_certificate: str = "") -> None:
+def watch_run(run_id: str, pipeline: Path, *, host: str = "", ca_certificate: str = "") -> None:
     """Watch a run that was started before.
 
     Raises:
         ClusterError: the server cannot be reached, or knows no such run.
         RunError: the run failed or was cancelled.
     """
-    steps = load(pipeline).steps
-    client = connect(host, ca_certificate)
-    print(_link(client, run_id), flush=True)
-    _watch(client, run_id, steps, host)
+    _watch(connect(host, ca_certificate), run_id, load(pipeline), host)
 
 
-def terminate(run_id: str, *, host: str = "", ca_certificate: str = "") -> None:
+def terminate_run(run_id: str, *, host: str = "", ca_certificate: str = "") -> None:
     """Stop a run; its pods get SIGTERM.
 
     Raises:
@@ -112,101 +89,92 @@ def _link(client: Any, run_id: str) -> str:
     return f"{prefix}/#/runs/details/{run_id}"
 
 
-def _how_to_go_on(run_id: str, host: str) -> str:
+def _watch(client: Any, run_id: str, pipeline: Compiled, host: str, wait: bool = True) -> None:
+    """Print a run's link and show its steps until it ends; how to do so later, if we do not."""
     where = f" --host {host}" if host else ""
-    return (
-        f"The run goes on without this terminal.\n"
+    later = (
+        f"The run continues without this terminal.\n"
         f"  watch      raft watch {run_id}{where}\n"
         f"  terminate  raft terminate {run_id}{where}"
     )
+    print(_link(client, run_id), flush=True)
+    if not wait:
+        return say(later)
+    steps = {step.name for step in pipeline.steps()}
+    try:
+        with task("run", len(steps), "steps") as bar:
+            view = _View(client, run_id, steps, bar)
+            poll(view.look, SECONDS_BETWEEN_LOOKS, answered=False)
+    except ClusterError as error:
+        error.hint = error.hint if isinstance(error, NotPermitted) else later
+        raise
+    except (KeyboardInterrupt, SystemExit):
+        say(later)
+        raise
+    if view.run.state != "SUCCEEDED":
+        raise RunError(view.failure(), hint=f"The steps' logs: {_link(client, run_id)}")
+    say(f"run {run_id} has succeeded")
 
 
 @dataclass
 class _View:
-    """What was last said about each task, so that only changes are said."""
+    """A run as it was last shown, so that only changes are."""
 
-    steps: list[str]
+    client: Any
+    run_id: str
+    steps: set[str]
     bar: Task
+    run: Any = None
     states: dict[str, str] = field(default_factory=dict)
-    errors: dict[str, str] = field(default_factory=dict)
     finished: int = 0
 
-    def update(self, details: list[Any]) -> None:
-        running = []
-        by_step: dict[str, list[str]] = {}
-        for detail in details:
-            # Kubeflow lists its own tasks too; a driver prepares the step that it is named for.
-            step = (detail.display_name or "").removesuffix("-driver")
-            state = detail.state or "PENDING"
-            if state == "FAILED" and detail.error is not None and detail.error.message:
-                self.errors.setdefault(step, " ".join(detail.error.message.split()))
-            is_driver = step != detail.display_name
-            if step not in self.steps or (is_driver and state != "FAILED"):
+    def look(self) -> bool:
+        """Show what has changed; True when the run has ended."""
+        with explained(self.client.address):
+            self.run = self.client.get_run(self.run_id)
+        by_step: dict[str, set[str]] = {}
+        for step, entry in self._tasks():
+            # Kubeflow lists its own tasks, too; a driver prepares the step that it is named for.
+            state = entry.state or "PENDING"
+            if step not in self.steps or (step != entry.display_name and state != "FAILED"):
                 continue
-            by_step.setdefault(step, []).append(state)
-            if self.states.get(detail.task_id) != state:
-                self.states[detail.task_id] = state
-                say(f"  {step}: {state.lower()}{_took(detail)}")
-            if state == "RUNNING":
-                running.append(step)
+            by_step.setdefault(step, set()).add(state)
+            if self.states.get(entry.task_id) != state:
+                self.states[entry.task_id] = state
+                say(f"  {step}: {state.lower()}{_took(entry)}")
+        running = [step for step, states in by_step.items() if "RUNNING" in states]
         # A step in a loop has several tasks, and is done when all of them are.
-        done = sum(set(states) <= FINISHED for states in by_step.values())
-        self.bar.advance(done - self.finished, running=",".join(running) or "none")
-        self.finished = done
+        finished = sum(states <= FINISHED for states in by_step.values())
+        self.bar.advance(finished - self.finished, running=",".join(running) or "none")
+        self.finished = finished
+        return self.run.state in FINISHED
+
+    def failure(self) -> str:
+        """Which steps of a run failed, and with what message."""
+        failed: dict[str, str] = {}
+        for step, entry in self._tasks():
+            if entry.state == "FAILED":
+                failed[step] = failed.get(step) or _message(entry)
+        # The graph around a failed step fails too; name it only when no step of ours did.
+        failed = {step: failed[step] for step in failed if step in self.steps} or failed
+        outcome = "has failed" if self.run.state == "FAILED" else "has been cancelled"
+        where = f" in {', '.join(failed)}" if failed else ""
+        lines = [f"  {step}: {message}" for step, message in failed.items() if message]
+        lines += [f"  {message}"] if (message := _message(self.run)) else []
+        return "\n".join([f"run {self.run_id} {outcome}{where}", *lines])
+
+    def _tasks(self) -> list[tuple[str, Any]]:
+        entries = getattr(self.run.run_details, "task_details", None) or []
+        return [((entry.display_name or "").removesuffix("-driver"), entry) for entry in entries]
 
 
-def _took(detail: Any) -> str:
-    if detail.state not in FINISHED or not (detail.start_time and detail.end_time):
+def _message(entry: Any) -> str:
+    """The error of a run or of a task in one line; "" if it has none."""
+    return " ".join((entry.error.message or "").split()) if entry.error is not None else ""
+
+
+def _took(entry: Any) -> str:
+    if entry.state not in FINISHED or not (entry.start_time and entry.end_time):
         return ""
-    seconds = (detail.end_time - detail.start_time).total_seconds()
+    seconds = (entry.end_time - entry.start_time).total_seconds()
     return f" after {seconds:.0f} s" if seconds >= 0 else ""  # unset times are 1970
-
-
-def _watch(client: Any, run_id: str, steps: list[str], host: str) -> None:
-    try:
-        with task("run", len(steps), "steps") as bar:
-            view = _View(steps, bar)
-            last_answer = time.monotonic()
-            while True:
-                try:
-                    with explained(client.address):
-                        found = client.get_run(run_id)
-                except NotPermitted:
-                    raise
-                except ClusterError as error:
-                    if not view.states or time.monotonic() - last_answer > SECONDS_WITHOUT_ANSWER:
-                        error.hint = _how_to_go_on(run_id, host)
-                        raise
-                else:
-                    last_answer = time.monotonic()
-                    view.update(getattr(found.run_details, "task_details", None) or [])
-                    if found.state in FINISHED:
-                        break
-                time.sleep(SECONDS_BETWEEN_LOOKS)
-    except (KeyboardInterrupt, SystemExit):
-        say(_how_to_go_on(run_id, host))
-        raise
-    if found.state == "SUCCEEDED":
-        say(f"run {run_id} has succeeded")
-        return
-    raise _ending(client, found, view)
-
-
-def _ending(client: Any, found: Any, view: _View) -> RunError:
-    """The error of a run that did not succeed: which steps failed, and what they said."""
-    failed = list(
-        dict.fromkeys(
-            (detail.display_name or "").removesuffix("-driver")
-            for detail in getattr(found.run_details, "task_details", None) or []
-            if detail.state == "FAILED"
-        )
-    )
-    # The graph around a failed step fails too; name it only when no step of ours did.
-    failed = [step for step in failed if step in view.steps] or failed
-    lines = [f"run {found.run_id} has {'failed' if found.state == 'FAILED' else 'been cancelled'}"]
-    if failed:
-        lines[0] += f" in {', '.join(failed)}"
-    lines += [f"  {step}: {view.errors[step]}" for step in failed if step in view.errors]
-    if found.error is not None and found.error.message:
-        lines.append(f"  {' '.join(found.error.message.split())}")
-    return RunError("\n".join(lines), hint=f"The steps' logs: {_link(client, found.run_id)}")

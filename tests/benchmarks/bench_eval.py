@@ -83,7 +83,7 @@ def stock(folder: Path, arms: dict[str, str]) -> tuple[float, dict[str, float]]:
         output = folder / "stock" / name
         shutil.rmtree(output, ignore_errors=True)
         took += seconds(
-            "lm_eval", "run", "--include_path", TASKS, "--tasks", "hotpotqa_raft",
+            "lm_eval", "run", "--include_path", TASKS, "--tasks", "hotpotqa",
             "--apply_chat_template", "--model", "hf", "--model_args", f"{model},dtype=float32",
             "--gen_kwargs", f"max_gen_toks={LIMIT}", "--batch_size", BATCH, "--device", "cpu",
             "--metadata", json.dumps({"questions": str(folder / "questions.json")}),
@@ -91,7 +91,7 @@ def stock(folder: Path, arms: dict[str, str]) -> tuple[float, dict[str, float]]:
         )  # fmt: skip
         (written,) = output.rglob("results_*.json")
         results = json.loads(written.read_text(encoding="utf-8"))["results"]
-        scores[name] = results["hotpotqa_raft"]["f1,none"]
+        scores[name] = results["hotpotqa"]["f1,none"]
     return took, scores
 
 

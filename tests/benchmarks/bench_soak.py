@@ -87,6 +87,8 @@ def faulty(rng: random.Random, served: Counter[str], body: dict[str, Any]) -> An
         return KINDS[kind][1]
     served["good"] += 1
     answer = good(body)
+    if "<DOCUMENT>" not in body["messages"][0]["content"]:  # is the endpoint up?
+        return answer
     number = int(chunk_of(body).split()[0].removeprefix("Town"))
     if asks_for_answer(body) and number % EVERY == 1:
         answer.finish = "content_filter"

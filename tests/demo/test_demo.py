@@ -70,7 +70,7 @@ def test_everything_the_readme_lists_is_there(run: Path) -> None:
         "dataset/train.jsonl", "dataset/validation.jsonl", "dataset/report.json",
         "dataset/README.md", "adapter/adapter_model.safetensors", "adapter/training.json",
         "quantization/quantization.json", "evaluation/results.json", "evaluation/samples.jsonl",
-        "evaluation/report.html", "evaluation/f1.png", "ledger.json", "questions.json",
+        "evaluation/report.html", "evaluation/f1.svg", "ledger.json", "questions.json",
     ):  # fmt: skip
         assert (run / name).stat().st_size > 0, name
     for name in ("dataset", "adapter", "quantization", "evaluation"):

@@ -39,7 +39,7 @@ def make_sample(arm: str = "raft", **changes: Any) -> Sample:
         "question_id": "q0",
         "arm": arm,
         "question": "Where was Ada born?",
-        "gold": "Kelden",
+        "gold": ["Kelden"],
         "generation": "##begin_quote##Ada was born in Kelden.##end_quote## <ANSWER>: Kelden",
         "answer": "Kelden",
         "f1": 1.0,

@@ -11,7 +11,8 @@ import pytest
 from components.core.errors import ConfigError, DataError
 from components.core.records import Evaluation, Sample, read_json, read_jsonl
 from components.core.storage import verify
-from components.eval.config import ARMS, EvalConfig
+from components.eval.arms import DEFAULT_ARMS
+from components.eval.config import EvalConfig
 from components.eval.eval import run
 
 LIMIT = 24
@@ -62,7 +63,7 @@ def generate_plainly(config: EvalConfig, arm: str) -> list[tuple[str, bool]]:
     model: Any = AutoModelForCausalLM.from_pretrained(config.base_model, dtype=torch.float32)
     if arm == "raft":
         model = PeftModel.from_pretrained(model, config.adapter)
-    said = []
+    answers = []
     for row in json.loads(Path(config.questions).read_text()):
         documents = "".join(f"<DOCUMENT>{''.join(text)}</DOCUMENT>\n" for _, text in row["context"])
         prompt = tokenizer.apply_chat_template(
@@ -81,19 +82,21 @@ def generate_plainly(config: EvalConfig, arm: str) -> list[tuple[str, bool]]:
             eos_token_id=[2, 5],
             pad_token_id=0,
         )[0][prompt["input_ids"].shape[1] :]
-        said.append(
+        answers.append(
             (tokenizer.decode(output, skip_special_tokens=True), output[-1].item() not in (2, 5))
         )
-    return said
+    return answers
 
 
 @pytest.mark.parametrize("arm", ["base", "raft"])
-def test_an_arm_says_what_transformers_says(evaluated: Path, configure: Stage, arm: str) -> None:
-    said = [(sample.generation, sample.truncated) for sample in samples_of(evaluated)[arm]]
-    assert said == generate_plainly(configure(evaluated), arm)
+def test_an_arm_answers_what_transformers_answers(
+    evaluated: Path, configure: Stage, arm: str
+) -> None:
+    answers = [(sample.generation, sample.truncated) for sample in samples_of(evaluated)[arm]]
+    assert answers == generate_plainly(configure(evaluated), arm)
 
 
-def test_the_4bit_arms_say_what_4bit_models_say(evaluated: Path, configure: Stage) -> None:
+def test_the_4bit_arms_answer_what_4bit_models_answer(evaluated: Path, configure: Stage) -> None:
     from components.core.models import choose_dtype, load_4bit, load_tokenizer
     from components.eval.engines import end_tokens
 
@@ -125,7 +128,7 @@ def test_the_4bit_arms_say_what_4bit_models_say(evaluated: Path, configure: Stag
 
 def test_arms_come_in_order_and_answer_the_same_questions(evaluated: Path) -> None:
     arms = samples_of(evaluated)
-    assert tuple(arms) == ARMS
+    assert tuple(arms) == DEFAULT_ARMS
     for samples in arms.values():
         assert [sample.question_id for sample in samples] == [f"q{number}" for number in range(6)]
         assert [sample.documents for sample in samples] == [
@@ -168,16 +171,15 @@ def test_the_artifact_is_whole(evaluated: Path) -> None:
     assert names == {
         "results.json",
         "samples.jsonl",
-        "f1.png",
+        "f1.svg",
         "report.html",
-        "report.md",
         "ledger.json",
         "manifest.json",
     }
     ledger = json.loads((evaluated / "ledger.json").read_text())
     assert ledger["tokens_in"] > 6 * 4 * 50
     assert 0 < ledger["tokens_out"] <= 6 * 4 * LIMIT
-    assert (evaluated / "f1.png").read_bytes().startswith(b"\x89PNG")
+    assert (evaluated / "f1.svg").read_text(encoding="utf-8").startswith("<svg xmlns")
 
 
 def test_twice_the_same(configure: Stage, evaluated: Path, tmp_path: Path) -> None:
@@ -224,7 +226,7 @@ def test_further_layouts_make_curves_and_leave_the_comparison_alone(
             assert len(sample.documents) - oracles == (
                 beside if beside is not None else point.distractors
             )
-    assert "Oracle left out" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "No oracle" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_prompt_that_does_not_fit_is_refused(configure: Stage, tmp_path: Path) -> None:
@@ -242,8 +244,8 @@ def test_further_adapters_are_arms(
     result = run(configure(tmp_path / "out", arms="base,raft", adapters=str(tmp_path / "adapters")))
     arms = samples_of(tmp_path / "out")
     assert list(arms) == ["base", "raft", "raft:again", "raft:b-4bit"]
-    said = [[sample.generation for sample in arms[name]] for name in list(arms)[1:]]
-    assert said[0] == said[1] == said[2]
+    answers = [[sample.generation for sample in arms[name]] for name in list(arms)[1:]]
+    assert answers[0] == answers[1] == answers[2]
     pairs = {(item.arm, item.baseline) for item in result.comparisons}
     assert pairs == {("raft", "base"), ("raft:again", "base"), ("raft:b-4bit", "base")}
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
@@ -252,11 +254,37 @@ def test_further_adapters_are_arms(
         run(configure(tmp_path / "none", adapters=str(evaluated)))
 
 
+def test_arms_of_the_same_weights_share_a_model(
+    configure: Stage, evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts belong to arms: the same model, asked in three ways, is loaded once."""
+    from components.eval.engines import transformers_engine
+
+    loaded: list[str] = []
+    load = transformers_engine.load_model
+
+    def counting(source: str, *arguments: Any) -> Any:
+        loaded.append(source)
+        return load(source, *arguments)
+
+    monkeypatch.setattr(transformers_engine, "load_model", counting)
+    result = run(configure(tmp_path, arms="base,base-rag,base-closed"))
+    assert len(loaded) == 1
+    arms = samples_of(tmp_path)
+    assert arms["base"] == samples_of(evaluated)["base"]
+    assert len({tuple(sample.generation for sample in samples) for samples in arms.values()}) == 3
+    assert [(arm.prompt, arm.tuned) for arm in result.arms] == [
+        ("raft", False),
+        ("rag", False),
+        ("closed", False),
+    ]
+
+
 @pytest.mark.parametrize(
     ("arms", "problem"),
     [
-        ("base,lora", "unknown arm 'lora' (allowed: base | raft | base-4bit | raft-4bit)"),
-        ("base,base", "arm 'base' is named twice"),
+        ("base,lora", "unknown arm 'lora' (allowed: base | raft | base-4bit | raft-4bit | "),
+        ("base,base", "arm 'base' is listed twice"),
         ("[]", "names no arm"),
     ],
 )
@@ -278,13 +306,14 @@ def test_the_harness_is_left_as_it_was(evaluated: Path) -> None:
     [
         ({"oracle": "middle"}, "unknown place 'middle' (allowed: present | absent | first | last)"),
         ({"distractors": "0,-2"}, "-2 is too small (allowed: whole numbers >= -1)"),
-        ({"distractors": "4,4"}, "4 is given twice"),
+        ({"distractors": "4,4"}, "4 is listed twice"),
         ({"distractors": "many"}, "--distractors"),
         ({"distractors": ""}, "--distractors"),
         ({"engine": "tgi"}, "auto | transformers | vllm"),
+        ({"task": "squad"}, "unknown data set 'squad' (allowed: hotpotqa)"),
     ],
 )
-def test_bad_layouts_are_named(
+def test_bad_settings_are_named(
     configure: Stage, tmp_path: Path, changes: dict[str, str], problem: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:

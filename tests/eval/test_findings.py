@@ -3,14 +3,20 @@
 import pytest
 
 from components.core.records import ArmResult, Comparison, Evaluation
-from components.eval import findings
-from components.eval.arms import ArmRun
+from components.eval import findings, scores
+from components.eval.arms import ARMS
+from components.eval.inference import ArmRun
 from tests.eval.conftest import make_sample
 
 
 def arm(name: str, f1: float = 0.5, **changes: object) -> ArmResult:
+    entry = ARMS[name]
     fields = {
         "name": name,
+        "label": entry.label,
+        "tuned": entry.adapter is not None,
+        "bits": entry.bits,
+        "prompt": entry.prompt,
         "f1": f1,
         "em": f1,
         "precision": f1,
@@ -33,7 +39,7 @@ def evaluation(
 ) -> Evaluation:
     """RAFT against its base: difference, low, high of both metrics."""
     fields = {
-        "task": "hotpotqa_raft",
+        "task": "hotpotqa",
         "base_model": "base",
         "dtype": "bfloat16",
         "questions": 200,
@@ -45,11 +51,11 @@ def evaluation(
                 arm="raft",
                 baseline="base",
                 metric=metric,
-                difference=found[0],
-                ci=found[1:],
+                difference=effect[0],
+                ci=effect[1:],
                 p_value=0.5,
             )
-            for metric, found in (("f1", f1), ("contains", contains))
+            for metric, effect in (("f1", f1), ("contains", contains))
         ],
         "retention": None,
         "memory_ratio": None,
@@ -75,9 +81,9 @@ def evaluation(
 def test_form_or_substance(
     f1: tuple[float, float, float], contains: tuple[float, float, float], sentence: str
 ) -> None:
-    said = " ".join(findings.form_or_substance(evaluation(f1, contains)))
-    assert sentence in said
-    assert findings.signed(f1[0]) in said
+    text = " ".join(findings.form_or_substance(evaluation(f1, contains)))
+    assert sentence in text
+    assert findings.signed(f1[0]) in text
 
 
 @pytest.mark.parametrize(
@@ -104,15 +110,19 @@ def test_one_arm_alone_has_a_verdict_too() -> None:
 
 
 def test_four_bits_are_held_against_full_precision() -> None:
-    arms = {
-        "raft": arm("raft", 0.8),
-        "raft-4bit": arm("raft-4bit", 0.6, weight_bytes=300),
-    }
-    assert findings.retention(arms) == 0.75
-    assert findings.memory_ratio(arms) == 0.3
-    assert findings.retention({"raft": arm("raft", 0.0), "raft-4bit": arms["raft-4bit"]}) is None
-    assert findings.retention({"base": arm("base")}) is None
-    assert findings.memory_ratio({"raft": arm("raft")}) is None
+    quantized = arm("raft-4bit", 0.6, weight_bytes=300)
+    arms = [arm("raft", 0.8), quantized]
+    assert scores.retention(arms) == 0.75
+    assert scores.memory_ratio(arms) == 0.3
+    assert scores.retention([arm("raft", 0.0), quantized]) is None
+    assert scores.retention([arm("base")]) is None
+    assert scores.memory_ratio([arm("raft")]) is None
+
+
+def test_the_base_models_weights_are_measured_where_both_ran() -> None:
+    sizes = {"base": 1000, "raft": 1100, "base-4bit": 300, "raft-4bit": 400}
+    arms = [arm(name, weight_bytes=size) for name, size in reversed(sizes.items())]
+    assert scores.weight_sizes(arms) == (1000, 300)
 
 
 def test_warnings_begin_above_two_percent() -> None:
@@ -130,10 +140,10 @@ def test_warnings_begin_above_two_percent() -> None:
 
 def test_only_arms_that_ran_are_compared() -> None:
     def ran(name: str) -> ArmRun:
-        return ArmRun(name, [make_sample(name), make_sample(name)], [], 0, 0, 0.0, 1)
+        return ArmRun(ARMS[name], [make_sample(name), make_sample(name)], [], 0, 0, 0.0, 1)
 
-    found = findings.compare_arms([ran("base"), ran("raft"), ran("raft-4bit")], 100, 0)
-    assert [(item.arm, item.baseline, item.metric) for item in found] == [
+    comparisons = scores.compare_arms([ran("base"), ran("raft"), ran("raft-4bit")], 100, 0)
+    assert [(item.arm, item.baseline, item.metric) for item in comparisons] == [
         ("raft", "base", "f1"),
         ("raft", "base", "contains"),
         ("raft-4bit", "raft", "f1"),
@@ -151,3 +161,15 @@ def test_few_questions_allow_no_conclusion() -> None:
     (warning,) = findings.find_warnings(arms, 800)
     assert warning.startswith("29 questions: too few for conclusions")
     assert not findings.find_warnings([arm("base", n=30)], 800)
+
+
+def test_a_missing_marker_is_a_fault_only_where_the_prompt_asks_for_it() -> None:
+    assert not findings.find_warnings([arm("raft-rag", unanswered=0.5)], 800)
+    assert findings.find_warnings([arm("raft", unanswered=0.5)], 800)
+
+
+def test_how_documents_were_shown_is_said_unless_no_arm_read_any() -> None:
+    closed = evaluation((0, 0, 0), (0, 0, 0), arms=[arm("base-closed")], comparisons=[])
+    assert findings.layout(closed) == "no documents"
+    mixed = closed.model_copy(update={"arms": [arm("base-closed"), arm("base")]})
+    assert findings.layout(mixed) == "all distractors and the oracle documents"

@@ -14,10 +14,11 @@ import pytest
 from components.core.errors import OutOfMemory
 from components.core.storage import checked_line
 from components.eval import engines, generations
-from components.eval.arms import PARTIAL
 from components.eval.config import EvalConfig
+from components.eval.engines import transformers_engine
 from components.eval.eval import run
 from components.eval.generations import Batch, Generation, Generations, key_of
+from components.eval.inference import PARTIAL
 from tests.conftest import REPOSITORY
 from tests.eval.conftest import make_question
 from tests.gcs import BUCKET, emulator
@@ -47,8 +48,8 @@ def test_whole_batches_are_kept_and_a_torn_line_is_cut_off(tmp_path: Path, tail:
     whole = path.read_bytes()
     path.write_bytes(whole + tail)
     again = Generations(path)
-    assert sorted(again.found) == ["a", "b", "c"]
-    assert again.found["a"].text == "says\u2028a\n"
+    assert sorted(again.by_key) == ["a", "b", "c"]
+    assert again.by_key["a"].text == "says\u2028a\n"
     assert again.seconds == {"m": 3.0} and again.weight_bytes == {"m": 7}
     again.add(batch("d"))
     added = checked_line(batch("d").model_dump_json().encode())
@@ -127,11 +128,11 @@ def test_killed_at_random_and_run_again(
         run(EvalConfig.parse({**settings, "output": str(tmp_path / "out")}))
     assert len(asked) == 40 - whole.count(b"\n")
     assert not partial.exists()
-    for name in ("samples.jsonl", "results.json", "f1.png"):
+    for name in ("samples.jsonl", "results.json", "f1.svg"):
         assert (tmp_path / "out" / name).read_bytes() == (undisturbed / name).read_bytes(), name
 
 
-def test_a_copy_in_a_bucket_is_gone_on_from(
+def test_a_run_resumes_from_a_copy_in_a_bucket(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with emulator() as bucket:
@@ -142,17 +143,17 @@ def test_a_copy_in_a_bucket_is_gone_on_from(
         first.add(batch("a"))  # killed here: nothing is closed
         assert bucket.names() == {"evaluation-partial/g.jsonl"}
         second = Generations(tmp_path / "two" / "g.jsonl", prefix)
-        assert list(second.found) == ["a"]
+        assert list(second.by_key) == ["a"]
         bucket.fault = lambda method, path: 403
         second.add(batch("b"))  # a bucket that refuses does not stop the evaluation
         bucket.fault = lambda method, path: 0
         second.close()
         third = Generations(tmp_path / "three" / "g.jsonl", prefix)
-        assert list(third.found) == ["a", "b"]
+        assert list(third.by_key) == ["a", "b"]
 
 
 @pytest.mark.timeout(300)
-def test_another_machine_goes_on_from_a_preempted_one(
+def test_another_machine_resumes_a_preempted_run(
     settings: dict[str, object], undisturbed: Path, tmp_path: Path
 ) -> None:
     """SIGTERM, as a spot node gets it, with --output on gs://; then anew with an empty disk."""
@@ -187,9 +188,9 @@ def test_another_machine_goes_on_from_a_preempted_one(
         assert first.returncode == 128 + signal.SIGTERM
         assert bucket.names() == {f"run/evaluation-partial/{PARTIAL}"}
         second = start("two")
-        _, said = second.communicate()
-        assert second.returncode == 0, said
-        kept = int(said.split("going on from ")[1].split()[0])
+        _, log = second.communicate()
+        assert second.returncode == 0, log
+        kept = int(log.split("resuming from ")[1].split()[0])
         assert 8 < kept < 80 and kept % 2 == 0
         name = "run/evaluation/samples.jsonl"
         samples = bucket.storage.get_file(BUCKET, name)
@@ -226,7 +227,7 @@ def test_out_of_memory_says_what_to_change_and_keeps_what_is_there(
         OutOfMemory, match="--batch-size 2: the memory ran out on arm raft"
     ) as caught:
         run(config)
-    assert "lower --batch-size goes on" in caught.value.hint
+    assert "lower --batch-size resumes" in caught.value.hint
     assert (tmp_path / PARTIAL).read_bytes().count(b"\n") == 24
     run(config)  # goes on: four more batches than those that failed would fail again
     assert batches == 25 + 16
@@ -238,7 +239,7 @@ def test_an_engine_gives_its_memory_back(settings: dict[str, object], tmp_path: 
 
     config = EvalConfig.parse({**settings, "output": str(tmp_path)})
     for arm in config.variants():
-        with engines.opened("transformers", [arm], config, 100) as engine:
+        with engines.open_engine("transformers", [arm], config, 100) as engine:
             assert isinstance(engine, engines.Transformers)
             weights = weakref.ref(engine.model.get_input_embeddings().weight)
             ids = tuple(engine.tokenizer("Where was Ada born?")["input_ids"])
@@ -254,7 +255,7 @@ def test_a_model_that_does_not_fit_is_explained(
     def load(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(engines, "load_model", load)
+    monkeypatch.setattr(transformers_engine, "load_model", load)
     with pytest.raises(OutOfMemory, match="arm base: the memory cannot hold the model") as caught:
         run(EvalConfig.parse({**settings, "output": str(tmp_path)}))
     assert "--arms base-4bit,raft-4bit" in caught.value.hint

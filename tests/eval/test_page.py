@@ -58,8 +58,12 @@ def browse(address: str, scratch: Path, *options: str) -> subprocess.CompletedPr
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     fields = {}
     if request.param == "hostile":
-        fields = dict.fromkeys(("question", "gold", "generation", "answer"), HOSTILE * 2000)
-        fields |= {"documents": [HOSTILE * 500, "w" * 100_000], "oracle_indices": [0]}
+        fields = dict.fromkeys(("question", "generation", "answer"), HOSTILE * 2000)
+        fields |= {
+            "gold": [HOSTILE * 2000],
+            "documents": [HOSTILE * 500, "w" * 100_000],
+            "oracle_indices": [0],
+        }
     samples = [
         make_sample(
             name, question_id=f"q{number}", f1=float(number % 3 > (name == "base")), **fields

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from components.core.errors import DataError
-from components.core.records import Oracle, Question
-from components.eval.questions import choose_questions, read_questions, show
+from components.core.records import Oracle
+from components.eval.questions import ContextLayout, arrange, choose_examples, read_examples
+from components.eval.tasks.hotpotqa import hotpotqa
 from tests.eval.conftest import make_question
 
 
@@ -30,26 +31,26 @@ def without(number: int, field: str) -> dict[str, Any]:
         (without(1, "answer"), "row 2: answer: Field required"),
         (without(1, "_id"), "row 2: _id: Field required"),
         (make_question(1, answer=7), "row 2: answer: Input should be a valid string"),
-        (make_question(1, answer=" "), "row 2: answer: is empty"),
-        (make_question(1, _id=""), "row 2: _id: is empty"),
-        (make_question(1, context=[]), "row 2: context: has no paragraph"),
+        (make_question(1, answer=" "), "row 2: an answer is empty or missing"),
+        (make_question(1, _id=""), "row 2: the id is empty"),
+        (make_question(1, context=[]), "row 2: no documents"),
         (make_question(1, context=[["Ada1"]]), "row 2: context.0.1: Field required"),
         (
             make_question(1, supporting_facts=[["Nobody", 0]]),
-            "row 2: context: has no paragraph with text whose title is in supporting_facts",
+            "row 2: no oracle document with text",
         ),
         (
             make_question(1, context=[["Ada1", []], ["Bram1", ["Bram1 sings."]]]),
-            "row 2: context: has no paragraph with text",
+            "row 2: no oracle document with text",
         ),
-        (make_question(0), "row 2: _id: 'q0' is already in row 1"),
+        (make_question(0), "row 2: the id 'q0' is already in row 1"),
         (
             {
                 **make_question(1),
                 "supporting_facts": {"title": ["Ada1"], "sent_id": [0]},
                 "context": {"title": ["Ada1", "x"], "sentences": [["Born."]]},
             },
-            "row 2: _id: Field required; context: Input should be a valid list",
+            "row 2: context: Value error, 2 titles but 1 lists of sentences",
         ),
         ({"id": "r", "cot_answer": "x"}, "row 2: type: Field required"),
         ("text", "row 2: Input should be a valid dictionary"),
@@ -58,7 +59,7 @@ def without(number: int, field: str) -> dict[str, Any]:
 def test_a_bad_row_is_named(tmp_path: Path, row: object, problem: str) -> None:
     path = write(tmp_path, [make_question(0), row])
     with pytest.raises(DataError) as caught:
-        read_questions(path)
+        read_examples(path, "hotpotqa")
     assert str(caught.value).startswith(f"{path}: {problem}")
     assert caught.value.hint
 
@@ -67,8 +68,8 @@ def test_a_bad_row_is_named(tmp_path: Path, row: object, problem: str) -> None:
     ("content", "problem"),
     [
         ("[{]", "not JSON"),
-        ("[]", "holds no question"),
-        ("", "holds no question"),
+        ("[]", "contains no questions"),
+        ("", "contains no questions"),
         ("[" * 100_000, "not JSON"),
         (json.dumps([make_question(0, answer="\ud800")]), "not JSON (unexpected end of hex escape"),
         (json.dumps(make_question(0)) + "\n{oops\n", ":2: not JSON"),
@@ -79,17 +80,17 @@ def test_a_bad_file_is_named(tmp_path: Path, content: str, problem: str) -> None
     path = tmp_path / "dev.json"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(DataError) as caught:
-        read_questions(path)
+        read_examples(path, "hotpotqa")
     assert problem in str(caught.value)
     assert str(path) in str(caught.value)
 
 
 def test_a_missing_file_and_a_binary_one_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No such file"):
-        read_questions(tmp_path / "none.json")
+        read_examples(tmp_path / "none.json", "hotpotqa")
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="not UTF-8"):
-        read_questions(tmp_path / "binary.json")
+        read_examples(tmp_path / "binary.json", "hotpotqa")
 
 
 def test_json_lines_are_read_like_a_list(tmp_path: Path) -> None:
@@ -99,15 +100,16 @@ def test_json_lines_are_read_like_a_list(tmp_path: Path) -> None:
         "\ufeff" + "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
         encoding="utf-8",
     )
-    assert read_questions(lines) == read_questions(write(tmp_path, rows))
+    listed = write(tmp_path, rows)
+    assert read_examples(lines, "hotpotqa") == read_examples(listed, "hotpotqa")
 
 
 def test_a_sample_is_drawn_by_seed_and_keeps_the_order(tmp_path: Path) -> None:
     path = write(tmp_path, [make_question(number) for number in range(50)])
 
     def draw(seed: int) -> list[int]:
-        chosen = choose_questions(path, max_questions=10, seed=seed)
-        return [int(question.id[1:]) for question in chosen]
+        chosen = choose_examples(str(path), "hotpotqa", max_questions=10, seed=seed)
+        return [int(example.id[1:]) for example in chosen]
 
     assert len(draw(0)) == 10
     assert draw(0) == draw(0) == sorted(draw(0))
@@ -126,9 +128,9 @@ def test_a_sample_is_drawn_by_seed_and_keeps_the_order(tmp_path: Path) -> None:
 def test_the_oracle_can_be_moved_or_left_out(
     oracle: Oracle, titles: list[str], oracles: list[int]
 ) -> None:
-    shown = show(Question.model_validate(make_question(0)), 2, oracle)
-    assert [document.split()[0] for document in shown.documents] == titles
-    assert shown.oracle_indices == oracles
+    arranged = arrange(hotpotqa.read(make_question(0)), ContextLayout(2, oracle))
+    assert [document.split()[0] for document in arranged.documents] == titles
+    assert arranged.golden == oracles
 
 
 def raft_row(**changes: Any) -> dict[str, Any]:
@@ -160,13 +162,12 @@ def test_rows_of_generate_are_questions(tmp_path: Path) -> None:
     (tmp_path / "validation.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
     )
-    chosen = choose_questions(tmp_path, max_questions=9, seed=0)
-    assert [question.answer for question in chosen] == ["Kelden"] * 3
-    for question in chosen:
-        shown = show(question, -1)
-        assert len(shown.oracle_indices) == 1
-        assert shown.documents[shown.oracle_indices[0]] == "Born in Kelden."
-        assert sorted(shown.documents) == ["Born in Kelden.", "She paints."]
+    chosen = choose_examples(str(tmp_path), "hotpotqa", max_questions=9, seed=0)
+    assert [example.answers for example in chosen] == [["Kelden"]] * 3
+    for example in chosen:
+        (golden,) = example.golden
+        assert example.documents[golden] == "Born in Kelden."
+        assert sorted(example.documents) == ["Born in Kelden.", "She paints."]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,15 @@ def test_rows_of_generate_are_questions(tmp_path: Path) -> None:
 def test_oracle_paragraphs_are_always_shown(
     distractors: int, titles: list[str], oracles: list[int]
 ) -> None:
-    shown = show(Question.model_validate(make_question(0)), distractors)
-    assert [document.split()[0] for document in shown.documents] == titles
-    assert shown.oracle_indices == oracles
-    assert shown.documents[oracles[0]] == "Ada0 was born in Kelden 0. She paints."
+    arranged = arrange(hotpotqa.read(make_question(0)), ContextLayout(distractors, "present"))
+    assert [document.split()[0] for document in arranged.documents] == titles
+    assert arranged.golden == oracles
+    assert arranged.documents[oracles[0]] == "Ada0 was born in Kelden 0. She paints."
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_an_oracle_that_is_not_there_is_named(tmp_path: Path, index: int) -> None:
+    rows = tmp_path / "validation.jsonl"
+    rows.write_text(json.dumps(raft_row(oracle_index=index)) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=":1: no oracle document with text"):
+        read_examples(rows, "hotpotqa")

@@ -3,7 +3,7 @@
 import pytest
 
 from components.eval import quotes
-from components.eval.quotes import Found
+from components.eval.quotes import QuoteCounts
 
 DOCUMENTS = ["Bram bakes bread. Kelden", "Ada was born in Kelden. She paints.", "No."]
 
@@ -15,25 +15,28 @@ def quoting(*texts: str) -> str:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("Kelden", Found(0, 0, 0)),
-        (quoting("Ada was born in Kelden."), Found(1, 1, 1)),
-        (quoting(" Bram bakes bread. "), Found(1, 1, 0)),
-        (quoting("Ada was born in Kelden.", "Ada flew.", "Bram bakes bread."), Found(3, 2, 1)),
-        (quoting("Kelden"), Found(1, 0, 0)),  # one word stands in any text
-        (quoting("No."), Found(1, 1, 0)),  # but this is all of a document
-        (quoting("", "  "), Found(0, 0, 0)),
-        ("##begin_quote##Ada was born in Kelden.", Found(0, 0, 0)),
-        ("Ada was born in Kelden.##end_quote##", Found(0, 0, 0)),
-        ("##end_quote##x" + quoting("Ada was born in Kelden."), Found(1, 1, 1)),
-        ("##begin_quote##open " + quoting("Ada was born in Kelden."), Found(1, 0, 0)),
+        ("Kelden", QuoteCounts(0, 0, 0)),
+        (quoting("Ada was born in Kelden."), QuoteCounts(1, 1, 1)),
+        (quoting(" Bram bakes bread. "), QuoteCounts(1, 1, 0)),
+        (
+            quoting("Ada was born in Kelden.", "Ada flew.", "Bram bakes bread."),
+            QuoteCounts(3, 2, 1),
+        ),
+        (quoting("Kelden"), QuoteCounts(1, 0, 0)),  # one word stands in any text
+        (quoting("No."), QuoteCounts(1, 1, 0)),  # but this is all of a document
+        (quoting("", "  "), QuoteCounts(0, 0, 0)),
+        ("##begin_quote##Ada was born in Kelden.", QuoteCounts(0, 0, 0)),
+        ("Ada was born in Kelden.##end_quote##", QuoteCounts(0, 0, 0)),
+        ("##end_quote##x" + quoting("Ada was born in Kelden."), QuoteCounts(1, 1, 1)),
+        ("##begin_quote##open " + quoting("Ada was born in Kelden."), QuoteCounts(1, 0, 0)),
     ],
 )
-def test_quotes_are_held_against_the_documents(text: str, found: Found) -> None:
+def test_quotes_are_held_against_the_documents(text: str, found: QuoteCounts) -> None:
     assert quotes.check(text, DOCUMENTS, [1]) == found
 
 
 def test_without_an_oracle_nothing_quotes_it() -> None:
-    assert quotes.check(quoting("Ada was born in Kelden."), DOCUMENTS, []) == Found(1, 1, 0)
+    assert quotes.check(quoting("Ada was born in Kelden."), DOCUMENTS, []) == QuoteCounts(1, 1, 0)
 
 
 @pytest.mark.parametrize("text", ["", "plain", "a##begin_quote##b##end_quote##c##begin_quote##d"])

@@ -3,10 +3,12 @@
 import re
 import time
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 
 from components.core import describe
+from components.core.chart import COLORS
 from components.core.ledger import LedgerEntry
 from components.core.records import CurvePoint, Evaluation, QuantizationReport, Sample
 from components.eval import quotes, report
@@ -57,9 +59,9 @@ class Page(HTMLParser):
             self.text += data
 
 
-def render(samples: list[Sample], found: Evaluation | None = None) -> str:
-    found = found or evaluation((0.4, 0.3, 0.5), (0.0, -0.1, 0.1))
-    return report.render(found, samples, None, [LEDGER])
+def render(samples: list[Sample], figures: Evaluation | None = None) -> str:
+    figures = figures or evaluation((0.4, 0.3, 0.5), (0.0, -0.1, 0.1))
+    return report.render(figures, samples, None, [LEDGER])
 
 
 def pair(tuned: float, base: float, **changes: object) -> list[Sample]:
@@ -67,7 +69,7 @@ def pair(tuned: float, base: float, **changes: object) -> list[Sample]:
 
 
 def test_hostile_text_stays_text() -> None:
-    fields = dict.fromkeys(("question", "gold", "generation", "answer"), HOSTILE)
+    fields = {**dict.fromkeys(("question", "generation", "answer"), HOSTILE), "gold": [HOSTILE]}
     hostile = evaluation((0.4, 0.3, 0.5), (0.0, -0.1, 0.1), base_model=HOSTILE, warnings=[HOSTILE])
     calm = Page(render(pair(1, 0)))
     page = Page(
@@ -101,7 +103,7 @@ def test_hostile_text_stays_text() -> None:
     ],
 )
 def test_a_megabyte_of_anything_leaves_the_page_small_and_quick(text: str) -> None:
-    fields = dict.fromkeys(("question", "gold", "generation", "answer"), text)
+    fields = {**dict.fromkeys(("question", "generation", "answer"), text), "gold": [text]}
     samples = [
         make_sample(name, question_id=f"q{number}", documents=[text] * 50, **fields)
         for name in ("base", "raft")
@@ -159,36 +161,43 @@ def curved() -> Evaluation:
 
 def test_curves_are_drawn_and_said_where_they_were_asked() -> None:
     page = render(pair(1, 0), curved())
-    assert page.count('<g class="curve raft">') == page.count('<g class="curve base">') == 2
+    for tuned in (False, True):
+        assert page.count(f'<g class="curve" color="{COLORS[tuned, 16]}">') == 2
     assert page.count("<circle") == 12
     text = Page(page).text
-    assert "Oracle left out" in text and "Oracle first" not in text
+    assert "No oracle" in text and "Oracle first" not in text
     assert "RAFT, 16-bit, oracle present: F1 0.600 with no distractor, 0.450 with all" in text
+    assert re.search(r"RAFT, 16-bit\s*present\s*all\s*0.4500.400 – 0.500", text)
     assert "Without the oracle RAFT, 16-bit reaches F1 0.450; it answers 75% of the" in text
     assert 'class="panels"' not in render(pair(1, 0))
 
 
-def test_markdown_has_the_same_figures_and_stays_text() -> None:
-    hostile = curved().model_copy(update={"base_model": HOSTILE, "warnings": [HOSTILE]})
-    text = report.render_markdown(hostile, None, [LEDGER])
-    assert "| RAFT, 16-bit | 0.600 (0.550 – 0.650) |" in text
-    assert "| RAFT, 16-bit | present | all | 0.450 (0.400 – 0.500) |" in text
-    assert "| eval | 1 min 15 s | CPU | not priced | not reported |" in text
-    assert "<script>" not in text and "<img" not in text
-    assert not report.UNSEEN.search(text)
-
-
-def test_our_account_stands_beside_the_posts() -> None:
+def test_time_and_cost_of_the_stages_before_are_on_the_page() -> None:
     train = LEDGER.model_copy(update={"stage": "train", "seconds": 60.0})
     page = Page(report.render(curved(), pair(1, 0), None, [train, LEDGER]))
-    assert "10 min 0 s, 0.67 USD (LoRA, rank 64)" in page.text
+    for row in (("train", "done", "1 min 0 s", "CPU"), ("eval", "done", "1 min 15 s", "CPU")):
+        assert re.search(r"\s*".join(row), page.text)
+    assert "Prices of 2024-10-01" in page.text and "not priced" in page.text
+
+
+def test_the_chart_is_a_file_too() -> None:
+    arms = [arm("base", 0.2), arm("raft", 0.6)]
+    svg = report.chart_file(evaluation((0.4, 0.3, 0.5), (0.0, -0.1, 0.1), arms=arms))
+    root = ElementTree.fromstring(svg)
+    assert len(root.findall("{http://www.w3.org/2000/svg}rect")) == 2
+    assert "".join(root.itertext()).split("\n")[1:-1] == [
+        "F1 on 200 questions",
+        "base0.20",
+        "raft0.60",
+        "",
+    ]
 
 
 def test_quotes_are_highlighted_where_a_document_has_them() -> None:
-    said = '<mark class="quote">Ada was born in Kelden.</mark>'
+    quote = '<mark class="quote">Ada was born in Kelden.</mark>'
     page = render(pair(1, 0, documents=["Bram bakes.", "Ada was born in Kelden. She <b>paints."]))
-    assert page.count(said) == 1 + 2
-    assert f"{said} She &lt;b&gt;paints." in page
+    assert page.count(quote) == 1 + 2
+    assert f"{quote} She &lt;b&gt;paints." in page
     assert page.count('class="oracle"') == 1
 
 
@@ -236,13 +245,13 @@ def test_quantize_checks_own_figures_are_preferred() -> None:
         passed=True,
         verdict="Four bits will do.",
     )
-    found = evaluation((0.4, 0.3, 0.5), (0.0, -0.1, 0.1), memory_ratio=0.355)
-    page = Page(report.render(found, pair(1, 0), measured, [LEDGER]))
+    figures = evaluation((0.4, 0.3, 0.5), (0.0, -0.1, 0.1), memory_ratio=0.355)
+    page = Page(report.render(figures, pair(1, 0), measured, [LEDGER]))
     assert "4-bit weights take 5.7 GB instead of 16.1 GB in 16-bit: 35.5%" in page.text
     assert "Four bits will do." in page.text
     kept = {"model.embed_tokens.weight": 1_050_000_000}
     more = measured.model_copy(update={"kept": kept, "head": "4bit"})
-    page = Page(report.render(found, pair(1, 0), more, [LEDGER]))
+    page = Page(report.render(figures, pair(1, 0), more, [LEDGER]))
     assert "Stays in 16 bits" in page.text
     assert "model.embed_tokens.weight" in page.text and "1.05 GB" in page.text
     assert "embeddings stay in full precision" in page.text
@@ -259,7 +268,7 @@ def test_quantize_checks_own_figures_are_preferred() -> None:
     ],
 )
 def test_bytes_in_words(count: int, words: str) -> None:
-    assert report._bytes(count) == words
+    assert report.bytes_in_words(count) == words
 
 
 def test_durations_in_words() -> None:
@@ -273,17 +282,15 @@ def test_durations_in_words() -> None:
 def test_one_question_has_no_interval() -> None:
     arms = [arm("base", 0.0, n=1, f1_ci=(0, 0)), arm("raft", 1.0, n=1, f1_ci=(1, 1))]
     one = evaluation((1, 1, 1), (1, 1, 1), questions=1, arms=arms)
-    markdown = report.render_markdown(one, None, [LEDGER])
-    assert "interval" not in markdown and not re.search(r"\d – \d", markdown)
-    assert "| +1.000 | – |" in markdown, "no p-value either"
-    assert "on 1 question, too few" in markdown and "· 1 question ·" in markdown
     table = describe.arms(one)
     assert [row[2] for row in table.rows] == ["–", "–"]
     page = render(pair(1, 0), one)
-    shown = page[page.index("<body>") :]
-    assert "whisker" not in shown and "Whiskers" not in shown
-    assert not re.search(r"\d to \+", shown) and "&lt; 0.001" not in shown
-    assert "1 questions" not in shown
+    body = page[page.index("<body>") :]
+    assert "whisker" not in body and "Whiskers" not in body
+    assert not re.search(r"\d to \+", body) and "&lt; 0.001" not in body
+    assert "1 questions" not in body and not re.search(r"\d – \d", body)
+    assert re.search(r"RAFT, 16-bit − Base, 16-bit\s*\+1.000\s*–", Page(page).text), "no p-value"
+    assert "on 1 question, too few" in body and "· 1 question ·" in body
 
     trial = comparison.Trial(one, None, "runs/a")
     assert comparison.scores([trial]).rows[0][1:4] == ("0.000", "1.000", "+1.000")
@@ -292,4 +299,4 @@ def test_one_question_has_no_interval() -> None:
 def test_two_questions_have_intervals() -> None:
     two = evaluation((1, 1, 1), (1, 1, 1), questions=2, arms=[arm("base", n=2), arm("raft", n=2)])
     page = render(pair(1, 0), two)
-    assert 'class="whisker"' in page and " – " in report.render_markdown(two, None, [LEDGER])
+    assert 'class="whisker"' in page and " – " in page

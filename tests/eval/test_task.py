@@ -1,4 +1,4 @@
-"""The lm-eval tasks as the stock harness loads and runs them, and the hub's form of questions."""
+"""The lm-eval task of a data set as the stock harness loads and runs it; the hub's questions."""
 
 import json
 import shutil
@@ -12,18 +12,14 @@ import yaml
 
 from components.core.errors import ConfigError
 from components.core.raft_form import instruction
-from components.core.records import Question
-from components.core.storage import put
-from components.eval import questions
+from components.eval import harness
+from components.eval.arms import ARMS, PROMPTS
 from components.eval.config import EvalConfig
 from components.eval.eval import run
-from components.eval.tasks.hotpotqa import task
+from components.eval.questions import DATASETS, TASKS, ContextLayout, EvalExample, arrange
+from components.eval.tasks.hotpotqa import hotpotqa
 from tests.conftest import REPOSITORY
 from tests.eval.conftest import make_question
-from tests.gcs import BUCKET, emulator
-
-FOLDER = Path(task.__file__).parent
-NAMES = ["hotpotqa_closed", "hotpotqa_raft", "hotpotqa_rag"]
 
 
 def hub_row(number: int) -> dict[str, Any]:
@@ -46,49 +42,66 @@ def hub_row(number: int) -> dict[str, Any]:
     }
 
 
-def ours(number: int, distractors: int = -1) -> dict[str, Any]:
-    return questions.show(Question.model_validate(make_question(number)), distractors).model_dump()
+def example(number: int, distractors: int = -1) -> EvalExample:
+    return arrange(hotpotqa.read(make_question(number)), ContextLayout(distractors, "present"))
 
 
 def test_the_hubs_rows_become_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    asked = []
+    loaded = []
 
     def load_dataset(*names: str, split: str) -> Any:
-        asked.append((*names, split))
+        loaded.append((*names, split))
         return datasets.Dataset.from_list([hub_row(number) for number in range(3)])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    rows = task.load()["validation"]
-    assert asked == [("hotpotqa/hotpot_qa", "distractor", "validation")]
-    assert list(rows) == [ours(number) for number in range(3)]
+    rows = harness.load_rows("hotpotqa")["validation"]
+    assert loaded == [("hotpotqa/hotpot_qa", "distractor", "validation")]
+    examples = [example(number) for number in range(3)]
+    assert list(rows) == [
+        {**item.model_dump(), "prompt": PROMPTS["raft"].write(item), "marker": True}
+        for item in examples
+    ]
 
 
-def test_questions_may_lie_in_a_bucket(
-    questions_file: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_file_and_a_layout_are_named_by_metadata(questions_file: Path) -> None:
+    rows = harness.load_rows("hotpotqa", str(questions_file), distractors=1, version=2.0)
+    assert len(rows["validation"]) == 6
+    assert all(len(row["documents"]) == 2 for row in rows["validation"])
+
+
+@pytest.mark.parametrize(
+    ("choice", "problem"),
+    [
+        ({"oracle": "middle"}, "oracle 'middle' .allowed: present | absent"),
+        ({"prompt": "plain"}, "prompt 'plain' .allowed: raft | rag | closed"),
+    ],
+)
+def test_a_choice_that_is_none_is_named(
+    questions_file: Path, choice: dict[str, Any], problem: str
 ) -> None:
-    with emulator() as bucket:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket.url)
-        uri = f"gs://{BUCKET}/dev.json"
-        put(questions_file.read_text(encoding="utf-8"), uri)
-        rows = task.load(uri, distractors=1, max_questions=3, version=1.0)["validation"]
-    assert len(rows) == 3 and all(len(row["documents"]) == 2 for row in rows)
+    with pytest.raises(ConfigError, match=problem.replace("|", r"\|")) as caught:
+        harness.load_rows("hotpotqa", str(questions_file), **choice)
+    assert "--metadata" in caught.value.hint
 
 
-def test_a_place_for_the_oracle_that_is_none(questions_file: Path) -> None:
-    with pytest.raises(ConfigError, match="oracle 'middle' .allowed: present | absent"):
-        task.load(str(questions_file), oracle="middle")  # type: ignore[arg-type]
-
-
-def test_the_prompt_is_that_of_training() -> None:
-    assert task.prompt(ours(0, distractors=0)) == instruction(
-        ["Ada0 was born in Kelden 0. She paints."], "Where was Ada0 born?"
+def test_the_prompts() -> None:
+    item = example(0, distractors=0)
+    document, question = "Ada0 was born in Kelden 0. She paints.", "Where was Ada0 born?"
+    assert PROMPTS["raft"].write(item) == instruction([document], question)
+    assert PROMPTS["rag"].write(item) == (
+        f"Context information is below.\n\n{document}\n\nGiven the context information and not "
+        f"prior knowledge, answer the question in a few words.\nQuestion: {question}\nAnswer:"
+    )
+    assert PROMPTS["closed"].write(item) == (
+        f"Answer the question in a few words.\nQuestion: {question}\nAnswer:"
     )
 
 
 def test_a_generation_is_judged() -> None:
-    judged = task.process_results({"answer": "Kelden"}, ["In Kelden. <ANSWER>: the Kelden"])
+    asked = {"answers": ["Kelden"], "marker": True}
+    judged = harness.score_generation(asked, ["In Kelden. <ANSWER>: the Kelden"])
     assert judged == {
         "f1": 1.0,
         "em": 1.0,
@@ -97,33 +110,53 @@ def test_a_generation_is_judged() -> None:
         "contains": 1.0,
         "unanswered": 0.0,
     }
-    plain = task.process_plain_results({"answer": "Kelden"}, ["Kelden"])
+    asked["marker"] = False
+    plain = harness.score_generation(asked, ["Kelden"])
     assert (plain["f1"], plain["unanswered"]) == (1.0, 0.0)
-    assert task.process_plain_results({"answer": "Kelden"}, [" "])["unanswered"] == 1.0
+    assert harness.score_generation(asked, [" "])["unanswered"] == 1.0
+
+
+def test_the_best_of_several_answers_counts() -> None:
+    asked = {"answers": ["Kelden", "the town of Kelden"], "marker": False}
+    judged = harness.score_generation(asked, ["Town of Kelden"])
+    assert judged["f1"] == judged["em"] == judged["contains"] == 1.0
+    other = harness.score_generation(asked, ["Old Kelden"])
+    assert (other["f1"], other["recall"]) == (pytest.approx(2 / 3), 1.0)
 
 
 def test_the_stock_harness_finds_the_tasks() -> None:
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=str(FOLDER.parent), include_defaults=False)
-    assert sorted(manager.all_subtasks) == NAMES
+    manager = TaskManager(include_path=str(TASKS), include_defaults=False)
+    assert tuple(manager.all_subtasks) == DATASETS == ("hotpotqa",)
 
 
 def test_defaults_agree_with_the_stage() -> None:
     # `!function` is the harness's own tag; what it names is not needed here.
-    text = (FOLDER / "_hotpotqa.yaml").read_text(encoding="utf-8")
+    text = (TASKS / "task.yaml").read_text(encoding="utf-8")
     settings = yaml.safe_load(text.replace("!function ", ""))
     assert settings["generation_kwargs"]["max_gen_toks"] == EvalConfig.default("max_new_tokens")
     assert [metric["metric"] for metric in settings["metric_list"]] == list(
-        task.process_results({"answer": "x"}, ["y"])
+        harness.score_generation({"answers": ["x"], "marker": True}, ["y"])
     )
 
 
+def test_the_registry_is_sound() -> None:
+    assert {arm.prompt for arm in ARMS.values()} <= PROMPTS.keys()
+    for name, arm in ARMS.items():
+        assert arm.name == name and set(arm.baselines) <= ARMS.keys() - {name}
+        assert arm.adapter is None or arm.adapter in EvalConfig.model_fields
+
+
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("prompt", "arm"), [("raft", "raft"), ("rag", "raft-rag"), ("closed", "raft-closed")]
+)
 def test_stock_lm_eval_and_the_stage_give_the_same_scores(
-    tiny_model: Path, tiny_adapter: Path, questions_file: Path, tmp_path: Path
-) -> None:
-    """All three tasks with the adapter: the stock command line, then the stage.
+    tiny_model: Path, tiny_adapter: Path, questions_file: Path, tmp_path: Path, prompt: str,
+    arm: str,
+) -> None:  # fmt: skip
+    """The stock command line with the adapter, then the stage, with every prompt.
 
     The model is without generation settings of its own: the stock harness would follow them (a
     repetition penalty, say), the stage replaces them.
@@ -131,14 +164,14 @@ def test_stock_lm_eval_and_the_stage_give_the_same_scores(
     limit, batch = 12, 3
     model = shutil.copytree(tiny_model, tmp_path / "model")
     (model / "generation_config.json").write_text('{"eos_token_id": [2, 5], "pad_token_id": 0}')
-    asked = {"questions": str(questions_file), "distractors": 1}
+    metadata = {"questions": str(questions_file), "distractors": 1, "prompt": prompt}
     stock = subprocess.run(
         [
             sys.executable, "-m", "lm_eval", "run",
-            "--include_path", str(FOLDER.parent), "--tasks", *NAMES, "--apply_chat_template",
+            "--include_path", str(TASKS), "--tasks", "hotpotqa", "--apply_chat_template",
             "--model", "hf", "--batch_size", str(batch), "--device", "cpu",
             "--model_args", f"pretrained={model},peft={tiny_adapter},dtype=float32",
-            "--gen_kwargs", f"max_gen_toks={limit}", "--metadata", json.dumps(asked),
+            "--gen_kwargs", f"max_gen_toks={limit}", "--metadata", json.dumps(metadata),
             "--output_path", str(tmp_path / "stock.json"), "--log_samples",
         ],
         capture_output=True,
@@ -148,34 +181,29 @@ def test_stock_lm_eval_and_the_stage_give_the_same_scores(
     )  # fmt: skip
     assert stock.returncode == 0, stock.stderr[-3000:]
     (written,) = tmp_path.glob("stock*.json")
-    scores = json.loads(written.read_text(encoding="utf-8"))["results"]
-    for name in NAMES:
-        evaluation = run(
-            EvalConfig.parse(
-                {
-                    "task": name,
-                    "questions": str(questions_file),
-                    "base_model": str(model),
-                    "adapter": str(tiny_adapter),
-                    "output": str(tmp_path / name),
-                    "arms": "raft",
-                    "distractors": 1,
-                    "max_new_tokens": limit,
-                    "batch_size": batch,
-                    "dtype": "float32",
-                    "resamples": 100,
-                }
-            )
+    scores = json.loads(written.read_text(encoding="utf-8"))["results"]["hotpotqa"]
+    evaluation = run(
+        EvalConfig.parse(
+            {
+                "questions": str(questions_file),
+                "base_model": str(model),
+                "adapter": str(tiny_adapter),
+                "output": str(tmp_path / "evaluation"),
+                "arms": arm,
+                "distractors": 1,
+                "max_new_tokens": limit,
+                "batch_size": batch,
+                "dtype": "float32",
+                "resamples": 100,
+            }
         )
-        (arm,) = evaluation.arms
-        for metric in ("f1", "em", "precision", "recall", "contains", "unanswered"):
-            assert getattr(arm, metric) == pytest.approx(scores[name][f"{metric},none"], abs=1e-6)
-        logged = [
-            json.loads(line)
-            for path in tmp_path.glob(f"samples_{name}_*.jsonl")
-            for line in path.read_text(encoding="utf-8").splitlines()
-        ]
-        mine = (tmp_path / name / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-        said = {sample["question_id"]: sample["generation"] for sample in map(json.loads, mine)}
-        assert {entry["doc"]["id"]: entry["resps"][0][0] for entry in logged} == said
-        assert len(said) == 6
+    )
+    (result,) = evaluation.arms
+    for metric in ("f1", "em", "precision", "recall", "contains", "unanswered"):
+        assert getattr(result, metric) == pytest.approx(scores[f"{metric},none"], abs=1e-6)
+    (logged,) = tmp_path.glob("samples_hotpotqa_*.jsonl")
+    entries = [json.loads(line) for line in logged.read_text(encoding="utf-8").splitlines()]
+    mine = (tmp_path / "evaluation" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    answers = {sample["question_id"]: sample["generation"] for sample in map(json.loads, mine)}
+    assert {entry["doc"]["id"]: entry["resps"][0][0] for entry in entries} == answers
+    assert len(answers) == 6

@@ -45,12 +45,12 @@ def config(demo_model: Path, world_adapter: Path, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture(scope="module")
-def asked(config: EvalConfig) -> list[engines.Request]:
+def requests(config: EvalConfig) -> list[engines.Request]:
     """Base and adapter in turn, so that every batch mixes them."""
     from components.core.models import load_tokenizer
 
     tokenizer: Any = load_tokenizer(config.base_model)
-    requests = []
+    built = []
     for row in json.loads(Path(config.questions).read_text(encoding="utf-8")):
         prompt = tokenizer.apply_chat_template(
             [{"role": "user", "content": row["question"]}],
@@ -58,33 +58,34 @@ def asked(config: EvalConfig) -> list[engines.Request]:
             add_generation_prompt=True,
         )
         ids = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-        requests += [engines.Request(arm, prompt, ids) for arm in config.variants()]
-    return requests
+        built += [engines.Request(arm, prompt, ids) for arm in config.variants()]
+    return built
 
 
-def said_by(name: str, config: EvalConfig, requests: list[engines.Request]) -> dict[Any, Any]:
+def answers_of(name: str, config: EvalConfig, requests: list[engines.Request]) -> dict[Any, Any]:
     arms = list({request.arm: None for request in requests})
     longest = max(len(request.ids) for request in requests)
-    with engines.opened(name, arms, config, longest) as engine:
+    with engines.open_engine(name, arms, config, longest) as engine:
         return {
-            (said.request.arm.name, said.request.prompt): (said.ids, said.text, said.truncated)
+            (item.request.arm.name, item.request.prompt): (item.ids, item.text, item.truncated)
             for batch in engine.generate(requests)
-            for said in batch
+            for item in batch
         }
 
 
 @pytest.mark.timeout(600)
 def test_one_engine_says_token_by_token_what_each_arm_says_alone(
-    config: EvalConfig, asked: list[engines.Request]
+    config: EvalConfig, requests: list[engines.Request]
 ) -> None:
-    together = said_by("vllm", config, asked)
+    together = answers_of("vllm", config, requests)
     alone: dict[Any, Any] = {}
     for arm in config.variants():
-        alone |= said_by("transformers", config, [item for item in asked if item.arm == arm])
-    assert len(together) == len(asked) == 48
+        mine = [item for item in requests if item.arm == arm]
+        alone |= answers_of("transformers", config, mine)
+    assert len(together) == len(requests) == 48
     assert together == alone
-    base = {prompt: said for (arm, prompt), said in together.items() if arm == "base"}
-    tuned = {prompt: said for (arm, prompt), said in together.items() if arm == "raft"}
+    base = {prompt: answer for (arm, prompt), answer in together.items() if arm == "base"}
+    tuned = {prompt: answer for (arm, prompt), answer in together.items() if arm == "raft"}
     assert sum(base[prompt] != tuned[prompt] for prompt in base) > 12  # the adapter does something
 
 
@@ -101,7 +102,7 @@ def test_an_adapter_of_another_base_is_named(config: EvalConfig, tmp_path: Path)
     changed = config.model_copy(update={"adapter": str(other)})
     with (
         pytest.raises(ModelError, match=f"--adapter {other}: does not fit --base-model"),
-        engines.opened("vllm", changed.variants(), changed, 100),
+        engines.open_engine("vllm", changed.variants(), changed, 100),
     ):
         pass
 
@@ -111,7 +112,7 @@ def test_who_speaks_for_the_4bit_arms_is_said(config: EvalConfig) -> None:
 
     small = config.model_copy(update={"engine": "vllm", "arms": ("base", "raft-4bit")})
     (note,) = _engine_notes(small)
-    assert "includes that of the engines" in note or "adapter beside it in 16" in note
+    assert "includes that of the engines" in note or "adapter unmerged in 16" in note
     assert _engine_notes(config.model_copy(update={"engine": "transformers"})) == []
 
 
@@ -129,15 +130,15 @@ def test_the_stage_starts_one_engine_for_both_arms(
         start(self, *arguments, **options)
 
     monkeypatch.setattr(vllm.LLM, "__init__", counting)
-    said = {}
+    samples = {}
     for engine in ("vllm", "transformers"):
         output = tmp_path / engine
         run(config.model_copy(update={"engine": engine, "output": str(output)}))
-        said[engine] = [
+        samples[engine] = [
             (sample.arm, sample.question_id, sample.generation, sample.f1, sample.truncated)
             for sample in read_jsonl(output / "samples.jsonl", Sample)
         ]
         assert read_json(output / "results.json", Evaluation).engine == engine
-    assert said["vllm"] == said["transformers"]
+    assert samples["vllm"] == samples["transformers"]
     assert len(starts) == 1
     assert starts[0]["max_loras"] == 2 and starts[0]["max_lora_rank"] == 64

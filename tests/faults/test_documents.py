@@ -94,7 +94,7 @@ def test_bombs_are_named_and_counted(texts: Path, tmp_path: Path, tally: Tally) 
     assert report.documents_bad == Counter(found.values())
     assert report.documents == 10
     for name in BOMBS:
-        assert f"left out: {texts / name}" in done.said
+        assert f"skipped: {texts / name}" in done.said
     for file in ("train.jsonl", "validation.jsonl"):
         assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "plain" / file).read_bytes()
     assert done.peak_bytes < 700e6
@@ -134,24 +134,24 @@ def test_a_file_that_needs_too_much_memory(texts: Path, tmp_path: Path) -> None:
 @pytest.mark.fault(KIND, "the process that reads is killed", "the file is named; the run goes on")
 def test_the_reader_is_killed(texts: Path, tmp_path: Path) -> None:
     """As the kernel does when a container has no memory left."""
-    from components.generate import confined
+    from components.core.corpus import isolated_reader
+    from components.core.corpus.unreadable import Unreadable
     from components.generate.config import GenerateConfig
-    from components.generate.documents import Bad
 
     config = GenerateConfig(documents=str(texts), output=str(tmp_path / "out"))
     found, (victim, _) = [], (texts / "Towne.txt", None)
     victim.unlink()
     victim.write_text("漢" * 300_000, encoding="utf-8")  # some seconds' work
-    for path, cut in confined.read_all(config):
+    for path, cut in isolated_reader.read_all(config):
         found.append((path.name, type(cut).__name__))
         if path.name == "Townd.txt" and cut is None:
             children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-            readers = [pid for pid in map(int, children) if b"confined" in command_of(pid)]
+            readers = [pid for pid in map(int, children) if b"isolated_reader" in command_of(pid)]
             os.kill(readers[0], signal.SIGKILL)
-        if isinstance(cut, Bad):
+        if isinstance(cut, Unreadable):
             assert str(cut) == "needs too much memory"
-    assert ("Towne.txt", "Bad") in found
-    assert {name for name, kind in found if kind == "Cut"} == {
+    assert ("Towne.txt", "Unreadable") in found
+    assert {name for name, kind in found if kind == "CutDocument"} == {
         path.name for path in texts.iterdir() if path != victim
     }
 

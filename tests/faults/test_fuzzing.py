@@ -31,8 +31,7 @@ def test_fresh_inputs(name: str, tally: Tally) -> None:
     tries = int(os.environ.get("FAULT_TRIES", "60"))
 
     @settings(
-        # It reads a whole compiled pipeline each time.
-        max_examples=max(1, tries // 6) if name == "specification" else tries,
+        max_examples=tries,
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),

@@ -111,7 +111,7 @@ COMMANDS = {
             "eval",
             "--questions {questions} --base-model {model} --adapter {adapter} --batch-size 4 "
             "--arms base,raft,raft-4bit --max-new-tokens 24 --resamples 100",
-            files=("samples.jsonl", "results.json", "f1.png"),
+            files=("samples.jsonl", "results.json", "f1.svg"),
             counted="components.eval.engines:Transformers._answer",
         ),
         Command("merge", "--shards {shard1},{shard2}", files=DATASET),

@@ -22,9 +22,8 @@ from urllib.parse import quote
 import pytest
 import yaml
 
-from components.core import redaction
+from components.core import breaker, redaction
 from components.core.storage import bucket
-from components.generate.teachers import circuit
 from pipelines.cli import main
 from pipelines.cluster import submit
 from tests.conftest import REPOSITORY
@@ -237,8 +236,8 @@ ROW = json.dumps({
 def test_passwords_in_urls(
     texts: Path, tmp_path: Path, leave: Leave, tally: Tally, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(circuit, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(circuit, "LONGEST_PAUSE", 0.001)
+    monkeypatch.setattr(breaker, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(breaker, "LONGEST_PAUSE", 0.001)
     password = SECRETS["url"]
     inside = f"http://me:{password}@127.0.0.1:9"
     for command, allowed in (
@@ -300,7 +299,7 @@ def test_runs_that_succeed(
              "--resamples", 100],
             ["summary", "--folders", tmp_path, "--output", tmp_path / "summary"],
             ["compile", "--output", tmp_path / "raft.yaml"],
-            ["check", tmp_path / "raft.yaml"],
+            ["check"],
             ["plan", "--base-model", demo_model, "--profile", "l4"],
             ["submit", *RUN, "--host", kfp.url],
         ]  # fmt: skip

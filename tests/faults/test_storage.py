@@ -603,7 +603,7 @@ def test_paid_responses_that_cannot_be_published_are_not_lost(
         )  # fmt: skip
         with pytest.raises(AccessError, match="gs://bucket/kept.*not allowed") as error:
             stage.run(config)
-        assert len(server.seen) == 20 and "What was paid is kept in" in error.value.hint
+        assert len(server.seen) == 20 and "Paid responses are kept in" in error.value.hint
         gcs.fault = lambda method, path: 0
         stage.run(config)
         assert len(server.seen) == 20

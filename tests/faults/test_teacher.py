@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
+from components.core import breaker, chat_protocol
 from components.core.errors import ConfigError, TeacherError
 from components.core.records import RaftRow, read_jsonl
 from components.generate import generate
 from components.generate.config import GenerateConfig
-from components.generate.teachers import circuit, openai
 from tests.conftest import REPOSITORY
 from tests.faults.conftest import Tally
 from tests.generate.teacher_server import (
@@ -41,7 +41,7 @@ YEAR_9999 = "Fri, 31 Dec 9999 23:59:59 GMT"
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(circuit, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(breaker, "FIRST_PAUSE", 0.01)
 
 
 @pytest.fixture
@@ -377,7 +377,7 @@ def test_a_clock_that_jumps_disturbs_no_pause(
             return datetime.now(tz) + timedelta(days=rng.uniform(-3650, 3650))
 
     monkeypatch.setattr(time, "time", lambda: true_time() + rng.uniform(-3e8, 3e8))
-    monkeypatch.setattr(openai, "datetime", Jumping)
+    monkeypatch.setattr(chat_protocol, "datetime", Jumping)
     for number in tally.tries(1):
         asked_at: list[float] = []
 

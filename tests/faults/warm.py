@@ -27,7 +27,7 @@ from tests.conftest import REPOSITORY
 
 LIBRARIES = (
     "torch", "transformers", "transformers.models.llama.modeling_llama", "peft", "trl",
-    "bitsandbytes", "datasets", "lm_eval", "matplotlib.pyplot", "aiohttp", "google.cloud.storage",
+    "bitsandbytes", "datasets", "lm_eval", "aiohttp", "google.cloud.storage",
     "pyarrow.parquet", "tensorboardX", "components.train.trainer", "components.eval.eval",
     "components.generate.generate", "components.quantize_check.quantize_check",
 )  # fmt: skip

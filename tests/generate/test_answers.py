@@ -69,7 +69,7 @@ ORACLE = "Ada Voss was born\nin  Kelden, in 1850. “She sails” – the party 
         ("the party of Keldens mayor wo", "the party of Kelden’s mayor won", "aligned"),
     ],
 )  # fmt: skip
-def test_quotes_are_mended(quote: str, found: str, how: str) -> None:
+def test_quotes_are_corrected(quote: str, found: str, how: str) -> None:
     text, found_how = find_quote(quote, ORACLE, 0.85)
     assert (text.removeprefix("“") if how == "equal" else text, found_how) == (
         found.removeprefix("“") if how == "equal" else found, how,
@@ -118,7 +118,7 @@ def test_an_answer_that_stood_only_in_the_teachers_words_is_refused() -> None:
         "##begin_quote##The expedition of Ada Voss reached the northern harbor in early "
         "spring##end_quote## <ANSWER>: harbor"
     )
-    with pytest.raises(Unusable, match="answer not in the mended quote"):
+    with pytest.raises(Unusable, match="answer not in the corrected quote"):
         check(reply, "What did Ada reach?", oracle, 0.9)
 
 

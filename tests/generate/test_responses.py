@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from components.core.chat_protocol import Completion, Request
 from components.core.errors import StorageError
 from components.generate import generate
 from components.generate.config import GenerateConfig
 from components.generate.teachers import responses
-from components.generate.teachers.responses import Reply, Request, Responses
+from components.generate.teachers.responses import key_of, open_responses
 from tests.conftest import REPOSITORY
 from tests.gcs import Emulator
 from tests.generate.teacher_server import TeacherServer, teacher_server
@@ -22,17 +23,19 @@ REQUEST = Request(prompt="Where is Kelden?", model="m", max_tokens=10, seed=0)
 
 def fill(folder: Path, count: int) -> list[Request]:
     made = [replace(REQUEST, prompt=f"prompt {number}") for number in range(count)]
-    with Responses(str(folder)) as kept:
+    with open_responses(str(folder)) as kept:
         for number, request in enumerate(made):
-            kept.put(request, Reply(text=f"text {number}\n\u2028 é", tokens_in=number))
-            assert kept.get(request) == Reply(text=f"text {number}\n\u2028 é", tokens_in=number)
+            kept.put(request, Completion(text=f"text {number}\n\u2028 é", tokens_in=number))
+            assert kept.get(request) == Completion(
+                text=f"text {number}\n\u2028 é", tokens_in=number
+            )
     return made
 
 
 def test_what_is_kept_is_found_by_the_next_run(tmp_path: Path) -> None:
     made = fill(tmp_path / "kept", 20)
-    with Responses(str(tmp_path / "kept")) as kept:
-        assert len(kept) == 20 and kept.torn == 0
+    with open_responses(str(tmp_path / "kept")) as kept:
+        assert len(kept) == 20 and kept.damaged == 0
         assert [kept.get(request).tokens_in for request in made] == list(range(20))
         assert kept.get(REQUEST) is None
 
@@ -43,8 +46,8 @@ def test_what_is_kept_is_found_by_the_next_run(tmp_path: Path) -> None:
      {"temperature": 0.1}, {"schema": "{}"}],
 )  # fmt: skip
 def test_whatever_changes_the_request_changes_the_key(change: dict[str, Any]) -> None:
-    assert replace(REQUEST, **change).key() != REQUEST.key()
-    assert replace(REQUEST).key() == REQUEST.key()
+    assert key_of(replace(REQUEST, **change)) != key_of(REQUEST)
+    assert key_of(replace(REQUEST)) == key_of(REQUEST)
 
 
 @pytest.mark.parametrize("cut", [1, 5, 60])
@@ -52,11 +55,11 @@ def test_of_a_torn_piece_only_the_torn_line_is_lost(tmp_path: Path, cut: int) ->
     made = fill(tmp_path, 5)
     (piece,) = tmp_path.iterdir()
     piece.write_bytes(piece.read_bytes()[:-cut])
-    with Responses(str(tmp_path)) as kept:
-        assert kept.torn == 1 and len(kept) == 4
+    with open_responses(str(tmp_path)) as kept:
+        assert kept.damaged == 1 and len(kept) == 4
         assert kept.get(made[4]) is None
-        kept.put(made[4], Reply(text="again"))
-    with Responses(str(tmp_path)) as kept:
+        kept.put(made[4], Completion(text="again"))
+    with open_responses(str(tmp_path)) as kept:
         assert len(kept) == 5 and kept.get(made[4]).text == "again"
 
 
@@ -64,16 +67,16 @@ def test_of_a_damaged_piece_only_the_damaged_line_is_lost(tmp_path: Path) -> Non
     made = fill(tmp_path, 5)
     (piece,) = tmp_path.iterdir()
     piece.write_bytes(piece.read_bytes().replace(b"text 2", b"text 7"))
-    with Responses(str(tmp_path)) as kept:
+    with open_responses(str(tmp_path)) as kept:
         assert [kept.get(request) is None for request in made] == [False, False, True, False, False]
-        assert kept.torn == 1
+        assert kept.damaged == 1
 
 
 def test_two_runs_may_share_a_folder(tmp_path: Path) -> None:
-    with Responses(str(tmp_path)) as one, Responses(str(tmp_path)) as other:
-        one.put(REQUEST, Reply(text="one"))
-        other.put(replace(REQUEST, seed=1), Reply(text="other"))
-    with Responses(str(tmp_path)) as kept:
+    with open_responses(str(tmp_path)) as one, open_responses(str(tmp_path)) as other:
+        one.put(REQUEST, Completion(text="one"))
+        other.put(replace(REQUEST, seed=1), Completion(text="other"))
+    with open_responses(str(tmp_path)) as kept:
         assert len(kept) == 2
 
 
@@ -81,7 +84,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(StorageError, match="--responses .*file: cannot be read or written"),
-        Responses(str(tmp_path / "file")),
+        open_responses(str(tmp_path / "file")),
     ):
         pass
 
@@ -91,24 +94,25 @@ def test_pieces_are_published_while_a_run_goes_on(
 ) -> None:
     monkeypatch.setattr(responses, "PIECE_SECONDS", 0.0)
     location = "gs://bucket/run/dataset-responses"
-    with Responses(location) as kept:
+    with open_responses(location) as kept:
         for number in range(3):
-            kept.put(replace(REQUEST, seed=number), Reply(text=str(number)))
+            kept.put(replace(REQUEST, seed=number), Completion(text=str(number)))
         kept._uploads[0].result()
         assert gcs.names("run/dataset-responses/"), "nothing is published before the end"
-    with Responses(location) as kept:
+    with open_responses(location) as kept:
         assert len(kept) == 3 and kept.get(replace(REQUEST, seed=2)).text == "2"
-        kept.put(replace(REQUEST, seed=3), Reply(text="3"))
-    with Responses(location) as kept:
+        kept.put(replace(REQUEST, seed=3), Completion(text="3"))
+    with open_responses(location) as kept:
         assert len(kept) == 4
 
 
 KILLED = """
 import os, signal, sys
-from components.generate.teachers.responses import Reply, Request, Responses
-with Responses(sys.argv[1]) as kept:
+from components.core.chat_protocol import Completion, Request
+from components.generate.teachers.responses import open_responses
+with open_responses(sys.argv[1]) as kept:
     for number in range(3):
-        kept.put(Request(prompt="p", model="m", max_tokens=9, seed=number), Reply(text="x"))
+        kept.put(Request(prompt="p", model="m", max_tokens=9, seed=number), Completion(text="x"))
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -122,7 +126,7 @@ def test_what_a_kill_left_unpublished_on_this_machine_is_not_paid_again(
     assert subprocess.run(line, cwd=REPOSITORY).returncode == -signal.SIGKILL
     assert not gcs.names("run/")
     for _ in range(2):  # published by the first, and not again by the second
-        with Responses(location) as kept:
+        with open_responses(location) as kept:
             assert len(kept) == 3
         assert len(gcs.names("run/dataset-responses/")) == 1
 

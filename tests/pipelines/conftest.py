@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -145,11 +146,17 @@ def compile_objects(objects: list[dict], path: Path) -> dict:
     from pipelines.raft import pipeline
 
     path.write_text(yaml.dump_all(objects, Dumper=FAST_DUMPER))
-    with path.open() as stream:
-        jobs = manifests.load_stream(stream)
+    jobs = manifests.load_file(path)
     with ThreadPoolExecutor(1) as thread:
         found = thread.submit(pipeline, jobs).result()
     return MessageToDict(found.pipeline_spec) | MessageToDict(found.platform_spec)
+
+
+def kubectl_kustomize(folder: Path) -> list[dict]:
+    """The objects that kubectl itself prints for a folder."""
+    command = [kustomize.kubectl(), "kustomize", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return list(yaml.load_all(done.stdout, FAST_LOADER))
 
 
 def job_of(objects: list[dict], stage: str) -> dict:

@@ -34,8 +34,8 @@ class Run:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.request.get("runtime_config", {}).get("parameters", {})
-        return found
+        values: dict[str, Any] = self.request.get("runtime_config", {}).get("parameters", {})
+        return values
 
     @property
     def order(self) -> list[str]:

@@ -2,7 +2,9 @@
 
 What can be read is a folder of recorded answers, by path; a change to them makes another cluster.
 Jobs can be created, followed and deleted: a play gives the pods and the Job's conditions, one frame
-for each time that the pods are looked at.
+for each time that the pods are looked at. A dry run stores nothing; what it is asked to admit is
+kept in `dry_runs`, and answered by a recorded refusal under `POST pods` or `POST pods train`, or
+`jobs`.
 """
 
 import json
@@ -110,16 +112,17 @@ class KubernetesServer:
     url: str = ""
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     deleted: list[str] = field(default_factory=list)
+    dry_runs: list[dict[str, Any]] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     frame: Frame = field(default_factory=Frame)
     log_opened: threading.Event = field(default_factory=threading.Event)
     endless_log: bool = False
 
     def answer(self, method: str, path: str, body: bytes) -> dict[str, Any]:
-        if (found := JOBS.fullmatch(path)) and method != "GET":
-            return self._change_job(method, *found.groups(), body)
-        if (found := JOBS.fullmatch(path)) and found[2] in self.jobs:
-            return self.jobs[found[2]] | {"status": {"conditions": self.frame.conditions}}
+        if (match := JOBS.fullmatch(path)) and method != "GET":
+            return self._change_job(method, *match.groups(), body)
+        if (match := JOBS.fullmatch(path)) and match[2] in self.jobs:
+            return self.jobs[match[2]] | {"status": {"conditions": self.frame.conditions}}
         if PODS.fullmatch(path) and self.jobs:
             if self.broken:
                 self.broken -= 1
@@ -128,10 +131,26 @@ class KubernetesServer:
                 self.frame = self.play.pop(0)
             return {"kind": "PodList", "apiVersion": "v1", "items": self.frame.pods}
         if path in self.answers:
-            found_answer: dict[str, Any] = self.answers[path]
-            return found_answer
+            answer: dict[str, Any] = self.answers[path]
+            return answer
         kind, _, name = path.rpartition("/")
         return status(404, "NotFound", f'{kind.rpartition("/")[2]} "{name}" not found')
+
+    def dry_run(self, path: str, query: dict[str, list[str]], body: bytes) -> dict[str, Any]:
+        """Admit an object or refuse it, and store nothing."""
+        assert query == {"dryRun": ["All"], "fieldValidation": ["Strict"]}
+        entry: dict[str, Any] = json.loads(body)
+        self.dry_runs.append(entry)
+        template = entry
+        if entry["kind"] == "Job":
+            template = _with_defaults(entry)["spec"]["template"]
+        stage = template["metadata"]["labels"]["app.kubernetes.io/component"]
+        kind = path.rpartition("/")[2]
+        for key in (f"POST {kind} {stage}", f"POST {kind}"):
+            if key in self.answers:
+                refusal: dict[str, Any] = self.answers[key]
+                return refusal
+        return entry
 
     def _change_job(
         self, method: str, namespace: str, name: str | None, body: bytes
@@ -150,11 +169,16 @@ class KubernetesServer:
         assert job["kind"] == "Job"
         assert job["metadata"]["namespace"] == namespace
         assert all(isinstance(text, str) for text in _container(job)["args"])
-        for rule in job["spec"]["podFailurePolicy"]["rules"]:
-            for condition in rule.get("onPodConditions", []):
-                condition.setdefault("status", "True")  # as the API server does
         self.jobs[job["metadata"]["name"]] = job
-        return job
+        return _with_defaults(job)
+
+
+def _with_defaults(job: dict[str, Any]) -> dict[str, Any]:
+    """A Job with what the API server fills in, and the client wants to see."""
+    for rule in job["spec"]["podFailurePolicy"]["rules"]:
+        for condition in rule.get("onPodConditions", []):
+            condition.setdefault("status", "True")
+    return job
 
 
 def _container(job: dict[str, Any]) -> dict[str, Any]:
@@ -175,12 +199,17 @@ class Handler(BaseHTTPRequestHandler):
         cluster: KubernetesServer = self.server.cluster  # type: ignore[attr-defined]
         parts = urlsplit(self.path.replace("//", "/"))  # kfp's way through the API server's proxy
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        cluster.requests.append(f"{self.command} {parts.path}")
+        query = parse_qs(parts.query)
+        dry = "dry run of " if "dryRun" in query else ""
+        cluster.requests.append(f"{dry}{self.command} {parts.path}")
         log = PODS.fullmatch(parts.path)
         if log and log[2]:
-            self._stream(cluster, log[2], parse_qs(parts.query))
+            self._stream(cluster, log[2], query)
             return
-        answer = cluster.answer(self.command, parts.path, body)
+        if dry:
+            answer = cluster.dry_run(parts.path, query, body)
+        else:
+            answer = cluster.answer(self.command, parts.path, body)
         text = json.dumps(answer).encode()
         self.send_response(answer["code"] if answer.get("kind") == "Status" else 200)
         self.send_header("Content-Type", "application/json")

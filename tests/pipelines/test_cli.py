@@ -15,7 +15,7 @@ from tests.conftest import Raft
 
 HEAVY = {
     "accelerate", "bitsandbytes", "datasets", "google.cloud", "kfp", "kfp_server_api",
-    "kubernetes", "lm_eval", "matplotlib", "numpy", "openai", "peft", "torch", "transformers",
+    "kubernetes", "lm_eval", "numpy", "openai", "peft", "torch", "transformers",
     "trl", "vllm",
 }  # fmt: skip
 
@@ -91,7 +91,7 @@ def errors(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int,
         (
             ["generate", "--documents", "d", "--output", "x", "--teacher", "me", "--shard", "foo"],
             [
-                "--teacher 'me' (allowed: extractive | openai | vllm)\n",
+                "--teacher 'me' (allowed: extractive | openai)\n",
                 "--shard 'foo' (allowed: as 2/8)\n",
             ],
         ),

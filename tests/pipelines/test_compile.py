@@ -67,7 +67,7 @@ def test_a_file_of_another_pipeline_gets_a_short_answer(raft: Raft, tmp_path: Pa
     other.write_text("x: 1\n" * 500)
     result = raft("compile", "--check", "--output", other)
     assert result.returncode == 2
-    assert "lines more" in result.stderr
+    assert "more lines" in result.stderr
     assert len(result.stderr.splitlines()) < 30
 
 

@@ -612,10 +612,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
 
 
 def started(client: Any) -> str:
-    with kubeflow.quiet():
-        home = client.create_experiment("raft")
-        path = str(REPOSITORY / "pipelines" / "raft.yaml")
-        return str(client.run_pipeline(home.experiment_id, "run", path, INPUTS).run_id)
+    home = client.create_experiment("raft")
+    path = str(REPOSITORY / "pipelines" / "raft.yaml")
+    return str(client.run_pipeline(home.experiment_id, "run", path, INPUTS).run_id)
 
 
 def state_at_the_end(client: Any, run_id: str) -> str:

@@ -81,7 +81,7 @@ def edit(jobs: Path, old: str, new: str) -> None:
             "effect: NoExecute\n          tolerationSeconds: 60",
             {
                 f"{PLATFORM}.tolerations.0.effect": "NoExecute",
-                f"{PLATFORM}.tolerations.0.tolerationSeconds": "60",
+                f"{PLATFORM}.tolerations.0.tolerationSeconds": 60.0,
             },
         ),
         (
@@ -170,3 +170,20 @@ def test_jobs_that_are_missing_twice_there_or_of_no_stage(jobs: Path) -> None:
 )  # fmt: skip
 def test_amounts(quantity: str, number: str) -> None:
     assert amount(quantity) == Decimal(number)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "flag"), [("raft", "--epochs=5"), ("study", "--target-modules=q_proj")]
+)
+def test_a_flag_that_is_a_parameter_of_the_pipeline_is_refused(
+    pipeline: str, flag: str, jobs: Path
+) -> None:
+    output = "            - --output=$(RAFT_RUN)/adapter\n"
+    edit(jobs, output, f"{output}            - {flag}\n")
+    with pytest.raises(ConfigError) as caught:
+        compiled(jobs, pipeline)
+    path, name = jobs / "train.yaml", flag.partition("=")[0]
+    line = path.read_text().split(flag)[0].count("\n") + 1
+    assert str(caught.value) == (
+        f"{path}:{line}: {name} has a value here, but in the pipeline it is a parameter"
+    )

@@ -11,8 +11,15 @@ from typing import Any
 import pytest
 
 from pipelines.cli import main
+from pipelines.stages import STAGES
 from tests.conftest import REPOSITORY
-from tests.pipelines.kubernetes_server import KubernetesServer, kubeconfig, recorded, serving
+from tests.pipelines.kubernetes_server import (
+    KubernetesServer,
+    kubeconfig,
+    recorded,
+    serving,
+    status,
+)
 
 PIPELINE = REPOSITORY / "pipelines" / "raft.yaml"
 Preflight = Callable[..., tuple[int, list[str], str]]
@@ -59,10 +66,10 @@ def bucket() -> Iterator[Any]:
             port = server._api._httpd.socket.getsockname()[1]
             patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
             patch.setenv("GOOGLE_CLOUD_PROJECT", "test")
-            found = storage.Client().bucket("bucket")
+            bucket = storage.Client().bucket("bucket")
             for name in ("documents/a.txt", "questions.json"):
-                found.blob(name).upload_from_string("text")
-            yield found
+                bucket.blob(name).upload_from_string("text")
+            yield bucket
     finally:
         server.stop()
 
@@ -85,9 +92,12 @@ def preflight(
     monkeypatch.delenv("KF_PIPELINES_ENDPOINT", raising=False)
 
     def run(
-        *arguments: object, clusters: tuple[str, ...] = (), hub: tuple[int, list[str]] = (200, [])
+        *arguments: object,
+        cluster: KubernetesServer | None = None,
+        clusters: tuple[str, ...] = (),
+        hub: tuple[int, list[str]] = (200, []),
     ) -> tuple[int, list[str], str]:
-        cluster = KubernetesServer(answers=recorded("good", *clusters))
+        cluster = cluster or KubernetesServer(answers=recorded("good", *clusters))
         with answering({MODEL: (hub[0], {})}, hub[1]) as url, serving(cluster):
             monkeypatch.setenv("HF_ENDPOINT", url)
             path = str(kubeconfig(cluster.url, tmp_path / "kubeconfig"))
@@ -97,7 +107,8 @@ def preflight(
             with pytest.raises(SystemExit) as leave:
                 main(["preflight", "--pipeline", str(PIPELINE), *map(str, arguments)])
         out, err = capfd.readouterr()
-        assert {line.split()[0] for line in cluster.requests} == {"GET"}, "nothing is changed"
+        requests = {line.rpartition(" ")[0] for line in cluster.requests}
+        assert requests <= {"GET", "dry run of POST"}, "nothing is changed"
         for secret in ("kube-t0ken", "hf-t0ken", "aGZfc2VjcmV0", "c2tfc2VjcmV0"):
             assert secret not in out + err
         assert "Traceback" not in err
@@ -106,67 +117,136 @@ def preflight(
     return run
 
 
-def lines(found: list[str], state: str) -> list[str]:
-    return [line[13:] for line in found if line.startswith(state)]
+def lines(printed: list[str], state: str) -> list[str]:
+    return [line[13:] for line in printed if line.startswith(state)]
 
 
 def test_a_cluster_with_everything(preflight: Preflight) -> None:
-    code, found, err = preflight()
-    assert code == 0, "\n".join(found)
+    code, printed, err = preflight()
+    assert code == 0, "\n".join(printed)
     assert not err
-    told = lines(found, "ok")
-    assert len(told) == len(found) == 15
+    ok = lines(printed, "ok")
+    assert len(ok) == len(printed) == 14
     for text in (
         "runs Kubernetes v1.33.2",
         "service account raft acts as raft@project.iam.gserviceaccount.com",
         "secret raft-huggingface with key token in raft, for train, quantize-check, eval",
+        "the API server would take a Job of generate, train, quantize-check, eval",
+        "the API server would take a pod of generate, train, quantize-check, eval",
         "a node for generate: gke-default-1",
-        "a node for train, quantize-check, eval: gke-a100-1, 1 GPU free",
+        "a node for train, quantize-check, eval: gke-a100-1",
         "documents: gs://bucket/documents is readable from here",
         "run: gs://bucket/runs/first is writable from here",
         "model meta-llama/Llama-3.1-8B-Instruct may be fetched",
         "Kubeflow Pipelines 2 answers at",
     ):
-        assert any(text in line for line in told), text
+        assert any(text in line for line in ok), text
 
 
 def test_a_cluster_without_the_gpu(preflight: Preflight) -> None:
-    code, found, err = preflight(clusters=("without-gpus",))
+    code, printed, err = preflight(clusters=("without-gpus",))
     assert code == 2
-    assert lines(found, "missing") == [
+    assert lines(printed, "missing") == [
         "a node for train, quantize-check, eval: none of 2 has "
         "cloud.google.com/gke-accelerator=nvidia-tesla-a100 "
         "(there is cloud.google.com/gke-accelerator=nvidia-l4)"
     ]
-    assert any("gcloud container node-pools create" in line for line in found)
+    assert any("gcloud container node-pools create" in line for line in printed)
     assert "error: 1 thing is missing" in err
-    code, found, _ = preflight("--scale-from-zero", "true", clusters=("without-gpus",))
+    code, printed, _ = preflight("--scale-from-zero", "true", clusters=("without-gpus",))
     assert code == 0
-    assert "none with cloud.google.com/gke-accelerator" in lines(found, "cannot tell")[0]
+    assert "none of 2 has cloud.google.com/gke-accelerator" in lines(printed, "cannot tell")[0]
 
 
-def test_a_full_cluster_says_what_is_wrong_with_each_node(preflight: Preflight) -> None:
-    code, found, _ = preflight(clusters=("full",))
+def test_nodes_that_no_pod_could_have_are_explained(preflight: Preflight) -> None:
+    code, printed, _ = preflight(clusters=("unfit",))
     assert code == 2
-    quota, node = lines(found, "missing")
-    assert quota == ("room in quota team: train needs 1 of requests.nvidia.com/gpu, 0 of 1 is left")
-    assert "gke-a100-1 has 0 of 1 nvidia.com/gpu free, not 1" in node
-    assert "gke-a100-2 is not ready; gke-a100-3 is cordoned; and 1 more nodes" in node
-    assert any("spec.nodeName=gke-a100-1" in line for line in found)
+    assert lines(printed, "missing") == [
+        "a node for train, quantize-check, eval: "
+        "gke-a100-1 has the taint dedicated=research:NoSchedule, which is not tolerated; "
+        "gke-a100-2 has the taint node.kubernetes.io/unreachable:NoSchedule, which is not "
+        "tolerated; "
+        "gke-a100-3 has the taint node.kubernetes.io/unschedulable:NoSchedule, which is not "
+        "tolerated; and 1 more nodes"
+    ]
+    assert any("kubectl describe node gke-a100-1" in line for line in printed)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "clusters", "complaint"),
+    [
+        ("1", ("without-driver",), "offers no GPU: it has none, or its driver is not installed"),
+        ("2", (), "offers 1 of nvidia.com/gpu, not 2"),
+    ],
+)
+def test_nodes_with_too_few_gpus(
+    preflight: Preflight, gpus: str, clusters: tuple[str, ...], complaint: str
+) -> None:
+    settings = ["--set", "documents=gs://b/d", "--set", "questions=gs://b/q"]
+    code, printed, _ = preflight(*settings, "--set", f"train_gpus={gpus}", clusters=clusters)
+    assert code == 2
+    assert any(f"gke-a100-1 {complaint}" in line for line in lines(printed, "missing"))
+
+
+def test_a_full_quota_is_the_api_servers_answer(preflight: Preflight) -> None:
+    code, printed, _ = preflight(clusters=("full",))
+    assert code == 2
+    missing = lines(printed, "missing")
+    assert [line.partition(": ")[0] for line in missing] == [
+        "a pod of train", "a pod of quantize-check", "a pod of eval",
+    ]  # fmt: skip
+    assert lines(printed, "ok")[3].endswith("would take a pod of generate")
+    assert "exceeded quota: team, requested: requests.nvidia.com/gpu=1" in missing[0]
+    assert any("kubectl -n raft describe resourcequota,limitrange" in line for line in printed)
+
+
+def test_a_webhook_without_dry_runs_proves_nothing(preflight: Preflight) -> None:
+    cluster = KubernetesServer(answers=recorded("good"))
+    cluster.answers["POST jobs train"] = status(
+        400, "BadRequest", 'admission webhook "w.example.com" does not support dry run'
+    )
+    code, printed, _ = preflight(cluster=cluster)
+    assert code == 0
+    assert any("a Job of train: the cluster refuses: admission webhook" in line
+               for line in lines(printed, "cannot tell"))  # fmt: skip
+
+
+def test_the_dry_run_is_of_what_raft_job_creates(preflight: Preflight) -> None:
+    cluster = KubernetesServer(answers=recorded("good"))
+    preflight("--service-account", "other", cluster=cluster)
+    jobs, pods = cluster.dry_runs[: len(STAGES)], cluster.dry_runs[len(STAGES) :]
+    for job, pod in zip(jobs, pods, strict=True):
+        assert (job["kind"], pod["kind"]) == ("Job", "Pod")
+        assert job["metadata"]["name"].startswith(f"{pod['metadata']['generateName']}")
+        assert pod["spec"] == job["spec"]["template"]["spec"]
+        assert pod["spec"]["serviceAccountName"] == "other"
+        assert pod["metadata"]["labels"] == job["spec"]["template"]["metadata"]["labels"]
+    assert not cluster.jobs
+
+
+def test_the_dry_run_of_a_pipeline_is_of_pods_alone(preflight: Preflight) -> None:
+    """Kubeflow makes no Jobs, and cannot set a priority class, which may not be there."""
+    cluster = KubernetesServer(answers=recorded("good"))
+    settings = ["--set", "documents=gs://b/d", "--set", "questions=gs://b/q"]
+    preflight(*settings, "--set", "memory=48Gi", cluster=cluster)
+    assert [entry["kind"] for entry in cluster.dry_runs] == ["Pod"] * len(STAGES)
+    assert not any("priorityClassName" in entry["spec"] for entry in cluster.dry_runs)
+    (container,) = cluster.dry_runs[STAGES.index("train")]["spec"]["containers"]
+    assert container["resources"]["limits"]["memory"] == "48Gi"
 
 
 def test_what_may_not_be_seen_does_not_stop_the_rest(preflight: Preflight) -> None:
-    code, found, err = preflight(clusters=("forbidden",))
+    code, printed, err = preflight(clusters=("forbidden",))
     assert code == 0, err
-    assert len(lines(found, "cannot tell")) == 6
-    assert any("gke-a100-1, 1 GPU free" in line for line in lines(found, "ok"))
+    assert len(lines(printed, "cannot tell")) == 5
+    assert any("quantize-check, eval: gke-a100-1" in line for line in lines(printed, "ok"))
 
 
 def test_an_empty_cluster_is_told_how_to_become_one(preflight: Preflight) -> None:
-    code, found, err = preflight(clusters=("bare",))
+    code, printed, err = preflight(clusters=("bare",))
     assert code == 2
     assert "error: 4 things are missing" in err
-    text = "\n".join(found)
+    text = "\n".join(printed)
     for fix in (
         "kubectl apply -k k8s/base -l app.kubernetes.io/component=setup",
         "kubectl -n raft create serviceaccount raft",
@@ -175,8 +255,8 @@ def test_an_empty_cluster_is_told_how_to_become_one(preflight: Preflight) -> Non
         "the cluster has no Kubeflow Pipelines that answers",
     ):
         assert fix in text
-    code, found, _ = preflight("--kubeflow", "false", clusters=("bare",))
-    assert "Kubeflow" not in "\n".join(found)
+    code, printed, _ = preflight("--kubeflow", "false", clusters=("bare",))
+    assert "Kubeflow" not in "\n".join(printed)
 
 
 def test_the_parameters_of_a_run_are_looked_at(preflight: Preflight, tmp_path: Path) -> None:
@@ -190,29 +270,29 @@ def test_the_parameters_of_a_run_are_looked_at(preflight: Preflight, tmp_path: P
             f"base_model: gs://bucket/documents\nteacher: openai\nteacher_model: qwen\n"
             f"teacher_endpoint: {teacher}/v1\n"
         )
-        code, found, _ = preflight(
+        code, printed, _ = preflight(
             "--parameters", parameters, "--pipeline-root", "gs://elsewhere/root"
         )
         assert code == 2
-        told = lines(found, "missing")
-        assert told[0] == "documents: gs://bucket/nothing: nothing there"
-        assert told[1].startswith("run: gs://elsewhere/root: ")
-        assert told[2].endswith("has no model qwen")
-        assert "base_model: gs://bucket/documents is readable from here" in lines(found, "ok")
-        assert not any("ConfigMap" in line for line in found), "the Jobs' settings are not used"
-        _, found, _ = preflight("--parameters", parameters, "--set", "teacher_model=llama")
-        assert any("teacher llama answers" in line for line in lines(found, "ok"))
+        missing = lines(printed, "missing")
+        assert missing[0] == "documents: gs://bucket/nothing: nothing there"
+        assert missing[1].startswith("run: gs://elsewhere/root: ")
+        assert missing[2].endswith("has no model qwen")
+        assert "base_model: gs://bucket/documents is readable from here" in lines(printed, "ok")
+        assert not any("ConfigMap" in line for line in printed), "the Jobs' settings are not used"
+        _, printed, _ = preflight("--parameters", parameters, "--set", "teacher_model=llama")
+        assert any("teacher llama answers" in line for line in lines(printed, "ok"))
 
 
 def test_the_hardware_of_a_run_is_looked_for(preflight: Preflight) -> None:
     """A run that is started on other nodes than the manifests name needs those."""
     settings = ["--set", "documents=gs://b/d", "--set", "questions=gs://b/q"]
     chosen = ["--set", 'node_selector={"cloud.google.com/gke-accelerator": "nvidia-l4"}']
-    _, found, _ = preflight(*settings)
-    assert not any("nvidia-l4" in line for line in found)
-    code, found, _ = preflight(*settings, *chosen)
+    _, printed, _ = preflight(*settings)
+    assert not any("nvidia-l4" in line for line in printed)
+    code, printed, _ = preflight(*settings, *chosen)
     assert code == 2
-    assert any(line.startswith("missing") and "nvidia-l4" in line for line in found)
+    assert any(line.startswith("missing") and "nvidia-l4" in line for line in printed)
 
 
 @pytest.mark.parametrize(
@@ -227,16 +307,16 @@ def test_the_hardware_of_a_run_is_looked_for(preflight: Preflight) -> None:
 def test_a_teacher_that_does_not_answer(
     preflight: Preflight, answer: Any, state: str, text: str
 ) -> None:
-    given = ["--set", "documents=gs://bucket/documents", "--set", "questions=gs://bucket/q",
-             "--set", "teacher=openai", "--set", "teacher_model=m"]  # fmt: skip
+    settings = ["--set", "documents=gs://bucket/documents", "--set", "questions=gs://bucket/q",
+                "--set", "teacher=openai", "--set", "teacher_model=m"]  # fmt: skip
     with answering({"/v1/models": answer} if answer else {}, []) as teacher:
         endpoint = f"{teacher}/v1" if answer else "http://127.0.0.1:1/v1"
-        code, found, _ = preflight(*given, "--set", f"teacher_endpoint={endpoint}")
+        code, printed, _ = preflight(*settings, "--set", f"teacher_endpoint={endpoint}")
     assert code == 2
-    assert any(text in line for line in lines(found, state))
+    assert any(text in line for line in lines(printed, state))
     if answer is None:
-        _, found, _ = preflight(*given, "--set", "teacher_endpoint=http://teacher:8000/v1")
-        assert any("http://teacher:8000/v1" in line for line in lines(found, "cannot tell"))
+        _, printed, _ = preflight(*settings, "--set", "teacher_endpoint=http://teacher:8000/v1")
+        assert any("http://teacher:8000/v1" in line for line in lines(printed, "cannot tell"))
 
 
 @pytest.mark.parametrize(
@@ -251,9 +331,9 @@ def test_a_teacher_that_does_not_answer(
 )
 def test_the_models_licence(preflight: Preflight, code: int, state: str, text: str) -> None:
     seen: list[str] = []
-    left, found, _ = preflight(hub=(code, seen))
+    left, printed, _ = preflight(hub=(code, seen))
     assert left == (2 if state == "missing" else 0)
-    assert any("model meta-llama" in line and text in line for line in lines(found, state))
+    assert any("model meta-llama" in line and text in line for line in lines(printed, state))
     assert seen == [f"HEAD {MODEL} Bearer hf-t0ken"]
 
 
@@ -269,9 +349,9 @@ def test_a_bucket_that_may_only_be_read(
             name for name in permissions if name.endswith(("get", "list"))
         ],
     )
-    code, found, _ = preflight()
+    code, printed, _ = preflight()
     assert code == 0
-    assert lines(found, "cannot tell") == [
+    assert lines(printed, "cannot tell") == [
         "run: gs://bucket/runs/first: not allowed (storage.objects.create, storage.objects.delete)"
     ]
 
@@ -302,9 +382,6 @@ def test_a_cluster_that_does_not_answer(
     assert len(err.splitlines()) == 2
 
 
-# ---- the scheduler's arithmetic ----------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("toleration", "taint", "tolerated"),
     [
@@ -326,23 +403,3 @@ def test_tolerations(toleration: dict, taint: tuple, tolerated: bool) -> None:
     key, value, effect = taint
     entry = V1Taint(key=key, value=value, effect=effect)
     assert _tolerates(Toleration.model_validate(toleration), entry) is tolerated
-
-
-def test_a_pods_requests_are_the_larger_of_init_and_main() -> None:
-    from kubernetes import client
-
-    from pipelines.cluster.preflight import _requested
-
-    def container(cpu: str, restart: str | None = None) -> Any:
-        return client.V1Container(
-            name="c",
-            restart_policy=restart,
-            resources=client.V1ResourceRequirements(requests={"cpu": cpu}),
-        )
-
-    spec = client.V1PodSpec(
-        containers=[container("500m"), container("1")],
-        init_containers=[container("4"), container("250m", "Always")],
-        overhead={"cpu": "1"},
-    )
-    assert _requested(client.V1Pod(spec=spec))["cpu"] == 5.25

@@ -17,14 +17,8 @@ import yaml
 from components.core.errors import ConfigError
 from pipelines.cli import main
 from pipelines.cluster import kubeflow, submit
-from pipelines.cluster.parameters import (
-    Compiled,
-    Given,
-    _typed,
-    check_parameters,
-    load,
-    read_parameters,
-)
+from pipelines.cluster.compiled import Compiled, load
+from pipelines.cluster.parameters import UserValue, as_kind, check_parameters, read_parameters
 from tests.conftest import REPOSITORY
 from tests.pipelines import kfp_server
 from tests.pipelines.kfp_server import KfpServer, Refused, Run, check_pipeline, serving
@@ -89,17 +83,17 @@ def test_a_run_is_started_and_watched_to_its_end(
     assert run.request["service_account"] == "runner"
     assert run.request["runtime_config"]["pipeline_root"] == "gs://bucket/root"
     assert [entry["display_name"] for entry in server.experiments] == ["raft"]
-    said = [line.strip().partition(" after")[0] for line in err.splitlines()]
+    messages = [line.strip().partition(" after")[0] for line in err.splitlines()]
     for step in ("generate", "train", "quantize-check", "eval"):
-        assert said.index(f"{step}: running") < said.index(f"{step}: succeeded")
-    steps = len(load(PIPELINE).steps)
+        assert messages.index(f"{step}: running") < messages.index(f"{step}: succeeded")
+    steps = len(list(load(PIPELINE).steps()))
     assert f"run: {steps}/{steps} steps" in err
-    assert "root" not in " ".join(said[1:]), "Kubeflow's own tasks are not shown"
+    assert "root" not in " ".join(messages[1:]), "Kubeflow's own tasks are not shown"
 
 
 def test_a_second_run_joins_the_experiment(server: KfpServer, parameters: Path) -> None:
     for _ in range(2):
-        submit.run(PIPELINE, parameters, host=server.url, wait=False)
+        submit.submit_run(PIPELINE, parameters, host=server.url, wait=False)
     assert len(server.experiments) == 1
     assert len(server.runs) == 2
 
@@ -126,7 +120,7 @@ def test_without_waiting_it_says_how_to_go_on(
     (run,) = server.runs.values()
     assert code == 0
     assert f"raft watch {run.id} --host {server.url}" in err
-    submit.terminate(run.id, host=server.url)
+    submit.terminate_run(run.id, host=server.url)
     code, _, err = leave("watch", run.id, "--host", server.url)
     assert code == 1
     assert f"run {run.id} has been cancelled" in err
@@ -216,7 +210,7 @@ def test_wrong_parameters_are_named_before_a_server_is_asked(tmp_path: Path, lea
         f"{path}:6: teacher True: not a text; put it in quotes",
         f"{path}:7: seed True: not a whole number",
         "--set: alpha 0: train refuses it",
-        "questions is missing: Inputs. gs:// URI of the evaluation questions",
+        "questions is missing: Inputs. Questions with their paragraphs",
         f"{PIPELINE} opens with all inputs",
     ):
         assert complaint in err
@@ -226,9 +220,9 @@ def test_wrong_parameters_are_named_before_a_server_is_asked(tmp_path: Path, lea
 def test_json_settings_and_exponents_are_read_as_meant(tmp_path: Path) -> None:
     path = tmp_path / "parameters.json"
     path.write_text('{\n\t"rank": 8,\n\t"learning_rate": 1e-4,\n\t"epochs": 2\n}\n')
-    given = read_parameters(path, ("rank=16", "documents=gs://b/a=b", "questions=gs://b/q"))
-    assert given["epochs"].place == f"{path}:4"
-    values = check_parameters(load(PIPELINE), given)
+    read = read_parameters(path, ("rank=16", "documents=gs://b/a=b", "questions=gs://b/q"))
+    assert read["epochs"].place == f"{path}:4"
+    values = check_parameters(load(PIPELINE), read)
     assert values == {
         "rank": 16, "learning_rate": 1e-4, "epochs": 2.0, "documents": "gs://b/a=b",
         "questions": "gs://b/q",
@@ -239,10 +233,10 @@ def test_json_settings_and_exponents_are_read_as_meant(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("rank: 8\nrank: 9\n", "2: rank is given twice (first in"),
+        ("rank: 8\nrank: 9\n", "2: rank is written twice, first in line 1"),
         ("- rank\n", "holds no mapping"),
-        ("rank: [8\n", "2: neither YAML nor JSON"),
-        ("when: 2024-99-99\n", "1: when: month must be in 1..12"),
+        ("rank: [8\n", "2: not YAML"),
+        ("when: 2024-99-99\n", "1: 2024-99-99: month must be in 1..12"),
     ],
 )
 def test_a_file_that_cannot_be_read(
@@ -262,16 +256,23 @@ def test_a_file_that_cannot_be_read(
         ("LIST", '["a"]', ["a"]), ("LIST", ["a"], ["a"]), ("STRUCT", '{"a": 1}', {"a": 1}),
         ("BOOLEAN", "true", True), ("BOOLEAN", False, False), ("NUMBER_INTEGER", 3.0, 3),
         ("NUMBER_DOUBLE", "3", 3.0), ("STRING", "3", "3"),
-        ("LIST", "a", None), ("STRUCT", "[1]", None), ("BOOLEAN", "yes", None),
-        ("NUMBER_INTEGER", 3.5, None), ("NUMBER_DOUBLE", "nan", None), ("STRING", 3, None),
     ],
 )  # fmt: skip
 def test_types(kind: str, value: object, typed: object) -> None:
-    if typed is None:
-        with pytest.raises(ValueError):
-            _typed(kind, value)
-    else:
-        assert _typed(kind, value) == typed
+    assert as_kind(kind, value) == typed
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("LIST", "a"), ("STRUCT", "[1]"), ("BOOLEAN", "yes"), ("NUMBER_INTEGER", 3.5),
+        ("NUMBER_INTEGER", True), ("NUMBER_DOUBLE", "nan"), ("NUMBER_DOUBLE", 10**400),
+        ("STRING", 3),
+    ],
+)  # fmt: skip
+def test_other_types(kind: str, value: object) -> None:
+    with pytest.raises((ValueError, OverflowError)):
+        as_kind(kind, value)
 
 
 def test_a_parameter_is_followed_into_a_loop() -> None:
@@ -280,16 +281,24 @@ def test_a_parameter_is_followed_into_a_loop() -> None:
         "componentRef": {"name": "comp-train"},
         "inputs": {
             "parameters": {
-                "rank": {"componentInputParameter": "outer--rank"},
+                "rank": {"componentInputParameter": "pipelinechannel--rank"},
                 "alpha": {"runtimeValue": {"constant": 8.0}},
-                "seed": {"componentInputParameter": "outer--seed-loop-item"},
+                "seed": {"componentInputParameter": "pipelinechannel--generate-seed"},
             }
         },
     }
     loop = {
         "componentRef": {"name": "comp-loop"},
-        "inputs": {"parameters": {"outer--rank": {"componentInputParameter": "rank"}}},
+        "inputs": {
+            "parameters": {
+                "pipelinechannel--rank": {"componentInputParameter": "rank"},
+                "pipelinechannel--generate-seed": {
+                    "taskOutputParameter": {"producerTask": "generate"}
+                },
+            }
+        },
     }
+    kinds = {name: {"parameterType": "NUMBER_INTEGER"} for name in ("rank", "seed")}
     specification = {
         "components": {
             "comp-loop": {"dag": {"tasks": {"train": inner}}},
@@ -298,12 +307,18 @@ def test_a_parameter_is_followed_into_a_loop() -> None:
         "deploymentSpec": {
             "executors": {"exec-train": {"container": {"command": ["raft", "train"]}}}
         },
-        "root": {"dag": {"tasks": {"for-loop-1": loop}}},
+        "root": {
+            "dag": {"tasks": {"for-loop-1": loop}},
+            "inputDefinitions": {"parameters": kinds},
+        },
     }
     pipeline = Compiled(PIPELINE, specification)
-    assert list(pipeline.readers("rank")) == [("train", "rank", None)]
-    assert list(pipeline.readers("seed")) == []
-    assert pipeline.steps == ["train"]
+    with pytest.raises(ConfigError) as caught:
+        check_parameters(pipeline, {"rank": UserValue(0, "here"), "seed": UserValue(-1, "here")})
+    assert str(caught.value) == (
+        "here: rank 0: train refuses it (allowed: a whole number, >= 1, <= 1024)"
+    )
+    assert [step.name for step in pipeline.steps()] == ["train"]
 
 
 def test_what_a_stage_refuses_together_is_refused(tmp_path: Path) -> None:
@@ -374,19 +389,19 @@ TRIAL = {
     ],
 )
 def test_every_trial_of_a_study_is_looked_at(trials: list, complaint: str) -> None:
-    given = {name: Given("gs://b/x", "here") for name in ("documents", "questions")}
-    given["trials"] = Given(trials, "parameters.json:3")
+    values = {name: UserValue("gs://b/x", "here") for name in ("documents", "questions")}
+    values["trials"] = UserValue(trials, "parameters.json:3")
     with pytest.raises(ConfigError) as caught:
-        check_parameters(load(STUDY), given)
+        check_parameters(load(STUDY), values)
     assert str(caught.value).startswith("parameters.json:3: trials[")
     assert complaint in str(caught.value)
 
 
 def test_the_trials_that_are_the_default_pass() -> None:
     study = load(STUDY)
-    given = {"trials": Given(study.inputs["trials"]["defaultValue"], "")}
-    given |= {name: Given("gs://b/x", "") for name in ("documents", "questions")}
-    assert len(check_parameters(study, given)["trials"]) == 4
+    values = {"trials": UserValue(study.inputs["trials"]["defaultValue"], "")}
+    values |= {name: UserValue("gs://b/x", "") for name in ("documents", "questions")}
+    assert len(check_parameters(study, values)["trials"]) == 4
 
 
 TEACHER = {"teacher": "openai", "teacher_endpoint": "http://t:8000/v1", "teacher_model": "llama"}
@@ -397,6 +412,7 @@ OTHERS: dict[str, Any] = {
     "oracle_probability": 1.0, "rank": 16, "alpha": 32, "learning_rate": 1e-4, "epochs": 1.5,
     "sweep": '[{"rank": 16}, {"rank": 64}]', "max_memory_ratio": 0.4, "gate": "stop",
     "max_questions": 9, "seed": 3, "train_gpus": "2", "memory": "80Gi", "trials": [TRIAL],
+    "tolerations": [{"key": "a", "operator": "Exists"}],
     "node_selector": {"cloud.google.com/gke-accelerator": "nvidia-l4"}, "arms": ["base", "raft"],
 }  # fmt: skip
 
@@ -407,20 +423,23 @@ def test_every_inputs_default_and_another_legal_value_pass(path: Path) -> None:
     for name, definition in pipeline.inputs.items():
         for value in (definition.get("defaultValue", INPUTS.get(name)), OTHERS[name]):
             whole = name.startswith("teacher") and value not in ("", "extractive")
-            given = INPUTS | (TEACHER if whole else {}) | {name: value}
-            check_parameters(pipeline, {key: Given(given[key], "here") for key in given})
+            values = INPUTS | (TEACHER if whole else {}) | {name: value}
+            check_parameters(pipeline, {key: UserValue(values[key], "here") for key in values})
 
 
 @pytest.mark.parametrize(
     ("setting", "complaint"),
     [
-        ("memory=64GB", "memory '64GB': not a quantity (allowed: bytes such as 64Gi"),
+        ("memory=64GB", "memory '64GB' (allowed: as 64Gi)"),
         (
             "memory=200Gi",
-            "memory 200Gi, train_gpus 1: 200Gi, which a node with 1 nvidia-tesla-a100",
+            "train with memory 200Gi: 200Gi, which a node with 1 nvidia-tesla-a100",
         ),
-        ("train_gpus=32", "train_gpus 32: 32, more than any machine has (a2-megagpu-16g: 16)"),
-        ("train_gpus=-1", "train_gpus '-1': not a number of GPUs (allowed: 0, 1, 2, ...)"),
+        (
+            "train_gpus=32",
+            "train with train_gpus 32: 32, more than any machine has (a2-megagpu-16g: 16)",
+        ),
+        ("train_gpus=-1", "train_gpus '-1' (allowed: as 2)"),
         ('node_selector={"cloud.google.com/gke-accelerator": "nvidia-a200"}', "is no GPU of GKE"),
         ('node_selector={"pool": 1}', "node_selector {'pool': 1}: Input should be a valid string"),
     ],
@@ -435,8 +454,12 @@ def test_hardware_that_no_cluster_has(setting: str, complaint: str, leave: Leave
 
 
 def test_what_is_not_a_pipeline(tmp_path: Path, leave: Leave) -> None:
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(ConfigError, match="No such file") as caught:
         load(tmp_path / "none.yaml")
+    assert caught.value.hint.startswith("raft compile --output")
+    with pytest.raises(ConfigError, match="No such file") as caught:
+        read_parameters(tmp_path / "none.yaml")
+    assert caught.value.hint == "Check --parameters."
     with pytest.raises(ConfigError, match="not a compiled pipeline"):
         load(REPOSITORY / "k8s" / "base" / "train.yaml")
     code, _, err = leave("submit", "--set", "rank")
@@ -542,7 +565,7 @@ def test_an_unknown_run(server: KfpServer, leave: Leave) -> None:
 
 def test_the_dashboards_way_upload_then_run_a_version(server: KfpServer) -> None:
     client = kubeflow.connect(server.url)
-    with kubeflow.quiet():
+    with kubeflow.explained(server.url):
         pipeline = client.upload_pipeline(str(PIPELINE), "raft")
         version = client.upload_pipeline_version(
             str(PIPELINE), "second", pipeline_id=pipeline.pipeline_id
@@ -559,14 +582,14 @@ def test_the_dashboards_way_upload_then_run_a_version(server: KfpServer) -> None
 def tasks_around(pipeline: dict, name: str) -> dict:
     """The graph, at whatever depth, that holds a task."""
     graphs = [pipeline["root"], *(c for c in pipeline["components"].values() if "dag" in c)]
-    (found,) = [graph["dag"]["tasks"] for graph in graphs if name in graph["dag"]["tasks"]]
-    assert isinstance(found, dict)
-    return found
+    (tasks,) = [graph["dag"]["tasks"] for graph in graphs if name in graph["dag"]["tasks"]]
+    assert isinstance(tasks, dict)
+    return tasks
 
 
 def container_of(pipeline: dict, name: str) -> dict:
-    found: dict = pipeline["deploymentSpec"]["executors"][f"exec-{name}"]["container"]
-    return found
+    container: dict = pipeline["deploymentSpec"]["executors"][f"exec-{name}"]["container"]
+    return container
 
 
 DAMAGES: list[tuple[Callable[[dict], object], str]] = [

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from components.core.chart import COLORS
 from components.core.errors import StorageError
 from components.core.ledger import LedgerEntry, RunLedger
 from components.core.records import (
@@ -19,7 +20,6 @@ from components.core.records import (
 )
 from components.core.storage import seal, write_json
 from components.report import summary
-from components.report.comparison import COLORS
 from components.report.summary import SummaryConfig
 from tests.conftest import Raft
 from tests.core.test_kubeflow import REPORT
@@ -44,7 +44,8 @@ def trained(rank: int) -> TrainingRecord:
 def evaluated(f1: float) -> Evaluation:
     arms = [
         ArmResult(
-            name=name, f1=score, em=0.1, precision=0.2, recall=0.3, n=5, contains=0.4, truncated=0,
+            name=name, label=name, tuned=name == "raft", bits=16, prompt="raft", f1=score,
+            em=0.1, precision=0.2, recall=0.3, n=5, contains=0.4, truncated=0,
             unanswered=0, f1_ci=(score - 0.1, score + 0.1), em_ci=(0, 1), contains_ci=(0, 1),
             weight_bytes=10,
         )
@@ -151,7 +152,7 @@ def test_several_trials_are_compared(tmp_path: Path) -> None:
     text, _ = sum_up(tmp_path)
     assert "| 64 |" in text and "0.700 (0.600 – 0.800)" in text
     page = (tmp_path / "out" / "comparison.html").read_text()
-    assert page.count("<rect") == 4 and COLORS["raft"] in page
+    assert page.count("<rect") == 4 and COLORS[True, 16] in page
     assert "org/&lt;model&gt;, rank 64" in page and "<model>" not in page
     assert "http" not in page, "self-contained"
 

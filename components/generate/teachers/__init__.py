@@ -11,13 +11,9 @@ def make_teacher(config: GenerateConfig) -> Teacher:
         ConfigError: a setting that it needs is missing, or a prompt cannot be used.
     """
     if config.teacher == "openai":
-        from components.generate.teachers.openai import OpenAITeacher
+        from components.generate.teachers.endpoint import EndpointTeacher
 
-        return OpenAITeacher(config)
-    if config.teacher == "vllm":
-        from components.generate.teachers.vllm import VllmTeacher
-
-        return VllmTeacher(config)
+        return EndpointTeacher(config)
     from components.generate.teachers.extractive import ExtractiveTeacher
 
     return ExtractiveTeacher(config.questions_per_chunk, config.seed)

@@ -7,7 +7,7 @@ tests and the demo: its questions are as plain as its rules.
 
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
@@ -61,7 +61,7 @@ _BRACKETED = re.compile(r"(?<!\s)\s*\([^()]*\)")
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Fact:
     """A question that `sentence` answers with `answer`."""
 
     question: str
@@ -91,89 +91,60 @@ class ExtractiveTeacher:
         from sentencex import segment
 
         rng = random.Random(f"{self.seed}/{chunk.id}")
-        sentences = [sentence.strip() for sentence in segment("en", chunk.text)]
-        asked = _ask_all(sentences, (_ask_passive, _ask_attribute, _ask_definition))
-        if len(asked) < self.questions_per_chunk:
-            used = {item.sentence for item in asked}
-            asked += _ask_all([text for text in sentences if text not in used], (_ask_gap,))
-        if not asked:
+        sentences = [
+            text for part in segment("en", chunk.text) if _is_statement(text := part.strip())
+        ]
+        facts = _first_facts(sentences, _by_rule)
+        if len(facts) < self.questions_per_chunk:
+            used = {fact.sentence for fact in facts}
+            facts += _first_facts([text for text in sentences if text not in used], _by_gap)
+        if not facts:
             return [Draft(fault="no sentence to ask about")]
-        chosen = rng.sample(asked, min(self.questions_per_chunk, len(asked)))
         return [
-            Draft(question=item.question, cot_answer=self.template.substitute(vars(item)))
-            for item in chosen
+            Draft(question=fact.question, cot_answer=self.template.substitute(vars(fact)))
+            for fact in rng.sample(facts, min(self.questions_per_chunk, len(facts)))
         ]
 
 
-def _ask_all(
-    sentences: Sequence[str], rules: Sequence[Callable[[str], _Asked | None]]
-) -> list[_Asked]:
-    """The first rule that fits each sentence; sentences that none fits are left out."""
-    found = []
-    for sentence in sentences:
-        # Mark-up that spans lines (headings, code, tables) is no statement.
-        if "\n" in sentence or not sentence.endswith(".") or not sentence[:1].isupper():
-            continue
-        if sentence.split()[0].lower() in _POINTING:
-            continue
-        plain = _BRACKETED.sub("", sentence)
-        item = next(filter(None, (rule(plain) for rule in rules)), None)
-        if item is not None:
-            found.append(replace(item, sentence=sentence))
-    return found
+def _is_statement(sentence: str) -> bool:
+    # Mark-up that spans lines (headings, code, tables) is no statement.
+    if "\n" in sentence or not sentence.endswith(".") or not sentence[:1].isupper():
+        return False
+    return sentence.split(maxsplit=1)[0].lower() not in _POINTING
 
 
-def _ask_passive(sentence: str) -> _Asked | None:
-    """ "E was built in V." gives "Where was E built?"; years and persons, "When" and "By whom"."""
-    match = _PASSIVE.match(sentence)
-    if match is None:
-        return None
-    value = match["value"]
-    named = value[:1].isupper()
-    if match["preposition"] == "in" and re.fullmatch(r"\d{4}", value):
-        asking = "When"
-    elif match["preposition"] in ("in", "at") and named:
-        asking = "Where"
-    elif match["preposition"] == "by" and named:
-        asking = "By whom"
-    else:
-        asking = f"{match['preposition'].capitalize()} what"
-    return _asked(match, f"{asking} {match['verb']} {{subject}} {match['participle']}?")
+def _first_facts(
+    sentences: Iterable[str], find: Callable[[str], Iterator[Fact | None]]
+) -> list[Fact]:
+    """The first fact that is found in each sentence, without what is in brackets."""
+    facts = ((next(filter(None, find(_BRACKETED.sub("", text))), None), text) for text in sentences)
+    return [replace(fact, sentence=text) for fact, text in facts if fact is not None]
 
 
-def _ask_attribute(sentence: str) -> _Asked | None:
-    """ "The mayor of E is V." gives "Who is the mayor of E?"; of other nouns, "What is …"."""
-    match = _ATTRIBUTE.match(sentence)
-    if match is None:
-        return None
-    asking = "Who" if match["attribute"].split()[-1] in _PERSONS else "What"
-    return _asked(match, f"{asking} {match['verb']} the {match['attribute']} of {{subject}}?")
+def _by_rule(sentence: str) -> Iterator[Fact | None]:
+    """ "E was built in V." gives "Where was E built?"; years and persons, "When" and "By whom".
+
+    "The mayor of E is V." gives "Who is the mayor of E?"; of other nouns, "What is …". "E is a V."
+    gives "What is E?".
+    """
+    if match := _PASSIVE.match(sentence):
+        value, preposition = match["value"], match["preposition"]
+        asking = f"{preposition.capitalize()} what"
+        if preposition == "in" and re.fullmatch(r"\d{4}", value):
+            asking = "When"
+        elif preposition in ("in", "at") and value[:1].isupper():
+            asking = "Where"
+        elif preposition == "by" and value[:1].isupper():
+            asking = "By whom"
+        yield _fact(match, f"{asking} {match['verb']} {{subject}} {match['participle']}?")
+    if match := _ATTRIBUTE.match(sentence):
+        asking = "Who" if match["attribute"].split()[-1] in _PERSONS else "What"
+        yield _fact(match, f"{asking} {match['verb']} the {match['attribute']} of {{subject}}?")
+    if match := _DEFINITION.match(sentence):
+        yield _fact(match, f"What {match['verb']} {{subject}}?")
 
 
-def _ask_definition(sentence: str) -> _Asked | None:
-    """ "E is a V." gives "What is E?"."""
-    match = _DEFINITION.match(sentence)
-    return _asked(match, f"What {match['verb']} {{subject}}?") if match else None
-
-
-def _ask_gap(sentence: str) -> _Asked | None:
-    """The last name or number of a sentence becomes a gap."""
-    found = list(_NAME_OR_NUMBER.finditer(sentence))
-    if not found:
-        return None
-    gap = found[-1]
-    statement = f"{sentence[: gap.start()]}_____{sentence[gap.end() :]}"
-    if gap.group() in statement or len(statement.split()) < LEAST_GAP_WORDS:
-        return None
-    return _Asked(
-        question=f'Which word or words fill the gap in "{statement}"?',
-        answer=gap.group(),
-        subject=f'the statement "{statement}"',
-        sentence=sentence,
-    )
-
-
-def _asked(match: re.Match[str], question: str) -> _Asked | None:
+def _fact(match: re.Match[str], question: str) -> Fact | None:
     subject = match["subject"]
     # "the film" or a clause with a verb of its own names nothing that a reader could look up.
     if subject.startswith(("The ", "A ", "An ")):
@@ -183,4 +154,15 @@ def _asked(match: re.Match[str], question: str) -> _Asked | None:
     answer = match["value"].strip()
     if len(subject.split()) > MOST_SUBJECT_WORDS or len(answer.split()) > MOST_ANSWER_WORDS:
         return None
-    return _Asked(question.format(subject=subject), answer, subject, match.string)
+    return Fact(question.format(subject=subject), answer, subject, match.string)
+
+
+def _by_gap(sentence: str) -> Iterator[Fact | None]:
+    """The last name or number of a sentence becomes a gap."""
+    *_, gap = [None, *_NAME_OR_NUMBER.finditer(sentence)]
+    if gap is None:
+        return
+    statement = f"{sentence[: gap.start()]}_____{sentence[gap.end() :]}"
+    if gap.group() not in statement and len(statement.split()) >= LEAST_GAP_WORDS:
+        question = f'Which word or words fill the gap in "{statement}"?'
+        yield Fact(question, gap.group(), f'the statement "{statement}"', sentence)

@@ -34,10 +34,10 @@ def main(arguments: list[str]) -> None:
             "components.core.storage", "components.core.ledger", "components.core.describe",
             "components.core.kubeflow",
             "components.generate.answers", "components.generate.questions",
-            "components.generate.documents", "components.generate.teachers.interview",
+            "components.core.corpus.documents", "components.generate.teachers.prompts",
             "components.generate.teachers.responses", "components.eval.questions",
             "components.eval.quotes", "components.eval.generations", "pipelines.manifests",
-            "pipelines.k8s.job", "pipelines.check", "pipelines.specification.specification",
+            "pipelines.k8s.job", "pipelines.k8s.references",
             "pypdf", "markdownify",
         ):  # fmt: skip
             importlib.import_module(module)

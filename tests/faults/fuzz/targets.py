@@ -386,22 +386,23 @@ def rows(file: str) -> None:
 @target(rows_of(QUESTION, HUB_QUESTION, ROW))
 def eval_questions(file: str) -> None:
     """Every question that is read can be shown in every way; its oracles are where it says."""
-    from components.eval.questions import read_questions, show
+    from components.eval.config import ORACLES
+    from components.eval.questions import ContextLayout, arrange, read_examples
 
     path = as_file("questions.json", file)
     try:
-        found = read_questions(path)
+        examples = read_examples(path, "hotpotqa")
     except DataError as error:
         assert str(path) in str(error)
         return
-    assert len({question.id for question in found}) == len(found) > 0
-    for question in found:
+    assert len({example.id for example in examples}) == len(examples) > 0
+    for example in examples:
         for distractors in (-1, 0, 1):
-            for oracle in ("present", "absent", "first", "last"):
-                shown = show(question, distractors, oracle)
-                assert all(index < len(shown.documents) for index in shown.oracle_indices)
-                assert bool(shown.oracle_indices) == (oracle != "absent")
-                shown.model_dump_json().encode()
+            for oracle in ORACLES:
+                arranged = arrange(example, ContextLayout(distractors, oracle))
+                assert all(index < len(arranged.documents) for index in arranged.golden)
+                assert bool(arranged.golden) == (oracle != "absent")
+                arranged.model_dump_json().encode()
 
 
 # ---- documents -----------------------------------------------------------------------------------
@@ -470,12 +471,13 @@ def html(page: str) -> None:
 
 
 def _one_document(path: Path, most: int) -> None:
-    from components.generate.documents import Bad, read_document
+    from components.core.corpus.documents import read_document
+    from components.core.corpus.unreadable import Unreadable
 
     try:
         found = list(read_document(path, path.parent))
-    except Bad as bad:
-        assert str(bad)
+    except Unreadable as error:
+        assert error.reason and error.problem
         return
     (document,) = found
     assert document.id == path.name and document.text == document.text.strip() != ""
@@ -574,17 +576,15 @@ def pdf(file: str) -> None:
 )
 def json_documents(given: tuple[str, bool]) -> None:
     """Documents with unlike ids and some text, or an error that names the file."""
-    from components.generate.documents import Bad, read_document
+    from components.core.corpus.documents import read_document, unreadable_document
+    from components.core.corpus.unreadable import Unreadable
 
     file, by_field = given
     path = as_file("documents.json", file)
     try:
         found = list(read_document(path, path.parent, "text" if by_field else ""))
-    except Bad as bad:
-        assert str(bad)
-        return
-    except DataError as error:
-        assert str(path) in str(error)
+    except Unreadable as error:
+        assert error.reason and str(path) in str(unreadable_document(path, error))
         return
     assert len({document.id for document in found}) == len(found)
     for document in found:
@@ -593,16 +593,16 @@ def json_documents(given: tuple[str, bool]) -> None:
         assert len(document.text) <= 10 * len(file) + 100
 
 
-# ---- manifests and pipelines ---------------------------------------------------------------------
+# ---- manifests ----------------------------------------------------------------------------------
 
 
 def _manifests() -> list[dict[str, Any]]:
     import yaml
 
-    found = []
+    documents = []
     for path in sorted((REPOSITORY / "k8s" / "base").rglob("*.yaml")):
-        found += [entry for entry in yaml.safe_load_all(path.read_text("utf-8")) if entry]
-    return found
+        documents += [entry for entry in yaml.safe_load_all(path.read_text("utf-8")) if entry]
+    return documents
 
 
 YAML_TEXT = st.sampled_from(
@@ -646,26 +646,19 @@ YAML_TEXT = st.sampled_from(
     )
 )
 def manifests(text: str) -> None:
-    """Complaints with file and line, or none; never another exception."""
+    """Errors with file and line, or Jobs; never another exception."""
     from pipelines import manifests as read
-    from pipelines.check import Text
-    from pipelines.k8s import objects
-    from pipelines.k8s.located import parse
+    from pipelines.k8s.located import Text, parse
+    from pipelines.k8s.references import reference_errors
 
     try:
         documents = parse(Text(text, "given.yaml"))
+        jobs = read.jobs_among(documents)
+        for error in reference_errors(jobs.values(), documents):
+            assert error.startswith("given.yaml:")
+        read.all_jobs(documents, "given.yaml")
     except ConfigError as error:
         assert "given.yaml" in str(error)
-        return
-    for check in (
-        lambda: list(objects.complaints(documents)),
-        lambda: read.jobs_of(documents, "given.yaml"),
-    ):
-        try:
-            for complaint in check():
-                assert complaint
-        except ConfigError as error:
-            assert "given.yaml" in str(error)
 
 
 @target(st.one_of(SCALARS.map(str), st.text(alphabet="0123456789.mkKMGTiEe+- ", max_size=12)))
@@ -680,29 +673,6 @@ def quantities(value: str) -> None:
             assert amount(TypeAdapter(kind).validate_python(value)) >= 0
     with suppress(ValidationError):
         assert TypeAdapter(Count).validate_python(value) >= 1
-
-
-@target(st.deferred(lambda: edited(_specification())).map(json.dumps))
-def specification(text: str) -> None:
-    """Complaints about a compiled pipeline, or none; never another exception."""
-    from pipelines.check import Text
-    from pipelines.k8s.located import parse
-    from pipelines.specification import specification as checked
-
-    try:
-        documents = parse(Text(text, "given.yaml"))
-        for complaint in checked.complaints(documents):
-            assert "given.yaml" in complaint
-    except ConfigError as error:
-        assert "given.yaml" in str(error)
-
-
-@cache
-def _specification() -> Any:
-    import yaml
-
-    text = (REPOSITORY / "pipelines" / "raft.yaml").read_text("utf-8")
-    return next(yaml.load_all(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
 # ---- prompts, ledgers, artifacts -----------------------------------------------------------------
@@ -723,24 +693,29 @@ def prompts(given: tuple[str, str, str]) -> None:
     """A prompt is filled once: what stands in a chunk or question is never a placeholder."""
     from components.core.records import Chunk
     from components.generate.config import GenerateConfig
-    from components.generate.teachers.interview import Prompts
+    from components.generate.teachers.prompts import Prompts
 
     template, chunk, question = given
     path = SCRATCH / "prompt.md"
     path.write_bytes(template.encode("utf-8", "surrogatepass"))
     config = GenerateConfig(
-        documents="d", output="o", answer_prompt=str(path), teacher="vllm", teacher_model="m"
+        documents="d",
+        output="o",
+        answer_prompt=str(path),
+        teacher="openai",
+        teacher_endpoint="http://e/v1",
+        teacher_model="m",
     )
     try:
         with redirect_stderr(io.StringIO()):
-            loaded = Prompts.load(config)
+            loaded = Prompts(config)
     except ConfigError as error:
         assert str(path) in str(error)
         return
     about = Chunk(id="c", document_id="d", title="", text=chunk, start=0, end=len(chunk))
     written = loaded.for_answer(about, question).prompt
     assert chunk in written and question in written
-    holes = loaded.answer["general"].template
+    holes = loaded.templates["answer", "general"].template
     assert written.count("$") == (
         holes.count("$$")
         + len(re.findall(r"(?<!\$)(?:\$\$)*\$\{?chunk", holes)) * chunk.count("$")
@@ -864,19 +839,20 @@ def uris(location: str) -> None:
 @target(st.tuples(st.lists(TEXT, min_size=1, max_size=4), st.integers(0, 10**6), st.integers(0, 7)))
 def kept_responses(given: tuple[list[str], int, int]) -> None:
     """A flipped bit in what is kept loses the response that it hits, and changes none."""
-    from components.generate.teachers.responses import Reply, Request, Responses
+    from components.core.chat_protocol import Completion, Request
+    from components.generate.teachers.responses import open_responses
 
     texts, place, bit = given
     folder = SCRATCH / "responses"
     requests = [Request(f"{number} {text}", "m", 32, 0) for number, text in enumerate(texts)]
-    with Responses(str(folder)) as responses:
+    with open_responses(str(folder)) as responses:
         for request, text in zip(requests, texts, strict=True):
-            responses.put(request, Reply(text=text.encode("utf-8", "replace").decode()))
+            responses.put(request, Completion(text=text.encode("utf-8", "replace").decode()))
     (path,) = folder.iterdir()
     data = bytearray(path.read_bytes())
     data[place % len(data)] ^= 1 << bit
     path.write_bytes(data)
-    with Responses(str(folder)) as responses:
+    with open_responses(str(folder)) as responses:
         assert len(texts) - 2 <= len(responses) < len(texts)
         for request, text in zip(requests, texts, strict=True):
             found = responses.get(request)
@@ -906,9 +882,9 @@ def kept_generations(given: tuple[list[str], int, int]) -> None:
     with redirect_stderr(io.StringIO()):
         again = Generations(path)
     again.close()
-    assert len(texts) - 2 <= len(again.found) < len(texts)
-    for key, generation in again.found.items():
-        assert generation == kept.found[key]
+    assert len(texts) - 2 <= len(again.by_key) < len(texts)
+    for key, generation in again.by_key.items():
+        assert generation == kept.by_key[key]
 
 
 STEP = {

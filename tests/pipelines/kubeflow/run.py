@@ -66,8 +66,8 @@ class Run:
     @property
     def parameters(self) -> dict[str, Any]:
         """The run's parameters, as they were given."""
-        found: dict[str, Any] = self.request.get("runtime_config", {}).get("parameters", {})
-        return found
+        values: dict[str, Any] = self.request.get("runtime_config", {}).get("parameters", {})
+        return values
 
     def advance(self) -> None:
         """One tick of the clock."""

@@ -55,8 +55,8 @@ def check_pipeline(documents: list[dict[str, Any]]) -> None:
 
 
 def _names(component: dict[str, Any], side: str, kind: str) -> dict[str, Any]:
-    found: dict[str, Any] = component.get(f"{side}Definitions", {}).get(kind, {})
-    return found
+    names: dict[str, Any] = component.get(f"{side}Definitions", {}).get(kind, {})
+    return names
 
 
 def _check_executor(name: str, component: dict[str, Any], executor: dict[str, Any]) -> None:
@@ -82,10 +82,10 @@ def _check_dag(specification: dict[str, Any], name: str, parent: dict[str, Any])
             raise Refused(f"invalid task name {key!r}")
         component = specification["components"][task["componentRef"]["name"]]
         producers = set(task.get("dependentTasks", []))
-        given: dict[str, set[str]] = {}
+        inputs: dict[str, set[str]] = {}
         for kind in ("parameters", "artifacts"):
             sources = task.get("inputs", {}).get(kind, {})
-            given[kind] = set(sources)
+            inputs[kind] = set(sources)
             for entry, source in sources.items():
                 # Conditions, and resources that are parameters, add inputs of kfp's own.
                 declared = _names(component, "input", kind).get(entry)
@@ -94,9 +94,9 @@ def _check_dag(specification: dict[str, Any], name: str, parent: dict[str, Any])
                 producers |= _check_source(specification, parent, tasks, key, source, declared)
         for iterator in ("parameterIterator", "artifactIterator"):
             if iterator in task:
-                given["parameters"].add(task[iterator]["itemInput"])
-                given["artifacts"].add(task[iterator]["itemInput"])
-        for kind, passed in given.items():
+                inputs["parameters"].add(task[iterator]["itemInput"])
+                inputs["artifacts"].add(task[iterator]["itemInput"])
+        for kind, passed in inputs.items():
             for entry, declared in _names(component, "input", kind).items():
                 if entry not in passed and not declared.get("isOptional"):
                     raise Refused(f"task {key!r} lacks required input {entry!r}")
@@ -122,18 +122,20 @@ def _check_source(
     for kind, word in (("Parameter", "parameters"), ("Artifact", "artifacts")):
         if f"componentInput{kind}" in source:
             entry = source[f"componentInput{kind}"]
-            found = _names(parent, "input", word).get(entry)
-            if found is None:
+            definition = _names(parent, "input", word).get(entry)
+            if definition is None:
                 if declared is None:  # the driver finds out: a channel that kfp did not declare
                     return set()
                 raise Refused(f"task {task!r}: unknown pipeline input {entry!r}")
             wanted = (declared or {}).get("parameterType")
             if (
                 wanted
-                and found["parameterType"] != wanted
+                and definition["parameterType"] != wanted
                 and "parameterExpressionSelector" not in source
             ):
-                raise Refused(f"task {task!r}: {entry!r} is {found['parameterType']}, not {wanted}")
+                raise Refused(
+                    f"task {task!r}: {entry!r} is {definition['parameterType']}, not {wanted}"
+                )
         output = source.get(f"taskOutput{kind}")
         if output:
             producer = tasks.get(output["producerTask"])
@@ -149,10 +151,10 @@ def _check_source(
     return set()
 
 
-def check_parameters(specification: dict[str, Any], given: dict[str, Any]) -> None:
+def check_parameters(specification: dict[str, Any], values: dict[str, Any]) -> None:
     """Refuse runtime parameters that are unknown, missing or of another type."""
     declared = _names(specification["root"], "input", "parameters")
-    for name, value in given.items():
+    for name, value in values.items():
         if name not in declared:
             raise Refused(f"parameter {name} is not defined in the pipeline")
         kind = declared[name]["parameterType"]
@@ -162,5 +164,5 @@ def check_parameters(specification: dict[str, Any], given: dict[str, Any]) -> No
         if kind == "NUMBER_INTEGER" and float(value) != int(value):
             raise Refused(f"input parameter {name} requires an integer, got {value!r}")
     for name, definition in declared.items():
-        if name not in given and not definition.get("isOptional"):
+        if name not in values and not definition.get("isOptional"):
             raise Refused(f"parameter {name} is required")

@@ -148,8 +148,8 @@ class Tasks:
     # ---- tasks ----
 
     def _component(self, task: Mapping[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = self.specification["components"][task["componentRef"]["name"]]
-        return found
+        component: dict[str, Any] = self.specification["components"][task["componentRef"]["name"]]
+        return component
 
     def _driver(self, name: str, task: str, resolve: Callable[[], Any]) -> Course:
         """The pod of a driver; what it resolves is kept for the task, and for a Retry."""

@@ -1,0 +1,284 @@
+"""A client of OpenAI-compatible endpoints: a vLLM server of the project's own, or a vendor's.
+
+`Endpoint.complete` makes one request, within the limits on concurrency and on requests and tokens a
+minute; what happens when the endpoint fails is in `breaker`. The key is read from OPENAI_API_KEY,
+or from the file that OPENAI_API_KEY_FILE names.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from components.core.breaker import (
+    LONGEST_REQUESTED_PAUSE,
+    Breaker,
+    PermanentError,
+    TransientError,
+)
+from components.core.chat_protocol import (
+    FILTERED,
+    Completion,
+    Request,
+    parse_completion,
+    parse_error,
+    retry_after,
+    unreadable,
+)
+from components.core.errors import ConfigError, MissingDependencyError, TeacherError, printable
+from components.core.ledger import Ledger
+from components.core.progress import say
+
+if TYPE_CHECKING:
+    from aiohttp import ClientResponse, ClientSession
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+KEY_FILE_VARIABLE = "OPENAI_API_KEY_FILE"
+BY_FILTER = "refused by the content filter"
+LARGEST_BODY = 10_000_000  # bytes, unpacked: no completion is as long
+CHARACTERS_PER_TOKEN = 4
+NO_SUCH_SCHEMA = {400, 415, 422, 501}  # answers to a response format that is not known
+TRY_AGAIN = {408, 409, 425, 429, *range(500, 600)} - {501}
+FOR_EVERY_REQUEST = {401, 402, 403, 404}
+NO_SUCH_MODEL = "model_not_found"  # an error's code; some endpoints send it with a 400
+
+
+def read_key() -> str:
+    """The key from the environment or a mounted file, without the line end that such files have.
+
+    Raises:
+        ConfigError: it cannot be read or sent; the key itself is never shown.
+    """
+    key, source = os.environ.get(KEY_VARIABLE, "").strip(), KEY_VARIABLE
+    if not key and (path := os.environ.get(KEY_FILE_VARIABLE, "")):
+        source = KEY_FILE_VARIABLE
+        try:
+            key = Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            raise ConfigError(
+                f"{source} {path}: cannot be read",
+                hint="Name the file that the secret is mounted as.",
+            ) from None  # the cause holds bytes of the file
+    if not key.isascii() or not key.isprintable():
+        raise ConfigError(
+            f"{source} holds characters that no key has",
+            hint=f"Look for line ends or quotes that were pasted into {source}.",
+        )
+    return key or "none"  # a server of one's own asks for no key
+
+
+@dataclass(frozen=True)
+class EndpointSettings:
+    """Where an endpoint is and what may be asked of it.
+
+    timeout: seconds to wait for one completion. requests_per_minute, tokens_per_minute: limits; 0
+    is none. flags: how the flags begin that set this, for messages.
+
+    Raises:
+        ConfigError: the URL cannot be an endpoint's, or the key cannot be read.
+        MissingDependencyError: the HTTP client is not installed.
+    """
+
+    url: str
+    model: str
+    concurrency: int = 16
+    timeout: float = 120.0
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    flags: str = "--teacher"
+    key: str = field(default_factory=read_key, repr=False)
+
+    def __post_init__(self) -> None:
+        if fault := _fault_of(self.url):
+            raise ConfigError(
+                f"{self.flags}-endpoint {self.url!r}: {fault}",
+                hint="For example http://localhost:8000/v1",
+            )
+        if find_spec("aiohttp") is None:
+            raise MissingDependencyError(
+                f"{self.flags}-endpoint needs aiohttp",
+                hint="pip install -e '.[generate]' in a checkout of raft-pipelines",
+            )
+
+
+def _fault_of(url: str) -> str:
+    """Why a URL cannot be an endpoint; "" if it can."""
+    if not url.startswith(("http://", "https://")):
+        return "begins neither with http:// nor https://"
+    try:
+        parts = urlsplit(url)
+        host = (parts.hostname or "").encode("idna").decode()
+        _ = parts.port  # raises if it is none
+    except ValueError as error:
+        return f"is no URL ({error})"
+    if not host:
+        return "names no host"
+    return "must end before ? and #" if parts.query or parts.fragment else ""
+
+
+class Endpoint:
+    """The client of one endpoint during a run; see `connected`."""
+
+    def __init__(
+        self, settings: EndpointSettings, session: "ClientSession", ledger: Ledger
+    ) -> None:
+        self.settings = settings
+        self.session = session
+        self.ledger = ledger
+        self.place = f"{settings.flags}-endpoint {settings.url}"
+        small = Request("Answer with one word: yes.", settings.model, max_tokens=256, seed=0)
+        self.breaker = Breaker(
+            f"{self.place}, {settings.flags}-model {settings.model}",
+            ledger.requests_failed,
+            lambda: self._send(small),
+        )
+        self._calls = asyncio.Semaphore(settings.concurrency)
+        self._next_start = 0.0
+        self._knows_schema: bool | None = None
+        self._without_schema = asyncio.Lock()
+
+    async def complete(self, request: Request) -> Completion:
+        """The completion of a request; without its schema where the endpoint knows none.
+
+        Raises:
+            PermanentError: this request is refused, or fails while others succeed.
+            TeacherError: the endpoint is down or refuses everything; other calls end so too.
+        """
+        async with self._calls:
+            try:
+                if not request.schema or self._knows_schema is False:
+                    return await self._retried(replace(request, schema=""))
+                return await self._with_schema(request)
+            except PermanentError as error:
+                if error.reason != BY_FILTER:
+                    self.breaker.give_up(error)
+                raise
+
+    async def _with_schema(self, request: Request) -> Completion:
+        try:
+            completion = await self._retried(request)
+        except PermanentError as error:
+            if (
+                self._knows_schema
+                or error.status not in NO_SUCH_SCHEMA
+                or error.reason == BY_FILTER
+            ):
+                raise
+            # Does the endpoint refuse the response format, or this prompt? One call tells.
+            async with self._without_schema:
+                completion = await self._retried(replace(request, schema=""))
+                if self._knows_schema is None:
+                    say("  the endpoint knows no JSON schema; replies are read from plain text")
+                self._knows_schema = False
+        else:
+            self._knows_schema = True
+        return completion
+
+    async def _retried(self, request: Request) -> Completion:
+        """Send a request when the limits allow it: they are spread evenly over each minute.
+
+        Tokens are estimated as vendors do: the prompt's, and all that the completion may take.
+        """
+        tokens = len(request.prompt) // CHARACTERS_PER_TOKEN + request.max_tokens
+        limits = (1, self.settings.requests_per_minute), (tokens, self.settings.tokens_per_minute)
+        now = time.monotonic()
+        start = max(now, self._next_start)
+        self._next_start = start + max(60 * amount / rate if rate else 0 for amount, rate in limits)
+        await asyncio.sleep(start - now)
+        return await self.breaker.call(lambda: self._send(request))
+
+    async def _send(self, request: Request) -> Completion:
+        """One HTTP request.
+
+        Raises:
+            TransientError: it may work later.
+            PermanentError: it will not.
+            TeacherError: no request will.
+        """
+        from aiohttp import ClientError
+
+        url, timeout = self.settings.url.rstrip("/"), f"{self.settings.flags}-timeout"
+        try:
+            async with self.session.post(
+                f"{url}/chat/completions",
+                json=request.body(),
+                # Followed, a redirect would take documents, and perhaps the key, to another host.
+                allow_redirects=False,
+            ) as response:
+                content = await _body(response)
+        except TimeoutError as error:
+            raise TransientError(
+                "no answer in time",
+                f"no answer within {timeout} {self.settings.timeout:g} seconds",
+                hint=f"Paid responses are kept: run again, perhaps with a longer {timeout}.",
+            ) from error
+        except ClientError as error:
+            raise TransientError(
+                "connection failed",
+                f"cannot be reached ({error})",
+                hint=f"Is the server up? Try: curl {url}/models",
+            ) from error
+        if response.status != 200:
+            raise self._failure(response, content)
+        completion = parse_completion(content)
+        self.ledger.count(
+            requests=1, tokens_in=completion.tokens_in, tokens_out=completion.tokens_out
+        )
+        return completion
+
+    def _failure(self, response: "ClientResponse", content: bytes) -> Exception:
+        """What a status means: try again, this request is refused, or all of them are."""
+        status, flags = response.status, self.settings.flags
+        if status in range(300, 400):
+            target = printable(response.headers.get("Location", "nowhere")[:300])
+            return TeacherError(
+                f"{self.place}: HTTP {status} points to {target}, which is not followed: it would "
+                "be sent your documents",
+                hint=f"If you trust it, give its URL without /chat/completions as {flags}-endpoint",
+            )
+        code, message = parse_error(content)
+        if status in TRY_AGAIN:
+            seconds = retry_after(response.headers)
+            wait = f", asks to wait {seconds:.0f} s" if seconds > LONGEST_REQUESTED_PAUSE else ""
+            problem = f"HTTP {status} ({message}){wait}"
+            return TransientError(f"HTTP {status}", problem, retry_after=seconds)
+        if FILTERED in f"{code} {message}":
+            return PermanentError(BY_FILTER, status, message)
+        if status in FOR_EVERY_REQUEST or code == NO_SUCH_MODEL:
+            return TeacherError(
+                f"{self.breaker.name}: HTTP {status} ({message})",
+                hint=f"Check {flags}-endpoint (it usually ends in /v1), {flags}-model "
+                f"{self.settings.model} and {KEY_VARIABLE}.",
+            )
+        return PermanentError(f"HTTP {status}", status, message)
+
+
+@asynccontextmanager
+async def connected(settings: EndpointSettings, ledger: Ledger) -> AsyncIterator[Endpoint]:
+    """An endpoint for the length of a block; `ledger` counts calls and tokens."""
+    from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
+
+    async with ClientSession(
+        headers={"Authorization": f"Bearer {settings.key}"},
+        connector=TCPConnector(limit=settings.concurrency),
+        timeout=ClientTimeout(total=settings.timeout),
+        cookie_jar=DummyCookieJar(),  # a call depends on none before it
+        trust_env=True,  # proxies
+    ) as session:
+        yield Endpoint(settings, session, ledger)
+
+
+async def _body(response: "ClientResponse") -> bytes:
+    """The body of an answer, unpacked: a few kilobytes may unpack to gigabytes."""
+    content = bytearray()
+    async for part in response.content.iter_any():
+        content += part
+        if len(content) > LARGEST_BODY:
+            raise unreadable(f"over {LARGEST_BODY / 1e6:.0f} MB")
+    return bytes(content)

@@ -1,1 +1,0 @@
-"""Compiled pipelines, checked as the Kubeflow backend would check them."""
