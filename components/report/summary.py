@@ -135,25 +135,45 @@ def _is_copy(path: str, results: RunResults) -> bool:
 
 
 def _outcome(results: RunResults, status: str) -> Iterator[str]:
+    """How the run ended, as far as its artifacts, its ledgers and Kubeflow prove it."""
     state, message = _state(status)
     done = Counter(entry.stage for entry in results.entries if not entry.failed)
-    if state:
-        yield f"**{plain(state.capitalize())}.**" + (f" {plain(message)}" if message else "")
-    for entry in results.failures:
-        yield f"**{entry.stage} failed:** {plain(entry.failed)}"
     closed = any(
         isinstance(record, QuantizationReport) and record.decision == "stop"
         for record in results.records.values()
     )
+    missing = [stage for stage in STAGES if not done[stage] and not (closed and stage == "eval")]
+    if state:
+        yield _heading(state, missing, done) + (f" {plain(message)}" if message else "")
+    for entry in results.failures:
+        yield f"**{entry.stage} failed:** {plain(entry.failed)}"
     if closed and not done["eval"]:
         yield (
             "**The gate is closed:** quantize-check failed and `gate` is `stop`, so eval did not "
             "run. The adapter is finished. To evaluate it anyway, run again with `gate` set to "
             "`warn`."
         )
-    missing = [stage for stage in STAGES if not done[stage] and not (closed and stage == "eval")]
     if missing and results.entries:
         yield f"Without a result: {', '.join(missing)}."
+
+
+def _heading(state: str, missing: list[str], done: Counter[str]) -> str:
+    """The first words of the summary.
+
+    Kubeflow reports FAILED only where a step's launcher did. Where a driver failed, the gate is
+    closed, or the run was terminated, it still reports RUNNING, and before version 2.17 so it does
+    for a success: then the results decide.
+    """
+    if state != "RUNNING":
+        return f"**{plain(state.capitalize())}.**"
+    if missing:
+        return (
+            f"**Ended early, before {missing[0]} had a result.** The run's page shows whether a "
+            "step failed or somebody terminated the run."
+        )
+    if done["eval"] > 1:  # of a study, whose number of trials no artifact tells
+        return f"**{done['eval']} trials are finished.**"
+    return "**Complete.**"
 
 
 def _state(status: str) -> tuple[str, str]:

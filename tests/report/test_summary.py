@@ -169,6 +169,31 @@ def test_nothing_to_read_is_an_error_where_no_run_has_ended(
     assert not (tmp_path / "out").exists()
 
 
+RUNNING = '{"state": "RUNNING", "error": {}}'
+"""What Kubeflow 2.17.0 gives the exit handler where no launcher reported a failure."""
+
+
+def test_a_run_that_kubeflow_calls_running_is_judged_by_its_results(tmp_path: Path) -> None:
+    def heading() -> str:
+        text, _ = sum_up(tmp_path, RUNNING)
+        assert "Running." not in text
+        return text.splitlines()[2]
+
+    assert heading().startswith("**Ended early, before generate had a result.**")
+    artifact(tmp_path / "a", "generate", report=GENERATED)
+    artifact(tmp_path / "b", "train", training=trained(8))
+    assert heading().startswith("**Ended early, before quantize-check had a result.**")
+    artifact(tmp_path / "c", "quantize-check", quantization=REPORT)
+    assert heading() == "**Complete.**", "the gate is closed, so eval was not to run"
+    artifact(tmp_path / "c", "quantize-check", quantization=REPORT.model_copy(
+        update={"decision": "go"}))  # fmt: skip
+    assert heading().startswith("**Ended early, before eval had a result.**")
+    artifact(tmp_path / "d", "eval", results=evaluated(0.6), training=trained(8))
+    assert heading() == "**Complete.**"
+    artifact(tmp_path / "e", "eval", results=evaluated(0.7), training=trained(16))
+    assert heading() == "**2 trials are finished.**"
+
+
 @pytest.mark.parametrize("status", ["nonsense", "[]", '{"state": "CANCELLED"}'])
 def test_nothing_to_read_is_a_sentence(status: str, tmp_path: Path) -> None:
     config = SummaryConfig(
