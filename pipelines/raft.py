@@ -6,7 +6,6 @@ Compiled by `raft compile` to pipelines/raft.yaml, which is what one uploads.
 
 # kfp is untyped, and wants lists as defaults.
 # mypy: allow-untyped-decorators
-# ruff: noqa: B006, B008
 from typing import Any
 
 from kfp import dsl
@@ -81,7 +80,6 @@ def pipeline(jobs: Jobs, shards: int = 1) -> Any:
         alpha: int = TrainConfig.default("alpha"),
         learning_rate: float = TrainConfig.default("learning_rate"),
         epochs: float = TrainConfig.default("epochs"),
-        sweep: list = list(TrainConfig.default("sweep")),  # type: ignore[type-arg]
         max_memory_ratio: float = QuantizeCheckConfig.default("max_memory_ratio"),
         gate: str = QuantizeCheckConfig.default("gate"),
         max_questions: int = EvalConfig.default("max_questions"),
@@ -111,8 +109,6 @@ def pipeline(jobs: Jobs, shards: int = 1) -> Any:
             alpha: Training. LoRA scale: updates are multiplied by alpha / rank.
             learning_rate: Training. Peak learning rate; a cosine takes it down to zero.
             epochs: Training. Passes over the rows.
-            sweep: Training. Settings to try one after another, as JSON: [{"rank": 16},
-                {"rank": 64}]; the one with the least validation loss wins. [] trains once.
             max_memory_ratio: 4-bit check. Most weight bytes at 4 bits per byte at 16 bits.
             gate: 4-bit check. What a failed check means: warn (say so and evaluate) or stop.
             max_questions: Evaluation. Ask at most this many questions, sampled by seed.
@@ -161,7 +157,6 @@ def pipeline(jobs: Jobs, shards: int = 1) -> Any:
                     alpha=alpha,
                     learning_rate=learning_rate,
                     epochs=epochs,
-                    sweep=sweep,
                     seed=seed,
                 ),
                 "train",

@@ -89,16 +89,6 @@ def _split_text(value: object) -> object:
     return [word.strip() for word in value.split(",") if word.strip()]
 
 
-def _parse_objects(value: object) -> object:
-    """Accept a list of JSON objects as text; an empty text is an empty list."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value or "[]")
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at character {error.pos}") from None
-
-
 InputLocations = Annotated[tuple[Location, ...], BeforeValidator(_split_text), INPUT]
 """Several of them, given as `a,b` or `["a","b"]`."""
 
@@ -113,9 +103,6 @@ def _split_numbers(value: object) -> object:
 
 NumberList = Annotated[tuple[int, ...], BeforeValidator(_split_numbers)]
 """Whole numbers, given as `0,2` or `[0, 2]`; one alone is a list of one."""
-
-ObjectList = Annotated[tuple[dict[str, Any], ...], BeforeValidator(_parse_objects)]
-"""JSON objects, given as `[{"a": 1}, {"a": 2}]`."""
 
 
 def option(default: Any = ..., *, help: str, group: str, **limits: Any) -> Any:

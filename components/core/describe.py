@@ -109,27 +109,12 @@ def _training(record: TrainingRecord) -> Description:
     )
     sentence = f"{record.rows_train} rows, {record.steps} steps, {loss}."
     sentence = " ".join([sentence, *record.warnings])
-    if not record.sweep:
-        curve = [
-            (str(point.step), f"{point.loss:.4f}")
-            for point in record.curve
-            if point.split == "validation"
-        ]
-        return Description("train", sentence, Table(("step", "validation loss"), curve))
-    names = sorted({name for trial in record.sweep for name in trial.settings})
-    rows = [
-        (
-            *(str(trial.settings.get(name, "default")) for name in names),
-            "diverged" if trial.train_loss is None else f"{trial.train_loss:.4f}",
-            "–" if trial.validation_loss is None else f"{trial.validation_loss:.4f}",
-            "–" if trial.answer_f1 is None else f"{trial.answer_f1:.3f}",
-            duration(trial.seconds),
-            "chosen" if trial.chosen else "",
-        )
-        for trial in record.sweep
+    curve = [
+        (str(point.step), f"{point.loss:.4f}")
+        for point in record.curve
+        if point.split == "validation"
     ]
-    headings = (*names, "training loss", "validation loss", "answer F1", "time", "")
-    return Description("train", sentence, Table(headings, rows))
+    return Description("train", sentence, Table(("step", "validation loss"), curve))
 
 
 def _quantization(record: QuantizationReport) -> Table:
@@ -154,9 +139,9 @@ def _quantization(record: QuantizationReport) -> Table:
         for name, size in sorted(record.kept.items(), key=lambda item: -item[1])
     ]
     if record.rows_too_long:
-        more.append(("rows left out, too long", "", str(record.rows_too_long)))
-    if record.head_kept is not None:
-        full = record.head_kept
+        more.append(("rows skipped, too long", "", str(record.rows_too_long)))
+    if record.lm_head_16bit is not None:
+        full = record.lm_head_16bit
         more += [
             (
                 "with the head in 16 bits",

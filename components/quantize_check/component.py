@@ -26,7 +26,7 @@ def quantize_check(
     max_tokens: int = QuantizeCheckConfig.default("max_tokens"),
     min_agreement: float = QuantizeCheckConfig.default("min_agreement"),
     max_memory_ratio: float = QuantizeCheckConfig.default("max_memory_ratio"),
-    head: str = QuantizeCheckConfig.default("head"),
+    quantize_lm_head: bool = QuantizeCheckConfig.default("quantize_lm_head"),
     export: str = QuantizeCheckConfig.default("export"),
     gate: str = QuantizeCheckConfig.default("gate"),
     seed: int = QuantizeCheckConfig.default("seed"),
@@ -45,7 +45,7 @@ def quantize_check(
         max_tokens: Longest row in tokens; longer ones are left out and counted.
         min_agreement: Least share of answer tokens, 0 to 1, on which 16 and 4 bits must agree.
         max_memory_ratio: Most weight bytes at 4 bits per byte at 16 bits, 0 to 1.
-        head: full keeps the output head in 16 bits; 4bit quantizes it too, and measures both.
+        quantize_lm_head: Quantize the output head too; both are measured.
         export: none, merged or 4bit: also write the tuned model to model/ in the artifact.
         gate: What a failed check means: warn says so and goes on to eval, stop keeps eval from
             running.
@@ -62,7 +62,7 @@ def quantize_check(
             "--max-tokens", max_tokens,
             "--min-agreement", min_agreement,
             "--max-memory-ratio", max_memory_ratio,
-            "--head", head,
+            "--quantize-lm-head", quantize_lm_head,
             "--export", export,
             "--gate", gate,
             "--seed", seed,

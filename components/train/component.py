@@ -28,8 +28,6 @@ def train(
     target_modules: list[str] = list(TrainConfig.default("target_modules")),
     rslora: bool = TrainConfig.default("rslora"),
     method: str = TrainConfig.default("method"),
-    sweep: list = list(TrainConfig.default("sweep")),  # type: ignore[type-arg]
-    sweep_by: str = TrainConfig.default("sweep_by"),
     epochs: float = TrainConfig.default("epochs"),
     learning_rate: float = TrainConfig.default("learning_rate"),
     warmup_ratio: float = TrainConfig.default("warmup_ratio"),
@@ -56,7 +54,7 @@ def train(
         base_model: Chat model to adapt: a hub id, or the gs:// URI of a model folder.
         adapter: LoRA adapter and tokenizer in safetensors, with the loss curve; never merged.
         metrics: Validation loss, steps, tokens per second, peak memory.
-        settings: The loss curve, or the settings of the sweep and how each did.
+        settings: The loss curve.
         report: The curves, speed and memory, and what went wrong, in words.
         rank: Rank r of the LoRA matrices.
         alpha: LoRA scale: updates are multiplied by alpha / rank.
@@ -64,9 +62,6 @@ def train(
         target_modules: Layers that get an adapter: ["all-linear"], or names such as ["q_proj"].
         rslora: Scale updates by alpha / sqrt(rank) instead.
         method: lora, or full to train every weight of a small model.
-        sweep: Settings to try, as JSON: [{"rank": 16}, {"rank": 64}]; the one with the least
-            validation loss becomes the adapter. [] trains once.
-        sweep_by: What decides a sweep: loss or f1, both on the validation rows.
         epochs: Passes over the rows.
         learning_rate: Peak learning rate; a cosine takes it down to zero.
         warmup_ratio: Share of the steps, 0 to 1, over which the learning rate rises.
@@ -100,8 +95,6 @@ def train(
             "--target-modules", target_modules,
             "--rslora", rslora,
             "--method", method,
-            "--sweep", sweep,
-            "--sweep-by", sweep_by,
             "--epochs", epochs,
             "--learning-rate", learning_rate,
             "--warmup-ratio", warmup_ratio,

@@ -50,11 +50,11 @@ def write_model(folder: Path, shape: str) -> None:
 def train(model: Path, shape: str, in_4bit: bool, scratch: Path) -> None:
     """Train, and print how it went."""
     import torch
+    from components.train.chat import Examples
 
     from components.core.models import load_tokenizer
     from components.train import trainer
     from components.train.answer_trainer import IGNORED
-    from components.train.chat import Examples
     from components.train.config import TrainConfig
     from components.train.memory import GIB, memory, read_shape
     from components.train.record import count_parameters, make_record
