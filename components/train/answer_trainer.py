@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch.utils.data import DataLoader, Sampler
+from transformers.distributed.utils import gather_full_state_dict, is_dtensor
 from trl import SFTTrainer
 
 from components.core.chat import IGNORED
@@ -128,10 +130,36 @@ class AnswerTrainer(SFTTrainer):
             self.logged = now, tokens
         super().log(logs, *args, **named)
 
+    @property
+    def shares_base(self) -> bool:
+        """Whether processes share the base model, under an adapter of which each has all."""
+        split = bool(self.is_distributed_loading_by_transformers)
+        return split and isinstance(self.model, PeftModel)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self.is_distributed_loading_by_transformers:
+            super().save_model(output_dir, _internal_call)
+            return
+        if self.shares_base:
+            # The adapter is whole on each process; PEFT would gather the base model as well.
+            state = self.model.state_dict()
+            state = {name: value for name, value in state.items() if not is_dtensor(value)}
+        else:
+            # All give their shares. A head that is the embeddings would be written twice.
+            state = gather_full_state_dict(self.model)
+            for name in self.model.all_tied_weights_keys:
+                state.pop(name, None)
+        if self.args.should_save:
+            shares = self.model.config.__dict__.pop("distributed_config")
+            self.model.save_pretrained(output_dir, state_dict=state)
+            self.model.config.distributed_config = shares
+            self.processing_class.save_pretrained(output_dir)
+
     def create_model_card(self, *args: Any, **named: Any) -> None:
         """None: TRL would write one, with placeholders, at every checkpoint."""
 
-    # Private, because nothing public writes or reads an optimizer's state but as a pickle.
+    # Private hooks, all for resuming: nothing public writes or reads an optimizer's state but as a
+    # pickle, and the trainer would copy whole weights into those that are split.
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         write = self.args.should_save
@@ -140,3 +168,8 @@ class AnswerTrainer(SFTTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             optimizer.load(self.optimizer, self.lr_scheduler, Path(checkpoint))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # A model that is split and trained whole was read from the checkpoint when it was built.
+        if self.shares_base or not self.is_distributed_loading_by_transformers:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)

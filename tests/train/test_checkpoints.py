@@ -149,6 +149,30 @@ def test_a_kill_loses_no_more_than_the_interval(
     same_result(tmp_path / "out", uninterrupted)
 
 
+def test_a_real_chat_model_resumes_to_the_byte(
+    world_dataset: Path,
+    smollm2_model: Path,
+    tmp_path: Path,
+    at_call: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dataset = tmp_path / "dataset"
+    dataset.mkdir()
+    for name, rows in (("train.jsonl", 4), ("validation.jsonl", 1)):
+        lines = (world_dataset / name).read_text(encoding="utf-8").splitlines()[:rows]
+        (dataset / name).write_text("\n".join(lines), encoding="utf-8")
+    short = {"epochs": 1, "batch_size": 1}  # two steps of two passes
+    whole = train.run(config(dataset, smollm2_model, tmp_path / "whole", **short))
+    settings = config(dataset, smollm2_model, tmp_path / "out", **short)
+    at_call("training_step", 3, terminate)
+    with pytest.raises(SystemExit):
+        train.run(settings)
+    record = train.run(settings)
+    assert "resuming after step 1" in capsys.readouterr().err
+    assert (record.steps, record.curve, record.tokens) == (2, whole.curve, whole.tokens)
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+
+
 def test_sigterm_between_two_passes_of_a_batch(
     world_dataset: Path,
     demo_model: Path,
@@ -281,6 +305,7 @@ def test_the_newest_are_kept(tmp_path: Path, gcs: Emulator, remote: str) -> None
 def test_half_of_a_checkpoint_is_never_resumed(tmp_path: Path, gcs: Emulator, remote: str) -> None:
     store = checkpoints(tmp_path / "here", remote)
     write(store, 5)
+    store.wait()
     half = store.folder / "checkpoint-10"
     half.mkdir()
     (half / "model").write_text("half of it", encoding="utf-8")
