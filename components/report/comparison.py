@@ -94,10 +94,11 @@ def best(shown: Sequence[Trial]) -> list[str]:
         )
     for base in dict.fromkeys(trial.evaluation.base_model for trial in shown):
         losses = [
-            (loss, trial)
+            (trial.training.validation_loss, trial)
             for trial in shown
             if trial.evaluation.base_model == base
-            and (loss := trial.training and trial.training.validation_loss) is not None
+            and trial.training is not None
+            and trial.training.validation_loss is not None
         ]
         if len(losses) > 1:
             loss, trial = min(losses, key=lambda pair: pair[0])
