@@ -14,14 +14,16 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from components.core import storage
 from components.core.config import flag
 from components.core.errors import ConfigError, DataError, RaftError, StorageError
 from components.core.progress import say
 from components.core.records import Run, read_json
+from components.train.config import TrainConfig
 
+CHECKPOINTS = "checkpoints"
 PREFIX = "checkpoint-"
 FINISHED = "finished"
 
@@ -53,6 +55,14 @@ class Checkpoints:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._uploading: Future[None] | None = None
         self._not_copied: set[str] = set()
+
+    @classmethod
+    def of(cls, config: TrainConfig, identity: Mapping[str, str] | None = None) -> Self:
+        """Those of a training with these settings."""
+        local, remote = Path(config.output) / CHECKPOINTS, config.checkpoints
+        if not remote.startswith(storage.SCHEME):
+            local, remote = Path(remote or local), ""
+        return cls(local, remote.rstrip("/"), config.checkpoints_kept, identity)
 
     @property
     def result(self) -> Path:

@@ -29,17 +29,14 @@ SECONDS_TO_STOP = 120
 
 
 class Job(Record):
-    """The settings of a training, its checkpoints, and the one to resume, or "".
+    """A training's settings, what its checkpoints depend on, and the one to resume, or "".
 
     stage: the process that waits for them.
     """
 
     config: dict[str, Any]
-    resumed: str
-    folder: str
-    remote: str
-    kept: int
     identity: dict[str, str]
+    resumed: str
     stage: int
 
 
@@ -75,11 +72,8 @@ def train_in_processes(
 
     job = Job(
         config=config.model_dump(mode="json"),
-        resumed=str(resumed.folder) if resumed else "",
-        folder=str(checkpoints.folder),
-        remote=checkpoints.remote,
-        kept=checkpoints.kept,
         identity=checkpoints.identity,
+        resumed=str(resumed.folder) if resumed else "",
         stage=os.getpid(),
     )
     before = signal.getsignal(signal.SIGTERM)
@@ -137,7 +131,7 @@ def work(scratch: Path) -> None:
     from components.train.trainer import train_adapter
 
     config = TrainConfig.parse(job.config)
-    checkpoints = Checkpoints(Path(job.folder), job.remote, job.kept, job.identity)
+    checkpoints = Checkpoints.of(config, job.identity)
     folder = Path(job.resumed)
     resumed = Resumed(folder, read_json(folder / Run.FILE, Run)) if job.resumed else None
     try:

@@ -23,13 +23,11 @@ from components.core.progress import headline, say
 from components.core.records import Run, TrainingRecord, read_json
 from components.core.storage import made_with, seal, unseal, verify, write_json
 from components.train import distributed
-from components.train.checkpoints import Checkpoints
+from components.train.checkpoints import CHECKPOINTS, Checkpoints
 from components.train.config import SHAPES_WEIGHTS, TrainConfig
 from components.train.report import write_page
 from components.train.rows import Rows, check_lengths, read_rows
 from components.train.trainer import train_adapter
-
-CHECKPOINTS = "checkpoints"
 
 
 def run(config: TrainConfig) -> TrainingRecord:
@@ -55,7 +53,7 @@ def run(config: TrainConfig) -> TrainingRecord:
         rows = read_rows(config, tokenizer)
         check_lengths(config, rows)
         unseal(output, "train", keep=CHECKPOINTS, settings=made_with(config))
-        checkpoints = _checkpoints(config)
+        checkpoints = Checkpoints.of(config)
         if config.fresh:
             checkpoints.discard()
         checkpoints.identity = _identity(config)
@@ -90,7 +88,7 @@ def run(config: TrainConfig) -> TrainingRecord:
 
 def published(config: TrainConfig) -> None:
     """The adapter has arrived where it belongs: remove its checkpoints in the bucket."""
-    checkpoints = _checkpoints(config)
+    checkpoints = Checkpoints.of(config)
     if checkpoints.remote:
         checkpoints.discard()
 
@@ -107,13 +105,6 @@ def _train(config: TrainConfig, tokenizer: Any, rows: Rows, checkpoints: Checkpo
         finally:
             free_memory()
     return checkpoints.result
-
-
-def _checkpoints(config: TrainConfig) -> Checkpoints:
-    local, remote = Path(config.output) / CHECKPOINTS, config.checkpoints
-    if not remote.startswith(storage.SCHEME):
-        local, remote = Path(remote or local), ""
-    return Checkpoints(local, remote.rstrip("/"), config.checkpoints_kept)
 
 
 def _identity(config: TrainConfig) -> dict[str, str]:
