@@ -244,7 +244,8 @@ def render(found: Found, account: RunLedger, status: str) -> str:
     own = {path: record for path, record in found.records.items() if not _is_copy(path, found)}
     trials = comparison.trials(found.records)
     if len(trials) > 1:
-        parts += ["## comparison", markdown_table(comparison.table(trials))]
+        parts += ["## comparison", *map(plain, comparison.best(trials))]
+        parts.append(markdown_table(comparison.table(trials)))
     else:
         parts += [
             as_markdown(description).rstrip()

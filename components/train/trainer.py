@@ -128,7 +128,7 @@ def build(
 
 
 def _check_targets(config: TrainConfig, model: Any) -> None:
-    """Refuse --target-modules that the model has none of; PEFT minds only where it has none at all.
+    """Refuse --target-modules that the model lacks; PEFT refuses only where it lacks all of them.
 
     Raises:
         ConfigError: names the model's linear layers.
