@@ -123,7 +123,7 @@ class TrainConfig(StageConfig):
         0,
         ge=0,
         le=64,
-        help="Data-parallel processes, each with --batch-size rows; 0 is one for each GPU.",
+        help="Parallel processes, each with --batch-size rows; 0 is one for each GPU.",
         group="Hardware",
     )
     sharding: Literal["auto", "none", "full"] = option(
