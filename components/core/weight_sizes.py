@@ -11,7 +11,7 @@ from components.core.models import load_config
 NF4_BLOCK, NF4_OUTER_BLOCK = 64, 256
 
 
-def predict_weight_bytes(source: str, *, head: bool = False) -> tuple[int, int]:
+def predict_weight_bytes(source: str, *, quantize_lm_head: bool = False) -> tuple[int, int]:
     """Weight bytes in 16 bits and in NF4, counted from the model's shape; no weight is read."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -19,7 +19,7 @@ def predict_weight_bytes(source: str, *, head: bool = False) -> tuple[int, int]:
     config = load_config(source)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    kept = None if head else model.get_output_embeddings()
+    kept = None if quantize_lm_head else model.get_output_embeddings()
     packed = {
         id(module.weight)
         for module in model.modules()

@@ -25,23 +25,28 @@ class QuantizeCheckConfig(StageConfig):
         4096,
         ge=64,
         le=1_048_576,
-        help="Longest row in tokens; longer ones are left out and counted.",
+        help="Maximum sequence length in tokens; longer rows are skipped and counted.",
         group="Check",
     )
     min_agreement: float = option(
         0.9,
         ge=0,
         le=1,
-        help="Least share of answer tokens on which 16 and 4 bits must agree.",
+        help="Minimum 16-bit/4-bit token agreement; below it the check fails.",
         group="Check",
     )
     max_memory_ratio: float = option(
-        0.5, gt=0, le=1, help="Most weight bytes in 4 bits per byte in 16 bits.", group="Check"
+        0.5,
+        gt=0,
+        le=1,
+        help="Maximum size of the 4-bit weights as a fraction of the 16-bit weights; above it the "
+        "check fails.",
+        group="Check",
     )
-    head: Literal["full", "4bit"] = option(
-        "full",
-        help="Keep the output head in 16 bits, as bitsandbytes does, or quantize it too; 4bit "
-        "measures both and judges the second.",
+    quantize_lm_head: bool = option(
+        False,
+        help="Quantize the output head too, which bitsandbytes keeps in 16 bits; both are "
+        "measured, and the check is of the quantized one.",
         group="Check",
     )
     export: Literal["none", "merged", "4bit"] = option(
@@ -52,7 +57,6 @@ class QuantizeCheckConfig(StageConfig):
     )
     gate: Literal["warn", "stop"] = option(
         "warn",
-        help="What a failed check means for the pipeline: warn says so and goes on to eval, stop "
-        "closes the gate before it.",
+        help="If the check fails: warn continues to evaluation, stop skips it.",
         group="Check",
     )

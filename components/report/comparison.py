@@ -78,6 +78,39 @@ def difference(trials: Sequence[Trial]) -> str:
     return f"The runs differ in {', '.join(apart)}: compare their gains, not their scores."
 
 
+def best(trials: Sequence[Trial]) -> list[str]:
+    """Which trial is best by F1 of the tuned model, and by validation loss, in sentences.
+
+    F1 is compared between runs that were asked the same; losses between adapters of one base model,
+    because another tokenizer counts other tokens.
+    """
+    sentences = []
+    scored = [(trial, arm) for trial in trials if (arm := _tuned(trial))]
+    if len(scored) > 1 and not difference(trials):
+        first, arm = max(scored, key=lambda pair: pair[1].f1)
+        others = [
+            named(trial, trials)
+            for trial, other in scored
+            if trial is not first and other.f1_ci[1] >= arm.f1_ci[0]
+        ]
+        sentences.append(
+            f"Best by F1: {named(first, trials)}, {with_interval(arm.f1, arm.f1_ci, arm.n)}."
+            + (f" Not distinguishable from it: {', '.join(others)}." if others else "")
+        )
+    for base in dict.fromkeys(trial.evaluation.base_model for trial in trials):
+        losses = [
+            (trial.training.validation_loss, trial)
+            for trial in trials
+            if trial.evaluation.base_model == base
+            and trial.training is not None
+            and trial.training.validation_loss is not None
+        ]
+        if len(losses) > 1:
+            loss, trial = min(losses, key=lambda pair: pair[0])
+            sentences.append(f"Best by validation loss: {named(trial, trials)}, {loss:.4f}.")
+    return sentences
+
+
 def table(trials: Sequence[Trial]) -> Table:
     """Settings and scores, one row a trial."""
     made, scored = settings(trials), scores(trials)
@@ -138,6 +171,7 @@ def render(trials: Sequence[Trial]) -> str:
     body = (
         f"<p>F1 with 95 % intervals, on {counts} question{'s' * (questions != [1])}.</p>\n"
         + f"<p><b>{note}</b></p>\n" * bool(note)
+        + "".join(f"<p>{html.escape(sentence)}</p>\n" for sentence in best(trials))
         + f"{chart}\n<h2>Scores</h2>\n<div>{html_table(scores(trials))}</div>\n"
         f"<h2>Settings</h2>\n<div>{html_table(settings(trials))}</div>"
     )
@@ -148,6 +182,7 @@ def render_markdown(trials: Sequence[Trial]) -> str:
     """The comparison as text."""
     note = difference(trials)
     parts = ["# Models and settings compared", *([f"> {plain(note)}"] if note else [])]
+    parts += [plain(sentence) for sentence in best(trials)]
     parts += [markdown_table(scores(trials)), markdown_table(settings(trials))]
     return "\n\n".join(parts) + "\n"
 
@@ -168,6 +203,10 @@ def _loss(training: TrainingRecord | None) -> str:
     if training is None or training.validation_loss is None:
         return "–"
     return f"{training.validation_loss:.4f}"
+
+
+def _tuned(trial: Trial) -> ArmResult | None:
+    return trial.arms.get("raft") or trial.arms.get("raft-4bit")
 
 
 def _score(arm: ArmResult | None) -> str:

@@ -110,7 +110,8 @@ def render(results: RunResults, ledger: RunLedger, status: str) -> str:
     parts = ["# RAFT run", *_outcome(results, status)]
     trials = comparison.find_trials(results.records)
     if len(trials) > 1:
-        parts += ["## comparison", markdown_table(comparison.table(trials))]
+        parts += ["## comparison", *map(plain, comparison.best(trials))]
+        parts.append(markdown_table(comparison.table(trials)))
     else:
         parts += [
             as_markdown(description).rstrip()

@@ -1,8 +1,8 @@
 """TRL's trainer as this stage uses it; importing this imports torch.
 
-Rows of like length share a batch, in an order that the seed and the epoch alone decide, so that a
-resumed run sees the same batches (see `batching`); logits are computed where there is a label;
-checkpoints hold no pickle.
+Rows of similar length share a batch, in an order that the seed and the epoch alone decide, so that
+a resumed run sees the same batches (see `batching`); logits are computed where there is a label;
+checkpoints of the optimizer are not pickles.
 """
 
 import random
@@ -13,20 +13,18 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch.utils.data import Sampler
-from transformers import Trainer
+from torch.utils.data import DataLoader, Sampler
 from transformers.distributed.utils import gather_full_state_dict, is_dtensor
 from trl import SFTTrainer
 
+from components.core.chat import IGNORED
 from components.core.ledger import peak_memory
 from components.train import optimizer
 from components.train.batching import length_grouped, passes
 
-IGNORED = -100  # the label of a token that carries no loss
-
 
 class LengthGrouped(Sampler):
-    """Rows in batches of like length; every epoch has an order of its own."""
+    """Rows in batches of similar length; every epoch has an order of its own."""
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
@@ -44,14 +42,20 @@ class LengthGrouped(Sampler):
 
 
 class AnswerTrainer(SFTTrainer):
-    logged = (time.monotonic(), 0)  # when the loss was last told, and the tokens until then
+    logged = (time.monotonic(), 0)  # when the loss was last logged, and the tokens until then
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        lengths = [len(ids) for ids in rows["input_ids"]]
+    def get_train_dataloader(self) -> Any:
+        lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
         # All processes share a batch, so that none waits for the one with the longest rows.
         together = self.args.train_batch_size * self.args.world_size
-        return LengthGrouped(lengths, together, self.args.seed)
+        loader: Any = DataLoader(
+            self.train_dataset,
+            batch_size=self.args.train_batch_size,
+            sampler=LengthGrouped(lengths, together, self.args.seed),
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
 
     @property
     def in_passes(self) -> bool:
@@ -88,12 +92,12 @@ class AnswerTrainer(SFTTrainer):
         every position, which at a large vocabulary is most of the memory.
         """
         split = self.is_distributed_loading_by_transformers
-        theirs = self.accelerator.device.type == "cuda" and not split
-        if theirs or self.aux_loss_enabled or return_outputs:
+        trl_kernel = self.accelerator.device.type == "cuda" and not split
+        if trl_kernel or self.aux_loss_enabled or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
         labels = inputs.pop("labels")
-        # Where any row's next token carries a label; rows of like length agree on most.
+        # Where any row's next token carries a label; rows of similar length agree on most.
         kept = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten()
         # A cache would let packed rows see each other in validation.
         logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits
@@ -126,29 +130,36 @@ class AnswerTrainer(SFTTrainer):
             self.logged = now, tokens
         super().log(logs, *args, **named)
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if not self.is_distributed_loading_by_transformers:
-            super().save_model(output_dir, _internal_call)
-        elif not self.shares_base:
-            # All give their shares. A head that is the embeddings would be written twice.
-            state = gather_full_state_dict(self.model)
-            for name in self.model.all_tied_weights_keys:
-                state.pop(name, None)
-            shares = self.model.config.__dict__.pop("distributed_config")
-            if self.args.should_save:
-                self._save(output_dir, state_dict=state)
-            self.model.config.distributed_config = shares
-        elif self.args.should_save:
-            # The adapter is whole on each process; PEFT would gather the base model as well.
-            state = self.model.state_dict()
-            own = {name: value for name, value in state.items() if not is_dtensor(value)}
-            self._save(output_dir, state_dict=own)
-
     @property
     def shares_base(self) -> bool:
         """Whether processes share the base model, under an adapter of which each has all."""
         split = bool(self.is_distributed_loading_by_transformers)
         return split and isinstance(self.model, PeftModel)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self.is_distributed_loading_by_transformers:
+            super().save_model(output_dir, _internal_call)
+            return
+        if self.shares_base:
+            # The adapter is whole on each process; PEFT would gather the base model as well.
+            state = self.model.state_dict()
+            state = {name: value for name, value in state.items() if not is_dtensor(value)}
+        else:
+            # All give their shares. A head that is the embeddings would be written twice.
+            state = gather_full_state_dict(self.model)
+            for name in self.model.all_tied_weights_keys:
+                state.pop(name, None)
+        if self.args.should_save:
+            shares = self.model.config.__dict__.pop("distributed_config")
+            self.model.save_pretrained(output_dir, state_dict=state)
+            self.model.config.distributed_config = shares
+            self.processing_class.save_pretrained(output_dir)
+
+    def create_model_card(self, *args: Any, **named: Any) -> None:
+        """None: TRL would write one, with placeholders, at every checkpoint."""
+
+    # Private hooks, all for resuming: nothing public writes or reads an optimizer's state but as a
+    # pickle, and the trainer would copy whole weights into those that are split.
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         write = self.args.should_save
@@ -159,16 +170,6 @@ class AnswerTrainer(SFTTrainer):
             optimizer.load(self.optimizer, self.lr_scheduler, Path(checkpoint))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        # A model that is split and trained whole has been read from there already.
+        # A model that is split and trained whole was read from the checkpoint when it was built.
         if self.shares_base or not self.is_distributed_loading_by_transformers:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        Trainer._save_checkpoint(self, model, trial)  # without TRL's model card
-        clean(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
-
-
-def clean(folder: Path) -> None:
-    """Drop what the trainer leaves beside the weights: a pickle, and a card with placeholders."""
-    for name in ("training_args.bin", "README.md"):
-        (folder / name).unlink(missing_ok=True)

@@ -8,25 +8,25 @@ from components.train import varlen
 from components.train.config import TrainConfig
 
 PASS_TOKENS = 256
-"""What a pass costs beside its tokens, in tokens: weights are read and kernels are started again.
+"""The fixed cost of a pass, in tokens: weights are read and kernels are started again.
 
-An estimate, with which no lengths tried on a CPU were slower (tests/benchmarks/bench_train.py); not
+An estimate: with it no mix of lengths was slower on a CPU (tests/benchmarks/bench_train.py); not
 measured on a GPU.
 """
 
 
 def length_grouped(lengths: Sequence[int], batch_size: int, shuffle: random.Random) -> list[int]:
-    """An order of the rows in which batches hold rows of like length, so little is padding.
+    """An order in which the rows of a batch have similar lengths, so that little is padding.
 
     Rows are shuffled and cut into pools of 8 to 50 batches; each pool is sorted by length and cut
     into batches, and the batches are shuffled. The batch with the most tokens comes first, so that
-    a lack of memory shows at once. A batch that is not full stays the last. Where one pool holds
-    all rows, lengths are blurred a little, so that the same rows do not meet in every epoch.
+    a lack of memory shows at once. An incomplete batch stays the last. Where one pool holds all
+    rows, lengths are blurred a little, so that the rows of a batch differ between epochs.
 
     Args:
         lengths: tokens of each row.
         batch_size: rows in a batch.
-        shuffle: the only source of chance.
+        shuffle: the only source of randomness.
 
     Returns:
         Every index once.
@@ -50,19 +50,19 @@ def length_grouped(lengths: Sequence[int], batch_size: int, shuffle: random.Rand
 
 
 def passes(lengths: Sequence[int]) -> list[list[int]]:
-    """The rows of a batch, cut into passes such that padding and passes together cost least.
+    """The rows of a batch, split into passes such that padding and passes together cost least.
 
-    One long row among short ones would otherwise be computed as often as the batch has rows. The
-    gradients of the passes add up to the batch's.
+    Otherwise one long row would make all others of its batch as long. The gradients of the passes
+    add up to the batch's.
 
     Args:
         lengths: tokens of each row.
 
     Returns:
-        Every index once, in passes of falling length.
+        Every index once, in passes of decreasing length.
     """
     rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    # For the first n rows, longest first: the least cost, and where its last pass begins.
+    # For the first n rows, longest first: the lowest cost, and where its last pass begins.
     best = [(0, 0)]
     for end in range(1, len(rows) + 1):
         best.append(
@@ -71,13 +71,13 @@ def passes(lengths: Sequence[int]) -> list[list[int]]:
                 for start in range(end)
             )
         )
-    found = []
+    parts = []
     end = len(rows)
     while end:
         start = best[end][1]
-        found.append(rows[start:end])
+        parts.append(rows[start:end])
         end = start
-    return found[::-1]
+    return parts[::-1]
 
 
 def packs(config: TrainConfig) -> bool:
@@ -91,16 +91,16 @@ def packs(config: TrainConfig) -> bool:
     return flash_attention(config) is not None
 
 
-def batching_in_words(config: TrainConfig) -> str:
-    rows = f"{config.batch_size} rows a batch"
+def describe_batching(config: TrainConfig) -> str:
+    size = f"batch size {config.batch_size}"
     if packs(config):
-        return f"{rows}, one after another without padding ({flash_attention(config) or 'sdpa'})"
-    why = " (no flash attention here)" if config.batching == "auto" else ""
-    return f"{rows}, of like length, padded side by side{why}; much longer ones apart"
+        return f"{size}, packed without padding ({flash_attention(config) or 'sdpa'})"
+    reason = "flash attention not available" if config.batching == "auto" else "as configured"
+    return f"{size}, grouped by length with padding ({reason}); very long rows run alone"
 
 
 def flash_attention(config: TrainConfig) -> str | None:
-    """What transformers calls the flash attention that is here, for 16-bit weights on a GPU."""
+    """The name in transformers of the flash attention installed, for 16-bit weights on a GPU."""
     import torch
     from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 

@@ -2,12 +2,11 @@
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
 from components.core.config import (
     InputLocation,
     KeptLocation,
-    ObjectList,
     StageConfig,
     TextList,
     option,
@@ -19,22 +18,10 @@ if TYPE_CHECKING:
 else:
     GpuKind = Literal[("", *kinds())]
 
-SWEPT = (
-    "rank",
-    "alpha",
-    "dropout",
-    "rslora",
-    "target_modules",
-    "epochs",
-    "learning_rate",
-    "warmup_ratio",
-    "batch_size",
-    "gradient_accumulation",
-)
-"""The settings that a sweep may vary."""
-
 SHAPES_WEIGHTS = {
-    *SWEPT, "method", "load_in_4bit", "max_tokens", "seed", "batching", "stop_on_overfitting",
+    "rank", "alpha", "dropout", "rslora", "target_modules", "method",
+    "epochs", "learning_rate", "warmup_ratio", "batch_size", "gradient_accumulation", "batching",
+    "max_tokens", "stop_on_overfitting", "load_in_4bit", "seed",
 }  # fmt: skip
 """The settings on which the trained weights depend; a checkpoint is resumed under the same only."""
 
@@ -73,21 +60,7 @@ class TrainConfig(StageConfig):
     method: Literal["lora", "full"] = option(
         "lora",
         help="lora, or full: every weight is trained, for small models; the output is then a "
-        "whole model, to be given as --base-model.",
-        group="LoRA",
-    )
-
-    sweep: ObjectList = option(
-        (),
-        help='Settings to try one after another, as JSON: [{"rank": 16, "alpha": 16}, '
-        '{"rank": 64}]. The one with the least validation loss becomes the adapter.',
-        group="LoRA",
-    )
-
-    sweep_by: Literal["loss", "f1"] = option(
-        "loss",
-        help="What decides a sweep: loss, the least validation loss, or f1, the greatest F1 of "
-        "the answers written for up to 100 validation rows. The table shows both.",
+        "whole model, to pass as --base-model.",
         group="LoRA",
     )
 
@@ -96,37 +69,43 @@ class TrainConfig(StageConfig):
         2e-4, gt=0, le=1, help="Peak learning rate (cosine decay).", group="Optimizer"
     )
     warmup_ratio: float = option(
-        0.05, ge=0, lt=1, help="Share of the steps that warm up.", group="Optimizer"
+        0.05,
+        ge=0,
+        lt=1,
+        help="Fraction of the steps over which the learning rate warms up.",
+        group="Optimizer",
     )
-    batch_size: int = option(4, ge=1, le=1024, help="Rows per device and pass.", group="Optimizer")
+    batch_size: int = option(
+        4, ge=1, le=1024, help="Rows per device and forward pass.", group="Optimizer"
+    )
     gradient_accumulation: int = option(
-        4, ge=1, le=1024, help="Passes per optimizer step.", group="Optimizer"
+        4, ge=1, le=1024, help="Gradient accumulation steps.", group="Optimizer"
     )
     max_tokens: int = option(
         4096,
         ge=64,
         le=1_048_576,
-        help="Longest row in tokens; longer rows are left out and counted, never cut.",
+        help="Maximum sequence length in tokens; longer rows are skipped and counted, never "
+        "truncated.",
         group="Optimizer",
     )
     stop_on_divergence: bool = option(
         True,
-        help="Stop when after a third of the steps the loss lies clearly above its start; "
-        "otherwise it is only said. A loss that is no number always ends a training.",
+        help="Stop if, after a third of the steps, the loss is clearly above where it started; if "
+        "false, only warn. A NaN loss always stops training.",
         group="Optimizer",
     )
     stop_on_overfitting: bool = option(
         False,
-        help="Stop after a pass whose validation loss lies 2 % above the least before; otherwise "
-        "it is only said.",
+        help="Stop after an epoch whose validation loss is 2 % above the lowest before; if false, "
+        "only warn.",
         group="Optimizer",
     )
     max_too_long: float = option(
         0.1,
         ge=0,
         le=1,
-        help="Largest share of rows that may be left out because they are too long; above it the "
-        "stage stops.",
+        help="Fail if more than this fraction of rows is too long.",
         group="Optimizer",
     )
     profile: GpuKind = option(
@@ -140,20 +119,19 @@ class TrainConfig(StageConfig):
         0,
         ge=0,
         le=64,
-        help="Processes that share the rows of a step, --batch-size for each; 0 is one for each "
-        "GPU.",
+        help="Parallel processes, each with --batch-size rows; 0 is one for each GPU.",
         group="Hardware",
     )
     sharding: Literal["auto", "none", "full"] = option(
         "auto",
-        help="Whether processes share one copy of the model (full, FSDP2) or each has its own "
-        "(none); auto shares it where `raft plan` says that a whole one does not fit a GPU.",
+        help="full: processes share one copy of the model (FSDP2); none: each has its own; auto: "
+        "full where, by the estimate of `raft plan`, a whole one does not fit a GPU.",
         group="Hardware",
     )
     batching: Literal["auto", "packed", "grouped"] = option(
         "auto",
-        help="packed: the rows of a batch one after another, without padding; grouped: rows of "
-        "like length padded side by side; auto packs where a GPU has flash attention.",
+        help="packed: rows of a batch without padding; grouped: rows of similar length, padded; "
+        "auto packs where a GPU has flash attention.",
         group="Hardware",
     )
     load_in_4bit: bool = option(
@@ -165,13 +143,13 @@ class TrainConfig(StageConfig):
         True, help="Recompute activations to save memory.", group="Hardware"
     )
     dtype: Literal["auto", "bfloat16", "float32"] = option(
-        "auto", help="Weights' type; auto is bfloat16 on a GPU that has it.", group="Hardware"
+        "auto", help="Type of the weights; auto is bfloat16 on a GPU that has it.", group="Hardware"
     )
 
     checkpoints: KeptLocation = option(
         "",
-        help="Folder (local or gs://) of checkpoints, from which a stopped run goes on; by default "
-        "checkpoints/ in a local --output, and OUTPUT-checkpoints beside one on gs://.",
+        help="Folder (local or gs://) of checkpoints, from which a stopped run resumes; by default "
+        "checkpoints/ in a local --output, and OUTPUT-checkpoints next to one on gs://.",
         group="Checkpoints",
         in_pipeline=False,
     )
@@ -183,12 +161,12 @@ class TrainConfig(StageConfig):
         group="Checkpoints",
     )
     checkpoints_kept: int = option(
-        2, ge=1, le=1000, help="Newest checkpoints that are kept.", group="Checkpoints"
+        2, ge=1, le=1000, help="Checkpoints to keep.", group="Checkpoints"
     )
     fresh: bool = option(
         False,
-        help="Throw away earlier checkpoints and begin anew; not for Jobs, whose next attempt "
-        "would begin anew too.",
+        help="Discard earlier checkpoints and start over. Do not set it in a Kubernetes Job: a "
+        "retry would start over too.",
         group="Checkpoints",
         in_pipeline=False,
     )
@@ -209,28 +187,3 @@ class TrainConfig(StageConfig):
         if self.sharding == "full" and self.processes == 1:
             raise ValueError("--sharding full needs more than one process; add --processes 2")
         return self
-
-    @field_validator("sweep")
-    @classmethod
-    def _known_settings(cls, sweep: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
-        for trial in sweep:
-            for name in trial:
-                if name not in SWEPT:
-                    raise ValueError(f"cannot vary {name!r} (allowed: {', '.join(SWEPT)})")
-        return sweep
-
-    @model_validator(mode="after")
-    def _trials_are_in_range(self) -> Self:
-        self.trials()
-        return self
-
-    def trials(self) -> list[Self]:
-        """One config for each setting of the sweep, or only this one where there is none.
-
-        Raises:
-            ConfigError: a value is out of range.
-        """
-        if not self.sweep:
-            return [self]
-        rest = self.model_dump(exclude={"sweep"})
-        return [self.parse(rest | trial) for trial in self.sweep]

@@ -1,4 +1,4 @@
-"""What a training holds in the memory of one GPU.
+"""How much memory a training takes on one GPU.
 
 Exact are the bytes of weights, adapter, gradients and optimizer: they follow from the shapes.
 Activations are an estimate, and so is what splitting leaves on a GPU. No figure has been held
@@ -71,7 +71,7 @@ class Shape(NamedTuple):
                 bias=kind == "qwen2",
             )
         except KeyError as missing:
-            raise ModelError(f"{source}: no {missing} in its config.json") from None
+            raise ModelError(f"{source}: no {missing} in its config.json") from missing
 
     def linears(self) -> list[Linear]:
         """The linear layers of one decoder layer."""
@@ -126,9 +126,8 @@ def memory(shape: Shape, config: TrainConfig, longest: int, gpus: int = 1) -> Me
     """What each GPU holds, with rows of up to `longest` tokens.
 
     With more than one of them the model is split (FSDP2, arXiv 2304.11277): each holds its share,
-    and for the moment whole what it computes with: one layer, the next on its way, embedding and
-    head. An adapter, with its gradients and moments, is not split; with `--method full` gradients
-    and moments are.
+    and gathers whole what it computes with: one layer, the next, embedding and head. An adapter,
+    with its gradients and moments, is not split; with `--method full` gradients and moments are.
     """
     full = config.method == "full"
     size = weight_size(config)
@@ -154,10 +153,10 @@ def memory(shape: Shape, config: TrainConfig, longest: int, gpus: int = 1) -> Me
 
 
 def is_split(config: TrainConfig, shape: Shape, longest: int, available: int, gpus: int) -> bool:
-    """Whether the GPUs share one copy of the model: as told, else where a whole one does not fit.
+    """Whether the GPUs share one copy of the model: as set, else where a whole one does not fit.
 
     Args:
-        config: `--sharding` says what is wanted.
+        config: its `--sharding`.
         shape: of the model.
         longest: tokens of the longest row.
         available: bytes of one GPU.
@@ -187,7 +186,7 @@ def check_layers(targets: Sequence[str], linears: Iterable[str]) -> None:
     """Refuse target modules that are not among the linear layers of a model.
 
     Raises:
-        ConfigError: names those that there are.
+        ConfigError: names the layers there are.
     """
     linears = list(linears)
     if tuple(targets) != ("all-linear",) and (unknown := sorted(set(targets) - set(linears))):
@@ -212,7 +211,7 @@ def adapter_parameters(shape: Shape, config: TrainConfig) -> int:
 
 
 def activation_bytes(shape: Shape, config: TrainConfig, longest: int, size: int) -> int:
-    """An estimate of what forward and backward keep at once, for a batch of longest rows.
+    """An estimate of what forward and backward keep in memory, for a batch of longest rows.
 
     A layer keeps its input, both norms, queries, keys, values, the attention's output, gate, up
     and their product, and as inputs of the LoRA matrices the same again in 32 bits. With gradient
@@ -258,7 +257,7 @@ def read_shape(source: str) -> Shape:
     except ValueError as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(f"{source}: config.json is not JSON ({error})") from None
+        raise ModelError(f"{source}: config.json is not JSON ({error})") from error
 
 
 def _fetch(source: str) -> Path:
@@ -272,17 +271,17 @@ def _fetch(source: str) -> Path:
 
     name = "config.json"
     try:
-        if isinstance(there := try_to_load_from_cache(source, name), str):
-            return Path(there)
-        get_hf_file_metadata(hf_hub_url(source, name))  # asks once, where a download asks often
+        if isinstance(cached := try_to_load_from_cache(source, name), str):
+            return Path(cached)
+        get_hf_file_metadata(hf_hub_url(source, name))  # one request, where a download retries
         return Path(hf_hub_download(source, name))
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"--base-model {source}: no config.json to be had ({first_line(error)})",
-            hint="Give a folder, a config.json, or a hub id; a gated model needs HF_TOKEN.",
-        ) from None
+            f"--base-model {source}: config.json cannot be read ({first_line(error)})",
+            hint="Pass a folder, a config.json, or a hub id; a gated model needs HF_TOKEN.",
+        ) from error
     except Exception as error:  # what the hub's client raises has the types of its HTTP library
         raise ModelError(
             f"--base-model {source}: cannot reach {constants.ENDPOINT} ({first_line(error)})",
-            hint="Give a folder or a config.json, or try again with a connection.",
-        ) from None
+            hint="Pass a folder or a config.json, or try again with a connection.",
+        ) from error

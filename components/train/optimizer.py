@@ -1,4 +1,4 @@
-"""What the optimizer and the schedule remember, as one file beside the weights of a checkpoint.
+"""The state of the optimizer and the schedule, in one file next to a checkpoint's weights.
 
     optimizer.safetensors    `3.exp_avg`: a moment of the fourth parameter that is trained; in the
                              metadata, the optimizer's settings and the schedule as JSON
@@ -27,8 +27,8 @@ def save(optimizer: Any, schedule: Any, folder: Path, *, write: bool) -> None:
                 tensors[f"{number}.{name}"] = whole.cpu().contiguous()
     if write:
         groups = optimizer.state_dict()["param_groups"]
-        told = {"groups": json.dumps(groups), "schedule": json.dumps(schedule.state_dict())}
-        save_file(tensors, folder / FILE, metadata=told)
+        metadata = {"groups": json.dumps(groups), "schedule": json.dumps(schedule.state_dict())}
+        save_file(tensors, folder / FILE, metadata=metadata)
 
 
 def load(optimizer: Any, schedule: Any, folder: Path) -> None:
@@ -48,9 +48,9 @@ def load(optimizer: Any, schedule: Any, folder: Path) -> None:
                     value, parameter.device_mesh, parameter.placements, src_data_rank=None
                 )
             state.setdefault(int(number), {})[name] = value
-        told = file.metadata()
-    optimizer.load_state_dict({"state": state, "param_groups": json.loads(told["groups"])})
-    schedule.load_state_dict(json.loads(told["schedule"]))
+        metadata = file.metadata()
+    optimizer.load_state_dict({"state": state, "param_groups": json.loads(metadata["groups"])})
+    schedule.load_state_dict(json.loads(metadata["schedule"]))
 
 
 def _parameters(optimizer: Any) -> list[Any]:

@@ -1,57 +1,30 @@
-"""What a training tells: progress, the record of how it went, and TensorBoard events."""
+"""The record of a training, and the same as TensorBoard events."""
 
 import os
 import shutil
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.core.gpus import of_device
 from components.core.ledger import peak_memory
 from components.core.models import choose_dtype
-from components.core.progress import Task, task
 from components.core.records import LossPoint, TrainingRecord
-from components.train.batching import batching_in_words
-from components.train.chat import Examples
+from components.train.batching import describe_batching
 from components.train.config import TrainConfig
 from components.train.memory import flops_per_token
 from components.train.report import warnings
+from components.train.rows import Rows
 
 if TYPE_CHECKING:
-    from transformers import TrainerCallback
     from trl import SFTTrainer
-
-
-def reporting(bar: ExitStack) -> "TrainerCallback":
-    """A callback that shows a progress bar, opened on `bar` once the number of steps is known."""
-    from transformers import TrainerCallback
-
-    class Reporting(TrainerCallback):
-        progress: Task
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.progress = bar.enter_context(task("training", state.max_steps, "steps"))
-            self.progress.advance(state.global_step)
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.progress.advance()
-
-        def on_log(
-            self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any
-        ) -> None:
-            for name, shown in (("loss", "loss"), ("eval_loss", "validation")):
-                if name in logs and hasattr(self, "progress"):
-                    self.progress.advance(0, **{shown: float(logs[name])})
-
-    return Reporting()
 
 
 def make_record(
     config: TrainConfig,
-    examples: Examples,
+    rows: Rows,
     trainer: "SFTTrainer",
     seconds: float,
-    counts: tuple[int, int],
+    parameters: tuple[int, int],
     sharing: str,
 ) -> TrainingRecord:
     tokens = int(trainer.state.num_input_tokens_seen)
@@ -59,19 +32,19 @@ def make_record(
     validated = [point.loss for point in curve if point.split == "validation"]
     return TrainingRecord(
         base_model=config.base_model,
-        rows_train=len(examples.train),
-        rows_validation=len(examples.validation),
-        rows_too_long=len(examples.too_long),
-        left_out=examples.too_long,
+        rows_train=len(rows.train),
+        rows_validation=len(rows.validation),
+        rows_too_long=len(rows.too_long),
+        left_out=rows.too_long,
         steps=trainer.state.global_step,
         epochs=config.epochs,
-        trainable_parameters=counts[0],
-        total_parameters=counts[1],
+        trainable_parameters=parameters[0],
+        total_parameters=parameters[1],
         tokens=tokens,
         tokens_per_second=round(tokens / max(seconds, 1e-9), 1),
         seconds=round(seconds, 3),
-        mfu=_mfu(config, trainer, counts, tokens, seconds),
-        batching=batching_in_words(config),
+        mfu=_mfu(config, trainer, parameters, tokens, seconds),
+        batching=describe_batching(config),
         sharing=sharing,
         warnings=warnings(curve),
         peak_memory_bytes=peak_memory(),
@@ -107,7 +80,7 @@ def read_curve(history: list[dict[str, Any]]) -> list[LossPoint]:
 def _mfu(
     config: TrainConfig,
     trainer: "SFTTrainer",
-    counts: tuple[int, int],
+    parameters: tuple[int, int],
     tokens: int,
     seconds: float,
 ) -> float | None:
@@ -121,7 +94,7 @@ def _mfu(
     if gpu is None or not rows:
         return None
     shape = trainer.model.config.get_text_config()
-    trainable, total = counts
+    trainable, total = parameters
     outside = 1 if shape.tie_word_embeddings else 2
     inner = total - outside * shape.vocab_size * shape.hidden_size
     a_token = flops_per_token(
@@ -138,7 +111,7 @@ def _mfu(
 def write_events(folder: Path, history: list[dict[str, Any]]) -> None:
     """The whole history as TensorBoard events, in a folder `tensorboard`.
 
-    Written anew each time, so that a run which was stopped shows as one.
+    Rewritten each time, so that a run which was stopped shows as one.
     """
     from tensorboardX import SummaryWriter
 
@@ -149,3 +122,9 @@ def write_events(folder: Path, history: list[dict[str, Any]]) -> None:
                 if name not in ("step", "epoch") and isinstance(value, int | float):
                     group = "validation" if name.startswith("eval_") else "train"
                     writer.add_scalar(f"{group}/{name.removeprefix('eval_')}", value, entry["step"])
+
+
+def remove_extras(folder: Path) -> None:
+    """Remove what the trainer writes next to the weights: a pickle, and a card of placeholders."""
+    for name in ("training_args.bin", "README.md"):
+        (folder / name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The page about a training: what went well and what did not in words, then curves and figures.
+"""The page about a training: its result and warnings in words, then curves and figures.
 
 The curves are drawn as SVG, so that the page is one file, follows the reader's colours, and the
 image of this stage needs no plotting library.
@@ -37,11 +37,11 @@ class Line(NamedTuple):
 
 
 def warnings(curve: Sequence[LossPoint]) -> list[str]:
-    """What a person should know about a training that came to its end, in sentences."""
-    said = []
+    """What a person should know about a finished training, in sentences."""
+    sentences = []
     train = [point.loss for point in curve if point.split == "train"]
     if above_start(train):
-        said.append(
+        sentences.append(
             f"The training loss ended above where it began ({fmean(train[-5:]):.3f} against "
             f"{train[0]:.3f}): lower --learning-rate or raise --warmup-ratio."
         )
@@ -50,21 +50,21 @@ def warnings(curve: Sequence[LossPoint]) -> list[str]:
         best = min(validation, key=lambda point: point.loss)
         last = validation[-1]
         if overfits([point.loss for point in validation]):
-            said.append(
-                f"Overfitting: the validation loss was least at step {best.step} "
+            sentences.append(
+                f"Overfitting: the validation loss was lowest at step {best.step} "
                 f"({best.loss:.4f}) and ended at {last.loss:.4f}. Lower --epochs, --rank or "
                 "--learning-rate, or generate more rows."
             )
-    return said
+    return sentences
 
 
 def overfits(validation: Sequence[float]) -> bool:
-    """Whether the last validation loss lies 2 % above the least."""
+    """Whether the last validation loss is 2 % above the lowest."""
     return len(validation) > 1 and validation[-1] > 1.02 * min(validation)
 
 
 def above_start(losses: Sequence[float]) -> bool:
-    """Whether the last five of at least ten losses lie clearly above the first: by 20 % and 0.1.
+    """Whether the last five of at least ten losses are clearly above the first: by 20 % and 0.1.
 
     Less may be chance: the first loss is that of one batch.
     """
@@ -80,9 +80,6 @@ def write_page(record: TrainingRecord) -> str:
     lines = [Line("training", train, BLUE), Line("validation", validation, ORANGE, 2, dots=True)]
     parts.append(_chart("loss per answer token (nats), by step", lines))
     parts.append(html_table(_figures(record)))
-    if record.sweep and description:
-        parts += ["<h2>Settings tried</h2>", html_table(description.table)]
-        parts.append(_chart("validation loss of each setting, by step", _trials(record)))
     rates = [
         (point.step, point.learning_rate)
         for point in record.curve
@@ -96,22 +93,10 @@ def _losses(curve: Sequence[LossPoint], split: str) -> list[tuple[int, float]]:
     return [(point.step, point.loss) for point in curve if point.split == split]
 
 
-def _trials(record: TrainingRecord) -> list[Line]:
-    """A line for every setting of a sweep, in hues far from each other; the chosen one is thick."""
-    lines = []
-    for number, trial in enumerate(record.sweep):
-        name = " ".join(f"{name}={value}" for name, value in trial.settings.items()) or "defaults"
-        hue = 360 * number // len(record.sweep)
-        points = _losses(trial.curve, "validation")
-        width = 3 if trial.chosen else 1.5
-        lines.append(Line(name, points, f"hsl({hue} 60% 50%)", width, dots=True))
-    return lines
-
-
 def _figures(record: TrainingRecord) -> Table:
     rows = [
         ("rows", f"{record.rows_train} and {record.rows_validation} for validation"),
-        ("left out, too long", str(record.rows_too_long)),
+        ("skipped, too long", str(record.rows_too_long)),
         ("steps", str(record.steps)),
         ("time", duration(record.seconds)),
         ("tokens", f"{record.tokens:,} ({record.tokens_per_second:,.0f} a second)"),
@@ -128,7 +113,7 @@ def _figures(record: TrainingRecord) -> Table:
 
 
 def _chart(title: str, lines: Sequence[Line], height: int = HEIGHT) -> str:
-    """Lines over steps, as SVG; nothing where there is nothing to draw."""
+    """Lines over steps, as SVG; "" where there is nothing to draw."""
     finite = [
         line._replace(points=[(step, value) for step, value in line.points if math.isfinite(value)])
         for line in lines

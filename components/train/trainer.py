@@ -1,26 +1,25 @@
-"""One setting, trained: the model, TRL's trainer and its settings, from here to the adapter."""
+"""Train an adapter: the model, TRL's trainer and its settings, from here to the result."""
 
 import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.core.errors import ConfigError, ModelError
-from components.core.metrics import score
+from components.core.errors import ConfigError
 from components.core.models import choose_dtype, load_model
 from components.core.progress import say
-from components.core.raft_form import find_answer
-from components.core.records import Run, TrainingRecord
+from components.core.records import TrainingRecord
 from components.core.storage import write_json
 from components.train import varlen
-from components.train.batching import batching_in_words, flash_attention, packs
-from components.train.chat import Examples, count_tokens
-from components.train.checkpoints import FINISHED, Checkpoints
+from components.train.batching import describe_batching, flash_attention, packs
+from components.train.checkpoints import Checkpoints, Resumed
 from components.train.config import TrainConfig
-from components.train.memory import GIB, check_layers, is_split, memory, read_shape
-from components.train.record import count_parameters, make_record, reporting, write_events
-from components.train.shortage import explained
-from components.train.stopping import listening_for_sigterm
+from components.train.memory import check_layers
+from components.train.out_of_memory import explained
+from components.train.record import count_parameters, make_record, remove_extras, write_events
+from components.train.rows import Rows
+from components.train.sharding import choose_sharding
+from components.train.signals import listening_for_sigterm
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -29,80 +28,70 @@ if TYPE_CHECKING:
     from components.train.answer_trainer import AnswerTrainer
 
 
-def fit(
+def train_adapter(
     config: TrainConfig,
     tokenizer: Any,
-    examples: Examples,
+    rows: Rows,
     checkpoints: Checkpoints,
-    found: tuple[Path, Run] | None,
-    answers: int = 0,
-) -> TrainingRecord:
-    """Train one setting, or go on from the checkpoint found; keep its adapter as `finished`.
-
-    With `answers`, the tuned model answers so many validation rows, and its F1 is recorded.
+    resumed: Resumed | None,
+) -> None:
+    """Train from the start or from a checkpoint; `checkpoints` keeps the result as finished.
 
     Raises:
         ConfigError: the layers do not exist.
         Diverged: the loss is no number, or stays above its start.
         SystemExit: SIGTERM came; what was trained is in a checkpoint.
     """
-    from components.train.answer_trainer import clean
-    from components.train.flow import Flow
+    from components.train.callbacks import Checkpointing, Divergence, Progress
 
-    first = os.environ.get("RANK", "0") == "0"  # of several processes, one speaks
-    split, said = _splitting(config, tokenizer, examples)
+    first = os.environ.get("RANK", "0") == "0"  # of several processes, one logs
+    split, sharing = choose_sharding(config, rows)
     if first:
-        say(f"  {batching_in_words(config)}")
-        if said:
-            say(f"  {said}")
+        say(f"  {describe_batching(config)}")
+        if sharing:
+            say(f"  {sharing}")
     # A model whose every weight is trained is read from the checkpoint, share by share.
-    source = str(found[0]) if found and split and config.method == "full" else config.base_model
-    with explained(config), ExitStack() as held:
-        trainer = build(
-            config, tokenizer, examples.train, examples.validation, checkpoints.folder,
-            split=split, source=source,
-        )  # fmt: skip
+    source = str(resumed.folder) if resumed and split and config.method == "full" else ""
+    with explained(config), ExitStack() as stack:
+        trainer = build(config, tokenizer, rows, checkpoints.folder, split=split, source=source)
         # Now: tied weights that are split are two for a while.
-        counts = count_parameters(trainer.model)
-        stop = held.enter_context(listening_for_sigterm())
-        flow = Flow(trainer, config, checkpoints, found, stop)
+        parameters = count_parameters(trainer.model)
+        sigterm = stack.enter_context(listening_for_sigterm())
+        trainer.add_callback(Divergence(config))
         if first:
-            trainer.add_callback(reporting(held))
-        if first and found:
-            say(f"  going on after step {found[1].step}, from {found[0].name}")
-        flow.run()
-        record = make_record(config, examples, trainer, flow.seconds, counts, said)
-        if answers:  # of all processes: they hear SIGTERM together, and may share a model
-            scored = _answer_f1(config, trainer, tokenizer, examples.validation[:answers], flow)
-            record = record.model_copy(update={"answer_f1": scored})
+            trainer.add_callback(Progress(stack))
+        if first and resumed:
+            say(f"  resuming after step {resumed.run.step}, from {resumed.folder.name}")
+        checkpointing = Checkpointing(trainer, config, checkpoints, resumed, sigterm)
+        checkpointing.train()
+        seconds = checkpointing.seconds
+        record = make_record(config, rows, trainer, seconds, parameters, sharing)
 
         def write(folder: Path) -> None:
             trainer.save_model(str(folder))
-            clean(folder)
+            remove_extras(folder)
             write_events(folder, trainer.state.log_history)
             write_json(folder / TrainingRecord.FILE, record)
 
         if first:
-            checkpoints.finish(write, trainer.state.global_step, flow.seconds)
+            checkpoints.finish(write, trainer.state.global_step, seconds)
         elif split:
-            trainer.save_model(str(checkpoints.folder / FINISHED))  # gives its shares
+            trainer.save_model(str(checkpoints.result))  # this process's share
         trainer.accelerator.wait_for_everyone()
     for text in record.warnings if first else ():
         say(f"  {text}")
-    return record
 
 
 def build(
     config: TrainConfig,
     tokenizer: Any,
-    train: list[Any],
-    validation: list[Any],
+    rows: Rows,
     folder: Path,
     *,
     split: bool = False,
     source: str = "",
 ) -> "AnswerTrainer":
-    """The trainer of one setting; its checkpoints go to `folder`.
+    """The trainer; its checkpoints go to `folder`.
 
     With `split`, all processes share one copy of the model. `source` takes the place of the base
     model.
@@ -124,8 +113,8 @@ def build(
     trainer = AnswerTrainer(
         model=model,
         args=_sft_config(config, folder),
-        train_dataset=datasets.Dataset.from_list(train),
-        eval_dataset=datasets.Dataset.from_list(validation) if validation else None,
+        train_dataset=datasets.Dataset.from_list(rows.train),
+        eval_dataset=datasets.Dataset.from_list(rows.validation) if rows.validation else None,
         processing_class=tokenizer,
         peft_config=_lora_config(config) if config.method == "lora" else None,
     )
@@ -139,7 +128,7 @@ def build(
 
 
 def _check_targets(config: TrainConfig, model: Any) -> None:
-    """Refuse --target-modules that the model has none of; PEFT minds only where it has none at all.
+    """Refuse --target-modules that the model lacks; PEFT refuses only where it lacks all of them.
 
     Raises:
         ConfigError: names the model's linear layers.
@@ -162,40 +151,6 @@ def _check_targets(config: TrainConfig, model: Any) -> None:
         check_layers(missing, dict.fromkeys(linears))
 
 
-def _splitting(config: TrainConfig, tokenizer: Any, examples: Examples) -> tuple[bool, str]:
-    """Whether the processes share one copy of the model, and why, in words; "" for one process.
-
-    Raises:
-        ConfigError: it is to be shared, and there is one process.
-    """
-    import torch
-
-    number = int(os.environ.get("WORLD_SIZE", "1"))
-    if number == 1:
-        if config.sharding == "full":
-            raise ConfigError(
-                "--sharding full: there is one process, which has nobody to share with",
-                hint="Leave it out, or give --processes 2 or more.",
-            )
-        return False, ""
-    shared, whole = f"one copy of the model on {number} processes", "a whole model on each process"
-    if config.sharding != "auto" or not torch.cuda.is_available():
-        return (True, f"{shared} (FSDP)") if config.sharding == "full" else (False, whole)
-    try:
-        shape = read_shape(config.base_model)
-    except ModelError as error:
-        return False, f"{whole}; whether it fits is not known ({error})"
-    longest = max(examples.train, key=lambda row: len(str(row)))
-    tokens = count_tokens(tokenizer, longest)
-    available = int(torch.cuda.get_device_properties(0).total_memory)
-    needed = memory(shape, config, tokens).total
-    estimate = f"{needed / GIB:.1f} GiB by estimate, of {available / GIB:.1f}"
-    if not is_split(config, shape, tokens, available, number):
-        return False, f"{whole} ({estimate})"
-    share = memory(shape, config, tokens, number).total
-    return True, f"{shared} (FSDP): a whole one takes {estimate}, a share {share / GIB:.1f}"
-
-
 def _model(config: TrainConfig, source: str, split: bool) -> Any:
     import torch
 
@@ -207,7 +162,7 @@ def _model(config: TrainConfig, source: str, split: bool) -> Any:
         shares = DistributedConfig(fsdp_size=int(os.environ["WORLD_SIZE"]))
         options |= {"distributed_config": shares, "device_map": None}
     elif torch.cuda.is_available():
-        # All of it: "auto" would put what does not fit on the CPU, and say nothing.
+        # All of it: "auto" would silently put what does not fit on the CPU.
         options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
     if packs(config) and (flash := flash_attention(config)):
         varlen.register()
@@ -224,11 +179,11 @@ def _model(config: TrainConfig, source: str, split: bool) -> Any:
         raise ConfigError(
             f"--sharding full: the model's head is its embeddings, whose {rows} rows the "
             "processes cannot share evenly",
-            hint="Give another number of --processes, --sharding none, or --method lora.",
+            hint="Pass another number of --processes, --sharding none, or --method lora.",
         )
     for module in model.modules():
         # On some CPUs bitsandbytes rearranges 4-bit weights at the first validation, for a kernel
-        # through which no gradient flows: training would go on without learning, and say nothing.
+        # through which no gradient flows: training would silently stop learning.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
@@ -244,8 +199,7 @@ def _sft_config(config: TrainConfig, folder: Path) -> "SFTConfig":
         output_dir=str(folder),
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch_size,
-        # The mean over rows then does not depend on how they are batched, and settings of a sweep
-        # are measured alike.
+        # The mean over rows then does not depend on how they are batched, so trials compare.
         per_device_eval_batch_size=1,
         gradient_accumulation_steps=config.gradient_accumulation,
         learning_rate=config.learning_rate,
@@ -254,7 +208,7 @@ def _sft_config(config: TrainConfig, folder: Path) -> "SFTConfig":
         weight_decay=0.0,
         bf16=dtype == torch.bfloat16,
         gradient_checkpointing=config.gradient_checkpointing,
-        max_length=None,  # rows that are too long were left out; nothing is cut
+        max_length=None,  # rows that are too long were skipped; none is truncated
         padding_free=packs(config),
         completion_only_loss=True,
         seed=config.seed,
@@ -262,10 +216,10 @@ def _sft_config(config: TrainConfig, folder: Path) -> "SFTConfig":
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
         include_num_input_tokens_seen="non_padding",
-        eval_strategy="no",  # when to validate and to save is decided below
+        eval_strategy="no",  # when to validate and to save: callbacks.py
         save_strategy="no",
         logging_steps=1,
-        logging_nan_inf_filter=False,  # a loss that is not a number is to be seen
+        logging_nan_inf_filter=False,  # a loss that is not a number must show
         report_to="none",
         disable_tqdm=True,
     )
@@ -283,40 +237,3 @@ def _lora_config(config: TrainConfig) -> "LoraConfig":
         target_modules=targets[0] if targets == ["all-linear"] else targets,
         task_type="CAUSAL_LM",
     )
-
-
-def _answer_f1(
-    config: TrainConfig, trainer: "AnswerTrainer", tokenizer: Any, rows: list[Any], flow: Any
-) -> float | None:
-    """Mean token F1 of the answers that the tuned model writes, greedily, for validation rows."""
-    import torch
-
-    if not rows:
-        return None
-    model = trainer.accelerator.unwrap_model(trainer.model).eval()
-    written = [tokenizer(row["completion"][0]["content"])["input_ids"] for row in rows]
-    room = round(1.5 * max(map(len, written))) + 8
-    side, tokenizer.padding_side = tokenizer.padding_side, "left"
-    scores = []
-    try:
-        for start in range(0, len(rows), config.batch_size):
-            flow.leave_if_asked()
-            batch = rows[start : start + config.batch_size]
-            prompts = tokenizer.apply_chat_template(
-                [row["prompt"] for row in batch],
-                add_generation_prompt=True,
-                padding=True,
-                return_dict=True,
-                return_tensors="pt",
-            ).to(model.device)
-            with torch.no_grad():
-                found = model.generate(**prompts, max_new_tokens=room, do_sample=False)
-            texts = tokenizer.batch_decode(
-                found[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True
-            )
-            for row, text in zip(batch, texts, strict=True):
-                gold, _ = find_answer(row["completion"][0]["content"])
-                scores.append(score(find_answer(text)[0], gold).f1)
-    finally:
-        tokenizer.padding_side = side
-    return sum(scores) / len(scores)

@@ -1,8 +1,8 @@
 """Attention inside each row where rows follow each other without padding: torch's own kernel.
 
 Flash attention with variable lengths (arXiv 2307.08691) is part of torch, so packing needs no
-further package in the image. It has been compared with padded rows on no GPU of ours yet: `works`
-compares it on the GPU at hand before it is used.
+further package in the image. `works` compares it with plain attention on the GPU at hand before it
+is used.
 """
 
 import os
@@ -10,11 +10,11 @@ from functools import cache
 from typing import Any
 
 NAME = "torch_varlen"
-"""What transformers calls it once it is registered."""
+"""Its name in transformers, once registered."""
 
 
 def register() -> None:
-    """Make it known to transformers."""
+    """Register it with transformers."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, attend)
@@ -57,8 +57,8 @@ def agrees(kernel: Any, device: str, dtype: Any) -> bool:
     alone = []
     for row in zip(*(side.split(lengths) for side in (query, key, value)), strict=True):
         q, k, v = (part.transpose(0, 1)[None].float() for part in row)
-        found = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        alone.append(found[0].transpose(0, 1))
+        output = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        alone.append(output[0].transpose(0, 1))
     expected = torch.cat(alone)
     weight = torch.randn(packed.shape, generator=generator).to(device)
     outputs = [packed.float(), expected]
@@ -80,7 +80,7 @@ def attend(
     max_length_q: int | None = None,
     **rest: Any,
 ) -> tuple[Any, None]:
-    """Attention as transformers asks for it; rows without given bounds go through torch's sdpa.
+    """Attention in the form of transformers; rows without bounds go through torch's sdpa.
 
     Args:
         module: the attention layer.
@@ -92,7 +92,7 @@ def attend(
         sliding_window: how many tokens a token sees, itself included; None for all before it.
         cu_seq_lens_q: where each row begins, and the end, int32 [rows + 1].
         max_length_q: tokens of the longest row.
-        rest: what other ways of attention take.
+        rest: what other implementations take.
 
     Returns:
         [1, tokens, heads, width], and no weights.
@@ -104,13 +104,13 @@ def attend(
     if rest.get("s_aux") is not None:
         raise NotImplementedError("attention sinks need --batching grouped")
     if cu_seq_lens_q is None or attention_mask is not None:
-        found, _ = sdpa_attention_forward(
+        output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **rest
         )
-        return found, None
+        return output, None
     dtype = get_target_dtype(query, module) or query.dtype
     rows = (part[0].transpose(0, 1).to(dtype) for part in (query, key, value))
-    found = varlen.varlen_attn(
+    output = varlen.varlen_attn(
         *rows,
         cu_seq_lens_q,
         cu_seq_lens_q,
@@ -120,11 +120,11 @@ def attend(
         window_size=(sliding_window - 1 if sliding_window else -1, 0),
         enable_gqa=key.shape[1] != query.shape[1],
     )
-    return found[None], None
+    return output[None], None
 
 
 def mask(*args: Any, **named: Any) -> Any:
-    """No mask for packed rows, whose bounds say it all: it would have the square of their tokens.
+    """No mask for packed rows, whose bounds suffice: it would have the square of their tokens.
 
     Where scores are capped, which the kernel cannot do, there is one, and with it sdpa.
     """

@@ -102,7 +102,7 @@ def plan(base_model: str, rows: int, row_tokens: int, mfu: float, **given: Any) 
     help="Folder that receives comparison.html and comparison.md.",
 )
 def compare(runs: tuple[str, ...], output: Path) -> None:
-    """Compare finished runs: F1 of every arm, gains with intervals, what 4 bits keep.
+    """Compare finished runs: the best, F1 of every arm, gains with intervals, what 4 bits keep.
 
     RUN is a folder (local or gs://) of raft eval, or one above it.
 
@@ -111,9 +111,12 @@ def compare(runs: tuple[str, ...], output: Path) -> None:
       raft compare runs/llama-3.1 runs/mistral --output comparison/
     """
     from components.core.progress import say
+    from components.report.comparison import best
     from components.report.summary import compare
 
     trials = compare(runs, output)
+    for sentence in best(trials):
+        say(f"  {sentence}")
     say(f"{len(trials)} evaluations: {output / 'comparison.html'}")
 
 

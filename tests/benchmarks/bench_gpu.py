@@ -51,13 +51,13 @@ def train(model: Path, shape: str, in_4bit: bool, scratch: Path) -> None:
     """Train, and print how it went."""
     import torch
 
+    from components.core.chat import IGNORED
     from components.core.models import load_tokenizer
     from components.train import trainer
-    from components.train.answer_trainer import IGNORED
-    from components.train.chat import Examples
     from components.train.config import TrainConfig
     from components.train.memory import GIB, memory, read_shape
     from components.train.record import count_parameters, make_record
+    from components.train.rows import Rows
 
     chance = random.Random(0)
     rows = []
@@ -69,12 +69,13 @@ def train(model: Path, shape: str, in_4bit: bool, scratch: Path) -> None:
         {"dataset": "-", "base_model": str(model), "output": str(scratch), "epochs": EPOCHS,
          "batch_size": BATCH, "gradient_accumulation": 1, "load_in_4bit": in_4bit}
     )  # fmt: skip
-    made = trainer.build(config, load_tokenizer(str(model)), rows, [], scratch)
+    dataset = Rows(rows, [], [])
+    made = trainer.build(config, load_tokenizer(str(model)), dataset, scratch)
     counts = count_parameters(made.model)
     started = time.perf_counter()
     made.train()
     seconds = time.perf_counter() - started
-    record = make_record(config, Examples(rows, [], ()), made, seconds, counts, "")
+    record = make_record(config, dataset, made, seconds, counts, "")
     on_gpu = torch.cuda.is_available()
     peak = torch.cuda.max_memory_reserved() if on_gpu else record.peak_memory_bytes
     # Eight rows of 512 tokens: no row is longer, so the plan is made for that length.

@@ -364,15 +364,15 @@ def test_docker_stop_during_training_leaves_a_checkpoint_that_goes_on(
         images,
         ("--network=none", *mounts),
         (f"raft-train:{VERSION}", *flags),
-        lambda said: any(tmp_path.glob("adapter/checkpoints/1/checkpoint-*/manifest.json")),
+        lambda said: any(tmp_path.glob("adapter/checkpoints/checkpoint-*/manifest.json")),
     )
     found = re.search(r"stopped after step (\d+); the same command goes on", said)
     assert found, said
     step = int(found[1])
-    assert (tmp_path / "adapter/checkpoints/1" / f"checkpoint-{step}" / MANIFEST).exists()
+    assert (tmp_path / "adapter/checkpoints" / f"checkpoint-{step}" / MANIFEST).exists()
     again = run(images, "train", *flags, options=(*LOCKED_DOWN, *mounts))
     assert again.returncode == 0, again.stderr
-    assert f"going on after step {step}" in again.stderr
+    assert f"resuming after step {step}" in again.stderr
     verify(tmp_path / "adapter", "--output")
 
 

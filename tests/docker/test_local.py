@@ -120,12 +120,13 @@ def run(
 
 @pytest.fixture(scope="module")
 def whole(run: Runner) -> Run:
-    """The happy path, with a sweep of two settings."""
+    """The happy path."""
     return run(
         "raft",
         base_model=str(run.model),
         learning_rate=3e-3,
-        sweep=[{"rank": 2, "alpha": 4}, {"rank": 8, "alpha": 16}],
+        rank=8,
+        alpha=16,
         max_memory_ratio=1.0,
     )
 
@@ -154,16 +155,13 @@ def test_metrics_are_announced_as_metadata(whole: Run) -> None:
             assert artifact["uri"] == str(whole.artifact(step, name))
 
 
-def test_the_sweep_keeps_the_setting_with_the_least_validation_loss(whole: Run) -> None:
+def test_the_adapter_has_the_runs_settings(whole: Run) -> None:
     adapter = whole.artifact("train", "adapter")
     record = read_json(adapter / "training.json", TrainingRecord)
-    assert [trial.settings["rank"] for trial in record.sweep] == [2, 8]
-    (chosen,) = (trial for trial in record.sweep if trial.chosen)
-    assert chosen.validation_loss == min(trial.validation_loss for trial in record.sweep)
-    assert record.validation_loss == chosen.validation_loss
-    assert json.loads((adapter / "adapter_config.json").read_text())["r"] == chosen.settings["rank"]
+    lora = json.loads((adapter / "adapter_config.json").read_text())
+    assert (lora["r"], lora["lora_alpha"]) == (8, 16)
     table = whole.artifact("train", "settings").read_text()
-    assert "chosen" in table and "| alpha | rank |" in table and "| 16 | 8 |" in table
+    assert "| step | validation loss |" in table and f"{record.validation_loss:.4f}" in table
 
 
 def test_the_summary_tells_the_whole_run(whole: Run) -> None:

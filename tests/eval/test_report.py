@@ -250,7 +250,7 @@ def test_quantize_checks_own_figures_are_preferred() -> None:
     assert "4-bit weights take 5.7 GB instead of 16.1 GB in 16-bit: 35.5%" in page.text
     assert "Four bits will do." in page.text
     kept = {"model.embed_tokens.weight": 1_050_000_000}
-    more = measured.model_copy(update={"kept": kept, "head": "4bit"})
+    more = measured.model_copy(update={"kept": kept, "quantize_lm_head": True})
     page = Page(report.render(figures, pair(1, 0), more, [LEDGER]))
     assert "Stays in 16 bits" in page.text
     assert "model.embed_tokens.weight" in page.text and "1.05 GB" in page.text

@@ -407,7 +407,7 @@ def test_kept_generations(
 
 @pytest.mark.fault(
     "Damaged artifacts", "every file of the newest checkpoint, and its manifest, in seven ways",
-    "passed over for the one before, and said so",
+    "skipped for the one before, and logged",
 )  # fmt: skip
 def test_checkpoints(tmp_path: Path, capfd: pytest.CaptureFixture[str], tally: Tally) -> None:
     from components.core.progress import console
@@ -428,9 +428,9 @@ def test_checkpoints(tmp_path: Path, capfd: pytest.CaptureFixture[str], tally: T
             checkpoints = make()
             damage(tmp_path / "kept" / "checkpoint-20" / name, how)
             found = checkpoints.newest()
-            assert found is not None and found[1].step == 10
+            assert found is not None and found.run.step == 10
             said = capfd.readouterr().err
-            assert "passed over" in said or (name, how) == (MANIFEST, "missing")
+            assert "is skipped" in said or (name, how) == (MANIFEST, "missing")
             shutil.rmtree(tmp_path / "kept")
             tally.tried(1)
 

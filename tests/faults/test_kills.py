@@ -365,9 +365,9 @@ class Chain:
     def count_steps(self, run: Run, kind: str) -> None:
         """Keep how far an attempt came, and what the one before it has lost."""
         said = run.said()
-        resumed = re.search(r"going on after step (\d+)", said)
+        resumed = re.search(r"resuming after step (\d+)", said)
         begun = int(resumed[1]) if resumed else 0
-        if "trained before" in said:
+        if "already trained" in said:
             begun = self.whole.calls
         elif not resumed and not self.calls_of_attempt:
             return  # it was killed before it could go on

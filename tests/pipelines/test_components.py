@@ -112,11 +112,10 @@ def test_every_parameter_reaches_the_stage(pipeline: dict) -> None:
         "checkpoint_steps": 5, "checkpoints_kept": 1, "rslora": True, "method": "full",
         "max_too_long": 0.5, "stop_on_divergence": False,
             "stop_on_overfitting": True, "batching": "grouped",
-        "load_in_4bit": False, "processes": 2, "sharding": "full", "sweep_by": "f1",
-        "sweep": [{"rank": 16, "target_modules": ["q_proj"]}, {"learning_rate": 1e-05}],
+        "load_in_4bit": False, "processes": 2, "sharding": "full",
     }  # fmt: skip
     config = parse("train", render(container["args"], changed))
-    changed |= {"target_modules": ("q_proj", "v_proj"), "sweep": tuple(changed["sweep"])}
+    changed |= {"target_modules": ("q_proj", "v_proj")}
     assert {name: getattr(config, name) for name in changed} == changed
 
 

@@ -16,7 +16,7 @@ from components.core.gpus import kinds
 from components.core.ledger import read_prices
 from components.train.config import TrainConfig
 from components.train.memory import GIB, Shape, is_split, memory, read_shape
-from components.train.shortage import what_to_lower
+from components.train.out_of_memory import what_to_lower
 from pipelines.plan import Plan, plan
 from tests.conftest import REPOSITORY, Raft
 

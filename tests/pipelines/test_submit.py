@@ -410,7 +410,7 @@ OTHERS: dict[str, Any] = {
     **TEACHER,
     "chunk_tokens": 256, "max_chunks": 7, "questions_per_chunk": 2, "distractors": 5,
     "oracle_probability": 1.0, "rank": 16, "alpha": 32, "learning_rate": 1e-4, "epochs": 1.5,
-    "sweep": '[{"rank": 16}, {"rank": 64}]', "max_memory_ratio": 0.4, "gate": "stop",
+    "max_memory_ratio": 0.4, "gate": "stop",
     "max_questions": 9, "seed": 3, "train_gpus": "2", "memory": "80Gi", "trials": [TRIAL],
     "tolerations": [{"key": "a", "operator": "Exists"}],
     "node_selector": {"cloud.google.com/gke-accelerator": "nvidia-l4"}, "arms": ["base", "raft"],

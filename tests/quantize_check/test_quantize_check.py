@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from components.core.chat import Rendered, render
 from components.core.describe import describe
 from components.core.errors import DataError, ModelError
 from components.core.fingerprints import check_base
@@ -17,6 +18,7 @@ from components.core.records import QuantizationReport, RaftRow, read_json, read
 from components.core.storage import verify
 from components.core.weight_sizes import predict_weight_bytes, weight_bytes
 from components.quantize_check import quantize_check
+from components.quantize_check.comparison import Comparison
 from components.quantize_check.config import QuantizeCheckConfig
 
 
@@ -85,10 +87,10 @@ def test_what_was_predicted_is_what_is_measured(
 ) -> None:
     """And the head's price: with and without it in 4 bits, in one run, both checkpoints usable."""
     report = check(
-        world_dataset, untied, any_adapter, tmp_path / "out", head="4bit", export="4bit",
+        world_dataset, untied, any_adapter, tmp_path / "out", quantize_lm_head=True, export="4bit",
         max_memory_ratio=1,
     )  # fmt: skip
-    kept = report.head_kept
+    kept = report.lm_head_16bit
     assert kept is not None
     # Beside the weights lie the frequencies of the rotary embeddings, in 32 bits.
     beside = report.weight_bytes_16bit - report.predicted_bytes_16bit
@@ -125,7 +127,7 @@ def test_llama_3_8b_takes_about_36_percent_and_31_with_its_head(tmp_path: Path) 
     full, small = predict_weight_bytes(str(tmp_path))
     assert full == 2 * 8_030_261_248
     assert small / full == pytest.approx(0.355, abs=0.001)
-    assert predict_weight_bytes(str(tmp_path), head=True)[1] / full == pytest.approx(
+    assert predict_weight_bytes(str(tmp_path), quantize_lm_head=True)[1] / full == pytest.approx(
         0.3065, abs=1e-3
     )
 
@@ -159,44 +161,24 @@ def test_one_row_is_held_at_a_time(
 
     made: list[Any] = []
     alive: list[int] = []
-    answer = quantize_check._answer_log_probabilities
+    answer = quantize_check.answer_log_probabilities
 
-    def watched(model: Any, row: quantize_check.Row) -> Any:
+    def watched(model: Any, row: Rendered) -> Any:
         alive.append(sum(reference() is not None for reference in made))
         table = answer(model, row)
         made.append(weakref.ref(table))
         return table
 
-    monkeypatch.setattr(quantize_check, "_answer_log_probabilities", watched)
+    monkeypatch.setattr(quantize_check, "answer_log_probabilities", watched)
     check(world_dataset, demo_model, world_adapter, tmp_path / "out", max_memory_ratio=1)
     assert len(made) == 8 and max(alive) <= 2
-
-
-@pytest.mark.parametrize("thought", ["", "<think>\n\n</think>\n\n"])
-def test_the_answer_is_found_whatever_the_generation_prompt_is(
-    world_dataset: Path, demo_model: Path, thought: str
-) -> None:
-    """Templates of reasoning models end the generation prompt in what the conversation lacks."""
-    tokenizer: Any = load_tokenizer(str(demo_model))
-    if thought:
-        tokenizer.chat_template = tokenizer.chat_template.replace(
-            "{% if add_generation_prompt %}",
-            "{% if add_generation_prompt %}" + thought,
-        ) + ("{% if add_generation_prompt %}" + thought + "{% endif %}")
-    row = next(iter(read_jsonl(world_dataset / "validation.jsonl", RaftRow)))
-    encoded = quantize_check._encode(row, tokenizer)
-    answer = tokenizer(row.cot_answer, add_special_tokens=False)["input_ids"]
-    # Behind the answer stands the end of the turn, and nothing else.
-    assert encoded.ids[encoded.start :][: len(answer)] == answer
-    assert len(encoded.ids) - encoded.start - len(answer) <= 2
-    assert tokenizer.eos_token_id in encoded.ids[encoded.start + len(answer) :]
 
 
 def test_a_head_that_is_the_embeddings_stays(
     world_dataset: Path, demo_model: Path, world_adapter: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match="model: its output head is its embeddings"):
-        check(world_dataset, demo_model, world_adapter, tmp_path / "out", head="4bit")
+        check(world_dataset, demo_model, world_adapter, tmp_path / "out", quantize_lm_head=True)
 
 
 def test_rows_that_are_too_long_are_counted(
@@ -204,7 +186,7 @@ def test_rows_that_are_too_long_are_counted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     lengths = sorted(
-        len(quantize_check._encode(row, load_tokenizer(str(demo_model))).ids)
+        len(render(load_tokenizer(str(demo_model)), row.instruction, row.cot_answer).ids)
         for row in read_jsonl(world_dataset / "validation.jsonl", RaftRow)
     )
     fit = sum(length <= lengths[1] for length in lengths)
@@ -213,8 +195,8 @@ def test_rows_that_are_too_long_are_counted(
         max_memory_ratio=1,
     )  # fmt: skip
     assert (report.rows, report.rows_too_long) == (fit, len(lengths) - fit) and fit < len(lengths)
-    said = f"{len(lengths) - fit} rows are longer than --max-tokens {lengths[1]}"
-    assert said in capsys.readouterr().err
+    message = f"{len(lengths) - fit} rows are longer than --max-tokens {lengths[1]}"
+    assert message in capsys.readouterr().err
     described = describe(report)
     assert described is not None
     assert ("rows skipped, too long", "", str(len(lengths) - fit)) in described.table.rows
@@ -244,7 +226,7 @@ def test_a_model_agrees_with_itself_and_not_with_another() -> None:
     generator = torch.Generator().manual_seed(0)
     first = torch.log_softmax(torch.randn(5, 11, generator=generator), -1)
     other = torch.log_softmax(torch.randn(5, 11, generator=generator), -1)
-    same, differ = quantize_check._Comparison(), quantize_check._Comparison()
+    same, differ = Comparison(), Comparison()
     same.add(first, first, [1, 2, 3, 4, 5])
     differ.add(first, other, [1, 2, 3, 4, 5])
     assert (same.agreed, same.tokens, same.divergence) == (5, 5, 0)
@@ -330,13 +312,13 @@ def test_an_adapter_of_another_model_of_the_same_shape(
 def test_only_a_failed_check_behind_a_gate_that_stops_decides_to_stop(
     gate: str, passes: bool, decision: str
 ) -> None:
-    comparison = quantize_check._Comparison()
+    comparison = Comparison()
     comparison.tokens, comparison.agreed = 10, 10
     settings = QuantizeCheckConfig(
         dataset="d", base_model="m", adapter="a", output="o", gate=gate,
         max_memory_ratio=0.5 if passes else 0.1,
     )  # fmt: skip
-    report = quantize_check._judge(settings, comparison, 1, 100, 30, 5)
+    report = quantize_check.judge(settings, comparison, 1, 100, 30, 5)
     assert (report.passed, report.decision) == (passes, decision)
 
 

@@ -20,6 +20,7 @@ from components.core.records import (
 )
 from components.core.storage import seal, write_json
 from components.report import summary
+from components.report.comparison import Trial, best
 from components.report.summary import SummaryConfig
 from tests.conftest import Raft
 from tests.core.test_kubeflow import REPORT
@@ -157,6 +158,31 @@ def test_several_trials_are_compared(tmp_path: Path) -> None:
     assert "http" not in page, "self-contained"
 
 
+def trial(name: str, f1: float, loss: float, **changed: object) -> Trial:
+    training = trained(8).model_copy(update={"validation_loss": loss})
+    return Trial(evaluated(f1).model_copy(update=changed), training, name)
+
+
+def test_the_best_trials_are_named() -> None:
+    near, far = trial("near", 0.65, 1.0), trial("far", 0.4, 1.5)
+    first = trial("first", 0.7, 1.2)
+    assert best([far, near, first]) == [
+        "Best by F1: org/<model> (first), 0.700 (0.600 – 0.800). "
+        "Not distinguishable from it: org/<model> (near).",
+        "Best by validation loss: org/<model> (near), 1.0000.",
+    ]
+    assert best([far, first])[0] == "Best by F1: org/<model> (first), 0.700 (0.600 – 0.800)."
+    assert best([first]) == []
+
+
+def test_only_what_is_comparable_is_compared() -> None:
+    first, other = trial("first", 0.7, 1.2), trial("other", 0.4, 1.0, base_model="org/other")
+    assert best([first, other]) == ["Best by F1: org/<model>, 0.700 (0.600 – 0.800)."]
+    assert best([first, trial("longer", 0.4, 1.3, max_new_tokens=9)]) == [
+        "Best by validation loss: org/<model> (first), 1.2000."
+    ]
+
+
 @pytest.mark.parametrize("folders", [(), ("gone",), (".",)])
 def test_nothing_to_read_is_an_error_where_no_run_has_ended(
     folders: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -209,7 +235,7 @@ def test_nothing_to_read_is_a_sentence(status: str, tmp_path: Path) -> None:
 
 def test_what_an_interrupted_training_kept_is_no_result(tmp_path: Path) -> None:
     artifact(tmp_path / "run" / "adapter", "train", training=trained(8))
-    kept = tmp_path / "run" / "adapter-checkpoints" / "1" / "finished"
+    kept = tmp_path / "run" / "adapter-checkpoints" / "finished"
     kept.mkdir(parents=True)
     (kept / "run.json").write_text("{}", encoding="utf-8")
     artifact(kept, "train", training=trained(4))

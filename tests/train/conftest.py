@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from components.core.models import load_tokenizer
-from components.core.records import RaftRow, read_jsonl
 from components.train import trainer
-from components.train.chat import examples
 from components.train.config import TrainConfig
+from components.train.rows import read_rows
 
 
 def config(dataset: Path, model: Path, output: Path, **settings: Any) -> TrainConfig:
@@ -38,12 +37,11 @@ def row_losses(made: Any, rows: list[dict[str, Any]]) -> list[float]:
 def tokenized(world_dataset: Path, demo_model: Path, tmp_path_factory: pytest.TempPathFactory):
     """Rows as the trainer sees them, of different lengths."""
     tokenizer = load_tokenizer(str(demo_model))
-    rows = list(read_jsonl(world_dataset / "train.jsonl", RaftRow))
-    kept, _ = examples(rows, tokenizer, 4096)
     settings = config(world_dataset, demo_model, tmp_path_factory.mktemp("t") / "out")
-    made = trainer.build(settings, tokenizer, kept, [], tmp_path_factory.mktemp("c"))
-    found = sorted(
+    rows = read_rows(settings, tokenizer)
+    made = trainer.build(settings, tokenizer, rows, tmp_path_factory.mktemp("c"))
+    ordered = sorted(
         ({name: row[name] for name in ("input_ids", "labels")} for row in made.train_dataset),
         key=lambda row: len(row["input_ids"]),
     )
-    return tokenizer, kept, [found[0], found[len(found) // 2], found[-1]]
+    return tokenizer, rows, [ordered[0], ordered[len(ordered) // 2], ordered[-1]]

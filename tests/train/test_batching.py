@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from components.core.errors import ConfigError, DataError
 from components.core.gpus import kinds
 from components.core.models import load_tokenizer
-from components.core.records import RaftRow, TrainingRecord, read_json, read_jsonl
+from components.core.records import TrainingRecord, read_json
 from components.train import batching, train, trainer
 from components.train.batching import PASS_TOKENS, length_grouped, passes
-from components.train.chat import examples
 from components.train.config import TrainConfig
 from components.train.memory import memory, read_shape
+from components.train.rows import read_rows
 from tests.train.conftest import config, row_losses
 
 
@@ -87,11 +87,11 @@ def test_packed_and_padded_rows_have_the_losses_of_rows_alone(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tokenizer, kept, rows = tokenized
+    tokenizer, dataset, rows = tokenized
     alone: list[float] = []
     for way in ("grouped", "packed"):
         settings = config(world_dataset, demo_model, tmp_path / way, batching=way)
-        made = trainer.build(settings, tokenizer, kept, [], tmp_path / way)
+        made = trainer.build(settings, tokenizer, dataset, tmp_path / way)
         made.model.set_attn_implementation(attention)
         # An adapter that does something: fresh ones add nothing.
         torch.manual_seed(0)
@@ -113,9 +113,9 @@ def test_a_batch_in_passes_has_its_loss_and_gradients(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tokenizer, kept, rows = tokenized
+    tokenizer, dataset, rows = tokenized
     settings = config(world_dataset, demo_model, tmp_path / "out", dropout=0.0)
-    made = trainer.build(settings, tokenizer, kept, [], tmp_path / "out")
+    made = trainer.build(settings, tokenizer, dataset, tmp_path / "out")
     made.create_optimizer()
     made.current_gradient_accumulation_steps = 1
     count = torch.tensor(sum(label != -100 for row in rows for label in row["labels"][1:]))
@@ -148,9 +148,9 @@ def test_a_batch_in_passes_has_its_loss_and_gradients(
 def test_the_loss_is_that_of_all_logits(
     tokenized: Any, world_dataset: Path, demo_model: Path, tmp_path: Path
 ) -> None:
-    tokenizer, kept, rows = tokenized
+    tokenizer, dataset, rows = tokenized
     settings = config(world_dataset, demo_model, tmp_path / "out")
-    made = trainer.build(settings, tokenizer, kept, [], tmp_path / "out")
+    made = trainer.build(settings, tokenizer, dataset, tmp_path / "out")
     batch = made._prepare_inputs(made.data_collator(rows))
     logits = made.model(batch["input_ids"], batch["attention_mask"], use_cache=False).logits
     expected = torch.nn.functional.cross_entropy(
@@ -160,7 +160,7 @@ def test_the_loss_is_that_of_all_logits(
 
 
 @pytest.mark.parametrize("batching", ["grouped", "packed"])
-def test_the_choice_is_said(
+def test_the_choice_is_logged(
     batching: str,
     world_dataset: Path,
     demo_model: Path,
@@ -168,9 +168,9 @@ def test_the_choice_is_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     record = train.run(config(world_dataset, demo_model, tmp_path / "out", batching=batching))
-    said = capsys.readouterr().err
-    assert ("without padding" in said) is (batching == "packed")
-    assert ("of like length" in said) is (batching == "grouped")
+    log = capsys.readouterr().err
+    assert ("packed without padding" in log) is (batching == "packed")
+    assert ("grouped by length" in log) is (batching == "grouped")
     assert record.steps == 9 and record.tokens > 0
 
 
@@ -202,9 +202,9 @@ def test_other_ways_to_train_learn_too(
 def test_what_is_trained_on_4_bits_is_in_32(
     tokenized: Any, world_dataset: Path, demo_model: Path, tmp_path: Path
 ) -> None:
-    tokenizer, kept, _ = tokenized
+    tokenizer, dataset, _ = tokenized
     settings = config(world_dataset, demo_model, tmp_path / "out", load_in_4bit=True)
-    made = trainer.build(settings, tokenizer, kept, [], tmp_path / "out")
+    made = trainer.build(settings, tokenizer, dataset, tmp_path / "out")
     trained = [weight for weight in made.model.parameters() if weight.requires_grad]
     assert {weight.dtype for weight in trained} == {torch.float32}
     size = sum(weight.numel() * weight.element_size() for weight in trained)
@@ -214,9 +214,9 @@ def test_what_is_trained_on_4_bits_is_in_32(
 def test_gradients_in_4_bits_survive_a_validation(
     tokenized: Any, world_dataset: Path, demo_model: Path, tmp_path: Path
 ) -> None:
-    tokenizer, kept, rows = tokenized
+    tokenizer, dataset, rows = tokenized
     settings = config(world_dataset, demo_model, tmp_path / "out", load_in_4bit=True)
-    made = trainer.build(settings, tokenizer, kept, [], tmp_path / "out")
+    made = trainer.build(settings, tokenizer, dataset, tmp_path / "out")
 
     def gradients() -> dict[str, torch.Tensor]:
         made.model.train()
@@ -254,11 +254,8 @@ def test_profiles_fill_in_and_flags_win() -> None:
 def test_too_many_rows_too_long_stop_the_stage(
     world_dataset: Path, demo_model: Path, tmp_path: Path
 ) -> None:
-    tokenizer = load_tokenizer(str(demo_model))
-    rows = list(read_jsonl(world_dataset / "train.jsonl", RaftRow))
-    limit = next(
-        limit for limit in range(64, 4096, 8) if len(examples(rows, tokenizer, limit)[0]) >= 18
-    )
+    rows = read_rows(config(world_dataset, demo_model, tmp_path), load_tokenizer(str(demo_model)))
+    limit = sorted(len(row["input_ids"]) for row in rows.train)[17]
     settings = {"max_tokens": limit, "epochs": 0.2}
     with pytest.raises(DataError, match="more than --max-too-long 0.1") as stopped:
         train.run(config(world_dataset, demo_model, tmp_path / "out", **settings))

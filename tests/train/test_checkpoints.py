@@ -1,4 +1,4 @@
-"""Stopped at any moment, a run goes on and ends with the weights of one that was not."""
+"""Stopped at any moment, a run resumes and ends with the weights of one that was not."""
 
 import json
 import os
@@ -122,7 +122,7 @@ def test_sigterm_loses_no_step(
     assert f"stopped after step {step};" in capsys.readouterr().err
     assert not (tmp_path / "out" / MANIFEST).exists(), "unfinished"
     train.run(settings)
-    assert f"going on after step {step}" in capsys.readouterr().err
+    assert f"resuming after step {step}" in capsys.readouterr().err
     same_result(tmp_path / "out", uninterrupted)
     verify(tmp_path / "out", "--adapter")
     assert not (tmp_path / "out" / "checkpoints").exists()
@@ -145,8 +145,32 @@ def test_a_kill_loses_no_more_than_the_interval(
         train.run(settings)
     capsys.readouterr()
     train.run(settings)
-    assert (f"going on after step {step}" in capsys.readouterr().err) is (step > 0)
+    assert (f"resuming after step {step}" in capsys.readouterr().err) is (step > 0)
     same_result(tmp_path / "out", uninterrupted)
+
+
+def test_a_real_chat_model_resumes_to_the_byte(
+    world_dataset: Path,
+    smollm2_model: Path,
+    tmp_path: Path,
+    at_call: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dataset = tmp_path / "dataset"
+    dataset.mkdir()
+    for name, rows in (("train.jsonl", 4), ("validation.jsonl", 1)):
+        lines = (world_dataset / name).read_text(encoding="utf-8").splitlines()[:rows]
+        (dataset / name).write_text("\n".join(lines), encoding="utf-8")
+    short = {"epochs": 1, "batch_size": 1}  # two steps of two passes
+    whole = train.run(config(dataset, smollm2_model, tmp_path / "whole", **short))
+    settings = config(dataset, smollm2_model, tmp_path / "out", **short)
+    at_call("training_step", 3, terminate)
+    with pytest.raises(SystemExit):
+        train.run(settings)
+    record = train.run(settings)
+    assert "resuming after step 1" in capsys.readouterr().err
+    assert (record.steps, record.curve, record.tokens) == (2, whole.curve, whole.tokens)
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
 
 
 def test_sigterm_between_two_passes_of_a_batch(
@@ -180,10 +204,10 @@ def test_sigkill_at_a_random_moment(
         process = subprocess.Popen(
             [sys.executable, "-m", "pipelines", "train", *flags], stderr=log, cwd=REPOSITORY
         )
-        whole = list((output / "checkpoints").glob(f"1/checkpoint-*/{MANIFEST}"))
+        whole = list((output / "checkpoints").glob(f"checkpoint-*/{MANIFEST}"))
         while not whole and process.poll() is None:
             time.sleep(0.01)
-            whole = list((output / "checkpoints").glob(f"1/checkpoint-*/{MANIFEST}"))
+            whole = list((output / "checkpoints").glob(f"checkpoint-*/{MANIFEST}"))
         time.sleep(random.Random(os.getpid()).uniform(0, 0.5))
         process.kill()
         process.wait()
@@ -192,7 +216,7 @@ def test_sigkill_at_a_random_moment(
     same_result(output, uninterrupted)
 
 
-def test_checkpoints_reach_the_bucket_while_training_goes_on(
+def test_checkpoints_reach_the_bucket_during_training(
     world_dataset: Path,
     demo_model: Path,
     uninterrupted: Path,
@@ -206,7 +230,7 @@ def test_checkpoints_reach_the_bucket_while_training_goes_on(
 
     def kill_once_copied() -> None:
         # The copying thread outlives this kill, which is only an exception: it must be done first.
-        arrived = f"run/adapter-checkpoints/1/checkpoint-4/{MANIFEST}"
+        arrived = f"run/adapter-checkpoints/checkpoint-4/{MANIFEST}"
         for _ in range(600):
             if arrived in gcs.names("run/"):
                 break
@@ -222,38 +246,16 @@ def test_checkpoints_reach_the_bucket_while_training_goes_on(
         with pytest.raises((Killed, SystemExit)):
             run_stage(settings)
         whole = {name for name in gcs.names("run/") if name.endswith(MANIFEST)}
-        assert whole and all(name.startswith("run/adapter-checkpoints/1/check") for name in whole)
+        assert whole and all(name.startswith("run/adapter-checkpoints/check") for name in whole)
         assert not gcs.names("run/adapter/"), "no half of an adapter"
     shutil.rmtree(tmp_path / "terminated")
     (tmp_path / "terminated").mkdir()
     monkeypatch.setattr("tempfile.tempdir", None)
     run_stage(settings)
-    said = capsys.readouterr().err
-    assert re.findall(r"going on after step (\d+)", said) == ["4", "5"]
+    assert re.findall(r"resuming after step (\d+)", capsys.readouterr().err) == ["4", "5"]
     fetch("gs://bucket/run/adapter", tmp_path / "fetched")
     same_result(tmp_path / "fetched", uninterrupted)
     assert not gcs.names("run/adapter-checkpoints"), "the adapter has arrived, so they can go"
-
-
-def test_a_finished_setting_of_a_sweep_is_not_trained_again(
-    world_dataset: Path,
-    demo_model: Path,
-    tmp_path: Path,
-    at_call: Callable[..., None],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    sweep = [{"rank": 2}, {"rank": 4}]
-    whole = train.run(config(world_dataset, demo_model, tmp_path / "whole", sweep=sweep))
-    settings = config(world_dataset, demo_model, tmp_path / "out", sweep=sweep)
-    at_call("training_step", 12 + 4, terminate)
-    with pytest.raises(SystemExit):
-        train.run(settings)
-    capsys.readouterr()
-    record = train.run(settings)
-    said = capsys.readouterr().err
-    assert "trained before" in said and "going on after step 2" in said
-    assert [t.validation_loss for t in record.sweep] == [t.validation_loss for t in whole.sweep]
-    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
 
 
 def test_overfitting_ends_a_training_also_one_that_was_stopped_just_then(
@@ -271,23 +273,6 @@ def test_overfitting_ends_a_training_also_one_that_was_stopped_just_then(
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
 
 
-def test_a_shorter_sweep_leaves_nothing_of_the_longer_one(
-    world_dataset: Path,
-    demo_model: Path,
-    tmp_path: Path,
-    at_call: Callable[..., None],
-) -> None:
-    sweep = [{"rank": 2}, {"rank": 4}, {"rank": 8}]
-    mine = tmp_path / "mine"
-    short = {"epochs": 0.5, "checkpoints": str(mine)}
-    at_call("training_step", 2 * 4 + 4, terminate)  # in the third setting
-    with pytest.raises(SystemExit):
-        train.run(config(world_dataset, demo_model, tmp_path / "out", sweep=sweep, **short))
-    assert {path.name for path in mine.iterdir()} == {"1", "2", "3"}
-    train.run(config(world_dataset, demo_model, tmp_path / "out", sweep=sweep[:2], **short))
-    assert not mine.exists()
-
-
 # ---- what is refused, without a model ------------------------------------------------------------
 
 
@@ -303,7 +288,7 @@ def write(store: Checkpoints, step: int, content: str = "weights") -> Path:
     return folder
 
 
-@pytest.mark.parametrize("remote", ["", "gs://bucket/checkpoints/1"])
+@pytest.mark.parametrize("remote", ["", "gs://bucket/checkpoints"])
 def test_the_newest_are_kept(tmp_path: Path, gcs: Emulator, remote: str) -> None:
     store = checkpoints(tmp_path / "here", remote)
     for step in (5, 10, 15):
@@ -311,20 +296,21 @@ def test_the_newest_are_kept(tmp_path: Path, gcs: Emulator, remote: str) -> None
     store.wait()
     elsewhere = checkpoints(tmp_path / ("there" if remote else "here"), remote)
     found = elsewhere.newest()
-    assert found is not None and found[1].step == 15
-    assert (found[0] / "model").read_text(encoding="utf-8") == "weights"
+    assert found is not None and found.run.step == 15
+    assert (found.folder / "model").read_text(encoding="utf-8") == "weights"
     assert store._steps() == {10, 15}
 
 
-@pytest.mark.parametrize("remote", ["", "gs://bucket/checkpoints/1"])
+@pytest.mark.parametrize("remote", ["", "gs://bucket/checkpoints"])
 def test_half_of_a_checkpoint_is_never_resumed(tmp_path: Path, gcs: Emulator, remote: str) -> None:
     store = checkpoints(tmp_path / "here", remote)
     write(store, 5)
+    store.wait()
     half = store.folder / "checkpoint-10"
     half.mkdir()
     (half / "model").write_text("half of it", encoding="utf-8")
     found = store.newest()
-    assert found is not None and found[1].step == 5
+    assert found is not None and found.run.step == 5
     assert not half.exists()
 
 
@@ -340,16 +326,16 @@ def test_a_killed_upload_is_never_resumed(tmp_path: Path, gcs: Emulator) -> None
     gcs.fault = lambda method, path: 0
     assert "c/checkpoint-10/model" in gcs.names() and "c/checkpoint-10/run.json" in gcs.names()
     found = checkpoints(tmp_path / "there", "gs://bucket/c").newest()
-    assert found is not None and found[1].step == 5
+    assert found is not None and found.run.step == 5
 
 
-def test_a_damaged_one_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_one_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = checkpoints(tmp_path)
     write(store, 5)
     (write(store, 10) / "model").write_text("weighty", encoding="utf-8")
     found = store.newest()
-    assert found is not None and found[1].step == 5
-    assert "passed over" in capsys.readouterr().err
+    assert found is not None and found.run.step == 5
+    assert "is skipped" in capsys.readouterr().err
 
 
 def test_one_that_is_damaged_here_is_whole_in_the_bucket(tmp_path: Path, gcs: Emulator) -> None:
@@ -358,14 +344,14 @@ def test_one_that_is_damaged_here_is_whole_in_the_bucket(tmp_path: Path, gcs: Em
     store.wait()
     (folder / "model").write_text("weighty", encoding="utf-8")
     found = store.newest()
-    assert found is not None and (found[0] / "model").read_text(encoding="utf-8") == "weights"
+    assert found is not None and (found.folder / "model").read_text(encoding="utf-8") == "weights"
 
 
-def test_a_bucket_that_refuses_fills_no_disk_and_is_said(tmp_path: Path, gcs: Emulator) -> None:
+def test_a_bucket_that_refuses_fills_no_disk_and_is_logged(tmp_path: Path, gcs: Emulator) -> None:
     store = checkpoints(tmp_path, "gs://bucket/c")
     write(store, 5)
     store.wait()
-    assert store.outlook(5) == "the same command goes on there"
+    assert store.outlook(5) == "the same command resumes there"
     gcs.fault = lambda method, path: 403 * (method != "GET")
     for step in (10, 15, 20, 25):
         write(store, step)

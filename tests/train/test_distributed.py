@@ -1,4 +1,4 @@
-"""Two processes on a CPU train as one does with the doubled batch, and stop and go on as one."""
+"""Two processes on a CPU train as one does with the doubled batch, and stop and resume as one."""
 
 import json
 import shutil
@@ -19,9 +19,9 @@ from components.core.models import load_tokenizer
 from components.core.records import TrainingRecord, read_json
 from components.core.storage import MANIFEST, seal
 from components.train import train
-from components.train.chat import read_examples
 from components.train.config import TrainConfig
-from components.train.trainer import _splitting
+from components.train.rows import read_rows
+from components.train.sharding import choose_sharding
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.timeout(300)
@@ -80,15 +80,15 @@ def test_two_processes_lose_as_one_with_twice_the_batch(
         world_dataset, demo_model, output, batch_size=3, processes=2, sharding=sharding
     )
     process, log = start(settings, tmp_path)
-    while process.poll() is None and not list(output.glob("checkpoints/1/checkpoint-2")):
+    while process.poll() is None and not list(output.glob("checkpoints/checkpoint-2")):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    code, said = process.wait(), log.read_text(encoding="utf-8")
-    assert code == 143, said
-    assert said.count("SIGTERM: stopped after step") == 1
-    assert ("one copy of the model on 2 processes (FSDP)" in said) is (sharding == "full")
+    code, text = process.wait(), log.read_text(encoding="utf-8")
+    assert code == 143, text
+    assert text.count("SIGTERM: stopped after step") == 1
+    assert ("one copy of the model on 2 processes (FSDP)" in text) is (sharding == "full")
     process, log = start(settings, tmp_path)
-    assert process.wait() == 0 and "going on after step" in log.read_text(encoding="utf-8")
+    assert process.wait() == 0 and "resuming after step" in log.read_text(encoding="utf-8")
     record = read_json(output / "training.json", TrainingRecord)
     same_curve(record, read_json(one / "training.json", TrainingRecord))
     assert record.total_parameters == 719_104 + 26_112
@@ -107,7 +107,7 @@ def start(settings: TrainConfig, folder: Path) -> tuple["subprocess.Popen[bytes]
         return subprocess.Popen(command, stderr=file, cwd=REPOSITORY), log
 
 
-def test_a_split_model_is_trained_whole_and_goes_on_with_the_same_bytes(
+def test_a_split_model_is_trained_whole_and_resumes_with_the_same_bytes(
     world_dataset: Path, demo_model: Path, tmp_path: Path
 ) -> None:
     """Every weight and moment lies on one process or the other; a checkpoint holds them whole."""
@@ -120,7 +120,7 @@ def test_a_split_model_is_trained_whole_and_goes_on_with_the_same_bytes(
     train.run(config(world_dataset, demo_model, split, **settings))
     again = config(world_dataset, demo_model, tmp_path / "again", **settings)
     process, _ = start(again, tmp_path)
-    first = tmp_path / "again" / "checkpoints" / "1" / "checkpoint-1"
+    first = tmp_path / "again" / "checkpoints" / "checkpoint-1"
     while process.poll() is None and not (first / MANIFEST).exists():
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
@@ -157,24 +157,14 @@ def test_a_head_that_cannot_be_shared_evenly_is_refused(
     assert wrong.value.exit_code == 2
 
 
-def test_a_sweep_of_split_models_answers_in_all_processes(
-    world_dataset: Path, demo_model: Path, tmp_path: Path
-) -> None:
-    settings = {"batch_size": 9, "epochs": 1, "processes": 2, "sharding": "full"}
-    settings |= {"gradient_checkpointing": True}
-    sweep = [{"rank": 2}, {"rank": 4}]
-    record = train.run(config(world_dataset, demo_model, tmp_path / "out", sweep=sweep, **settings))
-    assert [trial.answer_f1 is not None for trial in record.sweep] == [True, True]
-
-
-def test_one_process_has_nobody_to_share_with(
+def test_a_model_is_split_between_several_processes_only(
     world_dataset: Path, demo_model: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="needs more than one process"):
         config(world_dataset, demo_model, tmp_path, sharding="full", processes=1)
     with pytest.raises(ConfigError, match="cannot split 4-bit weights"):
         config(world_dataset, demo_model, tmp_path, sharding="full", load_in_4bit=True)
-    with pytest.raises(ConfigError, match="there is one process"):
+    with pytest.raises(ConfigError, match="and there is one"):
         train.run(config(world_dataset, demo_model, tmp_path / "out", sharding="full"))
 
 
@@ -193,19 +183,20 @@ def test_auto_shares_where_a_whole_model_does_not_fit(
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
-    found, said = _splitting(settings, tokenizer, read_examples(settings, tokenizer))
-    assert found is shared and f"of {gib:.1f}" in said
-    assert said.startswith("one copy of the model" if shared else "a whole model")
+    rows = read_rows(settings, tokenizer)
+    split, reason = choose_sharding(settings, rows)
+    assert split is shared and f"of {gib:.1f}" in reason
+    assert reason.startswith("one copy of the model" if shared else "a whole model")
     another = shutil.copytree(demo_model, tmp_path / "another")
     text = (another / "config.json").read_text(encoding="utf-8")
     text = text.replace('"model_type": "llama"', '"model_type": "gemma"')
     (another / "config.json").write_text(text, encoding="utf-8")
     unknown = config(world_dataset, another, tmp_path / "out")
-    found, said = _splitting(unknown, tokenizer, read_examples(settings, tokenizer))
-    assert not found and "whether it fits is not known" in said
+    split, reason = choose_sharding(unknown, rows)
+    assert not split and "whether it fits is not known" in reason
 
 
-def test_what_a_worker_finds_wrong_is_said_by_the_stage(
+def test_the_error_of_a_process_is_raised_by_the_stage(
     world_dataset: Path, demo_model: Path, tmp_path: Path
 ) -> None:
     model = shutil.copytree(demo_model, tmp_path / "model")

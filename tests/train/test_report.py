@@ -1,4 +1,4 @@
-"""What is said about a training: in words, as a page, as events; and when it cannot go on."""
+"""The report of a training: warnings, page and events; and its errors."""
 
 import errno
 import math
@@ -21,15 +21,15 @@ def points(losses: list[float], split: str = "train") -> list[LossPoint]:
     ]
 
 
-def test_overfitting_and_a_rising_loss_are_said() -> None:
+def test_warnings_of_overfitting_and_a_rising_loss() -> None:
     falling = points([2.0 - 0.1 * step for step in range(12)])
     assert warnings(falling + points([1.0, 0.8, 0.79], "validation")) == []
-    (said,) = warnings(falling + points([1.0, 0.8, 0.9], "validation"))
-    assert "Overfitting" in said and "at step 2 (0.8000)" in said and "0.9000" in said
+    (text,) = warnings(falling + points([1.0, 0.8, 0.9], "validation"))
+    assert "Overfitting" in text and "at step 2 (0.8000)" in text and "0.9000" in text
     flat = [1.0 + 0.05 * (-1) ** step for step in range(30)]
     assert warnings(points([0.9, *flat])) == [], "a loss that stays has not diverged"
-    (said,) = warnings(points([1.0, *[1.5] * 12]))
-    assert "ended above where it began (1.500 against 1.000)" in said
+    (text,) = warnings(points([1.0, *[1.5] * 12]))
+    assert "ended above where it began (1.500 against 1.000)" in text
 
 
 def test_the_page_and_the_events(world_adapter: Path) -> None:
@@ -39,7 +39,7 @@ def test_the_page_and_the_events(world_adapter: Path) -> None:
     page = (world_adapter / "report.html").read_text(encoding="utf-8")
     assert page == write_page(record)
     assert page.count("<svg") == 2 and "validation <tspan" in page and "http" not in page
-    assert "of like length" in page
+    assert "grouped by length" in page
     assert [p.learning_rate is not None for p in record.curve if p.split == "train"] == [True] * 9
     (events,) = (world_adapter / "tensorboard").iterdir()
     data, tags, at = events.read_bytes(), {}, 0
@@ -60,7 +60,7 @@ def test_words_from_elsewhere_are_escaped(world_adapter: Path) -> None:
     assert "<script>" not in page and "<b>" not in page
 
 
-# ---- when it cannot go on ------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------
 
 
 def config(dataset: Path, model: Path, output: Path, **settings: Any) -> TrainConfig:
@@ -95,18 +95,18 @@ def test_a_loss_that_is_no_number_stops_at_once(
     assert "--learning-rate" in stopped.value.hint
 
 
-def test_a_loss_above_its_start_stops_or_is_said(
+def test_a_loss_above_its_start_stops_or_warns(
     world_dataset: Path, demo_model: Path, tmp_path: Path, at_step: Callable[..., None]
 ) -> None:
     at_step(2, lambda loss: loss + 9)
     with pytest.raises(ConfigError, match=r"after 10 steps .* it began at"):
         train.run(config(world_dataset, demo_model, tmp_path / "out"))
-    going_on = config(world_dataset, demo_model, tmp_path / "2", stop_on_divergence=False)
-    record = train.run(going_on)
+    continued = config(world_dataset, demo_model, tmp_path / "2", stop_on_divergence=False)
+    record = train.run(continued)
     assert record.steps == 18 and "ended above where it began" in record.warnings[0]
 
 
-def test_a_lack_of_memory_says_what_to_lower(
+def test_a_lack_of_memory_names_what_to_lower(
     world_dataset: Path, demo_model: Path, tmp_path: Path, at_step: Callable[..., None]
 ) -> None:
     import torch
@@ -148,6 +148,6 @@ def test_a_full_disk_keeps_the_checkpoint_before(
         patch.setattr(torch, "save", full)
         with pytest.raises(StorageError, match="the disk is full") as stopped:
             train.run(settings)
-    assert "the newest whole checkpoint" in stopped.value.hint
+    assert "the newest complete checkpoint" in stopped.value.hint
     assert train.run(settings).steps == 18
-    assert "going on after step 4" in capsys.readouterr().err
+    assert "resuming after step 4" in capsys.readouterr().err

@@ -5,14 +5,13 @@ from typing import Any
 
 import pytest
 
-from components.core.errors import ConfigError, DataError, Diverged, ModelError
-from components.core.ledger import LedgerEntry
+from components.core.errors import ConfigError, DataError, ModelError
 from components.core.models import load_tokenizer
 from components.core.records import RaftRow, TrainingRecord, read_json, read_jsonl
-from components.core.storage import MANIFEST, verify
+from components.core.storage import verify
 from components.train import train
-from components.train.chat import examples
 from components.train.config import TrainConfig
+from components.train.rows import read_rows, read_split
 from components.train.trainer import build
 
 
@@ -57,35 +56,36 @@ def test_only_answer_tokens_carry_loss(
 ) -> None:
     tokenizer = load_tokenizer(str(demo_model))
     rows = list(read_jsonl(world_dataset / "train.jsonl", RaftRow))
-    kept, _ = examples(rows, tokenizer, 4096)
     settings = config(world_dataset, demo_model, tmp_path / "out")
-    trainer = build(settings, tokenizer, kept, [], tmp_path / "out")
+    trainer = build(settings, tokenizer, read_rows(settings, tokenizer), tmp_path / "out")
     seen = 0
     for batch in trainer.get_train_dataloader():
         for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
             spoken = tokenizer.decode(ids[labels != -100])
             answers = [tokenizer.decode(tokenizer(row.cot_answer)["input_ids"]) for row in rows]
-            said = spoken.removesuffix(tokenizer.eos_token)
+            answer = spoken.removesuffix(tokenizer.eos_token)
             assert spoken.endswith(tokenizer.eos_token)
-            assert said.strip() in {answer.strip() for answer in answers}
+            assert answer.strip() in {written.strip() for written in answers}
             seen += 1
     assert seen == len(rows)
 
 
-def test_long_rows_are_left_out_whole_and_named(
+def test_long_rows_are_skipped_whole_and_named(
     world_dataset: Path, demo_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer = load_tokenizer(str(demo_model))
     rows = list(read_jsonl(world_dataset / "train.jsonl", RaftRow))
     lengths = sorted(train_tokens(tokenizer, row) for row in rows)
     limit = lengths[len(lengths) // 2]
-    kept, too_long = examples(rows, tokenizer, limit)
-    assert len(kept) == sum(length <= limit for length in lengths)
-    assert len(kept) + len(too_long) == len(rows) and too_long
+    kept = read_rows(
+        config(world_dataset, demo_model, tmp_path / "out", max_tokens=limit), tokenizer
+    )
+    assert len(kept.train) == sum(length <= limit for length in lengths)
+    assert len(kept.train) < len(rows) and set(kept.too_long) > set()
 
     with pytest.raises(DataError, match="none of the 40 rows has at most --max-tokens 64"):
         train.run(config(world_dataset, demo_model, tmp_path / "out", max_tokens=64))
-    assert "40 rows are over --max-tokens 64 and left out: seed_task_" in capsys.readouterr().err
+    assert "40 rows are over --max-tokens 64 and skipped: seed_task_" in capsys.readouterr().err
 
 
 def train_tokens(tokenizer: Any, row: RaftRow) -> int:
@@ -126,8 +126,6 @@ def test_a_malformed_row_is_named_with_its_line(
 
 
 def test_published_rows_without_provenance_are_read(tmp_path: Path, world_dataset: Path) -> None:
-    from components.train.chat import read_split
-
     row = json.loads((world_dataset / "train.jsonl").open(encoding="utf-8").readline())
     published = dict(list(row.items())[:7])
     (tmp_path / "train.jsonl").write_text(json.dumps(published), encoding="utf-8")
@@ -175,51 +173,7 @@ def test_a_gated_model_says_what_to_do(
         assert step in refused.value.hint
 
 
-def test_a_sweep_keeps_the_best_setting_as_if_it_had_been_trained_alone(
-    world_dataset: Path, demo_model: Path, tmp_path: Path
-) -> None:
-    settings = [{"rank": 2, "learning_rate": 1e-6}, {"rank": 4, "learning_rate": 2e-3}]
-    record = train.run(config(world_dataset, demo_model, tmp_path / "sweep", sweep=settings))
-    alone = train.run(config(world_dataset, demo_model, tmp_path / "alone", **settings[1]))
-    losses = [trial.validation_loss for trial in record.sweep]
-    assert losses[1] < losses[0] and record.validation_loss == losses[1] == alone.validation_loss
-    assert [trial.chosen for trial in record.sweep] == [False, True]
-    assert [trial.settings for trial in record.sweep] == settings
-    assert record.settings["rank"] == 4 and record.settings["output"] == str(tmp_path / "sweep")
-    verify(tmp_path / "sweep", "--adapter")
-    for name in ("adapter_model.safetensors", "adapter_config.json"):
-        assert (tmp_path / "sweep" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
-    assert not [path for path in (tmp_path / "sweep").iterdir() if path.name.startswith(".")]
-    assert [0 <= trial.answer_f1 <= 1 for trial in record.sweep] == [True, True]
-    assert alone.answer_f1 is None, "only a sweep compares"
-    page = (tmp_path / "sweep" / "report.html").read_text(encoding="utf-8")
-    assert "answer F1" in page and "chosen" in page
-    ledger = read_json(tmp_path / "sweep" / "ledger.json", LedgerEntry)
-    assert ledger.tokens_in == 2 * record.tokens, "every setting was paid for"
-
-
-def test_a_setting_that_diverges_loses_a_sweep_and_ends_none(
-    world_dataset: Path,
-    demo_model: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    bad, good = {"learning_rate": 1.0}, {"learning_rate": 2e-3}
-    record = train.run(
-        config(world_dataset, demo_model, tmp_path / "out", sweep=[bad, good, bad], epochs=2)
-    )
-    assert [trial.chosen for trial in record.sweep] == [False, True, False]
-    assert [trial.train_loss is None for trial in record.sweep] == [True, False, True]
-    assert capsys.readouterr().err.count("training diverged") == 2
-    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert page.count("<td>diverged</td>") == 2 and "validation loss of each setting" in page
-    verify(tmp_path / "out", "--adapter")
-    with pytest.raises(Diverged):
-        train.run(config(world_dataset, demo_model, tmp_path / "none", sweep=[bad, bad], epochs=2))
-    assert not (tmp_path / "none" / MANIFEST).exists()
-
-
-def test_rows_beyond_what_the_model_reads_are_left_out(
+def test_rows_beyond_what_the_model_reads_are_skipped(
     world_dataset: Path, demo_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = shutil.copytree(demo_model, tmp_path / "model")
@@ -231,49 +185,11 @@ def test_rows_beyond_what_the_model_reads_are_left_out(
     assert "reads 160 at most" in capsys.readouterr().err
 
 
-def test_answers_of_a_model_that_has_learned_are_right(
-    world_dataset: Path, demo_model: Path, tmp_path: Path
-) -> None:
-    """F1 can overrule the loss: a setting that hardly learns answers worse."""
-    settings = [{"learning_rate": 1e-6}, {"learning_rate": 3e-3, "epochs": 12}]
-    record = train.run(
-        config(world_dataset, demo_model, tmp_path / "out", sweep=settings, sweep_by="f1")
-    )
-    poor, good = (trial.answer_f1 for trial in record.sweep)
-    assert poor is not None and good is not None and good > poor
-    assert record.sweep[1].chosen and record.answer_f1 == good
-
-
-@pytest.mark.parametrize(
-    ("sweep", "complaint"),
-    [
-        ("[{", "not JSON"),
-        ('[{"ranks": 2}]', "cannot vary 'ranks'"),
-        ('[{"rank": 2}, {"rank": 5000}]', "--rank 5000"),
-        ('[{"output": "elsewhere"}]', "cannot vary 'output'"),
-    ],
-)
-def test_a_wrong_sweep_is_refused_before_anything_is_trained(sweep: str, complaint: str) -> None:
-    with pytest.raises(ConfigError, match=complaint):
-        TrainConfig.parse({"dataset": "d", "base_model": "m", "output": "o", "sweep": sweep})
-
-
-def test_a_sweep_needs_validation_rows(
-    world_dataset: Path, demo_model: Path, tmp_path: Path
-) -> None:
-    dataset = tmp_path / "dataset"
-    dataset.mkdir()
-    shutil.copy(world_dataset / "train.jsonl", dataset)
-    (dataset / "validation.jsonl").touch()
-    with pytest.raises(DataError, match="no validation row to compare the settings"):
-        train.run(config(dataset, demo_model, tmp_path / "out", sweep=[{"rank": 2}, {"rank": 4}]))
-
-
-@pytest.mark.parametrize("given", ["q_prj", "q_prj,v_proj"], ids=["alone", "beside a right one"])
+@pytest.mark.parametrize("names", ["q_prj", "q_prj,v_proj"], ids=["alone", "next to a right one"])
 def test_layers_that_the_model_lacks(
-    given: str, world_dataset: Path, demo_model: Path, tmp_path: Path
+    names: str, world_dataset: Path, demo_model: Path, tmp_path: Path
 ) -> None:
-    settings = config(world_dataset, demo_model, tmp_path / "out", target_modules=given)
+    settings = config(world_dataset, demo_model, tmp_path / "out", target_modules=names)
     with pytest.raises(ConfigError) as caught:
         train.run(settings)
     assert str(caught.value) == (
@@ -286,8 +202,7 @@ def test_layers_may_be_named_by_their_path(
     world_dataset: Path, demo_model: Path, tmp_path: Path
 ) -> None:
     tokenizer = load_tokenizer(str(demo_model))
-    kept, _ = examples(read_jsonl(world_dataset / "train.jsonl", RaftRow), tokenizer, 4096)
-    given = "layers.0.self_attn.q_proj"
-    settings = config(world_dataset, demo_model, tmp_path / "out", target_modules=given)
-    trainer = build(settings, tokenizer, kept, [], tmp_path / "out")
+    path = "layers.0.self_attn.q_proj"
+    settings = config(world_dataset, demo_model, tmp_path / "out", target_modules=path)
+    trainer = build(settings, tokenizer, read_rows(settings, tokenizer), tmp_path / "out")
     assert sum(weight.requires_grad for weight in trainer.model.parameters()) == 2

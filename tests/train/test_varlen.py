@@ -155,15 +155,15 @@ def test_the_trainer_packs_with_it(
     kernel: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tokenizer, kept, rows = tokenized
+    tokenizer, dataset, rows = tokenized
     settings = config(world_dataset, demo_model, tmp_path / "padded", batching="grouped")
-    padded = trainer.build(settings, tokenizer, kept, [], tmp_path / "padded")
+    padded = trainer.build(settings, tokenizer, dataset, tmp_path / "padded")
     expected = [row_losses(padded, [row])[0] for row in rows]
     for module in (batching, trainer):
         monkeypatch.setattr(module, "flash_attention", lambda _: varlen.NAME)
     settings = config(world_dataset, demo_model, tmp_path / "packed")
-    assert "without padding (torch_varlen)" in batching.batching_in_words(settings)
-    made = trainer.build(settings, tokenizer, kept, [], tmp_path / "packed")
+    assert "without padding (torch_varlen)" in batching.describe_batching(settings)
+    made = trainer.build(settings, tokenizer, dataset, tmp_path / "packed")
     assert row_losses(made, rows) == pytest.approx(expected, rel=1e-4)
     assert calls[0] == [len(row["input_ids"]) for row in rows]
     assert made.evaluate(made.train_dataset.select(range(4)))["eval_loss"] > 0

@@ -15,7 +15,6 @@ from components.core.records.results import (
     QuantizationReport,
     Run,
     Sample,
-    SweepTrial,
     TrainingRecord,
 )
 from components.core.records.rows import Chunk, Context, Document, Paragraphs, Question, RaftRow
@@ -23,6 +22,6 @@ from components.core.records.rows import Chunk, Context, Document, Paragraphs, Q
 __all__ = [
     "ArmResult", "Bits", "Chunk", "Comparison", "Context", "CurvePoint", "Document", "Evaluation",
     "GenerationReport", "HeadComparison", "LossPoint", "Oracle", "Paragraphs",
-    "QuantizationReport", "Question", "RaftRow", "Record", "Run", "Sample", "SweepTrial",
+    "QuantizationReport", "Question", "RaftRow", "Record", "Run", "Sample",
     "TrainingRecord", "explain", "read_json", "read_jsonl",
 ]  # fmt: skip

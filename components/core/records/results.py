@@ -53,29 +53,11 @@ class LossPoint(Record):
     learning_rate: float | None = None
 
 
-class SweepTrial(Record):
-    """One setting of a sweep: what it changed, and how it did; `chosen` made the adapter.
-
-    train_loss: null for one that diverged. answer_f1: mean token F1 of the answers that the tuned
-    model writes for validation rows. curve: its losses by step.
-    """
-
-    settings: dict[str, Any]
-    steps: int = 0
-    train_loss: float | None = None
-    validation_loss: float | None = None
-    answer_f1: float | None = None
-    seconds: float = 0.0
-    curve: list[LossPoint] = Field(default_factory=list)
-    chosen: bool = False
-
-
 class TrainingRecord(Record):
-    """How training went: `adapter/training.json`. `sweep` is empty where one setting was given.
+    """How training went: `adapter/training.json`.
 
     base_fingerprint: what the base model is, whatever its folder is called.
-    left_out: ids of the rows that were too long. answer_f1: as in `SweepTrial`; null outside a
-    sweep. mfu: model FLOPs utilisation, the share of the
+    left_out: ids of the rows that were too long. mfu: model FLOPs utilisation, the share of the
     GPU's peak that went into the model; null where the peak is not known. batching: how rows
     shared a batch. sharing: whether processes shared one copy of the model; "" for one process.
     warnings: what went wrong, in words.
@@ -104,9 +86,7 @@ class TrainingRecord(Record):
     peak_memory_bytes: int
     curve: list[LossPoint]
     validation_loss: float | None
-    answer_f1: float | None = None
     settings: dict[str, Any]
-    sweep: list[SweepTrial] = Field(default_factory=list)
 
 
 class Run(Record):
@@ -145,8 +125,8 @@ class QuantizationReport(Record):
 
     predicted_*: counted from the model's shape before it was loaded. kept: bytes that stay in 16
     bits by tensor, layers together. load_seconds_*: of reading the weights, and quantizing them.
-    peak_memory_bytes: of the stage, which holds both models. head_kept: where the head was
-    quantized too, what it was without. rows_too_long: left out, among the rows read.
+    peak_memory_bytes: of the stage, which holds both models. lm_head_16bit: where the output head
+    was quantized, the figures without that. rows_too_long: skipped among the rows read.
     """
 
     FILE: ClassVar[str] = "quantization.json"
@@ -172,8 +152,8 @@ class QuantizationReport(Record):
     load_seconds_16bit: float = 0.0
     load_seconds_4bit: float = 0.0
     peak_memory_bytes: int = 0
-    head: Literal["full", "4bit"] = "full"
-    head_kept: HeadComparison | None = None
+    quantize_lm_head: bool = False
+    lm_head_16bit: HeadComparison | None = None
     exported: Literal["none", "merged", "4bit"] = "none"
     rows_too_long: int = 0
 

@@ -1,4 +1,4 @@
-"""A training that has too little memory or disk: errors that say what to lower."""
+"""Errors of a training that runs out of memory or disk: they name what to lower."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from components.train.config import TrainConfig
 
 @contextmanager
 def explained(config: TrainConfig) -> Iterator[None]:
-    """Turn a lack of memory or of disk into errors that say what to do."""
+    """Turn a lack of memory or of disk into errors that name what to lower."""
     from safetensors import SafetensorError
 
     try:
@@ -20,9 +20,9 @@ def explained(config: TrainConfig) -> Iterator[None]:
         if disk_is_full(error):
             raise StorageError(
                 f"--output {config.output}: the disk is full ({first_line(error)})",
-                hint="Make room, or lower --checkpoints-kept; the same command goes on from the "
-                "newest whole checkpoint.",
-            ) from None
+                hint="Make room, or lower --checkpoints-kept; the same command resumes from the "
+                "newest complete checkpoint.",
+            ) from error
         if not lacks_memory(error):
             raise
         gpus = int(os.environ.get("WORLD_SIZE", "1"))
@@ -30,13 +30,13 @@ def explained(config: TrainConfig) -> Iterator[None]:
         raise OutOfMemory(
             f"out of memory with {config.batch_size} rows of up to {config.max_tokens} tokens a "
             f"pass ({first_line(error)})",
-            hint=f"In this order: {'; '.join(steps)}. Add --fresh true: checkpoints of other "
-            "settings are not resumed. `raft plan` says what fits a GPU.",
-        ) from None
+            hint=f"Try, in this order: {'; '.join(steps)}. Add --fresh true: checkpoints of other "
+            "settings are not resumed. `raft plan` estimates what fits a GPU.",
+        ) from error
 
 
 def what_to_lower(config: TrainConfig, gpus: int, split: bool) -> Iterator[str]:
-    """What takes less memory, the cheapest first; what has been done already is left out.
+    """What takes less memory, the cheapest first, without what is set already.
 
     Args:
         config: the settings that take too much.

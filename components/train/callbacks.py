@@ -5,30 +5,65 @@ import random
 import sys
 import threading
 import time
-from contextlib import suppress
-from pathlib import Path
+from contextlib import ExitStack, suppress
 from statistics import fmean
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback
 
 from components.core.errors import Diverged
-from components.core.progress import say
-from components.core.records import Run
+from components.core.progress import Task, say, task
 from components.train.answer_trainer import AnswerTrainer
-from components.train.checkpoints import Checkpoints
+from components.train.checkpoints import Checkpoints, Resumed
 from components.train.config import TrainConfig
-from components.train.record import write_events
+from components.train.record import remove_extras, write_events
 from components.train.report import above_start, overfits
-from components.train.stopping import STOPPED
+from components.train.signals import STOPPED
 
 
-class Flow(TrainerCallback):
-    """Validates after each epoch, saves every so many steps and when SIGTERM has come.
+class Progress(TrainerCallback):
+    """Shows a progress bar, opened on `bar` once the number of steps is known."""
+
+    def __init__(self, bar: ExitStack) -> None:
+        self.bar = bar
+        self.task: Task | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.task = self.bar.enter_context(task("training", state.max_steps, "steps"))
+        self.task.advance(state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        for name, label in (("loss", "loss"), ("eval_loss", "validation")):
+            if name in logs and self.task:
+                self.task.advance(int(name == "loss"), **{label: float(logs[name])})
+
+
+class Divergence(TrainerCallback):
+    """Ends a training whose loss is not a number, or stays above its start."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        for name, split in (("loss", "train"), ("eval_loss", "validation")):
+            if name in logs and not math.isfinite(logs[name]):
+                raise _diverged(f"the {split} loss is {logs[name]} at step {state.global_step}")
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        late = 3 * state.global_step >= state.max_steps
+        if "loss" in logs and self.config.stop_on_divergence and late and above_start(losses):
+            raise _diverged(
+                f"after {state.global_step} steps the train loss is {fmean(losses[-5:]):.3f} (mean "
+                f"of five), and it began at {losses[0]:.3f}",
+                ", or continue despite it with --stop-on-divergence false",
+            )
+
+
+class Checkpointing(TrainerCallback):
+    """Validates after each epoch, saves every so many steps and at SIGTERM.
 
     A checkpoint always holds the state after a whole optimizer step. When SIGTERM comes within one,
-    what the step has done so far to the random numbers and the token count is taken back before the
+    what the step has done so far to the random numbers and the token count is undone before the
     state is saved.
     """
 
@@ -37,52 +72,43 @@ class Flow(TrainerCallback):
         trainer: AnswerTrainer,
         config: TrainConfig,
         checkpoints: Checkpoints,
-        found: tuple[Path, Run] | None,
-        stop: threading.Event,
+        resumed: Resumed | None,
+        sigterm: threading.Event,
     ) -> None:
         self.trainer, self.config, self.checkpoints = trainer, config, checkpoints
-        self.found, self.stop = found, stop
-        self.saved = found[1].step if found else 0
-        self.before = found[1].seconds if found else 0.0
+        self.resumed, self.sigterm = resumed, sigterm
+        self.saved = resumed.run.step if resumed else 0
+        self.seconds_before = resumed.run.seconds if resumed else 0.0
         self.started = time.monotonic()
         self.last_step: tuple[Any, ...] | None = None
         self.steps_per_epoch = 1
         self.stopping = False
 
-    def run(self) -> None:
-        """Train from the start, or on from the checkpoint found, to the end.
+    def train(self) -> None:
+        """Train from the start, or from the checkpoint, to the end.
 
         Raises:
             Diverged: the loss is no number, or stays above its start.
             SystemExit: SIGTERM came; what was trained is in a checkpoint.
         """
-        trainer = self.trainer
-        trainer.add_callback(self)
-        if self.found is None:
-            trainer.train()
-        else:
-            folder = self.found[0]
-            state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
-            if self.is_over(state):  # one of the end only needs to be loaded
-                trainer._load_from_checkpoint(str(folder))
-                trainer.state = state
-            else:
-                with suppress(_Over):
-                    trainer.train(resume_from_checkpoint=str(folder))
+        self.trainer.add_callback(self)
+        with suppress(_Complete):
+            checkpoint = str(self.resumed.folder) if self.resumed else None
+            self.trainer.train(resume_from_checkpoint=checkpoint)
         self.validate_if_missing()
 
     @property
     def seconds(self) -> float:
         """Seconds of training, those before a stop included."""
-        return self.before + time.monotonic() - self.started
+        return self.seconds_before + time.monotonic() - self.started
 
-    def is_over(self, state: TrainerState) -> bool:
-        """Whether training has come to its last step, or to overfitting where that ends it."""
+    def is_complete(self, state: Any) -> bool:
+        """Whether training has reached its last step, or overfitting where that ends it."""
         losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
         overfitted = self.config.stop_on_overfitting and overfits(losses)
         return state.global_step >= state.max_steps or overfitted
 
-    # ---- what the trainer calls --------------------------------------------------------------
+    # ---- called by the trainer ---------------------------------------------------------------
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any
@@ -91,15 +117,15 @@ class Flow(TrainerCallback):
         self.trainer.logged = self.started, state.num_input_tokens_seen
         batches = len(train_dataloader)
         self.steps_per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
-        if state.global_step % self.steps_per_epoch == 0:
+        if state.global_step % self.steps_per_epoch == 0 or self.is_complete(state):
             self.validate_if_missing()
-            if self.is_over(state):
-                raise _Over
+            if self.is_complete(state):
+                raise _Complete
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.last_step = _random_state(), state.num_input_tokens_seen
         last = state.global_step >= state.max_steps
-        if self.asked():
+        if self.is_stopping():
             control.should_log = control.should_save = True
             return
         if self.trainer.eval_dataset is not None:
@@ -108,64 +134,54 @@ class Flow(TrainerCallback):
         control.should_save = every > 0 and not last and state.global_step % every == 0
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.leave_if_asked()
+        self.stop_at_sigterm()
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.leave_if_asked()
+        self.stop_at_sigterm()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step < state.max_steps and self.is_over(state):
+        if state.global_step < state.max_steps and self.is_complete(state):
             control.should_training_stop = True
             if self.trainer.is_world_process_zero():
                 say(f"  overfitting: stopped after step {state.global_step}")
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        for name, said in (("loss", "train"), ("eval_loss", "validation")):
-            if name in logs and not math.isfinite(logs[name]):
-                raise _diverged(f"the {said} loss is {logs[name]} at step {state.global_step}")
-        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-        late = 3 * state.global_step >= state.max_steps
-        if "loss" in logs and self.config.stop_on_divergence and late and above_start(losses):
-            raise _diverged(
-                f"after {state.global_step} steps the train loss is {fmean(losses[-5:]):.3f} (mean "
-                f"of five), and it began at {losses[0]:.3f}",
-                ", or go on all the same with --stop-on-divergence false",
-            )
-
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.keep()
+        self.add_checkpoint()
 
-    # ---- to keep, and to leave ---------------------------------------------------------------
+    # ---- saving and stopping -----------------------------------------------------------------
 
-    def keep(self) -> None:
-        """Make the checkpoint that the trainer has just written one to go on from."""
+    def add_checkpoint(self) -> None:
+        """Make what the trainer has just written a checkpoint to resume from."""
         step = self.trainer.state.global_step
         folder = self.checkpoints.folder / f"checkpoint-{step}"
         self.trainer.accelerator.wait_for_everyone()  # each process writes its random state
         if self.trainer.is_world_process_zero():
+            remove_extras(folder)
             write_events(folder, self.trainer.state.log_history)
             self.checkpoints.add(folder, step, self.seconds, wait=self.stopping)
         self.saved = step
-        self.leave_if_asked()
+        self.stop_at_sigterm()
 
-    def asked(self) -> bool:
+    def is_stopping(self) -> bool:
         """Whether SIGTERM has come to any of the processes; all get the same answer."""
         if not self.stopping:
             accelerator = self.trainer.accelerator
-            heard = torch.tensor(float(self.stop.is_set()), device=accelerator.device)
-            self.stopping = bool(accelerator.reduce(heard).item())
+            received = torch.tensor(float(self.sigterm.is_set()), device=accelerator.device)
+            self.stopping = bool(accelerator.reduce(received).item())
         return self.stopping
 
-    def leave_if_asked(self) -> None:
-        """Leave where SIGTERM has come, with what was trained in a checkpoint."""
-        if not self.asked():
+    def stop_at_sigterm(self) -> None:
+        """Exit where SIGTERM has come, with what was trained in a checkpoint."""
+        if not self.is_stopping():
             return
         trainer = self.trainer
         if trainer.state.global_step > self.saved and self.last_step is not None:
             random_state, trainer.state.num_input_tokens_seen = self.last_step
             _set_random_state(random_state)
+            # Private: `control.should_save` would first finish the step, whose many passes may
+            # take longer than a spot node has left.
             trainer._save_checkpoint(trainer.model, None)
-            self.keep()
+            self.add_checkpoint()
         if trainer.is_world_process_zero():
             outlook = self.checkpoints.outlook(self.saved)
             say(f"  SIGTERM: stopped after step {self.saved}; {outlook}")
@@ -173,7 +189,7 @@ class Flow(TrainerCallback):
         sys.exit(STOPPED)
 
     def validate_if_missing(self) -> None:
-        """The validation that a stop has cut off."""
+        """Repeat the validation that a stop has interrupted."""
         step = self.trainer.state.global_step
         done = any(
             "eval_loss" in entry and entry["step"] == step
@@ -183,8 +199,8 @@ class Flow(TrainerCallback):
             self.trainer.evaluate()
 
 
-class _Over(Exception):
-    """The validation that a stop had cut off said that the step before was the last."""
+class _Complete(Exception):
+    """The checkpoint is of the last step: only its validation, at most, was missing."""
 
 
 def _diverged(reason: str, otherwise: str = "") -> Diverged:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from components.core.progress import say
 
-STOPPED = 128 + signal.SIGTERM  # 143, the code of a process that SIGTERM has ended
+STOPPED = 128 + signal.SIGTERM  # 143, the exit code of a process that SIGTERM has ended
 
 
 @contextmanager
@@ -16,7 +16,7 @@ def listening_for_sigterm() -> Iterator[threading.Event]:
     """An event that SIGTERM sets instead of ending the process at once."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # Python hears signals in the main thread only
+        yield stop  # Python handles signals in the main thread only
         return
     before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
@@ -24,5 +24,5 @@ def listening_for_sigterm() -> Iterator[threading.Event]:
     finally:
         signal.signal(signal.SIGTERM, before)
     if stop.is_set():
-        say("  SIGTERM: stopped when this setting was trained; the same command goes on there")
+        say("  SIGTERM: stopped after training; the same command resumes there")
         sys.exit(STOPPED)
