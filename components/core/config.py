@@ -229,7 +229,7 @@ class Settings(BaseModel):
 class ArtifactSettings(Settings):
     """Settings of a command whose artifact is not made anew without being asked to."""
 
-    without_effect: ClassVar[tuple[str, ...]] = ()
+    not_part_of_identity: ClassVar[tuple[str, ...]] = ()
     """Settings on which what is made does not depend."""
 
     _recorded: dict[str, Any] = PrivateAttr(default_factory=dict)
@@ -243,7 +243,14 @@ class ArtifactSettings(Settings):
 
     def model_post_init(self, _context: Any, /) -> None:
         """Keep the settings as they were given: a copy may have others, such as local folders."""
-        left_out = {"output", "overwrite", "prices", "fresh", self.kept(), *self.without_effect}
+        left_out = {
+            "output",
+            "overwrite",
+            "prices",
+            "fresh",
+            self.kept(),
+            *self.not_part_of_identity,
+        }
         settings = self.model_dump(mode="json", exclude=left_out)
         for name, field in type(self).model_fields.items():
             if name in settings and INPUT in field.metadata:

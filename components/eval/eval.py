@@ -26,9 +26,9 @@ from components.core.records import (
 from components.core.storage import (
     LEDGER,
     atomic_write,
-    made_with,
-    seal,
-    unseal,
+    begin_artifact,
+    finish_artifact,
+    provenance,
     verify,
     write_json,
 )
@@ -70,7 +70,7 @@ def run(config: EvalConfig) -> Evaluation:
     names = ", ".join(arm.name for arm in config.variants())
     progress.headline("eval", f"{counted(len(questions), 'question')} to {names}{ways}")
     with Ledger("eval", output, config.prices) as ledger:
-        unseal(output, "eval", keep=PARTIAL, settings=made_with(config))
+        begin_artifact(output, "eval", keep=PARTIAL, settings=provenance(config))
         for name in (TrainingRecord.FILE, ROBUSTNESS):  # of an earlier run
             (output / name).unlink(missing_ok=True)
         runs = ask_arms(config, shown)
@@ -94,7 +94,7 @@ def run(config: EvalConfig) -> Evaluation:
         with atomic_write(output / MARKDOWN) as file:
             file.write(report.render_markdown(evaluation, quantization, accounts))
     # In this order: until the artifact is whole, a repetition must find every generation.
-    seal(output, without=PARTIAL)
+    finish_artifact(output, without=PARTIAL)
     (output / PARTIAL).unlink()
     for sentence in (*evaluation.warnings, findings.verdict(evaluation)):
         progress.say(f"  {sentence}")

@@ -18,7 +18,7 @@ from components.core.ledger import Ledger
 from components.core.progress import headline, say, task
 from components.core.raft_form import instruction
 from components.core.records import Chunk, Context, GenerationReport, RaftRow
-from components.core.storage import check_output, made_with, seal, unseal
+from components.core.storage import begin_artifact, check_output, finish_artifact, provenance
 from components.generate.answers import Checked, Unusable, check
 from components.generate.config import GenerateConfig
 from components.generate.corpus import Corpus, Pool, read_corpus
@@ -76,7 +76,7 @@ def run(config: GenerateConfig) -> GenerationReport:
         )
         if not held_out:
             say("  no validation rows: too few chunks, or --validation-fraction 0")
-        unseal(output, "generate", settings=made_with(config))
+        begin_artifact(output, "generate", settings=provenance(config))
         dropped: Counter[str] = Counter()
         quotes: Counter[str] = Counter()
         with (
@@ -127,7 +127,7 @@ def run(config: GenerateConfig) -> GenerationReport:
             shard=config.shard,
         )
         write_report(output, report)
-    seal(output)
+    finish_artifact(output)
     say_rows(report, config.validation_fraction)
     if ledger.requests_failed:
         kinds = ", ".join(f"{count} {kind}" for kind, count in ledger.requests_failed.most_common())

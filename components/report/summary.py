@@ -32,10 +32,10 @@ from components.core.storage import (
     LEDGER,
     MANIFEST,
     atomic_write,
+    begin_artifact,
     faults,
     find,
-    seal,
-    unseal,
+    finish_artifact,
     write_json,
 )
 from components.report import comparison
@@ -96,7 +96,7 @@ def run(config: SummaryConfig) -> RunLedger:
             hint="Give folders that stages have written, separated by commas: "
             "--folders run/dataset,run/adapter",
         )
-    unseal(output, "summary")
+    begin_artifact(output, "summary")
     account = total(found.accounts)
     write_json(output / LEDGER, account)
     trials = comparison.trials(found.records)
@@ -107,7 +107,7 @@ def run(config: SummaryConfig) -> RunLedger:
         (output / COMPARISON).unlink(missing_ok=True)
     with atomic_write(output / SUMMARY) as file:
         file.write(render(found, account, config.status))
-    seal(output)
+    finish_artifact(output)
     say(f"  {len(found.records)} results, {len(found.accounts)} accounts")
     return account
 

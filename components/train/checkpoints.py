@@ -179,7 +179,7 @@ class Checkpoints:
     def _seal(self, folder: Path, step: int, seconds: float) -> None:
         run = Run(identity=self.identity, step=step, seconds=round(seconds, 3))
         storage.write_json(folder / Run.FILE, run)
-        storage.seal(folder)
+        storage.finish_artifact(folder)
 
     def _publish(self, folder: Path) -> None:
         storage.publish(folder, f"{self.remote}/{folder.name}", quiet=True)

@@ -24,7 +24,7 @@ from components.core.models import (
 )
 from components.core.progress import headline, say
 from components.core.records import Run, SweepTrial, TrainingRecord, read_json
-from components.core.storage import made_with, seal, unseal, verify, write_json
+from components.core.storage import begin_artifact, finish_artifact, provenance, verify, write_json
 from components.train import distributed
 from components.train.chat import Examples, read_examples
 from components.train.checkpoints import FINISHED, Checkpoints
@@ -73,12 +73,12 @@ def run(config: TrainConfig) -> TrainingRecord:
                 path=Path(config.dataset) / "validation.jsonl",
                 hint="Generate with --validation-fraction above 0, or give one setting.",
             )
-        unseal(output, "train", keep=CHECKPOINTS, settings=made_with(config))
+        begin_artifact(output, "train", keep=CHECKPOINTS, settings=provenance(config))
         record = _best(config, tokenizer, examples, ledger)
         write_json(output / TrainingRecord.FILE, record)
         with storage.atomic_write(output / "report.html") as file:
             file.write(write_page(record))
-    seal(output, without=CHECKPOINTS)
+    finish_artifact(output, without=CHECKPOINTS)
     for checkpoints in _all_places(config):
         if not checkpoints.remote:
             checkpoints.discard()
