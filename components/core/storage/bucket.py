@@ -158,23 +158,25 @@ def transfer(
     pieces = sorted(pieces, key=lambda piece: -piece.size)  # one that starts last is waited for
     total, done = sum(piece.size for piece in pieces), 0
     with task(title, _megabytes(total), "MB") if title and pieces else nullcontext() as progress:
-        for at in range(0, len(pieces), 2 * TRANSFERS):
-            batch = pieces[at : at + 2 * TRANSFERS]
+
+        def show(now: int) -> None:
+            if progress is not None:
+                progress.advance(max(0, _megabytes(now) - _megabytes(done)))
+
+        for at in range(0, len(pieces), TRANSFERS):
+            batch = pieces[at : at + TRANSFERS]
             with ExitStack() as held:
                 pairs = [(piece, held.enter_context(opened(piece))) for piece in batch]
                 thread = ThreadPoolExecutor(1)
                 copying = thread.submit(copy, pairs, worker_type="thread", max_workers=TRANSFERS)
                 thread.shutdown(wait=False)
-                start, running = done, True
-                while running:
-                    running = bool(wait([copying], timeout=1).not_done)
-                    before, done = (
-                        done,
-                        start + sum(arrived(p) if running else p.size for p in batch),
-                    )
-                    if progress is not None:
-                        progress.advance(_megabytes(done) - _megabytes(before))
+                before = done
+                while wait([copying], timeout=1).not_done:
+                    show(now := before + sum(map(arrived, batch)))
+                    done = now
                 copying.result()
+            show(now := before + sum(piece.size for piece in batch))
+            done = now
 
 
 def _megabytes(size: int) -> int:
