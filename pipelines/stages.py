@@ -113,13 +113,13 @@ def run_stage(config: Settings, *, as_step: bool = False) -> object:
     Where the output holds what would be made, nothing is run or found. A step of Kubeflow is handed
     a folder of its own, which is new.
     """
-    from components.core.storage import done_before, localized, locked
+    from components.core.storage import is_up_to_date, locked, with_local_copies
 
     with nullcontext() if as_step else locked(config.output):
-        if not as_step and isinstance(config, ArtifactSettings) and done_before(config):
+        if not as_step and isinstance(config, ArtifactSettings) and is_up_to_date(config):
             return None
         stage = importlib.import_module(COMMANDS[config.stage].work)
-        with localized(config) as local:
+        with with_local_copies(config) as local:
             found: object = stage.run(local)
         # What a step has made goes up after the process has ended.
         if hasattr(stage, "published") and not as_step:

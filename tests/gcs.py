@@ -1,6 +1,7 @@
 """An emulator of Cloud Storage for the real client: PyPI's gcp-storage-emulator, made stricter.
 
-The emulator ignores generation preconditions; here they are checked before it sees a request.
+The emulator ignores generations, asked for or as preconditions; here they are checked before it
+sees a request.
 Faults can be put in front of it, and every request is counted.
 """
 
@@ -150,14 +151,15 @@ class _Handler(RequestHandler):
             before = self.emulator.names()
             there = self.storage.objects[BUCKET] if before else {}
             generations = {name: there[name]["generation"] for name in before}
-            self.storage.expected = query.get("ifGenerationMatch", [None])[0]
+            demanded = query.get("ifGenerationMatch", [None])[0]
+            self.storage.expected = demanded or query.get("generation", [None])[0]
             path = urllib.parse.unquote(url.path)
             composes = path.endswith("/compose")
             self.storage.composed = path.split("/o/")[1][: -len("/compose")] if composes else None
             try:
                 self._compose() if composes else handle()
             except _PreconditionFailed:
-                self._refuse(412)
+                self._refuse(412 if demanded else 404)
                 return
             finally:
                 self.storage.expected = None

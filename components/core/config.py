@@ -185,7 +185,7 @@ class Settings(BaseModel):
 class ArtifactSettings(Settings):
     """Settings of a command that replaces a finished artifact only where `overwrite` is set."""
 
-    without_effect: ClassVar[tuple[str, ...]] = ()
+    not_part_of_identity: ClassVar[tuple[str, ...]] = ()
     """Settings on which the artifact does not depend."""
 
     _recorded: dict[str, Any] = PrivateAttr(default_factory=dict)
@@ -201,7 +201,14 @@ class ArtifactSettings(Settings):
 
     def model_post_init(self, _context: Any, /) -> None:
         """Remember the settings as they were given: a copy may name local folders instead."""
-        omitted = {"output", "overwrite", "prices", "fresh", self.kept(), *self.without_effect}
+        omitted = {
+            "output",
+            "overwrite",
+            "prices",
+            "fresh",
+            self.kept(),
+            *self.not_part_of_identity,
+        }
         settings = self.model_dump(mode="json", exclude=omitted)
         for name, field in type(self).model_fields.items():
             if name in settings and INPUT in field.metadata:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from components.core.config import JsonObject, ObjectList, Settings, option
 from components.core.declaration import Declaration, Output
 from components.core.progress import headline, say
-from components.core.storage import atomic_write, seal, unseal
+from components.core.storage import atomic_write, begin_artifact, finish_artifact
 
 OVERRIDES = {
     "train_gpus": ("train",),
@@ -151,11 +151,11 @@ def run(config: HardwareConfig) -> Placements:
     output = Path(config.output)
     placements = config.placements()
     headline("hardware", "what each GPU step asks for")
-    unseal(output, config.stage)
+    begin_artifact(output, config.stage)
     hardware = {stage: placement.model_dump() for stage, placement in placements.by_stage.items()}
     for stage, values in hardware.items():
         say(f"  {stage}: {json.dumps(values)}")
     with atomic_write(output / FILE) as file:
         file.write(json.dumps(hardware, indent=2) + "\n")
-    seal(output)
+    finish_artifact(output)
     return placements

@@ -26,9 +26,9 @@ from components.core.records import (
 from components.core.storage import (
     LEDGER,
     atomic_write,
-    made_with,
-    seal,
-    unseal,
+    begin_artifact,
+    finish_artifact,
+    provenance,
     verify,
     write_json,
 )
@@ -70,7 +70,7 @@ def run(config: EvalConfig) -> Evaluation:
     names = ", ".join(arm.name for arm in arms)
     progress.headline("eval", f"{counted(len(examples), 'question')} to {names}{ways}")
     with Ledger("eval", output, config.prices) as ledger:
-        unseal(output, "eval", keep=PARTIAL, settings=made_with(config))
+        begin_artifact(output, "eval", keep=PARTIAL, settings=provenance(config))
         for name in (TrainingRecord.FILE, ROBUSTNESS):  # of an earlier run
             (output / name).unlink(missing_ok=True)
         runs = run_arms(config, layouts)
@@ -93,7 +93,7 @@ def run(config: EvalConfig) -> Evaluation:
             ledgers.append(ledger.entry())
             file.write(report.render(evaluation, samples, quantization, ledgers))
     # In this order: until the artifact is whole, a repetition must find every generation.
-    seal(output, without=PARTIAL)
+    finish_artifact(output, without=PARTIAL)
     (output / PARTIAL).unlink()
     for sentence in (*evaluation.warnings, findings.verdict(evaluation)):
         progress.say(f"  {sentence}")

@@ -20,7 +20,7 @@ class GenerateConfig(CorpusOptions, StageConfig):
 
     stage: ClassVar[str] = "generate"
     kept_beside_local: ClassVar[bool] = True
-    without_effect: ClassVar[tuple[str, ...]] = (
+    not_part_of_identity: ClassVar[tuple[str, ...]] = (
         "teacher_concurrency",
         "teacher_timeout",
         "teacher_requests_per_minute",

@@ -23,7 +23,14 @@ from components.core.errors import DataError, MissingDependencyError, StorageErr
 from components.core.progress import headline, say
 from components.core.raft_form import find_answer
 from components.core.records import RaftRow, explain, read_jsonl
-from components.core.storage import LOCK, MANIFEST, atomic_write, seal, unseal, verify
+from components.core.storage import (
+    LOCK,
+    MANIFEST,
+    atomic_write,
+    begin_artifact,
+    finish_artifact,
+    verify,
+)
 
 PUBLISHED = (
     "id", "type", "question", "context", "oracle_context", "cot_answer", "instruction",
@@ -70,7 +77,7 @@ def run(config: ExportConfig) -> dict[str, int]:
     source, output = Path(config.dataset), Path(config.output)
     headline("export", f"{source} → {output} ({config.format}, {config.type})")
     files = _files(source)
-    unseal(output, "export")
+    begin_artifact(output, "export")
     counts = {}
     for path in files:
         rows = (_columns(row, config) for row in read_raft_rows(path))
@@ -78,7 +85,7 @@ def run(config: ExportConfig) -> dict[str, int]:
         counts[path.stem] = _WRITERS[config.type](rows, target)
     if not any(counts.values()):
         raise DataError("holds no row", path=source)
-    seal(output)
+    finish_artifact(output)
     say(f"  {', '.join(f'{count} {split}' for split, count in counts.items())} rows")
     if config.push_to_hub:
         say(f"  published at {_push(output, config.push_to_hub)}")

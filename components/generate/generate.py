@@ -13,7 +13,7 @@ from components.core.errors import DataError
 from components.core.ledger import Ledger
 from components.core.progress import headline, say, task
 from components.core.records import GenerationReport
-from components.core.storage import check_output, made_with, seal, unseal
+from components.core.storage import begin_artifact, check_output, finish_artifact, provenance
 from components.generate.config import GenerateConfig
 from components.generate.corpus import read_corpus
 from components.generate.dataset import (
@@ -62,7 +62,7 @@ def run(config: GenerateConfig) -> GenerationReport:
         )
         if not sampling.held_out:
             say("  no validation rows: too few chunks, or --validation-fraction 0")
-        unseal(output, "generate", settings=made_with(config))
+        begin_artifact(output, "generate", settings=provenance(config))
         maker = RowMaker(config, corpus, sampling, search, guard, teacher.name)
         with (
             Dataset.create(output) as dataset,
@@ -102,7 +102,7 @@ def run(config: GenerateConfig) -> GenerationReport:
             shard=config.shard,
         )
         write_report(output, report)
-    seal(output)
+    finish_artifact(output)
     say_rows(report, config.validation_fraction)
     if ledger.requests_failed:
         kinds = ", ".join(f"{count} {kind}" for kind, count in ledger.requests_failed.most_common())

@@ -16,7 +16,7 @@ from components.core.errors import DataError
 from components.core.ledger import Ledger
 from components.core.progress import headline, task
 from components.core.records import GenerationReport, RaftRow, read_json, read_jsonl
-from components.core.storage import made_with, seal, unseal, verify
+from components.core.storage import begin_artifact, finish_artifact, provenance, verify
 from components.generate.dataset import (
     ASKED_BEFORE,
     SPLITS,
@@ -48,7 +48,7 @@ def run(config: MergeConfig) -> GenerationReport:
     output = Path(config.output)
     headline("merge", f"{counted(len(config.shards), 'shard')} → {output}")
     shards = _ordered([Path(folder) for folder in config.shards])
-    unseal(output, "merge", settings=made_with(config))
+    begin_artifact(output, "merge", settings=provenance(config))
     dropped: Counter[str] = Counter()
     quotes: Counter[str] = Counter()
     for report in shards.values():
@@ -77,7 +77,7 @@ def run(config: MergeConfig) -> GenerationReport:
             }
         )
         write_report(output, merged)
-    seal(output)
+    finish_artifact(output)
     say_rows(merged)
     return merged
 

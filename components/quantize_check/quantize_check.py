@@ -28,7 +28,7 @@ from components.core.models import (
 )
 from components.core.progress import headline, say, task
 from components.core.records import QuantizationReport, RaftRow, read_jsonl
-from components.core.storage import made_with, seal, unseal, verify, write_json
+from components.core.storage import begin_artifact, finish_artifact, provenance, verify, write_json
 from components.core.weight_sizes import predict_weight_bytes, weight_bytes
 from components.quantize_check.comparison import Comparison, answer_log_probabilities
 from components.quantize_check.config import QuantizeCheckConfig
@@ -56,7 +56,7 @@ def run(config: QuantizeCheckConfig) -> QuantizationReport:
         if config.quantize_lm_head:
             check_head_is_untied(config.base_model)
         rows, too_long = _read_rows(config, tokenizer)
-        unseal(output, "quantize-check", settings=made_with(config))
+        begin_artifact(output, "quantize-check", settings=provenance(config))
         # Next to the output, whose disk has room for a model.
         with tempfile.TemporaryDirectory(prefix=MERGED, dir=output) as scratch:
             merged = Path(scratch) / f"{MERGED}model"
@@ -74,7 +74,7 @@ def run(config: QuantizeCheckConfig) -> QuantizationReport:
                 merged.rename(output / EXPORT)
         ledger.count(tokens_in=2 * sum(len(row.ids) for row in rows))
         write_json(output / QuantizationReport.FILE, report)
-    seal(output)
+    finish_artifact(output)
     say(f"  {report.verdict}")
     return report
 

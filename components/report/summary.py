@@ -20,7 +20,13 @@ from components.core.ledger import RunLedger, total
 from components.core.pages import as_markdown, markdown_table, plain
 from components.core.progress import headline, say
 from components.core.records import Evaluation, QuantizationReport, TrainingRecord
-from components.core.storage import LEDGER, atomic_write, seal, unseal, write_json
+from components.core.storage import (
+    LEDGER,
+    atomic_write,
+    begin_artifact,
+    finish_artifact,
+    write_json,
+)
 from components.report import comparison
 from components.report.results import STAGES, RunResults, read
 
@@ -59,7 +65,7 @@ def run(config: SummaryConfig) -> RunLedger:
             hint="Give folders that stages have written, separated by commas: "
             "--folders run/dataset,run/adapter",
         )
-    unseal(output, "summary")
+    begin_artifact(output, "summary")
     ledger = total(results.entries)
     write_json(output / LEDGER, ledger)
     trials = comparison.find_trials(results.records)
@@ -70,7 +76,7 @@ def run(config: SummaryConfig) -> RunLedger:
         (output / COMPARISON).unlink(missing_ok=True)
     with atomic_write(output / SUMMARY) as file:
         file.write(render(results, ledger, config.status))
-    seal(output)
+    finish_artifact(output)
     say(f"  {len(results.records)} results, {len(results.entries)} ledger entries")
     return ledger
 

@@ -200,7 +200,7 @@ class Checkpoints:
     def _finish_artifact(self, folder: Path, step: int, seconds: float) -> None:
         run = Run(identity=self.identity, step=step, seconds=round(seconds, 3))
         storage.write_json(folder / Run.FILE, run)
-        storage.seal(folder)
+        storage.finish_artifact(folder)
 
     def _publish_or_warn(self, folder: Path) -> None:
         # A bucket that does not answer for a while must not end the training; the next

@@ -31,7 +31,11 @@ class TrainConfig(StageConfig):
 
     stage: ClassVar[str] = "train"
     # A profile's own settings are recorded.
-    without_effect: ClassVar[tuple[str, ...]] = ("profile", "checkpoint_steps", "checkpoints_kept")
+    not_part_of_identity: ClassVar[tuple[str, ...]] = (
+        "profile",
+        "checkpoint_steps",
+        "checkpoints_kept",
+    )
 
     dataset: InputLocation = option(
         help="Folder with train.jsonl and validation.jsonl, as generate writes it.", group="Inputs"

@@ -21,7 +21,7 @@ from components.core.models import (
 )
 from components.core.progress import headline, say
 from components.core.records import Run, TrainingRecord, read_json
-from components.core.storage import made_with, seal, unseal, verify, write_json
+from components.core.storage import begin_artifact, finish_artifact, provenance, verify, write_json
 from components.train import distributed
 from components.train.checkpoints import CHECKPOINTS, Checkpoints
 from components.train.config import SHAPES_WEIGHTS, TrainConfig
@@ -52,7 +52,7 @@ def run(config: TrainConfig) -> TrainingRecord:
             config = config.model_copy(update={"max_tokens": context})
         rows = read_rows(config, tokenizer)
         check_lengths(config, rows)
-        unseal(output, "train", keep=CHECKPOINTS, settings=made_with(config))
+        begin_artifact(output, "train", keep=CHECKPOINTS, settings=provenance(config))
         checkpoints = Checkpoints.of(config)
         if config.fresh:
             checkpoints.discard()
@@ -70,7 +70,7 @@ def run(config: TrainConfig) -> TrainingRecord:
         write_json(output / TrainingRecord.FILE, record)
         with storage.atomic_write(output / "report.html") as file:
             file.write(write_page(record))
-    seal(output, without=CHECKPOINTS)
+    finish_artifact(output, without=CHECKPOINTS)
     # A copy in a bucket is kept until the adapter has arrived as well.
     if not checkpoints.remote:
         checkpoints.discard()

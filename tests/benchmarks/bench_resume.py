@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 from components.core.errors import DataError
-from components.core.storage import fetch, publish, seal
+from components.core.storage import fetch, finish_artifact, publish
 
 FILES, SIZE, KILLS = 50, 4_000_000, 20
 SERVER = """
@@ -44,7 +44,7 @@ def artifact(folder: Path, seed: int) -> Path:
     for number in range(FILES):
         data = random.Random(seed * FILES + number).randbytes(SIZE)
         (folder / f"{number:02}").write_bytes(data)
-    seal(folder)
+    finish_artifact(folder)
     return folder
 
 

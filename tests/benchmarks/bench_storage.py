@@ -42,7 +42,7 @@ def main() -> None:
     from google.cloud import storage
     from google.cloud.storage import transfer_manager
 
-    from components.core.storage import fetch, publish, seal
+    from components.core.storage import fetch, finish_artifact, publish
 
     server = subprocess.Popen([sys.executable, "-c", SERVER], text=True, stderr=subprocess.DEVNULL,
                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
@@ -54,7 +54,7 @@ def main() -> None:
         folder.mkdir()
         for number in range(FILES):
             (folder / f"{number:02}").write_bytes(random.Random(number).randbytes(SIZE))
-        seal(folder)
+        finish_artifact(folder)
         names = [f"{number:02}" for number in range(FILES)]
         bucket = storage.Client().bucket("bucket")
         copy = {"max_workers": 16, "worker_type": "thread"}

@@ -24,26 +24,25 @@ from components.core.kubeflow import Step
 from components.core.storage import (
     MANIFEST,
     PARTIAL_MANIFEST,
+    Manifest,
     ManifestFile,
     atomic_write,
+    begin_artifact,
     bucket,
-    checksum,
-    done_before,
     fetch,
     fetching,
     find,
-    localized,
+    finish_artifact,
+    is_up_to_date,
     locked,
-    made_with,
+    provenance,
     publish,
     publishing,
     put,
     scratch,
-    seal,
-    unseal,
     verify,
+    with_local_copies,
 )
-from components.core.storage.artifacts import path_inside
 from components.core.storage.bucket import locate
 from components.generate import generate
 from components.generate.config import GenerateConfig
@@ -77,7 +76,7 @@ def artifact(folder: Path) -> Path:
     (folder / "sub").mkdir(parents=True)
     (folder / "a.txt").write_text("first", encoding="utf-8")
     (folder / "sub" / "b.txt").write_text("second", encoding="utf-8")
-    seal(folder)
+    finish_artifact(folder)
     return folder
 
 
@@ -102,16 +101,16 @@ def test_a_manifest_cannot_point_outside(tmp_path: Path) -> None:
     manifest = folder / "manifest.json"
     listed = json.loads(manifest.read_text(encoding="utf-8"))
     listed["files"][1]["path"] = "../b.txt"
-    forged = storage.Manifest(files=listed["files"]).checked()
-    manifest.write_text(forged.model_dump_json(), encoding="utf-8")
+    forged = Manifest(files=[ManifestFile.model_construct(**entry) for entry in listed["files"]])
+    manifest.write_text(forged.checked().model_dump_json(), encoding="utf-8")
     with pytest.raises(DataError, match="outside the artifact"):
         verify(folder, "--dataset")
 
 
 def test_a_manifest_guards_itself(tmp_path: Path) -> None:
     folder = tmp_path / "artifact"
-    unseal(folder, "train", settings={"epochs": 3.0})
-    seal(folder)
+    begin_artifact(folder, "train", settings={"epochs": 3.0})
+    finish_artifact(folder)
     whole = (folder / MANIFEST).read_text(encoding="utf-8")
     verify(folder, "--dataset")
     for word, other in (("3.0", "4.0"), ("epochs", "epoch"), ("train", "eval")):
@@ -139,7 +138,7 @@ def test_a_finished_artifact_is_not_destroyed(
     asked = len(gcs.uploads), capfd.readouterr()[1]
     assert "next: raft train --dataset" in asked[1]
     assert make(documents=f"{texts}/", prices="") is None
-    assert "done before: " in capfd.readouterr().err
+    assert "up to date: " in capfd.readouterr().err
     with pytest.raises(ConfigError) as refused:
         make(distractors=3, seed=1)
     assert "--distractors was 2 there and is 3 now" in str(refused.value)
@@ -155,7 +154,7 @@ def test_a_finished_artifact_is_not_destroyed(
     put(json.dumps(manifest), f"{output}/{MANIFEST}")
 
     put("damaged", f"{output}/train.jsonl")
-    assert make() is not None, "what is damaged is made anew"
+    assert make() is not None, "what is damaged is made again"
     rows = f"{output}/train.jsonl"
     assert content()[rows] == before[rows]
     assert make(distractors=3, overwrite="true") is not None
@@ -168,9 +167,9 @@ def test_an_artifact_of_an_input_that_was_made_anew(
 ) -> None:
     def dataset(text: str) -> str:
         folder = tmp_path / "dataset"
-        unseal(folder)
+        begin_artifact(folder)
         (folder / "train.jsonl").write_text(text, encoding="utf-8")
-        seal(folder)
+        finish_artifact(folder)
         if where == "local":
             return str(folder)
         publish(folder, f"gs://{BUCKET}/dataset")
@@ -179,12 +178,12 @@ def test_an_artifact_of_an_input_that_was_made_anew(
     adapter = tmp_path / "adapter"
     given = {"dataset": dataset("first"), "base_model": "model", "output": str(adapter)}
     config = TrainConfig.parse(given)
-    unseal(adapter, "train", settings=made_with(config))
-    seal(adapter)
-    assert done_before(config)
+    begin_artifact(adapter, "train", settings=provenance(config))
+    finish_artifact(adapter)
+    assert is_up_to_date(config)
     dataset("second")
-    with pytest.raises(ConfigError, match="--dataset was made anew since"):
-        done_before(config)
+    with pytest.raises(ConfigError, match="--dataset was made again since"):
+        is_up_to_date(config)
 
 
 def test_two_commands_on_one_output(
@@ -195,9 +194,9 @@ def test_two_commands_on_one_output(
     with locked(str(output)):
         with pytest.raises(StorageError, match=rf"another raft \(pid {os.getpid()} on .+\) writes"):
             run_stage(config)
-        unseal(output, "generate")
+        begin_artifact(output, "generate")
         assert (output / ".raft.lock").exists(), "what clears the folder leaves the lock"
-        seal(output)
+        finish_artifact(output)
         assert ".raft.lock" not in (output / MANIFEST).read_text(encoding="utf-8")
         shutil.rmtree(output)
     assert not (tmp_path / "new").exists(), "a folder made for the lock alone does not stay"
@@ -237,10 +236,10 @@ def test_a_folder_made_by_hand_needs_no_manifest(tmp_path: Path) -> None:
 
 def test_an_unfinished_artifact_is_refused(tmp_path: Path) -> None:
     folder = artifact(tmp_path / "artifact")
-    unseal(folder)
+    begin_artifact(folder)
     with pytest.raises(DataError, match="not finished"):
         verify(folder, "--dataset")
-    seal(folder)
+    finish_artifact(folder)
     verify(folder, "--dataset")
     assert not (folder / PARTIAL_MANIFEST).exists()
 
@@ -250,7 +249,7 @@ def test_nothing_of_an_artifact_is_left_in_the_next(tmp_path: Path) -> None:
     (folder / "unlisted").write_text("a checkpoint", encoding="utf-8")
     before = [entry["path"] for entry in json.loads((folder / MANIFEST).read_text())["files"]]
     assert before
-    unseal(folder)
+    begin_artifact(folder)
     assert not any((folder / name).exists() for name in before)
     assert (folder / "unlisted").exists(), "what an interrupted run keeps is not of the artifact"
 
@@ -259,7 +258,7 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "id_rsa").write_text("secret", encoding="utf-8")
     (tmp_path / "id_rsa").chmod(0o600)
     with pytest.raises(StorageError, match="the folder holds something else"):
-        unseal(tmp_path)
+        begin_artifact(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["id_rsa"]
     assert stat.S_IMODE((tmp_path / "id_rsa").stat().st_mode) == 0o600
 
@@ -269,19 +268,19 @@ def test_leftovers_of_a_killed_attempt_are_not_sealed(tmp_path: Path) -> None:
     (folder / ".half").write_text("x", encoding="utf-8")
     (folder / ".sweep").mkdir()
     (folder / ".sweep" / "weights").write_text("x", encoding="utf-8")
-    unseal(folder)
-    seal(folder)
+    begin_artifact(folder)
+    finish_artifact(folder)
     assert "weights" not in (folder / MANIFEST).read_text(encoding="utf-8")
     assert not (folder / ".half").exists()
 
 
 def test_what_an_attempt_with_other_settings_left_is_not_sealed(tmp_path: Path) -> None:
-    unseal(tmp_path / "a")
+    begin_artifact(tmp_path / "a")
     for name in ("model/of-before", "rows.parquet", "checkpoints/1"):
         (tmp_path / "a" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "a" / name).write_text("x", encoding="utf-8")
-    unseal(tmp_path / "a", keep="checkpoints")
-    seal(tmp_path / "a", without="checkpoints")
+    begin_artifact(tmp_path / "a", keep="checkpoints")
+    finish_artifact(tmp_path / "a", without="checkpoints")
     assert '"files": []' in (tmp_path / "a" / MANIFEST).read_text(encoding="utf-8")
     assert (tmp_path / "a" / "checkpoints" / "1").exists()
 
@@ -290,7 +289,7 @@ def test_killed_at_its_very_first_write_the_folder_is_still_its_own(tmp_path: Pa
     folder = tmp_path / "a"
     folder.mkdir()
     (folder / f".{storage.PARTIAL_MANIFEST}.x7f3").write_text("{", encoding="utf-8")
-    unseal(folder)
+    begin_artifact(folder)
     assert [path.name for path in folder.iterdir()] == [storage.PARTIAL_MANIFEST]
 
 
@@ -302,7 +301,7 @@ def fill(folder: Path, files: int, size: int) -> Path:
     folder.mkdir(parents=True)
     for number in range(files):
         (folder / f"{number:03}.bin").write_bytes(random.Random(number).randbytes(size))
-    seal(folder)
+    finish_artifact(folder)
     return folder
 
 
@@ -334,7 +333,7 @@ def test_only_what_changed_is_copied_again(gcs: Emulator, tmp_path: Path) -> Non
 
     (folder / "001.bin").write_bytes(b"changed")
     (folder / "002.bin").unlink()
-    seal(folder)
+    finish_artifact(folder)
     publish(folder, "gs://bucket/a")
     assert {name for name in gcs.uploads if name.endswith(".bin")} == {"a/001.bin"}
     assert "a/002.bin" not in gcs.names()
@@ -371,7 +370,7 @@ def test_killed_at_twenty_moments_it_is_never_half_there(gcs: Emulator, tmp_path
     second.mkdir()
     for number in range(50):
         (second / f"{number:03}.bin").write_bytes(random.Random(-number).randbytes(2000))
-    seal(second)
+    finish_artifact(second)
     publish(first, "gs://bucket/a")
     gcs.uploads.clear()
     rng = random.Random(0)
@@ -379,7 +378,8 @@ def test_killed_at_twenty_moments_it_is_never_half_there(gcs: Emulator, tmp_path
     for _ in range(20):
         writer = subprocess.Popen([sys.executable, "-c", PUBLISH, str(second), "gs://bucket/a"],
                                   cwd=REPOSITORY, stderr=subprocess.DEVNULL)  # fmt: skip
-        gcs.fault = killer(writer, after=rng.randrange(1, 4), done=rng.random() < 0.5)
+        # Deletions of the first version's files, then uploads of the second's.
+        gcs.fault = killer(writer, after=rng.randrange(1, 10), done=rng.random() < 0.5)
         writer.wait()
         time.sleep(0.1)  # what it had sent is refused before anyone looks
         copy = tmp_path / "copy"
@@ -393,6 +393,7 @@ def test_killed_at_twenty_moments_it_is_never_half_there(gcs: Emulator, tmp_path
             outcomes["whole"] += 1
         shutil.rmtree(copy, ignore_errors=True)
     gcs.fault = lambda method, path: 0
+    assert 0 < sum(name.endswith(".bin") for name in gcs.uploads) < 50, "killed among the uploads"
     publish(second, "gs://bucket/a")
     fetch("gs://bucket/a", tmp_path / "copy")
     assert same(second, tmp_path / "copy")
@@ -435,9 +436,12 @@ def test_a_large_file_goes_on_with_the_parts_that_are_missing(
 def test_parts_that_do_not_make_the_file_are_thrown_away(
     gcs: Emulator, large: Path, tmp_path: Path
 ) -> None:
-    entry = ManifestFile(path="000.bin", size=9 * 2**16 + 5, crc32c=checksum(large / "000.bin"))
-    name, part = next(iter(publishing._parts(entry).items()))
-    locate("gs://bucket")[0].blob(f"a/{name}").upload_from_string(b"x" * part.size)
+    gcs.fault = lambda method, path: 403 if path.split("?")[0].endswith("/compose") else 0
+    with pytest.raises(StorageError, match="not allowed"):
+        publish(large, "gs://bucket/a")
+    gcs.fault = lambda method, path: 0
+    part = min(gcs.names("a/.parts/"))
+    locate("gs://bucket")[0].blob(part).upload_from_string(b"x" * 2**16)
     with pytest.raises(StorageError, match="do not make the file"):
         publish(large, "gs://bucket/a")
     publish(large, "gs://bucket/a")
@@ -515,7 +519,7 @@ def put_by_hand(folder: Path, prefix: str) -> None:
 def test_a_stage_reads_and_writes_a_bucket(gcs: Emulator, texts: Path, tmp_path: Path) -> None:
     put_by_hand(texts, "docs")
     config = GenerateConfig(documents="gs://bucket/docs", output="gs://bucket/run/dataset")
-    with localized(config) as local:
+    with with_local_copies(config) as local:
         generate.run(local)
     fetch("gs://bucket/run/dataset", tmp_path / "copy")
     verify(tmp_path / "copy", "--dataset")
@@ -528,9 +532,9 @@ def test_a_stage_reads_and_writes_a_bucket(gcs: Emulator, texts: Path, tmp_path:
 def test_what_another_stage_published_is_left_alone(
     gcs: Emulator, texts: Path, tmp_path: Path, left: str
 ) -> None:
-    unseal(tmp_path / "adapter", "train")
+    begin_artifact(tmp_path / "adapter", "train")
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
-    seal(tmp_path / "adapter")
+    finish_artifact(tmp_path / "adapter")
     publish(tmp_path / "adapter", "gs://bucket/run/1")
     if left == PARTIAL_MANIFEST:  # the writer was killed
         put((tmp_path / "adapter" / MANIFEST).read_text(), f"gs://bucket/run/1/{left}")
@@ -539,20 +543,20 @@ def test_what_another_stage_published_is_left_alone(
     config = GenerateConfig(documents=str(texts), output="gs://bucket/run/1")
     with (
         pytest.raises(StorageError, match="gs://bucket/run/1: holds what raft train wrote"),
-        localized(config),
+        with_local_copies(config),
     ):
         pytest.fail("the stage began")
     assert gcs.names("run") == before
-    with localized(config.model_copy(update={"output": "gs://bucket/run/10"})) as local:
+    with with_local_copies(config.model_copy(update={"output": "gs://bucket/run/10"})) as local:
         generate.run(local)
-    with localized(config.model_copy(update={"output": "gs://bucket/run/10"})) as local:
+    with with_local_copies(config.model_copy(update={"output": "gs://bucket/run/10"})) as local:
         generate.run(local)  # its own it may replace
 
 
 def test_nothing_is_published_when_the_stage_fails(gcs: Emulator, texts: Path) -> None:
     put_by_hand(texts, "docs")
     config = GenerateConfig(documents="gs://bucket/docs", output="gs://bucket/out", distractors=50)
-    with pytest.raises(ConfigError, match="--distractors 50"), localized(config) as local:
+    with pytest.raises(ConfigError, match="--distractors 50"), with_local_copies(config) as local:
         generate.run(local)
     assert gcs.names("out") == set()
 
@@ -601,10 +605,10 @@ def test_the_credentials_of_a_person_name_no_project(
 
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "a\0b", ""])
-def test_a_name_cannot_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match="outside the artifact"):
-        path_inside(tmp_path, name)
-    assert path_inside(tmp_path, "a/b..c/.d") == tmp_path / "a" / "b..c" / ".d"
+def test_a_name_cannot_lead_out_of_the_folder(name: str) -> None:
+    with pytest.raises(ValueError, match="outside the artifact"):
+        ManifestFile(path=name, size=1, crc32c="")
+    assert ManifestFile(path="a/b..c/.d", size=1, crc32c="").path == "a/b..c/.d"
 
 
 def test_single_files_are_found_and_put_in_a_bucket_as_in_a_folder(

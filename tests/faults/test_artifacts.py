@@ -15,7 +15,7 @@ import pytest
 
 from components.core import storage
 from components.core.records import read_json
-from components.core.storage import MANIFEST, Manifest, ManifestFile, seal, verify
+from components.core.storage import MANIFEST, Manifest, ManifestFile, finish_artifact, verify
 from components.core.storage.bucket import locate
 from components.eval.generations import Generations
 from components.train.checkpoints import Checkpoints
@@ -252,7 +252,7 @@ BASE = (
 
 @pytest.mark.fault(
     "Damaged artifacts", "every file of a base model from outside, in six ways (a flipped bit of a "
-    "weight cannot be told without a seal)",
+    "weight cannot be told without a finish_artifact)",
     "named; exit code 2",
 )  # fmt: skip
 @pytest.mark.parametrize("name", BASE)
@@ -392,7 +392,7 @@ def test_kept_generations(
     two = batches[1]
     for how in DAMAGES:
         out = tmp_path / how.replace(" ", "-")
-        storage.unseal(out)
+        storage.begin_artifact(out)
         partial = out / "generations.partial.jsonl"
         partial.write_bytes(two)
         # Of two batches the first, but for a file that is gone or another.
@@ -452,7 +452,7 @@ def test_a_manifest_that_leads_out(
     outside.write_text("keep")
     broken = tmp_path / "dataset"
     shutil.copytree(made["dataset"], broken)
-    entry = ManifestFile(path=name, size=4, crc32c=storage.checksum(outside))
+    entry = ManifestFile.model_construct(path=name, size=4, crc32c=storage.checksum(outside))
     (broken / MANIFEST).write_text(Manifest(files=[entry]).model_dump_json())
     for command in (
         ["merge", "--shards", broken, "--output", tmp_path / "merged"],
@@ -490,7 +490,7 @@ def test_another_version(
             broken = tmp_path / kind
             shutil.copytree(made[kind], broken)
             edit(broken / name, lost)
-            seal(broken)
+            finish_artifact(broken)
             command = readers(made, broken, tmp_path / "out")[kind][-1]
             code, said = leave(*command)
             assert code == 2 and name in said, said

@@ -231,7 +231,7 @@ class Chain:
         self.calls.touch()
         self.kills: list[str] = []
         self.lost_with_a_machine = False
-        self.done_before = 0  # attempts that were killed when the artifact was whole
+        self.is_up_to_date = 0  # attempts that were killed when the artifact was whole
         self.attempts = 0
         self.calls_before = 0
         self.reached = 0  # optimizer steps, of the last attempt that trained
@@ -290,7 +290,7 @@ class Chain:
             self.count_steps(run, kind)
         if whole:  # it was done but for its last breath; the same command begins anew
             self.reached_until = ""
-            self.done_before += 1
+            self.is_up_to_date += 1
         return True
 
     def check_said(self, run: Run, kind: str) -> None:
@@ -384,7 +384,7 @@ class Chain:
 
     def check_batches(self) -> None:
         """Batches: only the one under way at a kill was generated twice."""
-        again = self.calls.stat().st_size - (1 + self.done_before) * self.whole.calls
+        again = self.calls.stat().st_size - (1 + self.is_up_to_date) * self.whole.calls
         assert again <= len(self.kills)
 
 

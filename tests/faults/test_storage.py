@@ -21,7 +21,7 @@ from google.api_core.retry import retry_unary
 
 from components.core import storage
 from components.core.errors import AccessError, DataError, RaftError, StorageError
-from components.core.storage import bucket, fetch, publish, seal
+from components.core.storage import bucket, fetch, finish_artifact, publish
 from components.generate.config import GenerateConfig
 from components.generate.export import ExportConfig
 from pipelines.cli import main
@@ -80,7 +80,7 @@ def artifact(folder: Path, text: str) -> Path:
     folder.mkdir()
     for name in ("a", "b", "c"):
         (folder / name).write_text(f"{name}: {text}", encoding="utf-8")
-    seal(folder)
+    finish_artifact(folder)
     return folder
 
 
@@ -261,7 +261,7 @@ def test_damage_at_rest_is_named(gcs: Emulator, tmp_path: Path) -> None:
 def test_an_object_that_vanishes(gcs: Emulator, tmp_path: Path, made_by_hand: bool) -> None:
     publish(artifact(tmp_path / "artifact", "x"), "gs://bucket/a")
     if made_by_hand:
-        bucket.delete_object(bucket.locate("gs://bucket")[0].blob("a/manifest.json"))
+        bucket.locate("gs://bucket")[0].blob("a/manifest.json").delete()
 
     def vanish(method: str, path: str) -> int:
         if "alt=media" in path and "/a/b?" in path and "a/b" in gcs.names():
@@ -547,7 +547,7 @@ def test_a_read_only_disk(
     (disk / "dataset").mkdir()
     if before:
         (disk / "dataset" / ".train.jsonl.killed").write_text("what a killed attempt left")
-        seal(disk / "dataset")
+        finish_artifact(disk / "dataset")
     _as_root("mount", "-o", "remount,ro", str(disk))
     done = generate(texts, disk / "dataset", "--overwrite", "true")
     _refused(done, disk / "dataset", "Read-only", "--output")

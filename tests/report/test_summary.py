@@ -18,7 +18,7 @@ from components.core.records import (
     TrainingRecord,
     read_json,
 )
-from components.core.storage import seal, write_json
+from components.core.storage import finish_artifact, write_json
 from components.report import summary
 from components.report.comparison import Trial, best
 from components.report.summary import SummaryConfig
@@ -70,7 +70,7 @@ def artifact(folder: Path, stage: str, **records: Record) -> Path:
     for name, record in records.items():
         write_json(folder / f"{name}.json", record)
     write_json(folder / "ledger.json", entry(stage))
-    seal(folder)
+    finish_artifact(folder)
     return folder
 
 
@@ -259,7 +259,7 @@ def test_shards_that_were_merged_are_only_in_the_ledger(tmp_path: Path) -> None:
 def test_a_record_of_another_version_is_named(tmp_path: Path) -> None:
     folder = artifact(tmp_path / "a", "generate", report=GENERATED)
     (folder / "report.json").write_text('{"rows": 1}')
-    seal(folder)
+    finish_artifact(folder)
     text, _ = sum_up(tmp_path)
     assert "report.json is no GenerationReport that this version can read." in text
 

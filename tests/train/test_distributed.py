@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from components.core.errors import ConfigError, RaftError
 from components.core.models import load_tokenizer
 from components.core.records import TrainingRecord, read_json
-from components.core.storage import MANIFEST, seal
+from components.core.storage import MANIFEST, finish_artifact
 from components.train import train
 from components.train.config import TrainConfig
 from components.train.rows import read_rows
@@ -43,7 +43,7 @@ def world_dataset(world_dataset: Path, tmp_path_factory: pytest.TempPathFactory)
     row = json.loads(first)
     row["instruction"] = " ".join([row["instruction"]] * 6)
     (dataset / "train.jsonl").write_text("\n".join([*rest, json.dumps(row), ""]), encoding="utf-8")
-    seal(dataset)
+    finish_artifact(dataset)
     return dataset
 
 

@@ -25,18 +25,14 @@ def atomic_write(path: Path) -> Iterator[IO[str]]:
     Raises:
         StorageError: the folder cannot be written, or the disk is full.
     """
+    raw, temporary = _temporary(path.parent, f".{path.name}.", path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise cannot_write(path, error) from None
-    try:
-        with io.TextIOWrapper(io.BufferedWriter(_Named(number, "w", path)), "utf-8") as file:
-            yield _Redacted(file)  # type: ignore[misc]
-        make_readable(Path(name))
-        Path(name).replace(path)
+        with _Redacted(io.BufferedWriter(raw), "utf-8") as file:
+            yield file
+        make_readable(temporary)
+        temporary.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -47,16 +43,22 @@ def temporary_file(prefix: str) -> io.BufferedRandom:
         StorageError: now or at a write, temporary files cannot be written, or their disk is full.
     """
     folder = Path(tempfile.gettempdir())
+    raw, temporary = _temporary(folder, prefix, folder)
+    temporary.unlink()
+    return io.BufferedRandom(raw)
+
+
+def _temporary(folder: Path, prefix: str, place: Path) -> tuple["_Named", Path]:
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         number, name = tempfile.mkstemp(dir=folder, prefix=prefix)
     except OSError as error:
-        raise cannot_write(folder, error) from None
-    Path(name).unlink()
-    return io.BufferedRandom(_Named(number, "r+", folder))
+        raise cannot_write(place, error) from error
+    return _Named(number, "r+", place), Path(name)
 
 
 class _Named(io.FileIO):
-    """An open file whose errors in writing name a place: a system's own name none."""
+    """An open file whose write errors name a path: the system's own error has none."""
 
     def __init__(self, number: int, mode: str, place: Path) -> None:
         super().__init__(number, mode)
@@ -66,17 +68,14 @@ class _Named(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            raise cannot_write(self.place, error) from None
+            raise cannot_write(self.place, error) from error
 
 
-class _Redacted(io.TextIOBase):
-    """A text file that takes no secrets: what servers and exceptions say ends up in reports."""
+class _Redacted(io.TextIOWrapper):
+    """A text file without secrets: messages of servers and exceptions end up in reports."""
 
-    def __init__(self, file: IO[str]) -> None:
-        self.file = file
-
-    def write(self, text: str) -> int:
-        self.file.write(redact(text))
+    def write(self, text: str, /) -> int:
+        super().write(redact(text))
         return len(text)
 
 
@@ -92,7 +91,7 @@ def cannot_write(path: Path, error: OSError) -> StorageError:
 
 
 def make_readable(path: Path) -> None:
-    """Give a file the mode that `open` would have: temporary files and safetensors are private.
+    """Give a file the mode that `open` would: temporary files and safetensors are private.
 
     The next stage may run as another user.
     """
@@ -108,15 +107,15 @@ def write_json(path: Path, record: Record) -> None:
 
 
 def checked_line(body: bytes) -> bytes:
-    """A line that says by its first word whether the rest is whole: the crc32 in hexadecimal."""
+    """A line that begins with a checksum of the rest: its crc32 in hexadecimal."""
     return b"%08x %b\n" % (zlib.crc32(body), body)
 
 
 def read_checked_line(line: bytes) -> bytes:
-    """What was put in a checked line.
+    """The body of a checked line.
 
     Raises:
-        ValueError: it was torn or damaged.
+        ValueError: it is torn or damaged.
     """
     body = line[9:-1]
     if line != checked_line(body):

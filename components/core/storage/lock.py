@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""One process at a time in an output folder."""
 
 import errno
 import fcntl
@@ -10,21 +10,22 @@ from pathlib import Path
 
 from components.core.config import SCHEME
 from components.core.errors import StorageError, printable
-from components.core.storage.artifacts import LOCK
+
+LOCK = ".raft.lock"  # in a folder that is being written; no part of the artifact
 
 
 @contextmanager
 def locked(output: str) -> Iterator[None]:
-    """Have a local output to oneself; the kernel frees it when the process dies.
+    """Hold a local output exclusively; the kernel frees the lock when the process dies.
 
-    A folder that is made for the lock, and stays empty, is removed again. Where the lock cannot be
-    written, or the file system knows none, it is gone on without.
+    A folder that was made for the lock and is still empty is removed again. Where the lock file
+    cannot be written, or the file system has no locks, the work runs without one.
 
     Raises:
-        StorageError: another process has it.
+        StorageError: another process holds it.
     """
     folder = Path(output)
-    if output.startswith(SCHEME):  # there every write names what it replaces
+    if output.startswith(SCHEME):  # there every write is conditional on what it replaces
         yield
         return
     made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -37,7 +38,7 @@ def locked(output: str) -> Iterator[None]:
                 (folder / LOCK).unlink()
             os.close(lock)
         for path in made:
-            with suppress(OSError):  # something lies there
+            with suppress(OSError):  # it is not empty
                 path.rmdir()
 
 
@@ -48,7 +49,7 @@ def _lock(folder: Path) -> int | None:
             folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError:
-            return None  # a stage says by itself what it cannot write
+            return None  # the stage itself reports what it cannot write
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(lock), path.stat()):
@@ -65,5 +66,5 @@ def _lock(folder: Path) -> int | None:
             raise StorageError(
                 f"another raft ({printable(holder) or 'pid unknown'}) writes to --output {folder}",
                 hint="Wait for it, or give another --output.",
-            ) from None
-        os.close(lock)  # of the one before, who has just removed it
+            ) from error
+        os.close(lock)  # its file was removed by the process that held it before

@@ -790,7 +790,7 @@ NAMES = st.sampled_from(
 )
 def artifact_manifests(file: str) -> None:
     """Any manifest is refused or held to; nothing outside the folder is read, made or removed."""
-    from components.core.storage import seal, unseal, verify
+    from components.core.storage import begin_artifact, finish_artifact, verify
 
     outside = as_file("artifact-outside/outside", "keep")
     folder = SCRATCH / "artifact-outside" / "artifact"
@@ -802,9 +802,9 @@ def artifact_manifests(file: str) -> None:
     except DataError as error:
         assert str(folder) in str(error)
     with suppress(RaftError):
-        unseal(folder)
+        begin_artifact(folder)
         assert not path.exists()
-        seal(folder)
+        finish_artifact(folder)
         verify(folder, "--dataset")
     assert outside.read_text() == "keep"
     assert {entry.name for entry in outside.parent.iterdir()} == {"outside", "artifact"}

@@ -8,19 +8,20 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from components.core.config import INPUT, OUTPUT, SCHEME, Settings
 from components.core.errors import StorageError
+from components.core.storage.artifacts import check_output
 from components.core.storage.fetching import fetch
 from components.core.storage.files import cannot_write
-from components.core.storage.publishing import check_owner, publish
+from components.core.storage.publishing import publish
 
 C = TypeVar("C", bound=Settings)
 
 
 @contextmanager
-def localized(config: C) -> Iterator[C]:
+def with_local_copies(config: C) -> Iterator[C]:
     """Give a stage a config with local paths only: fetch inputs before, publish outputs after.
 
     Outputs are published only when the body succeeds. What was fetched or made is kept in the
@@ -31,33 +32,30 @@ def localized(config: C) -> Iterator[C]:
             made.
         DataError: an input is an unfinished or damaged artifact.
     """
-    remote: dict[str, dict[tuple[str, int], str]] = {INPUT: {}, OUTPUT: {}}
-    given: dict[str, tuple[str, ...]] = {}
-    for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
-        for kind in {INPUT, OUTPUT} & set(map(str, field.metadata)):
-            given[name] = value if isinstance(value, tuple) else (value,)
-            for place, location in enumerate(given[name]):
-                if location.startswith(SCHEME):
-                    remote[kind][name, place] = location
+    copies: dict[str, list[tuple[str, Path]]] = {INPUT: [], OUTPUT: []}
+    update: dict[str, Any] = {}
     with ExitStack() as held:
-        local = {
-            key: held.enter_context(scratch(kind, uri))
-            / (uri.rstrip("/").rsplit("/", 1)[-1] or "bucket")
-            for kind, uris in remote.items()
-            for key, uri in uris.items()
-        }
-        for uri in remote[OUTPUT].values():
-            check_owner(uri, config.stage)
-        for key, uri in remote[INPUT].items():
-            fetch(uri, local[key])
-        update: dict[str, str | tuple[str, ...]] = {}
-        for name in {name for name, _ in local}:
-            paths = tuple(str(local.get((name, n), path)) for n, path in enumerate(given[name]))
-            update[name] = paths if isinstance(getattr(config, name), tuple) else paths[0]
+
+        def local(kind: str, location: str) -> str:
+            if not location.startswith(SCHEME):
+                return location
+            name = location.rstrip("/").rsplit("/", 1)[-1] or "bucket"
+            copy = held.enter_context(scratch(kind, location)) / name
+            copies[kind].append((location, copy))
+            return str(copy)
+
+        for name, field in type(config).model_fields.items():
+            value = getattr(config, name)
+            for kind in copies.keys() & set(map(str, field.metadata)):
+                many = isinstance(value, tuple)
+                update[name] = tuple(local(kind, v) for v in value) if many else local(kind, value)
+        for uri, _ in copies[OUTPUT]:
+            check_output(uri, config.stage)
+        for uri, copy in copies[INPUT]:
+            fetch(uri, copy)
         yield config.model_copy(update=update)
-        for key, uri in remote[OUTPUT].items():
-            publish(local[key], uri)
+        for uri, copy in copies[OUTPUT]:
+            publish(copy, uri)
 
 
 @contextmanager
@@ -71,7 +69,7 @@ def scratch(kind: str, key: str) -> Iterator[Path]:
     try:
         root.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise cannot_write(root, error) from None
+        raise cannot_write(root, error) from error
     if root.is_symlink() or root.stat().st_uid != os.getuid():
         raise StorageError(f"{root}: belongs to somebody else", hint="Set TMPDIR to your own.")
     name = hashlib.sha256(f"{kind} {key}".encode()).hexdigest()[:16]
