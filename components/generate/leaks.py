@@ -31,7 +31,7 @@ class LeakGuard:
         """Read a file in HotpotQA form.
 
         Raises:
-            DataError: the file cannot be read, or holds no question; names the row or line.
+            DataError: the file cannot be read, or contains no questions; names the row or line.
         """
         self.questions: list[str] = []
         self._exact: set[str] = set()
@@ -46,7 +46,7 @@ class LeakGuard:
                 raise fault_at(path, kind, number, explain(error)) from error
             self._add(question)
         if not self.questions:
-            raise DataError("holds no question", path=path, hint="Check --eval-questions.")
+            raise DataError("contains no questions", path=path, hint="Check --eval-questions.")
 
     def knows_context(self, text: str) -> bool:
         """Whether a text holds much of a paragraph that answers a question, or the other way."""

@@ -358,7 +358,7 @@ def test_kept_responses(texts: Path, tmp_path: Path, leave: Leave, tally: Tally)
             kept.write_bytes(b"".join(broken))
             before = len(server.seen)
             code, said = leave(*command)
-            assert code == 0 and "1 responses there are torn" in said, said
+            assert code == 0 and "1 response there cannot be read" in said, said
             assert len(server.seen) == before + 1
             assert (tmp_path / "dataset" / "train.jsonl").read_bytes() == rows
             for piece in (tmp_path / "dataset-responses").iterdir():

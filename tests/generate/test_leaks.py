@@ -84,5 +84,5 @@ def test_questions_that_are_none_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="row 1: _id: Field required"):
         LeakGuard(tmp_path / "dev.json")
     (tmp_path / "dev.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(DataError, match="holds no question"):
+    with pytest.raises(DataError, match="contains no questions"):
         LeakGuard(tmp_path / "dev.json")

@@ -28,6 +28,7 @@ from typing import BinaryIO
 from uuid import uuid4
 
 from components.core.chat_protocol import Completion, Request
+from components.core.describe import counted
 from components.core.errors import StorageError
 from components.core.progress import say
 from components.core.records import Record
@@ -202,7 +203,8 @@ def open_responses(location: str) -> Iterator[Responses]:
         if count := len(responses):
             say(f"  {count} responses stored in {location}")
         if responses.damaged:
-            say(f"  {responses.damaged} responses there are damaged, and will be asked for again")
+            damaged = counted(responses.damaged, "response")
+            say(f"  {damaged} there cannot be read, and will be asked for again")
         yield responses
 
 
