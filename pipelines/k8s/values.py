@@ -1,4 +1,4 @@
-"""How values in manifests may be spelled: quantities, names, labels, images, node selectors.
+"""How values in manifests may be spelled: quantities, images, labels, node selectors.
 
 They are held to what the API server accepts, and to a little less where a mistake would show only
 as a pod that waits for ever.
@@ -29,10 +29,6 @@ def _check(what: str, pattern: str, allowed: str, value: str) -> str:
     return value
 
 
-def _spelled(what: str, pattern: str, allowed: str) -> AfterValidator:
-    return AfterValidator(partial(_check, what, pattern, allowed))
-
-
 def _quantity(pattern: str, allowed: str) -> BeforeValidator:
     return BeforeValidator(lambda value: _check("a quantity", pattern, allowed, str(value)))
 
@@ -54,52 +50,31 @@ def amount(quantity: object) -> Decimal:
     return Decimal(parse_quantity(quantity))
 
 
-Name = Annotated[
-    str,
-    _spelled("a name", r"(?=.{1,63}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?",
-             "up to 63 of a-z, 0-9 and - inside"),
-]  # fmt: skip
-"""What objects, containers and volumes are called (DNS-1123 label)."""
-
 Image = Annotated[
     str,
-    _spelled(
-        "a pinned image",
-        r"[a-z0-9]([\w.:/-]*[\w-])?(:(?!latest$)[\w][\w.-]{0,127}(@sha256:[0-9a-f]{64})?"
-        r"|@sha256:[0-9a-f]{64})",
-        "name:version or name@sha256:digest, never latest",
+    AfterValidator(
+        partial(
+            _check,
+            "a pinned image",
+            r"[a-z0-9]([\w.:/-]*[\w-])?(:(?!latest$)[\w][\w.-]{0,127}(@sha256:[0-9a-f]{64})?"
+            r"|@sha256:[0-9a-f]{64})",
+            "name:version or name@sha256:digest, never latest",
+        )
     ),
 ]
 
-VariableName = Annotated[
-    str, _spelled("a variable's name", r"[A-Za-z_]\w*", "letters, digits and _, no digit first")
-]
-
-AbsolutePath = Annotated[str, _spelled("an absolute path", r"/[^:]*", "/data, without a colon")]
-
-PREFIX = r"(?:(?=.{1,253}/)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
 WORD = r"[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?"
 
 
-def check_keys(labels: dict[str, str]) -> dict[str, str]:
-    for key in labels:
-        if re.fullmatch(PREFIX + WORD, key, re.ASCII) is None:
-            raise fault(
-                f"{key!r} is not a key (allowed: up to 63 of letters, digits, -, _ and . inside, "
-                "after a domain and / or without one)",
-                key,
-            )
-    return labels
-
-
-def check_labels(labels: dict[str, str]) -> dict[str, str]:
-    for key, value in check_keys(labels).items():
-        if value and re.fullmatch(WORD, value, re.ASCII) is None:
-            raise fault(
-                f"{value!r} is not a label's value "
-                "(allowed: up to 63 of letters, digits, and -, _ and . inside)",
-                key,
-            )
+def _check_labels(labels: dict[str, str]) -> dict[str, str]:
+    for key, value in labels.items():
+        for word in (key.partition("/")[2] or key, value):
+            if word and re.fullmatch(WORD, word, re.ASCII) is None:
+                raise fault(
+                    f"{word!r} is not allowed in a label "
+                    "(allowed: up to 63 of letters, digits, and -, _ and . inside)",
+                    key,
+                )
     return labels
 
 
@@ -110,7 +85,7 @@ def _lines(path: Path) -> tuple[str, ...]:
 
 
 def _check_selector(selector: dict[str, str]) -> dict[str, str]:
-    for key, value in check_labels(selector).items():
+    for key, value in _check_labels(selector).items():
         if key.startswith(GKE):
             _check_known(key, "label of GKE", _lines(LABELS), LABELS, key)
         if key == GKE_ACCELERATOR:
@@ -128,6 +103,5 @@ def _check_known(word: str, what: str, known: Sequence[str], file: Path, key: st
         )
 
 
-Labels = Annotated[dict[str, str], AfterValidator(check_labels)]
-Annotations = Annotated[dict[str, str], AfterValidator(check_keys)]
+Labels = Annotated[dict[str, str], AfterValidator(_check_labels)]
 Selector = Annotated[dict[str, str], AfterValidator(_check_selector)]
