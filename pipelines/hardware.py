@@ -14,8 +14,7 @@ from components.core.config import complaint
 from components.core.errors import ConfigError
 from components.core.hardware import GPU_STEPS, OVERRIDES, HardwareConfig, Placement
 from pipelines.k8s.job import Job, Toleration
-from pipelines.k8s.machines import check_fits
-from pipelines.k8s.values import GPU, Selector
+from pipelines.k8s.values import GPU, Selector, check_fits
 from pipelines.manifests import Jobs
 
 CHECKS: Mapping[str, TypeAdapter[Any]] = {

@@ -71,14 +71,10 @@ def with_job_resources(
 
 def _set_amounts(task: "PipelineTask", job: Job) -> None:
     limits, requests = job.container.resources.limits, job.container.resources.requests
-    if requests.cpu:
-        task.set_cpu_request(requests.cpu)
-    if requests.memory:
-        task.set_memory_request(requests.memory)
-    if limits.cpu:
-        task.set_cpu_limit(limits.cpu)
-    if limits.memory:
-        task.set_memory_limit(limits.memory)
+    for kind, amounts in (("request", requests), ("limit", limits)):
+        for resource in ("cpu", "memory"):
+            if amount := getattr(amounts, resource):
+                getattr(task, f"set_{resource}_{kind}")(amount)
     if limits.gpu:
         # KFP has no request for accelerators: Kubernetes takes the limit for it.
         task.set_accelerator_type(GPU)
@@ -116,16 +112,15 @@ def _set_flags(job: Job, task: "PipelineTask") -> None:
     Raises:
         ConfigError: the pipeline or its component would not follow one.
     """
-    for name, value in job.settings().items():
+    for name, (value, place) in job.settings().items():
         if name in task.inputs:
             raise ConfigError(
-                f"{job.place_of(name)}: {flag(name)} has a value here, but in the pipeline it is "
-                "a parameter",
+                f"{place}: {flag(name)} has a value here, but in the pipeline it is a parameter",
                 hint="Take the flag out of the args, and give the value when you start a run.",
             )
         if name not in task.component_spec.inputs:
             raise ConfigError(
-                f"{job.place_of(name)}: {flag(name)} is no parameter of the component, so the "
-                "pipeline would run without it"
+                f"{place}: {flag(name)} is no parameter of the component, so the pipeline would "
+                "run without it"
             )
         task.inputs[name] = list(value) if isinstance(value, tuple) else value

@@ -16,8 +16,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from components.core.config import flag as flag_of
 from components.core.errors import ConfigError
 from pipelines.k8s.located import Document, StrictModel, fault, job_only, meant, validate
-from pipelines.k8s.machines import check_fits
-from pipelines.k8s.values import GPU, Bytes, Count, Cpu, Image, Labels, Selector, amount
+from pipelines.k8s.values import GPU, Bytes, Count, Cpu, Image, Labels, Selector, amount, check_fits
 from pipelines.stages import STAGES, config_class
 
 
@@ -55,12 +54,8 @@ class Resources(StrictModel):
         for name in ("cpu", "memory"):
             request, limit = getattr(requests, name), getattr(limits, name)
             if request and limit and amount(request) > amount(limit):
-                raise fault(
-                    f"requests {request}, more than the limit of {limit} "
-                    "(raise the limit or lower the request)",
-                    "requests",
-                    name,
-                )
+                problem = f"{request}, more than the limit of {limit} (raise it or ask for less)"
+                raise fault(problem, "requests", name)
         return self
 
 
@@ -156,7 +151,7 @@ class Pod(StrictModel):
     restart_policy: Literal["Never"] = job_only("KFP starts a failed step as a new pod", ...)
 
     @model_validator(mode="after")
-    def _finds_a_node(self) -> "Pod":
+    def _starts(self) -> "Pod":
         at = ("containers", 0, "resources", "requests")
         resources = self.containers[0].resources
         gpus = resources.limits.gpu or 0
@@ -170,10 +165,6 @@ class Pod(StrictModel):
                     f"{key!r} is no taint of GPU nodes; did you mean {GPU}?",
                     *("tolerations", index, "key"),
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _mounts_exist(self) -> "Pod":
         known = {volume.name for volume in self.volumes}
         for index, mount in enumerate(self.containers[0].volume_mounts):
             if mount.name not in known:
@@ -198,11 +189,7 @@ class JobSpec(StrictModel):
     ttl_seconds_after_finished: int = job_only("KFP tidies up after its own pods", ge=0)
 
 
-def _setting(argument: str) -> str:
-    """The setting that an argument such as --batch-size=1 is about: batch_size."""
-    return argument.partition("=")[0].removeprefix("--").replace("-", "_")
-
-
+NAME = ("metadata", "name")
 POD = ("spec", "template", "spec")
 CONTAINER = (*POD, "containers", 0)
 
@@ -215,6 +202,17 @@ class Job(StrictModel):
     metadata: JobMetadata
     spec: JobSpec
     _document: Document | None = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _is_of_a_stage(self) -> "Job":
+        name, command = self.metadata.name, self.container.command
+        if self.stage not in STAGES or name == self.stage:
+            allowed = ", ".join(f"raft-{stage}" for stage in STAGES)
+            raise fault(f"{name!r}: not the Job of a stage (allowed: {allowed})", *NAME)
+        if command != ["raft", self.stage]:
+            problem = f"{command} (allowed: ['raft', '{self.stage}'])"
+            raise fault(problem, *CONTAINER, "command")
+        return self
 
     @property
     def pod(self) -> Pod:
@@ -232,13 +230,11 @@ class Job(StrictModel):
         """`file:line` of a field."""
         return self._document.place(*location) if self._document else self.metadata.name
 
-    def place_of(self, name: str) -> str:
-        """`file:line` of the argument that is the flag of a setting."""
-        flags = [_setting(argument) for argument in self.container.args]
-        return self.place(*CONTAINER, "args", flags.index(name))
-
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, tuple[Any, str]]:
         """Flags that the Job's args give a value of their own, not one of a $(VARIABLE).
+
+        Returns:
+            By setting, the value and its place.
 
         Raises:
             ConfigError: the stage has no such flag, or does not take its value.
@@ -247,12 +243,12 @@ class Job(StrictModel):
         unset = {
             name: "unset" for name, field in config.model_fields.items() if field.is_required()
         }
-        settings: dict[str, Any] = {}
+        settings: dict[str, tuple[Any, str]] = {}
         flags: set[str] = set()
         for index, argument in enumerate(self.container.args):
             place = self.place(*CONTAINER, "args", index)
             flag, sign, value = argument.partition("=")
-            name = _setting(argument)
+            name = flag.removeprefix("--").replace("-", "_")
             if not flag.startswith("--") or not sign or name not in config.model_fields:
                 raise ConfigError(
                     f"{place}: {argument!r} (allowed: --flag=value, with a flag of raft "
@@ -264,9 +260,10 @@ class Job(StrictModel):
             flags.add(name)
             if "$(" not in value:
                 try:
-                    settings[name] = getattr(config.parse(unset | {name: value}), name)
+                    parsed = config.parse(unset | {name: value})
                 except ConfigError as error:
                     raise ConfigError(f"{place}: {error}", hint=error.hint) from None
+                settings[name] = (getattr(parsed, name), place)
         return settings
 
 
@@ -278,17 +275,5 @@ def job_of(document: Document) -> Job:
     """
     job = validate(document, Job)
     job._document = document
-    if job.stage not in STAGES or job.metadata.name == job.stage:
-        allowed = ", ".join(f"raft-{stage}" for stage in STAGES)
-        raise ConfigError(
-            f"{document.place('metadata', 'name')}: metadata.name {job.metadata.name!r}: "
-            f"not the Job of a stage (allowed: {allowed})"
-        )
-    if job.container.command != ["raft", job.stage]:
-        raise ConfigError(
-            f"{document.place(*CONTAINER, 'command')}: "
-            f"spec.template.spec.containers.0.command: {job.container.command} "
-            f"(allowed: ['raft', '{job.stage}'])"
-        )
     job.settings()
     return job

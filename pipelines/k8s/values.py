@@ -1,11 +1,12 @@
-"""How values in manifests may be spelled: quantities, images, labels, node selectors.
+"""What values in manifests may be: quantities, images, labels, node selectors.
 
-They are held to what the API server accepts, and to a little less where a mistake would show only
-as a pod that waits for ever.
+They are held to what the API server accepts, and to less where a mistake would show only as a pod
+that waits for ever: to the nodes that GKE has, and to what the machines of Compute Engine offer
+with their GPUs (components/core/gpus.yaml).
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from functools import cache, partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator
 
-from components.core.gpus import PATH, gke_labels
+from components.core.gpus import PATH, gke_labels, of_label
 from pipelines.k8s.located import fault, meant, shown
 
 LABELS = Path(__file__).parents[2] / "k8s" / "labels.txt"
@@ -21,6 +22,7 @@ LABELS = Path(__file__).parents[2] / "k8s" / "labels.txt"
 GPU = "nvidia.com/gpu"
 GKE = "cloud.google.com/"
 GKE_ACCELERATOR = f"{GKE}gke-accelerator"
+INSTANCE_TYPE = "node.kubernetes.io/instance-type"
 
 
 def _check(what: str, pattern: str, allowed: str, value: str) -> str:
@@ -105,3 +107,40 @@ def _check_known(word: str, what: str, known: Sequence[str], file: Path, key: st
 
 Labels = Annotated[dict[str, str], AfterValidator(_check_labels)]
 Selector = Annotated[dict[str, str], AfterValidator(_check_selector)]
+
+
+def check_fits(
+    selector: Mapping[str, str], gpus: int, asked: Mapping[str, str | None], *at: int | str
+) -> None:
+    """Refuse requests for more than the machines with so many GPUs have.
+
+    A pod whose node selector names a machine type is not checked.
+
+    Args:
+        selector: the pod's node selector.
+        gpus: how many it requests.
+        asked: quantities of `cpu` and `memory`.
+        at: where they are, for the error.
+
+    Raises:
+        PydanticCustomError: names the machine.
+    """
+    kind = of_label(selector.get(GKE_ACCELERATOR, ""))
+    if not gpus or kind is None or INSTANCE_TYPE in selector:
+        return
+    large_enough = [machine for machine in kind.machines if machine.gpus >= gpus]
+    if not large_enough:
+        largest = max(kind.machines, key=lambda machine: machine.gpus)
+        raise fault(f"{gpus}, more than any machine has ({largest.type}: {largest.gpus})", *at, GPU)
+    # The fewest GPUs that are enough; of those machines, the one with the most memory.
+    machine = min(large_enough, key=lambda machine: (machine.gpus, -machine.memory))
+    for name, whole in (("cpu", f"{machine.cpus}"), ("memory", f"{machine.memory}Gi")):
+        quantity = asked.get(name)
+        if quantity and amount(quantity) >= amount(whole):
+            raise fault(
+                f"{quantity}, which a node with {gpus} {selector[GKE_ACCELERATOR]} does not have "
+                f"({machine.type}: {whole}, of which it keeps a part for itself; a larger "
+                f"machine needs {INSTANCE_TYPE} in the nodeSelector)",
+                *at,
+                name,
+            )
