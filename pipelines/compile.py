@@ -19,7 +19,7 @@ from components.core.storage import atomic_write
 from pipelines import manifests
 from pipelines.k8s.images import write_images
 from pipelines.k8s.kustomize import FILE
-from pipelines.k8s.located import shown
+from pipelines.k8s.located import read, shown
 
 DIFF_LINES = 20
 OBJECT_DEFAULT = re.compile(r"^(#    \w+: (?:list|dict) \[Default: )(.*)\]$", re.MULTILINE)
@@ -63,7 +63,7 @@ def compile_pipelines(
         write_images(manifests.BASE, registry, tag, digests)
         say(f"wrote {shown(manifests.BASE / FILE)}")
     if manifest_file:
-        jobs = manifests.load_file(Path(manifest_file))
+        jobs = manifests.all_jobs(read(Path(manifest_file)), shown(manifest_file))
     else:
         jobs = manifests.load_all(manifests.overlay(overlay))
     options = [f"--overlay {overlay}"] if overlay else []
@@ -82,13 +82,25 @@ def compile_pipelines(
 
 def _write(path: Path, text: str, command: str, *, check: bool) -> None:
     """Write a file, or compare it; `command` is the one that writes it."""
-    if check:
-        _compare(path, text, command)
-        say(f"{path} is up to date")
+    if not check:
+        with atomic_write(path) as file:
+            file.write(text)
+        say(f"wrote {path}")
         return
-    with atomic_write(path) as file:
-        file.write(text)
-    say(f"wrote {path}")
+    try:
+        committed = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", hint=command) from None
+    if committed != text.encode():
+        lines = committed.decode(errors="replace").splitlines()
+        diff = difflib.unified_diff(
+            lines, text.splitlines(), str(path), "compiled now", lineterm="", n=1
+        )
+        first, rest = [*islice(diff, DIFF_LINES)], len([*diff])
+        more = [f"... and {rest} more lines"] if rest else []
+        problem = "\n".join([f"{path} is not what the pipeline compiles to:", *first, *more])
+        raise ConfigError(problem, hint=command)
+    say(f"{path} is up to date")
 
 
 def compiled(
@@ -113,22 +125,3 @@ def compiled(
 def _ordered(match: re.Match[str]) -> str:
     """kfp prints the objects in a default with their keys in no particular order."""
     return f"{match[1]}{json.dumps(ast.literal_eval(match[2]), sort_keys=True)}]"
-
-
-def _compare(output: Path, text: str, command: str) -> None:
-    try:
-        committed = output.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{output}: {error.strerror}", hint=command) from None
-    if committed == text.encode():
-        return
-    lines = committed.decode(errors="replace").splitlines()
-    diff = difflib.unified_diff(
-        lines, text.splitlines(), str(output), "compiled now", lineterm="", n=1
-    )
-    first, rest = [*islice(diff, DIFF_LINES)], len([*diff])
-    more = [f"... and {rest} more lines"] if rest else []
-    raise ConfigError(
-        "\n".join([f"{output} is not what the pipeline compiles to:", *first, *more]),
-        hint=command,
-    )

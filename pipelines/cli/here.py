@@ -1,5 +1,6 @@
 """Commands that run on this machine: each declares flags and calls one function."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ def _local_folder(_context: click.Context, _option: click.Parameter, value: str)
     return Path(value)
 
 
-def _number(flag: str, default: float, kind: click.ParamType, text: str) -> Any:
+def _number(
+    flag: str, default: float, kind: click.IntRange | click.FloatRange, text: str
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     metavar = "X" if isinstance(default, float) else "N"
     return click.option(
         flag, default=default, show_default=True, metavar=metavar, type=kind, help=text

@@ -112,12 +112,10 @@ def images_of(pipeline: Path) -> list[str]:
 
 def _current_context() -> str:
     """The context of the kubeconfig that kubectl would use; "" without one."""
+    from kubernetes import config
+
     paths = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
-    for path in paths.split(os.pathsep):
-        try:
-            context = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["current-context"]
-        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
-            continue
-        if context:
-            return str(context)
-    return ""
+    try:
+        return str(config.list_kube_config_contexts(paths)[1]["name"])
+    except (config.ConfigException, OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return ""

@@ -45,12 +45,11 @@ class Resources(StrictModel):
     def _limits_hold(self) -> "Resources":
         requests, limits = self.requests, self.limits
         if requests.gpu is not None and requests.gpu != limits.gpu:
-            raise fault(
-                f"requests {requests.gpu} and limits {limits.gpu or 'none'} of {GPU}, "
-                f"but Kubernetes allows only equal ones (type {requests.gpu} under both)",
-                "requests",
-                GPU,
+            problem = (
+                f"requests {requests.gpu} and limits {limits.gpu or 'none'} of {GPU}, but "
+                "Kubernetes allows only equal ones"
             )
+            raise fault(problem, "requests", GPU)
         for name in ("cpu", "memory"):
             request, limit = getattr(requests, name), getattr(limits, name)
             if request and limit and amount(request) > amount(limit):
@@ -161,18 +160,14 @@ class Pod(StrictModel):
         for index, toleration in enumerate(self.tolerations if gpus else ()):
             key = toleration.key or ""
             if key != GPU and difflib.get_close_matches(key.lower(), [GPU], cutoff=0.9):
-                raise fault(
-                    f"{key!r} is no taint of GPU nodes; did you mean {GPU}?",
-                    *("tolerations", index, "key"),
-                )
+                problem = f"{key!r} is no taint of GPU nodes; did you mean {GPU}?"
+                raise fault(problem, "tolerations", index, "key")
         known = {volume.name for volume in self.volumes}
         for index, mount in enumerate(self.containers[0].volume_mounts):
             if mount.name not in known:
-                raise fault(
-                    f"volumeMounts names {mount.name!r}, but volumes has no such entry "
-                    f"(allowed: {', '.join(sorted(known)) or 'none'})",
-                    *("containers", 0, "volumeMounts", index, "name"),
-                )
+                allowed = ", ".join(sorted(known)) or "none"
+                problem = f"{mount.name!r}, but volumes has no such entry (allowed: {allowed})"
+                raise fault(problem, "containers", 0, "volumeMounts", index, "name")
         return self
 
 
@@ -189,7 +184,6 @@ class JobSpec(StrictModel):
     ttl_seconds_after_finished: int = job_only("KFP tidies up after its own pods", ge=0)
 
 
-NAME = ("metadata", "name")
 POD = ("spec", "template", "spec")
 CONTAINER = (*POD, "containers", 0)
 
@@ -208,7 +202,8 @@ class Job(StrictModel):
         name, command = self.metadata.name, self.container.command
         if self.stage not in STAGES or name == self.stage:
             allowed = ", ".join(f"raft-{stage}" for stage in STAGES)
-            raise fault(f"{name!r}: not the Job of a stage (allowed: {allowed})", *NAME)
+            problem = f"{name!r}: not the Job of a stage (allowed: {allowed})"
+            raise fault(problem, "metadata", "name")
         if command != ["raft", self.stage]:
             problem = f"{command} (allowed: ['raft', '{self.stage}'])"
             raise fault(problem, *CONTAINER, "command")
@@ -240,9 +235,8 @@ class Job(StrictModel):
             ConfigError: the stage has no such flag, or does not take its value.
         """
         config = config_class(self.stage)
-        unset = {
-            name: "unset" for name, field in config.model_fields.items() if field.is_required()
-        }
+        required = [name for name, field in config.model_fields.items() if field.is_required()]
+        unset = dict.fromkeys(required, "unset")
         settings: dict[str, tuple[Any, str]] = {}
         flags: set[str] = set()
         for index, argument in enumerate(self.container.args):

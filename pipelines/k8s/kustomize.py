@@ -106,7 +106,24 @@ def render(folder: Path) -> list[Document]:
     if not nested and not kustomization.patches:
         return [sources[0] for sources in objects]
     sources = {_identity(sources[0]): sources for sources in objects}
-    rendered = parse(Text(_kubectl_kustomize(folder), shown(folder)))
+    try:
+        done = subprocess.run(  # noqa: S603 (no shell; kubectl)
+            [kubectl(), "kustomize", str(folder)],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=SECONDS_TO_RENDER,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"{shown(folder)}: kubectl kustomize: {error}") from error
+    if done.returncode:
+        message = printable(" ".join(done.stderr.split()).removeprefix("error: "))
+        raise ConfigError(
+            f"{shown(folder)}: kubectl refuses it: {message}",
+            hint=f"kubectl kustomize {shown(folder)}",
+        )
+    rendered = parse(Text(done.stdout, shown(folder)))
     return [Rendered(entry.node, sources.get(_identity(entry), [entry])) for entry in rendered]
 
 
@@ -125,27 +142,6 @@ def kubectl() -> str:
             "others: https://kubernetes.io/docs/tasks/tools",
         )
     return program
-
-
-def _kubectl_kustomize(folder: Path) -> str:
-    try:
-        done = subprocess.run(  # noqa: S603 (no shell; kubectl)
-            [kubectl(), "kustomize", str(folder)],
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=SECONDS_TO_RENDER,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ConfigError(f"{shown(folder)}: kubectl kustomize: {error}") from error
-    if done.returncode:
-        message = printable(" ".join(done.stderr.split()).removeprefix("error: "))
-        raise ConfigError(
-            f"{shown(folder)}: kubectl refuses it: {message}",
-            hint=f"kubectl kustomize {shown(folder)}",
-        )
-    return done.stdout
 
 
 def read_kustomization(folder: Path) -> tuple[Document, Kustomization]:

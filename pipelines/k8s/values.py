@@ -8,7 +8,7 @@ with their GPUs (components/core/gpus.yaml).
 import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -25,23 +25,22 @@ GKE_ACCELERATOR = f"{GKE}gke-accelerator"
 INSTANCE_TYPE = "node.kubernetes.io/instance-type"
 
 
-def _check(what: str, pattern: str, allowed: str, value: str) -> str:
-    if re.fullmatch(pattern, value) is None:
-        raise ValueError(f"not {what} (allowed: {allowed})")
-    return value
+def _spelled(pattern: str, allowed: str, what: str = "a quantity") -> BeforeValidator:
+    def check(value: object) -> str:
+        if re.fullmatch(pattern, str(value)) is None:
+            raise ValueError(f"not {what} (allowed: {allowed})")
+        return str(value)
+
+    return BeforeValidator(check)
 
 
-def _quantity(pattern: str, allowed: str) -> BeforeValidator:
-    return BeforeValidator(lambda value: _check("a quantity", pattern, allowed, str(value)))
-
-
-Cpu = Annotated[str, _quantity(r"[0-9]+m|[0-9]+(\.[0-9]+)?", "cores such as 8, 0.5 or 500m")]
+Cpu = Annotated[str, _spelled(r"[0-9]+m|[0-9]+(\.[0-9]+)?", "cores such as 8, 0.5 or 500m")]
 """Cores, or thousandths of one."""
 
-Bytes = Annotated[str, _quantity(r"[0-9]+(Ki|Mi|Gi|Ti|M|G|T)?", "bytes such as 64Gi or 512Mi")]
+Bytes = Annotated[str, _spelled(r"[0-9]+(Ki|Mi|Gi|Ti|M|G|T)?", "bytes such as 64Gi or 512Mi")]
 """Bytes with a binary or decimal suffix."""
 
-Count = Annotated[int, _quantity(r"[1-9][0-9]*", "whole GPUs, at least 1")]
+Count = Annotated[int, _spelled(r"[1-9][0-9]*", "whole GPUs, at least 1")]
 """GPUs, which Kubernetes hands out whole."""
 
 
@@ -54,14 +53,11 @@ def amount(quantity: object) -> Decimal:
 
 Image = Annotated[
     str,
-    AfterValidator(
-        partial(
-            _check,
-            "a pinned image",
-            r"[a-z0-9]([\w.:/-]*[\w-])?(:(?!latest$)[\w][\w.-]{0,127}(@sha256:[0-9a-f]{64})?"
-            r"|@sha256:[0-9a-f]{64})",
-            "name:version or name@sha256:digest, never latest",
-        )
+    _spelled(
+        r"[a-z0-9]([\w.:/-]*[\w-])?(:(?!latest$)[\w][\w.-]{0,127}(@sha256:[0-9a-f]{64})?"
+        r"|@sha256:[0-9a-f]{64})",
+        "name:version or name@sha256:digest, never latest",
+        "a pinned image",
     ),
 ]
 
