@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -56,12 +57,11 @@ def write_images(
         entries[name] = old.model_copy(update=update)
     images = [entry.model_dump(by_alias=True, exclude_none=True) for entry in entries.values()]
     block = yaml.safe_dump({"images": images}, sort_keys=False).splitlines()
-    path = folder / FILE
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = (folder / FILE).read_text(encoding="utf-8").splitlines()
     start, end = _lines_of_images(document, lines)
     comments = [line for line in lines[start:end] if line.lstrip().startswith("#")]
     lines[start:end] = [block[0], *comments, *(f"  {line}" for line in block[1:])]
-    with atomic_write(path) as file:
+    with atomic_write(folder / FILE) as file:
         file.write("\n".join(lines) + "\n")
 
 
@@ -112,10 +112,10 @@ def images_of(pipeline: Path) -> list[str]:
 
 def _current_context() -> str:
     """The context of the kubeconfig that kubectl would use; "" without one."""
-    from kubernetes import config
-
     paths = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
-    try:
-        return str(config.list_kube_config_contexts(paths)[1]["name"])
-    except (config.ConfigException, OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
-        return ""
+    for path in paths.split(os.pathsep):
+        with suppress(OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+            config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            if context := config["current-context"]:
+                return str(context)
+    return ""
