@@ -1,10 +1,11 @@
-"""Finds in Job manifests, with file and line, what a cluster would refuse or let wait for ever.
+"""Finds in Job manifests, with file and line, what leaves a pod waiting or is easily mistaken.
 
-No cluster is asked. Objects other than Jobs are left to the API server; the compiled pipelines are
-compared by `raft compile --check`.
+No cluster is asked. Objects other than Jobs, and what else a Job may not be, are left to the API
+server: `raft preflight` asks it. The compiled pipelines are compared by `raft compile --check`.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -13,8 +14,8 @@ from components.core.errors import ConfigError
 from pipelines import manifests
 from pipelines.k8s import kustomize
 from pipelines.k8s.images import warn_without_registry
+from pipelines.k8s.job import CONTAINER, Job
 from pipelines.k8s.located import Document, read, shown
-from pipelines.k8s.references import reference_errors
 from pipelines.stages import STAGES
 
 TEACHER = manifests.BASE / "teacher"
@@ -64,13 +65,31 @@ def check_source(source: str) -> list[str]:
     jobs = manifests.jobs_among(documents)
     if jobs and path.is_dir():
         jobs = manifests.all_jobs(documents, shown(path))
-    # Objects of a part of k8s/ may name those of the base; a whole has a namespace of its own.
+    # A file of k8s/base may name variables of the settings beside it.
     whole = any(document.get("kind") == "Namespace" for document in documents)
-    base = kustomize.render(manifests.BASE) if manifests.BASE.is_dir() and not whole else []
-    errors = reference_errors(jobs.values(), [*documents, *base])
-    if errors:
+    base = [] if whole or not manifests.BASE.is_dir() else kustomize.render(manifests.BASE)
+    if errors := [*variable_errors(jobs.values(), [*documents, *base])]:
         raise ConfigError("\n".join(errors))
     return [job.container.image for job in jobs.values()]
+
+
+def variable_errors(jobs: Iterable[Job], objects: Sequence[Document]) -> Iterator[str]:
+    """Each $(VARIABLE) in args that the container does not have: it would stay as it is written."""
+    settings = [document for document in objects if document.get("kind") == "ConfigMap"]
+    for job in jobs:
+        variables = {variable.name for variable in job.container.env}
+        names = [source.config_map_ref.name for source in job.container.env_from or ()]
+        for document in settings:
+            data = document.get("data")
+            if document.get("metadata", "name") in names and isinstance(data, dict):
+                variables |= set(map(str, data))
+        for index, argument in enumerate(job.container.args):
+            for name in re.findall(r"\$\(([^)]*)\)", argument):
+                if name not in variables:
+                    yield (
+                        f"{job.place(*CONTAINER, 'args', index)}: $({name}): no such variable "
+                        f"(allowed: {', '.join(sorted(variables)) or 'none'})"
+                    )
 
 
 def _kind_errors(documents: Sequence[Document]) -> Iterator[str]:

@@ -17,9 +17,9 @@ from components.core.errors import ConfigError
 from components.core.progress import say
 from components.core.storage import atomic_write
 from pipelines import manifests
+from pipelines.k8s.images import write_images
 from pipelines.k8s.kustomize import FILE
-from pipelines.k8s.located import shown
-from pipelines.k8s.registry import write_images
+from pipelines.k8s.located import read, shown
 
 DIFF_LINES = 20
 OBJECT_DEFAULT = re.compile(r"^(#    \w+: (?:list|dict) \[Default: )(.*)\]$", re.MULTILINE)
@@ -41,18 +41,7 @@ def compile_pipelines(
 ) -> None:
     """Write compiled pipelines, or only compare every byte of them.
 
-    Args:
-        pipeline: raft or study; None takes both, and raft alone for an `output` or for `shards`.
-        output: the compiled file; None takes pipelines/raft.yaml, or, where hardware or shards are
-            chosen, a file in this folder that is named after them.
-        check: compare, and write nothing.
-        overlay: name of a folder in k8s/overlays to take the Jobs from; "" takes k8s/base.
-        manifest_file: file of rendered manifests to take them from instead; "-" is standard input.
-        shards: how many pods of raft write rows side by side.
-        registry: where the images lie; written into k8s/base/kustomization.yaml, as are `tag` and
-            `digests`. Without them no manifest is written.
-        tag: their version.
-        digests: `STAGE=sha256:...` of some of them.
+    The arguments are those of `raft compile`, whose help explains them.
 
     Raises:
         ConfigError: a Job manifest is not understood, there is no such overlay, or a value is not
@@ -74,7 +63,7 @@ def compile_pipelines(
         write_images(manifests.BASE, registry, tag, digests)
         say(f"wrote {shown(manifests.BASE / FILE)}")
     if manifest_file:
-        jobs = manifests.load_file(Path(manifest_file))
+        jobs = manifests.all_jobs(read(Path(manifest_file)), shown(manifest_file))
     else:
         jobs = manifests.load_all(manifests.overlay(overlay))
     options = [f"--overlay {overlay}"] if overlay else []
@@ -83,27 +72,35 @@ def compile_pipelines(
     source = ("-manifests" if manifest_file else f"-{overlay}" if overlay else "").replace("/", "-")
     source += f"-{shards}-shards" if shards > 1 else ""
     for name in names:
-        path = Path(output or (f"{name}{source}.yaml" if source else f"pipelines/{name}.yaml"))
-        text = compiled(jobs, name, shards)
-        if check:
-            flags = [] if name == PIPELINES[0] else [f"--pipeline {name}"]
-            _compare(path, text, " ".join(["raft compile", *flags, *options, f"--output {path}"]))
-            say(f"{path} is up to date")
-            continue
-        _write(path, text)
+        path = output or (f"{name}{source}.yaml" if source else f"pipelines/{name}.yaml")
+        flags = [] if name == PIPELINES[0] else [f"--pipeline {name}"]
+        command = " ".join(["raft compile", *flags, *options, f"--output {path}"])
+        _write(Path(path), compiled(jobs, name, shards), command, check=check)
     if names == PIPELINES and not source:
-        page = settings_page()
-        if check:
-            _compare(SETTINGS, page, "raft compile")
-            say(f"{SETTINGS} is up to date")
-        else:
-            _write(SETTINGS, page)
+        _write(SETTINGS, settings_page(), "raft compile", check=check)
 
 
-def _write(path: Path, text: str) -> None:
-    with atomic_write(path) as file:
-        file.write(text)
-    say(f"wrote {path}")
+def _write(path: Path, text: str, command: str, *, check: bool) -> None:
+    """Write a file, or compare it; `command` is the one that writes it."""
+    if not check:
+        with atomic_write(path) as file:
+            file.write(text)
+        say(f"wrote {path}")
+        return
+    try:
+        committed = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", hint=command) from None
+    if committed != text.encode():
+        lines = committed.decode(errors="replace").splitlines()
+        diff = difflib.unified_diff(
+            lines, text.splitlines(), str(path), "compiled now", lineterm="", n=1
+        )
+        first, rest = [*islice(diff, DIFF_LINES)], len([*diff])
+        more = [f"... and {rest} more lines"] if rest else []
+        problem = "\n".join([f"{path} is not what the pipeline compiles to:", *first, *more])
+        raise ConfigError(problem, hint=command)
+    say(f"{path} is up to date")
 
 
 def compiled(
@@ -128,22 +125,3 @@ def compiled(
 def _ordered(match: re.Match[str]) -> str:
     """kfp prints the objects in a default with their keys in no particular order."""
     return f"{match[1]}{json.dumps(ast.literal_eval(match[2]), sort_keys=True)}]"
-
-
-def _compare(output: Path, text: str, command: str) -> None:
-    try:
-        committed = output.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{output}: {error.strerror}", hint=command) from None
-    if committed == text.encode():
-        return
-    lines = committed.decode(errors="replace").splitlines()
-    diff = difflib.unified_diff(
-        lines, text.splitlines(), str(output), "compiled now", lineterm="", n=1
-    )
-    first, rest = [*islice(diff, DIFF_LINES)], len([*diff])
-    more = [f"... and {rest} more lines"] if rest else []
-    raise ConfigError(
-        "\n".join([f"{output} is not what the pipeline compiles to:", *first, *more]),
-        hint=command,
-    )

@@ -20,6 +20,10 @@ from components.core.config import allowed_values, flag, group_of, in_pipeline
 from components.core.declaration import Declaration
 
 EMPTY = inspect.Parameter.empty
+ANY_WAY = inspect.Parameter.POSITIONAL_OR_KEYWORD
+PARAMETERS = {"text": str, "object": dict, "list": list}
+"""Outputs that are no artifacts."""
+
 Form = Mapping[str, Sequence[str]]
 """Which settings of each stage are parameters of a pipeline; stages may share one."""
 
@@ -45,25 +49,22 @@ def component(stage: str) -> Any:
 
     declared = declaration(stage)
     fields = _step_settings(declared)
-    artifacts = {name: dsl.Input[getattr(dsl, kind)] for name, kind in declared.inputs.items()}
-    outputs = {name: _output_type(output.kind) for name, output in declared.outputs.items()}
-    main = next(iter(outputs))
-    kinds = {name: kfp_type(field) for name, field in fields.items()} | artifacts | outputs
-    defaults = {
-        name: _default(field) for name, field in fields.items() if name not in declared.inputs
+    main = next(iter(declared.outputs))
+    arguments: dict[str, tuple[Any, Any, str]] = {
+        name: (kfp_type(field), _default(field), describe(field)) for name, field in fields.items()
     }
-    texts = {name: describe(field) for name, field in fields.items()}
-    texts |= {name: output.description for name, output in declared.outputs.items()}
+    for name, kind in declared.inputs.items():
+        arguments[name] = (dsl.Input[getattr(dsl, kind)], EMPTY, describe(fields[name]))
+    for name, output in declared.outputs.items():
+        value = PARAMETERS.get(output.kind)
+        place = dsl.OutputPath(value) if value else dsl.Output[getattr(dsl, output.kind)]
+        arguments[name] = (place, EMPTY, output.description)
 
-    @with_signature(
-        stage.replace("-", "_"),
-        declared.description,
-        {name: (kind, defaults.get(name, EMPTY), texts[name]) for name, kind in kinds.items()},
-    )
+    @with_signature(stage.replace("-", "_"), declared.description, arguments)
     def build(**given: Any) -> dsl.ContainerSpec:
         flags: list[Any] = []
         for name in fields:
-            flags += [flag(name), given[name].path if name in artifacts else given[name]]
+            flags += [flag(name), given[name].path if name in declared.inputs else given[name]]
         return dsl.ContainerSpec(
             image=image("generate" if stage == "hardware" else stage),
             command=["raft", stage],
@@ -85,25 +86,19 @@ def with_signature(
     name: str, description: str, arguments: Arguments
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a function of keywords the name, signature and docstring that kfp reads."""
-    required = [key for key, (_, default, _) in arguments.items() if default is EMPTY]
-    order = [*required, *(key for key in arguments if key not in required)]
+    in_order = dict(sorted(arguments.items(), key=lambda item: item[1][1] is not EMPTY))
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*values: Any) -> Any:
-            return function(**dict(zip(order, values, strict=True)))
+            return function(**dict(zip(in_order, values, strict=True)))
 
         call.__name__ = name
-        lines = [f"    {key}: {arguments[key][2]}" for key in order]
+        lines = [f"    {key}: {text}" for key, (_, _, text) in in_order.items()]
         call.__doc__ = "\n".join([description, "", "Args:", *lines])
         call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [
-                inspect.Parameter(
-                    key,
-                    inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                    annotation=arguments[key][0],
-                    default=arguments[key][1],
-                )
-                for key in order
+                inspect.Parameter(key, ANY_WAY, annotation=kind, default=default)
+                for key, (kind, default, _) in in_order.items()
             ]
         )
         return call
@@ -159,12 +154,3 @@ def _step_settings(declared: Declaration) -> dict[str, FieldInfo]:
     own = inspect.get_annotations(declared.config)
     names = sorted(fields, key=lambda name: name not in own)
     return {name: fields[name] for name in names if in_pipeline(fields[name])}
-
-
-def _output_type(kind: str) -> Any:
-    from kfp import dsl
-
-    parameters = {"text": str, "object": dict, "list": list}
-    if kind in parameters:
-        return dsl.OutputPath(parameters[kind])
-    return dsl.Output[getattr(dsl, kind)]

@@ -14,8 +14,7 @@ from components.core.config import complaint
 from components.core.errors import ConfigError
 from components.core.hardware import GPU_STEPS, OVERRIDES, HardwareConfig, Placement
 from pipelines.k8s.job import Job, Toleration
-from pipelines.k8s.machines import check_fits
-from pipelines.k8s.values import GPU, Selector
+from pipelines.k8s.values import GPU, Selector, check_fits
 from pipelines.manifests import Jobs
 
 CHECKS: Mapping[str, TypeAdapter[Any]] = {
@@ -27,21 +26,21 @@ CHECKS: Mapping[str, TypeAdapter[Any]] = {
 
 def compiled_hardware(jobs: Jobs) -> dict[str, Any]:
     """What the Job manifests of the GPU steps ask for, as the hardware step is given it."""
-    return {stage: _placement(jobs[stage]) for stage in GPU_STEPS}
-
-
-def _placement(job: Job) -> dict[str, Any]:
-    limits, requests = job.container.resources.limits, job.container.resources.requests
-    return {
-        "gpu_count": str(limits.gpu or 0),
-        "memory_request": requests.memory or limits.memory,
-        "memory_limit": limits.memory or requests.memory,
-        "node_selector": dict(job.pod.node_selector),
-        "tolerations": [
-            toleration.model_dump(by_alias=True, exclude_none=True)
-            for toleration in job.pod.tolerations
-        ],
-    }
+    found = {}
+    for stage in GPU_STEPS:
+        job = jobs[stage]
+        limits, requests = job.container.resources.limits, job.container.resources.requests
+        found[stage] = {
+            "gpu_count": str(limits.gpu or 0),
+            "memory_request": requests.memory or limits.memory,
+            "memory_limit": limits.memory or requests.memory,
+            "node_selector": dict(job.pod.node_selector),
+            "tolerations": [
+                toleration.model_dump(by_alias=True, exclude_none=True)
+                for toleration in job.pod.tolerations
+            ],
+        }
+    return found
 
 
 def hardware_of_run(

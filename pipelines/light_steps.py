@@ -3,72 +3,53 @@
 They run in the lightest image that there is: the one of generate.
 """
 
-# kfp is untyped.
-# mypy: allow-untyped-decorators
-from typing import List  # noqa: UP035 (kfp knows no other spelling)
+from typing import Any, List  # noqa: UP035 (kfp knows no other spelling)
 
 from kfp import dsl
 
-from pipelines.component import image
-
-EXECUTOR_INPUT = ("--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER)
+from pipelines.component import EMPTY, image, with_signature
 
 
-@dsl.container_component
-def summary(
-    status: dsl.PipelineTaskFinalStatus,
-    text: dsl.Output[dsl.Markdown],
-    account: dsl.Output[dsl.Artifact],
-) -> dsl.ContainerSpec:
-    """Sum up the run, however it ended: results, time, cost, and what failed.
+def _step(
+    name: str, command: str, output: str, description: str, **arguments: tuple[Any, str]
+) -> Any:
+    """A component that runs a command; `output` names the artifact that its `--output` is."""
+    signature = {key: (kind, EMPTY, text) for key, (kind, text) in arguments.items()}
 
-    Args:
-        status: How the run ended.
-        text: The summary, to read on the run's page.
-        account: Folder with the summary and the run's cost ledger.
-    """
-    return dsl.ContainerSpec(
-        image=image("generate"),
-        command=["raft", "summary"],
-        args=["--status", status, "--output", account.path, *EXECUTOR_INPUT],
-    )
+    @with_signature(name, description, signature)
+    def build(**given: Any) -> dsl.ContainerSpec:
+        status = ["--status", given["status"]] if "status" in given else []
+        step = ["--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER]
+        return dsl.ContainerSpec(
+            image=image("generate"),
+            command=["raft", command],
+            args=[*status, "--output", given[output].path, *step],
+        )
 
-
-@dsl.container_component
-def compare(
-    evaluations: dsl.Input[List[dsl.Artifact]],  # noqa: UP006
-    report: dsl.Output[dsl.HTML],
-    comparison: dsl.Output[dsl.Artifact],
-) -> dsl.ContainerSpec:
-    """Set the evaluations of several models and settings side by side.
-
-    Args:
-        evaluations: Folders of eval.
-        report: The figure and the table, to read on the run's page.
-        comparison: Folder with the same.
-    """
-    return dsl.ContainerSpec(
-        image=image("generate"),
-        command=["raft", "summary"],
-        args=["--output", comparison.path, *EXECUTOR_INPUT],
-    )
+    return dsl.container_component(build)
 
 
-@dsl.container_component
-def merge(
-    shards: dsl.Input[List[dsl.Dataset]],  # noqa: UP006
-    dataset: dsl.Output[dsl.Dataset],
-    card: dsl.Output[dsl.Markdown],
-) -> dsl.ContainerSpec:
-    """Join the datasets that several generate steps wrote: the rows of a single one.
-
-    Args:
-        shards: Datasets of all shards.
-        dataset: Training and validation rows, a dataset card, a report of what was dropped.
-        card: The dataset card, to read on the run's page.
-    """
-    return dsl.ContainerSpec(
-        image=image("generate"),
-        command=["raft", "merge"],
-        args=["--output", dataset.path, *EXECUTOR_INPUT],
-    )
+summary = _step(
+    *("summary", "summary", "account"),
+    "Sum up the run, however it ended: results, time, cost, and what failed.",
+    status=(dsl.PipelineTaskFinalStatus, "How the run ended."),
+    text=(dsl.Output[dsl.Markdown], "The summary, to read on the run's page."),
+    account=(dsl.Output[dsl.Artifact], "Folder with the summary and the run's cost ledger."),
+)
+compare = _step(
+    *("compare", "summary", "comparison"),
+    "Set the evaluations of several models and settings side by side.",
+    evaluations=(dsl.Input[List[dsl.Artifact]], "Folders of eval."),  # noqa: UP006
+    report=(dsl.Output[dsl.HTML], "The figure and the table, to read on the run's page."),
+    comparison=(dsl.Output[dsl.Artifact], "Folder with the same."),
+)
+merge = _step(
+    *("merge", "merge", "dataset"),
+    "Join the datasets that several generate steps wrote: the rows of a single one.",
+    shards=(dsl.Input[List[dsl.Dataset]], "Datasets of all shards."),  # noqa: UP006
+    dataset=(
+        dsl.Output[dsl.Dataset],
+        "Training and validation rows, a dataset card, a report of what was dropped.",
+    ),
+    card=(dsl.Output[dsl.Markdown], "The dataset card, to read on the run's page."),
+)

@@ -6,7 +6,7 @@ from pathlib import Path
 from components.core.errors import ConfigError
 from pipelines.k8s import kustomize
 from pipelines.k8s.job import Job, job_of
-from pipelines.k8s.located import Document, read, shown
+from pipelines.k8s.located import Document, shown
 from pipelines.stages import STAGES
 
 BASE = Path(__file__).parents[1] / "k8s" / "base"
@@ -29,15 +29,6 @@ def load_all(folder: Path = BASE) -> Jobs:
             hint="The Job manifests lie in k8s/base of a checkout; run `raft` from one.",
         )
     return all_jobs(kustomize.render(folder), shown(folder))
-
-
-def load_file(path: Path) -> Jobs:
-    """Read them from what `kubectl kustomize` printed; "-" is standard input.
-
-    Raises:
-        ConfigError: as `load_all`.
-    """
-    return all_jobs(read(path), shown(path))
 
 
 def overlay(name: str, folder: Path = OVERLAYS) -> Path:
@@ -85,9 +76,7 @@ def jobs_among(documents: Iterable[Document]) -> Jobs:
     """
     jobs: dict[str, Job] = {}
     errors: list[str] = []
-    for document in documents:
-        if document.get("kind") != "Job":
-            continue
+    for document in (entry for entry in documents if entry.get("kind") == "Job"):
         try:
             job = job_of(document)
         except ConfigError as error:

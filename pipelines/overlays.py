@@ -75,15 +75,14 @@ def overlay(kind: str, gpu: Gpu) -> dict[str, str]:
     note = f"#\n{textwrap.indent(textwrap.fill(gpu.note, 98), '# ')}\n" if gpu.note else ""
     files = {"kustomization.yaml": KUSTOMIZATION.format(hardware=hardware, kind=kind, note=note)}
     for stage in get_args(Stage):
-        arguments = _arguments(stage, gpu.pods.flags.get(stage, []))
+        flags = gpu.pods.flags.get(stage, [])
+        arguments = _arguments(stage, flags) if flags else ""
         values = {"stage": stage, "hardware": hardware, "kind": kind, "gpu": gpu}
         files[f"{stage}.yaml"] = PATCH.format(arguments=arguments, **values)
     return files
 
 
 def _arguments(stage: str, flags: list[str]) -> str:
-    if not flags:
-        return ""
     job = yaml.safe_load((BASE / f"{stage}.yaml").read_text(encoding="utf-8"))
     (container,) = job["spec"]["template"]["spec"]["containers"]
     entries = "".join(f"  - {flag}\n" for flag in [*container["args"], *flags])

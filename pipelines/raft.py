@@ -91,7 +91,8 @@ def _gated_eval(jobs: Jobs) -> Any:
     """
     form = {"eval": FORM["eval"]}
     settings = pipeline_arguments(form, {})
-    placement = {name: (KINDS.get(name, str), EMPTY, "") for name in Placement.model_fields}
+    kinds = {"node_selector": dict, "tolerations": list}
+    placement = {name: (kinds.get(name, str), EMPTY, "") for name in Placement.model_fields}
 
     @dsl.pipeline(name="gated-eval")
     @with_signature(
@@ -115,6 +116,3 @@ def _gated_eval(jobs: Jobs) -> Any:
             )
 
     return gated_eval
-
-
-KINDS = {"node_selector": dict, "tolerations": list}

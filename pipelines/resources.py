@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from components.core.config import flag
 from components.core.errors import ConfigError
-from pipelines.k8s.job import Job, Variable
+from pipelines.k8s.job import Job
 from pipelines.k8s.values import GPU
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
 
-    Channels = Mapping[str, Any]
-
 
 def with_job_resources(
-    task: "PipelineTask", job: Job, placement: "Channels | None" = None, *, flags: bool = True
+    task: "PipelineTask",
+    job: Job,
+    placement: Mapping[str, Any] | None = None,
+    *,
+    flags: bool = True,
 ) -> "PipelineTask":
     """A task that asks for what its Job asks for.
 
@@ -38,14 +40,13 @@ def with_job_resources(
     if job.container.image_pull_policy:
         kubernetes.set_image_pull_policy(task, job.container.image_pull_policy)
     if job.pod.image_pull_secrets:
-        names = [secret.name for secret in job.pod.image_pull_secrets]
-        kubernetes.set_image_pull_secrets(task, names)
+        pull_secrets = [secret.name for secret in job.pod.image_pull_secrets]
+        kubernetes.set_image_pull_secrets(task, pull_secrets)
     for key, value in job.spec.template.metadata.labels.items():
         kubernetes.add_pod_label(task, key, value)
     for key, value in job.spec.template.metadata.annotations.items():
         kubernetes.add_pod_annotation(task, key, value)
-    for variable in job.container.env:
-        _set_variable(variable, task)
+    _set_variables(task, job)
     volumes = {volume.name: volume.empty_dir for volume in job.pod.volumes}
     for mount in job.container.volume_mounts:
         empty = volumes[mount.name]
@@ -71,21 +72,29 @@ def with_job_resources(
 
 def _set_amounts(task: "PipelineTask", job: Job) -> None:
     limits, requests = job.container.resources.limits, job.container.resources.requests
-    if requests.cpu:
-        task.set_cpu_request(requests.cpu)
-    if requests.memory:
-        task.set_memory_request(requests.memory)
-    if limits.cpu:
-        task.set_cpu_limit(limits.cpu)
-    if limits.memory:
-        task.set_memory_limit(limits.memory)
+    for kind, amounts in (("request", requests), ("limit", limits)):
+        for resource in ("cpu", "memory"):
+            if amount := getattr(amounts, resource):
+                getattr(task, f"set_{resource}_{kind}")(amount)
     if limits.gpu:
         # KFP has no request for accelerators: Kubernetes takes the limit for it.
         task.set_accelerator_type(GPU)
         task.set_accelerator_limit(limits.gpu)
 
 
-def _set_placement(task: "PipelineTask", placement: "Channels") -> None:
+def _set_variables(task: "PipelineTask", job: Job) -> None:
+    from kfp import kubernetes
+
+    for variable in job.container.env:
+        if variable.value_from is None:
+            task.set_env_variable(variable.name, variable.value)
+        else:
+            secret = variable.value_from.secret_key_ref
+            names = {secret.key: variable.name}
+            kubernetes.use_secret_as_env(task, secret.name, names, optional=secret.optional)
+
+
+def _set_placement(task: "PipelineTask", placement: Mapping[str, Any]) -> None:
     from kfp import kubernetes
 
     # kfp does not pass these through the conditions and loops around a task by itself.
@@ -98,34 +107,21 @@ def _set_placement(task: "PipelineTask", placement: "Channels") -> None:
     kubernetes.add_toleration_json(task, placement["tolerations"])
 
 
-def _set_variable(variable: Variable, task: "PipelineTask") -> None:
-    from kfp import kubernetes
-
-    if variable.value_from is None:
-        task.set_env_variable(variable.name, variable.value)
-        return
-    secret = variable.value_from.secret_key_ref
-    kubernetes.use_secret_as_env(
-        task, secret.name, {secret.key: variable.name}, optional=secret.optional
-    )
-
-
 def _set_flags(job: Job, task: "PipelineTask") -> None:
     """Give a task the flags that its Job gives a value of their own.
 
     Raises:
         ConfigError: the pipeline or its component would not follow one.
     """
-    for name, value in job.settings().items():
+    for name, (value, place) in job.settings().items():
         if name in task.inputs:
             raise ConfigError(
-                f"{job.place_of(name)}: {flag(name)} has a value here, but in the pipeline it is "
-                "a parameter",
+                f"{place}: {flag(name)} has a value here, but in the pipeline it is a parameter",
                 hint="Take the flag out of the args, and give the value when you start a run.",
             )
         if name not in task.component_spec.inputs:
             raise ConfigError(
-                f"{job.place_of(name)}: {flag(name)} is no parameter of the component, so the "
-                "pipeline would run without it"
+                f"{place}: {flag(name)} is no parameter of the component, so the pipeline would "
+                "run without it"
             )
         task.inputs[name] = list(value) if isinstance(value, tuple) else value

@@ -4,16 +4,11 @@ from collections.abc import Iterator
 
 from pydantic.fields import FieldInfo
 
-from components.core.config import (
-    allowed_values,
-    default_text,
-    flag,
-    group_of,
-    in_pipeline,
-)
+from components.core.config import allowed_values, default_text, flag, group_of, in_pipeline
 from pipelines import raft, study
 from pipelines.stages import COMMANDS, config_class
 
+FORMS = {"raft": raft.FORM, "study": study.FORM}
 HEAD = """\
 # Settings
 
@@ -30,10 +25,7 @@ def settings_page() -> str:
 
 
 def _command(name: str) -> Iterator[str]:
-    yield f"## raft {name}"
-    yield ""
-    yield f"{COMMANDS[name].summary} Example: `{COMMANDS[name].example}`"
-    yield ""
+    yield f"## raft {name}\n\n{COMMANDS[name].summary} Example: `{COMMANDS[name].example}`\n"
     groups: dict[str, list[tuple[str, FieldInfo]]] = {}
     for field_name, field in config_class(name).model_fields.items():
         groups.setdefault(group_of(field), []).append((field_name, field))
@@ -41,19 +33,13 @@ def _command(name: str) -> Iterator[str]:
         yield f"| {group} | default | allowed | form | |"
         yield "|---|---|---|---|---|"
         for field_name, field in fields:
+            forms = [form for form, stages in FORMS.items() if field_name in stages.get(name, ())]
             cells = (
                 f"`{flag(field_name)}`",
                 default_text(field),
                 allowed_values(field),
-                _form(name, field_name, field),
+                ", ".join(forms) if in_pipeline(field) else "–",
                 str(field.description),
             )
             yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
         yield ""
-
-
-def _form(command: str, name: str, field: FieldInfo) -> str:
-    if not in_pipeline(field):
-        return "–"
-    forms = {"raft": raft.FORM, "study": study.FORM}
-    return ", ".join(pipeline for pipeline, form in forms.items() if name in form.get(command, ()))

@@ -45,10 +45,7 @@ class Raft(click.Group):
         for title, commands in SECTIONS.items():
             with formatter.section(title):
                 formatter.write_dl(
-                    [
-                        (f"{command.name:{widest}}", command.get_short_help_str(room))
-                        for command in commands
-                    ]
+                    [(f"{one.name:{widest}}", one.get_short_help_str(room)) for one in commands]
                 )
 
 

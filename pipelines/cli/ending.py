@@ -98,12 +98,10 @@ def _explain(error: Exception, arguments: Sequence[str]) -> int:
     elif isinstance(error, PermissionError):
         problem, code = str(error), USER_ERROR
         hint = 'Give this user access to it; in docker, pass --user "$(id -u):$(id -g)".'
-    elif disk_is_full(error):
+    elif disk_is_full(error) or any(word in str(error) for word in NO_PLACE):
         problem, code = f"{_output(arguments)}{error}", USER_ERROR
-        hint = "Make room where --output and temporary files (TMPDIR, in a container /tmp) lie."
-    elif any(word in str(error) for word in NO_PLACE):
-        problem, code = f"{_output(arguments)}{error}", USER_ERROR
-        hint = "Mount a folder that can be written there; temporary files lie where TMPDIR says."
+        hint = "Make room, or mount a folder that can be written, where --output and temporary "
+        hint += "files (TMPDIR, in a container /tmp) lie."
     else:
         problem = f"{type(error).__name__}: {error}"
         hint, code = "This is a fault of raft; --debug shows the traceback.", OUR_ERROR

@@ -107,7 +107,11 @@ class PlanCommand(Command):
 
 
 def _option(name: str, field: FieldInfo, required: bool = False) -> click.Option:
-    default = "" if required else _default(field)
+    if required or KEPT in field.metadata:
+        default = ""  # that of the latter depends on the output, as the field's own text says
+    else:
+        needed = field.is_required()
+        default = "required" if needed else f"default: {default_text(field) or 'none'}"
     notes = "; ".join(filter(None, [default, allowed_values(field)]))
     return click.Option(
         [flag(name), name],
@@ -117,14 +121,6 @@ def _option(name: str, field: FieldInfo, required: bool = False) -> click.Option
         metavar=_metavar(name, field),
         help=f"{field.description} [{notes}]" if notes else field.description,
     )
-
-
-def _default(field: FieldInfo) -> str:
-    if field.is_required():
-        return "required"
-    if KEPT in field.metadata:
-        return ""  # it depends on the output, as the field's own text says
-    return f"default: {default_text(field) or 'none'}"
 
 
 def _metavar(name: str, field: FieldInfo) -> str:

@@ -1,5 +1,6 @@
 """Commands that run on this machine: each declares flags and calls one function."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ def _local_folder(_context: click.Context, _option: click.Parameter, value: str)
     return Path(value)
 
 
+def _number(
+    flag: str, default: float, kind: click.IntRange | click.FloatRange, text: str
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    metavar = "X" if isinstance(default, float) else "N"
+    return click.option(
+        flag, default=default, show_default=True, metavar=metavar, type=kind, help=text
+    )
+
+
 @click.command(
     cls=Command, short_help="Run all four stages on a tiny model and invented documents."
 )
@@ -28,13 +38,8 @@ def _local_folder(_context: click.Context, _option: click.Parameter, value: str)
     callback=_local_folder,
     help="Folder for everything the run makes.",
 )
-@click.option(
-    "--seed",
-    default=0,
-    show_default=True,
-    metavar="N",
-    type=click.IntRange(min=0),
-    help="Seed of documents, questions, training and evaluation.",
+@_number(
+    "--seed", 0, click.IntRange(min=0), "Seed of documents, questions, training and evaluation."
 )
 @click.option(
     "--docker",
@@ -54,29 +59,15 @@ def demo(**options: Any) -> None:
 
 @click.command(cls=PlanCommand, short_help="Say what a training will take, before it is paid for.")
 @click.option("--base-model", required=True, metavar="MODEL", help="Folder, config.json or hub id.")
-@click.option(
-    "--rows",
-    default=100,
-    show_default=True,
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Rows to train on.",
-)
-@click.option(
+@_number("--rows", 100, click.IntRange(min=1), "Rows to train on.")
+@_number(
     "--row-tokens",
-    default=1000,
-    show_default=True,
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Tokens of a row in the mean; the longest is taken to have twice as many.",
+    1000,
+    click.IntRange(min=1),
+    "Tokens of a row in the mean; the longest is taken to have twice as many.",
 )
-@click.option(
-    "--mfu",
-    default=0.35,
-    show_default=True,
-    type=click.FloatRange(0.01, 1),
-    metavar="X",
-    help="Share of its peak that the GPU is taken to reach.",
+@_number(
+    "--mfu", 0.35, click.FloatRange(0.01, 1), "Share of its peak that the GPU is taken to reach."
 )
 def plan(base_model: str, rows: int, row_tokens: int, mfu: float, **given: Any) -> None:
     """Say how much memory, time and money a training will take, and whether it fits the GPU.
@@ -145,13 +136,11 @@ def compare(runs: tuple[str, ...], output: Path) -> None:
     metavar="FILE",
     help="Take it from rendered manifests; - reads what `kubectl kustomize` pipes in.",
 )
-@click.option(
+@_number(
     "--shards",
-    default=1,
-    show_default=True,
-    type=click.IntRange(1, 100),
-    metavar="N",
-    help="Let N pods write the rows of raft side by side; the rows are those of a single one.",
+    1,
+    click.IntRange(1, 100),
+    "Let N pods write the rows of raft side by side; the rows are those of a single one.",
 )
 @click.option(
     "--check",
@@ -188,10 +177,10 @@ def compile_(**options: Any) -> None:
     compile_pipelines(**options)
 
 
-@click.command(cls=Command, short_help="Check Job manifests as a cluster would.")
+@click.command(cls=Command, short_help="Check Job manifests without a cluster.")
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
 def check(paths: tuple[str, ...]) -> None:
-    """Check Job manifests without a cluster: what it would refuse, or let wait for ever.
+    """Check Job manifests without a cluster: what leaves a pod waiting, or is easily mistaken.
 
     PATH is a file of manifests, a folder with a kustomization.yaml, or - for standard input.
     Without a PATH: k8s/base, the teacher, and every overlay, as kubectl renders it.

@@ -6,22 +6,18 @@ the oracle's own kind often offers a wrong value that would fit the question, an
 entity's name tells them apart. Sentences have two plain shapes ("E was built in V." and "The
 captain of E is V."), the ones that the demo's rule-based teacher can turn into questions.
 
-What this module does not know: tokenizers, prompts, the RAFT form.
-
 A sample document (kind "ship") and one of its questions:
 
     The Amber Lantern was built in Kelden. The captain of the Amber Lantern is Ada Voss.
     Where was the Amber Lantern built? -> Kelden
 """
 
-from __future__ import annotations
-
 import json
 import random
 import re
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 
 def words(text: str) -> list[str]:
@@ -78,8 +74,7 @@ YEARS = [str(year) for year in range(1840, 1940)]
 Draw = Callable[[random.Random], str]
 
 
-@dataclass(frozen=True)
-class Fact:
+class Fact(NamedTuple):
     """One sentence of a document, and the question that it answers."""
 
     sentence: str
@@ -88,8 +83,7 @@ class Fact:
     subject: str
 
 
-@dataclass(frozen=True)
-class Article:
+class Article(NamedTuple):
     """One document: two to four facts about one entity."""
 
     title: str
@@ -122,80 +116,50 @@ _town, _year = _one_of(TOWNS), _one_of(YEARS)
 _goods, _material = _one_of(GOODS), _one_of(MATERIALS)
 _trade, _color = _one_of(TRADES), _one_of(COLORS)
 
-
-@dataclass(frozen=True)
-class _Kind:
-    """How entities of a kind are named, and what can be told of them.
-
-    A relation is (how to draw the value, sentence, question); {e} is the entity, {v} the value.
-    """
-
-    name: Draw
-    relations: tuple[tuple[Draw, str, str], ...]
-
-
-KINDS = {
-    "person": _Kind(
-        _person,
-        (
-            (_town, "{e} was born in {v}.", "Where was {e} born?"),
-            (_person, "{e} was taught by {v}.", "By whom was {e} taught?"),
-            (_person, "The spouse of {e} is {v}.", "Who is the spouse of {e}?"),
-            (_trade, "The trade of {e} is {v}.", "What is the trade of {e}?"),
-            (_goods, "The favorite food of {e} is {v}.", "What is the favorite food of {e}?"),
-        ),
-    ),
-    "town": _Kind(
-        _town,
-        (
-            (_year, "{e} was founded in {v}.", "When was {e} founded?"),
-            (_person, "The mayor of {e} is {v}.", "Who is the mayor of {e}?"),
-            (_goods, "{e} is known for {v}.", "For what is {e} known?"),
-            (_color, "The flag color of {e} is {v}.", "What is the flag color of {e}?"),
-            (_trade, "The main trade of {e} is {v}.", "What is the main trade of {e}?"),
-        ),
-    ),
-    "ship": _Kind(
-        _the(SHIP_NOUNS),
-        (
-            (_town, "{e} was built in {v}.", "Where was {e} built?"),
-            (_year, "{e} was launched in {v}.", "When was {e} launched?"),
-            (_person, "The captain of {e} is {v}.", "Who is the captain of {e}?"),
-            (_goods, "The cargo of {e} is {v}.", "What is the cargo of {e}?"),
-            (_material, "{e} is made of {v}.", "Of what is {e} made?"),
-        ),
-    ),
-    "relic": _Kind(
-        _the(RELIC_NOUNS),
-        (
-            (_town, "{e} was found in {v}.", "Where was {e} found?"),
-            (_year, "{e} was lost in {v}.", "When was {e} lost?"),
-            (_person, "The owner of {e} is {v}.", "Who is the owner of {e}?"),
-            (_person, "{e} was stolen by {v}.", "By whom was {e} stolen?"),
-            (_material, "{e} is made of {v}.", "Of what is {e} made?"),
-        ),
-    ),
-    "book": _Kind(
-        _the(BOOK_NOUNS),
-        (
-            (_person, "{e} was written by {v}.", "By whom was {e} written?"),
-            (_town, "{e} was printed in {v}.", "Where was {e} printed?"),
-            (_year, "{e} was sold in {v}.", "When was {e} sold?"),
-            (_person, "The owner of {e} is {v}.", "Who is the owner of {e}?"),
-            (_color, "The cover color of {e} is {v}.", "What is the cover color of {e}?"),
-        ),
-    ),
-    "school": _Kind(
-        _school,
-        (
-            (_person, "{e} was founded by {v}.", "By whom was {e} founded?"),
-            (_year, "{e} was opened in {v}.", "When was {e} opened?"),
-            (_person, "The director of {e} is {v}.", "Who is the director of {e}?"),
-            (_trade, "The main subject of {e} is {v}.", "What is the main subject of {e}?"),
-            (_color, "The badge color of {e} is {v}.", "What is the badge color of {e}?"),
-        ),
-    ),
+KINDS: dict[str, Draw] = {
+    "person": _person,
+    "town": _town,
+    "ship": _the(SHIP_NOUNS),
+    "relic": _the(RELIC_NOUNS),
+    "book": _the(BOOK_NOUNS),
+    "school": _school,
 }
+"""How entities of a kind are named."""
+
+RELATIONS = (
+    ("person", _town, "{e} was born in {v}.", "Where was {e} born?"),
+    ("person", _person, "{e} was taught by {v}.", "By whom was {e} taught?"),
+    ("person", _person, "The spouse of {e} is {v}.", "Who is the spouse of {e}?"),
+    ("person", _trade, "The trade of {e} is {v}.", "What is the trade of {e}?"),
+    ("person", _goods, "The favorite food of {e} is {v}.", "What is the favorite food of {e}?"),
+    ("town", _year, "{e} was founded in {v}.", "When was {e} founded?"),
+    ("town", _person, "The mayor of {e} is {v}.", "Who is the mayor of {e}?"),
+    ("town", _goods, "{e} is known for {v}.", "For what is {e} known?"),
+    ("town", _color, "The flag color of {e} is {v}.", "What is the flag color of {e}?"),
+    ("town", _trade, "The main trade of {e} is {v}.", "What is the main trade of {e}?"),
+    ("ship", _town, "{e} was built in {v}.", "Where was {e} built?"),
+    ("ship", _year, "{e} was launched in {v}.", "When was {e} launched?"),
+    ("ship", _person, "The captain of {e} is {v}.", "Who is the captain of {e}?"),
+    ("ship", _goods, "The cargo of {e} is {v}.", "What is the cargo of {e}?"),
+    ("ship", _material, "{e} is made of {v}.", "Of what is {e} made?"),
+    ("relic", _town, "{e} was found in {v}.", "Where was {e} found?"),
+    ("relic", _year, "{e} was lost in {v}.", "When was {e} lost?"),
+    ("relic", _person, "The owner of {e} is {v}.", "Who is the owner of {e}?"),
+    ("relic", _person, "{e} was stolen by {v}.", "By whom was {e} stolen?"),
+    ("relic", _material, "{e} is made of {v}.", "Of what is {e} made?"),
+    ("book", _person, "{e} was written by {v}.", "By whom was {e} written?"),
+    ("book", _town, "{e} was printed in {v}.", "Where was {e} printed?"),
+    ("book", _year, "{e} was sold in {v}.", "When was {e} sold?"),
+    ("book", _person, "The owner of {e} is {v}.", "Who is the owner of {e}?"),
+    ("book", _color, "The cover color of {e} is {v}.", "What is the cover color of {e}?"),
+    ("school", _person, "{e} was founded by {v}.", "By whom was {e} founded?"),
+    ("school", _year, "{e} was opened in {v}.", "When was {e} opened?"),
+    ("school", _person, "The director of {e} is {v}.", "Who is the director of {e}?"),
+    ("school", _trade, "The main subject of {e} is {v}.", "What is the main subject of {e}?"),
+    ("school", _color, "The badge color of {e} is {v}.", "What is the badge color of {e}?"),
+)
+"""What can be told of a kind: how the value is drawn, the sentence, and the question that it
+answers; {e} is the entity, {v} the value."""
 
 
 def _sentence_case(text: str) -> str:
@@ -204,19 +168,13 @@ def _sentence_case(text: str) -> str:
 
 def article(rng: random.Random, kind: str) -> Article:
     """Draw one document of a kind."""
-    recipe = KINDS[kind]
-    entity = recipe.name(rng)
+    entity = KINDS[kind](rng)
+    told = [relation[1:] for relation in RELATIONS if relation[0] == kind]
     facts = []
-    for draw, sentence, question in rng.sample(recipe.relations, rng.randint(2, 4)):
+    for draw, sentence, question in rng.sample(told, rng.randint(2, 4)):
         value = draw(rng)
-        facts.append(
-            Fact(
-                sentence=_sentence_case(sentence.format(e=entity, v=value)),
-                question=question.format(e=entity),
-                answer=value,
-                subject=entity,
-            )
-        )
+        text = _sentence_case(sentence.format(e=entity, v=value))
+        facts.append(Fact(text, question.format(e=entity), answer=value, subject=entity))
     return Article(_sentence_case(entity), kind, tuple(facts))
 
 
@@ -239,17 +197,15 @@ def articles(count: int, seed: int, exclude: Collection[str] = ()) -> list[Artic
     for index in range(count):
         kind = kinds[index % len(kinds)]
         # 2,000 draws miss the last free one of 250 town names with a chance of 0.03 %.
-        for _ in range(2_000):
-            candidate = article(rng, kind)
-            if candidate.title not in taken:
-                break
-        else:
+        draws = (article(rng, kind) for _ in range(2_000))
+        found = next((draw for draw in draws if draw.title not in taken), None)
+        if found is None:
             raise ValueError(
                 f"count={count}: no unused name of kind {kind!r} after {len(taken)} titles; "
                 f"the smallest kind has {len(TOWNS)} names, so ask for fewer documents"
             )
-        taken.add(candidate.title)
-        drawn.append(candidate)
+        taken.add(found.title)
+        drawn.append(found)
     return drawn
 
 
@@ -275,20 +231,11 @@ def write_questions(
         distractors: Documents beside the oracle.
         seed: The same seed gives the same file.
         path: The JSON file.
-
-    Raises:
-        ValueError: A kind has too few documents for that many distractors.
     """
     rng = random.Random(seed)
     by_kind: dict[str, list[Article]] = {}
     for item in articles:
         by_kind.setdefault(item.kind, []).append(item)
-    for kind, members in by_kind.items():
-        if len(members) <= distractors:
-            raise ValueError(
-                f"distractors={distractors}: kind {kind!r} has only {len(members)} documents; "
-                f"draw at least {(distractors + 1) * len(KINDS)} documents"
-            )
     asked = [(item, index) for item in articles for index in range(len(item.facts))]
     order: list[tuple[Article, int]] = []
     while len(order) < count:

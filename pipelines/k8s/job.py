@@ -4,61 +4,30 @@ A field that the pipeline has no use for is declared with `job_only` and the rea
 is an error, because a setting that silently holds for a Job or for a step alone is worse than none.
 
 Field names are Kubernetes' own (https://kubernetes.io/docs/reference/kubernetes-api), in snake case
-here and in camel case in the files; what their values may be is in values.py.
+here and in camel case in the files. What their values may be is left to the API server, which
+`raft preflight` asks, but for what leaves a pod waiting, or is easily mistaken (values.py).
 """
 
 import difflib
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PrivateAttr, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import Field, PrivateAttr, model_validator
 
 from components.core.config import flag as flag_of
 from components.core.errors import ConfigError
-from pipelines.k8s.failure import FailurePolicy
 from pipelines.k8s.located import Document, StrictModel, fault, job_only, meant, validate
-from pipelines.k8s.machines import check_fits
-from pipelines.k8s.security import ContainerSecurity, PodSecurity
-from pipelines.k8s.values import (
-    GPU,
-    AbsolutePath,
-    Annotations,
-    Bytes,
-    Count,
-    Cpu,
-    Image,
-    Labels,
-    Name,
-    Selector,
-    VariableName,
-    amount,
-    check_keys,
-    check_labels,
-)
+from pipelines.k8s.values import GPU, Bytes, Count, Cpu, Image, Labels, Selector, amount, check_fits
 from pipelines.stages import STAGES, config_class
-
-
-def _distinct(attribute: str) -> AfterValidator:
-    """No two entries of a list may have the same value there."""
-
-    def check(entries: list[Any]) -> list[Any]:
-        values = [getattr(entry, attribute) for entry in entries]
-        for index, value in enumerate(values):
-            if value in values[:index]:
-                raise fault(f"{value!r} stands twice in the list", index, to_camel(attribute))
-        return entries
-
-    return AfterValidator(check)
 
 
 class PodMetadata(StrictModel):
     labels: Labels = Field(default_factory=dict)
-    annotations: Annotations = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
 
 
 class JobMetadata(StrictModel):
-    name: Name
-    namespace: Name = job_only("KFP runs all steps in the namespace of the run")
+    name: str
+    namespace: str = job_only("KFP runs all steps in the namespace of the run")
     labels: Labels = job_only("a step has no Job object; the pod's labels are applied")
 
 
@@ -76,26 +45,21 @@ class Resources(StrictModel):
     def _limits_hold(self) -> "Resources":
         requests, limits = self.requests, self.limits
         if requests.gpu is not None and requests.gpu != limits.gpu:
-            raise fault(
-                f"requests {requests.gpu} and limits {limits.gpu or 'none'} of {GPU}, "
-                f"but Kubernetes allows only equal ones (type {requests.gpu} under both)",
-                "requests",
-                GPU,
+            problem = (
+                f"requests {requests.gpu} and limits {limits.gpu or 'none'} of {GPU}, but "
+                "Kubernetes allows only equal ones"
             )
+            raise fault(problem, "requests", GPU)
         for name in ("cpu", "memory"):
             request, limit = getattr(requests, name), getattr(limits, name)
             if request and limit and amount(request) > amount(limit):
-                raise fault(
-                    f"requests {request}, more than the limit of {limit} "
-                    "(raise the limit or lower the request)",
-                    "requests",
-                    name,
-                )
+                problem = f"{request}, more than the limit of {limit} (raise it or ask for less)"
+                raise fault(problem, "requests", name)
         return self
 
 
 class SecretKey(StrictModel):
-    name: Name
+    name: str
     key: str
     optional: bool = False
 
@@ -105,19 +69,13 @@ class ValueFrom(StrictModel):
 
 
 class Variable(StrictModel):
-    name: VariableName
+    name: str
     value: str = ""
     value_from: ValueFrom | None = None
 
-    @model_validator(mode="after")
-    def _has_one_source(self) -> "Variable":
-        if self.value and self.value_from:
-            raise ValueError(f"{self.name} has a value and a valueFrom, but may have only one")
-        return self
-
 
 class Reference(StrictModel):
-    name: Name
+    name: str
     optional: bool = False
 
 
@@ -126,21 +84,27 @@ class Source(StrictModel):
 
 
 class Mount(StrictModel):
-    name: Name
-    mount_path: AbsolutePath
+    name: str
+    mount_path: str
+
+
+class ContainerSecurity(StrictModel):
+    allow_privilege_escalation: bool = job_only("the KFP backend forbids it for every step")
+    capabilities: dict[str, Any] = job_only("the KFP backend drops all for every step")
+    read_only_root_filesystem: bool = job_only("KFP's launcher writes outside our volumes")
 
 
 class Container(StrictModel):
-    name: Name
+    name: str
     image: Image
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     command: Annotated[list[str], Field(min_length=1)]
     args: list[str] = Field(default_factory=list)
     env_from: list[Source] = job_only("these variables fill the Job's args")
-    env: Annotated[list[Variable], _distinct("name")] = Field(default_factory=list)
+    env: list[Variable] = Field(default_factory=list)
     resources: Resources = Resources()
     security_context: ContainerSecurity = ContainerSecurity()
-    volume_mounts: Annotated[list[Mount], _distinct("mount_path")] = Field(default_factory=list)
+    volume_mounts: list[Mount] = Field(default_factory=list)
 
 
 class EmptyDir(StrictModel):
@@ -149,7 +113,7 @@ class EmptyDir(StrictModel):
 
 
 class Volume(StrictModel):
-    name: Name
+    name: str
     empty_dir: EmptyDir
 
 
@@ -160,37 +124,33 @@ class Toleration(StrictModel):
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     toleration_seconds: int | None = None
 
-    @model_validator(mode="after")
-    def _makes_sense(self) -> "Toleration":
-        if self.operator == "Exists" and self.value:
-            raise fault("Exists takes no value (leave it out, or use Equal)", "value")
-        if self.operator == "Equal" and not self.key:
-            raise fault("without a key, the operator must be Exists", "key")
-        if self.toleration_seconds is not None and self.effect != "NoExecute":
-            raise fault("needs the effect NoExecute", "tolerationSeconds")
-        check_keys({self.key: ""} if self.key else {})
-        check_labels({"value": self.value or ""})
-        return self
-
 
 class PullSecret(StrictModel):
-    name: Name
+    name: str
+
+
+class PodSecurity(StrictModel):
+    run_as_user: int | None = None
+    run_as_group: int | None = None
+    run_as_non_root: bool | None = None
+    fs_group: int = job_only("KFP cannot set it; an emptyDir is writable without")
+    seccomp_profile: dict[str, Any] = job_only("the KFP backend sets the runtime's default")
 
 
 class Pod(StrictModel):
-    service_account_name: Name = job_only("a KFP run has one service account for all its steps")
-    priority_class_name: Name = job_only("KFP cannot set it")
+    service_account_name: str = job_only("a KFP run has one service account for all its steps")
+    priority_class_name: str = job_only("KFP cannot set it")
     termination_grace_period_seconds: int = job_only("KFP cannot set it", ge=0)
     image_pull_secrets: list[PullSecret] = Field(default_factory=list)
     node_selector: Selector = Field(default_factory=dict)
     tolerations: list[Toleration] = Field(default_factory=list)
     security_context: PodSecurity = PodSecurity()
     containers: Annotated[list[Container], Field(min_length=1, max_length=1)]
-    volumes: Annotated[list[Volume], _distinct("name")] = Field(default_factory=list)
+    volumes: list[Volume] = Field(default_factory=list)
     restart_policy: Literal["Never"] = job_only("KFP starts a failed step as a new pod", ...)
 
     @model_validator(mode="after")
-    def _finds_a_node(self) -> "Pod":
+    def _starts(self) -> "Pod":
         at = ("containers", 0, "resources", "requests")
         resources = self.containers[0].resources
         gpus = resources.limits.gpu or 0
@@ -200,22 +160,14 @@ class Pod(StrictModel):
         for index, toleration in enumerate(self.tolerations if gpus else ()):
             key = toleration.key or ""
             if key != GPU and difflib.get_close_matches(key.lower(), [GPU], cutoff=0.9):
-                raise fault(
-                    f"{key!r} is no taint of GPU nodes; did you mean {GPU}?",
-                    *("tolerations", index, "key"),
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _mounts_exist(self) -> "Pod":
+                problem = f"{key!r} is no taint of GPU nodes; did you mean {GPU}?"
+                raise fault(problem, "tolerations", index, "key")
         known = {volume.name for volume in self.volumes}
         for index, mount in enumerate(self.containers[0].volume_mounts):
             if mount.name not in known:
-                raise fault(
-                    f"volumeMounts names {mount.name!r}, but volumes has no such entry "
-                    f"(allowed: {', '.join(sorted(known)) or 'none'})",
-                    *("containers", 0, "volumeMounts", index, "name"),
-                )
+                allowed = ", ".join(sorted(known)) or "none"
+                problem = f"{mount.name!r}, but volumes has no such entry (allowed: {allowed})"
+                raise fault(problem, "containers", 0, "volumeMounts", index, "name")
         return self
 
 
@@ -227,27 +179,9 @@ class Template(StrictModel):
 class JobSpec(StrictModel):
     template: Template
     backoff_limit: int = job_only("the pipeline sets its own retries", ge=0)
-    pod_failure_policy: FailurePolicy = job_only("it sorts the failures of a Job's pods")
+    pod_failure_policy: dict[str, Any] = job_only("it sorts the failures of a Job's pods")
     suspend: bool = job_only("Kueue starts a Job with it; steps queue by the pod's label")
     ttl_seconds_after_finished: int = job_only("KFP tidies up after its own pods", ge=0)
-
-    @model_validator(mode="after")
-    def _policy_names_the_container(self) -> "JobSpec":
-        name = self.template.spec.containers[0].name
-        rules = self.pod_failure_policy.rules if self.pod_failure_policy else []
-        for index, rule in enumerate(rules):
-            container = rule.on_exit_codes.container_name if rule.on_exit_codes else None
-            if container not in (None, name):
-                raise fault(
-                    f"{container!r} is no container of this pod (allowed: {name})",
-                    *("podFailurePolicy", "rules", index, "onExitCodes", "containerName"),
-                )
-        return self
-
-
-def _setting(argument: str) -> str:
-    """The setting that an argument such as --batch-size=1 is about: batch_size."""
-    return argument.partition("=")[0].removeprefix("--").replace("-", "_")
 
 
 POD = ("spec", "template", "spec")
@@ -263,6 +197,18 @@ class Job(StrictModel):
     spec: JobSpec
     _document: Document | None = PrivateAttr(None)
 
+    @model_validator(mode="after")
+    def _is_of_a_stage(self) -> "Job":
+        name, command = self.metadata.name, self.container.command
+        if self.stage not in STAGES or name == self.stage:
+            allowed = ", ".join(f"raft-{stage}" for stage in STAGES)
+            problem = f"{name!r}: not the Job of a stage (allowed: {allowed})"
+            raise fault(problem, "metadata", "name")
+        if command != ["raft", self.stage]:
+            problem = f"{command} (allowed: ['raft', '{self.stage}'])"
+            raise fault(problem, *CONTAINER, "command")
+        return self
+
     @property
     def pod(self) -> Pod:
         return self.spec.template.spec
@@ -275,35 +221,28 @@ class Job(StrictModel):
     def stage(self) -> str:
         return self.metadata.name.removeprefix("raft-")
 
-    def get(self, *location: int | str) -> Any:
-        """A field as the manifest has it, or None."""
-        return self._document.get(*location) if self._document else None
-
     def place(self, *location: int | str) -> str:
         """`file:line` of a field."""
         return self._document.place(*location) if self._document else self.metadata.name
 
-    def place_of(self, name: str) -> str:
-        """`file:line` of the argument that is the flag of a setting."""
-        flags = [_setting(argument) for argument in self.container.args]
-        return self.place(*CONTAINER, "args", flags.index(name))
-
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, tuple[Any, str]]:
         """Flags that the Job's args give a value of their own, not one of a $(VARIABLE).
+
+        Returns:
+            By setting, the value and its place.
 
         Raises:
             ConfigError: the stage has no such flag, or does not take its value.
         """
         config = config_class(self.stage)
-        unset = {
-            name: "unset" for name, field in config.model_fields.items() if field.is_required()
-        }
-        settings: dict[str, Any] = {}
+        required = [name for name, field in config.model_fields.items() if field.is_required()]
+        unset = dict.fromkeys(required, "unset")
+        settings: dict[str, tuple[Any, str]] = {}
         flags: set[str] = set()
         for index, argument in enumerate(self.container.args):
             place = self.place(*CONTAINER, "args", index)
             flag, sign, value = argument.partition("=")
-            name = _setting(argument)
+            name = flag.removeprefix("--").replace("-", "_")
             if not flag.startswith("--") or not sign or name not in config.model_fields:
                 raise ConfigError(
                     f"{place}: {argument!r} (allowed: --flag=value, with a flag of raft "
@@ -315,9 +254,10 @@ class Job(StrictModel):
             flags.add(name)
             if "$(" not in value:
                 try:
-                    settings[name] = getattr(config.parse(unset | {name: value}), name)
+                    parsed = config.parse(unset | {name: value})
                 except ConfigError as error:
                     raise ConfigError(f"{place}: {error}", hint=error.hint) from None
+                settings[name] = (getattr(parsed, name), place)
         return settings
 
 
@@ -329,17 +269,5 @@ def job_of(document: Document) -> Job:
     """
     job = validate(document, Job)
     job._document = document
-    if job.stage not in STAGES or job.metadata.name == job.stage:
-        allowed = ", ".join(f"raft-{stage}" for stage in STAGES)
-        raise ConfigError(
-            f"{document.place('metadata', 'name')}: metadata.name {job.metadata.name!r}: "
-            f"not the Job of a stage (allowed: {allowed})"
-        )
-    if job.container.command != ["raft", job.stage]:
-        raise ConfigError(
-            f"{document.place(*CONTAINER, 'command')}: "
-            f"spec.template.spec.containers.0.command: {job.container.command} "
-            f"(allowed: ['raft', '{job.stage}'])"
-        )
     job.settings()
     return job

@@ -18,7 +18,7 @@ import yaml
 from pydantic import Field
 
 from components.core.errors import ConfigError, printable
-from pipelines.k8s.images import ImageEntry
+from pipelines.k8s.job import POD
 from pipelines.k8s.located import (
     Document,
     Location,
@@ -50,6 +50,27 @@ class Patch(StrictModel):
     target: Target | None = None
 
 
+class ImageEntry(StrictModel):
+    """An entry of `images:`; https://kubectl.docs.kubernetes.io/references/kustomize."""
+
+    name: str
+    new_name: str | None = None
+    new_tag: str | None = None
+    digest: str | None = None
+
+    def apply(self, document: Document, place: str) -> None:
+        """Change the image of an object's containers as kustomize does; `place` is the entry's."""
+        containers = document.get(*POD, "containers")
+        for index, container in enumerate(containers if isinstance(containers, list) else ()):
+            image = container.get("image") if isinstance(container, dict) else None
+            parts = re.fullmatch(r"(.+?)((?::[\w.-]+)?(?:@.+)?)", str(image))
+            if parts and parts[1] == self.name:
+                version = f":{self.new_tag}" if self.new_tag else ""
+                version += f"@{self.digest}" if self.digest else ""
+                container["image"] = (self.new_name or self.name) + (version or parts[2])
+                document.elsewhere[(*POD, "containers", index, "image")] = place
+
+
 class Kustomization(StrictModel):
     api_version: Literal["kustomize.config.k8s.io/v1beta1"]
     kind: Literal["Kustomization"]
@@ -66,13 +87,9 @@ class Rendered(Document):
         self.sources = sources
 
     def place(self, *location: int | str) -> str:
-        locations = [_counterpart(location, self, source) for source in self.sources]
-        depth = max(map(len, locations))
-        places = [
-            source.place(*counterpart)
-            for source, counterpart in zip(self.sources, locations, strict=True)
-            if len(counterpart) == depth
-        ]
+        found = [(source, _counterpart(location, self, source)) for source in self.sources]
+        depth = max(len(counterpart) for _, counterpart in found)
+        places = [source.place(*at) for source, at in found if len(at) == depth]
         return places[-1 if depth == len(location) else 0]
 
 
@@ -89,7 +106,24 @@ def render(folder: Path) -> list[Document]:
     if not nested and not kustomization.patches:
         return [sources[0] for sources in objects]
     sources = {_identity(sources[0]): sources for sources in objects}
-    rendered = parse(Text(_kubectl_kustomize(folder), shown(folder)))
+    try:
+        done = subprocess.run(  # noqa: S603 (no shell; kubectl)
+            [kubectl(), "kustomize", str(folder)],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=SECONDS_TO_RENDER,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"{shown(folder)}: kubectl kustomize: {error}") from error
+    if done.returncode:
+        message = printable(" ".join(done.stderr.split()).removeprefix("error: "))
+        raise ConfigError(
+            f"{shown(folder)}: kubectl refuses it: {message}",
+            hint=f"kubectl kustomize {shown(folder)}",
+        )
+    rendered = parse(Text(done.stdout, shown(folder)))
     return [Rendered(entry.node, sources.get(_identity(entry), [entry])) for entry in rendered]
 
 
@@ -108,27 +142,6 @@ def kubectl() -> str:
             "others: https://kubernetes.io/docs/tasks/tools",
         )
     return program
-
-
-def _kubectl_kustomize(folder: Path) -> str:
-    try:
-        done = subprocess.run(  # noqa: S603 (no shell; kubectl)
-            [kubectl(), "kustomize", str(folder)],
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=SECONDS_TO_RENDER,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ConfigError(f"{shown(folder)}: kubectl kustomize: {error}") from error
-    if done.returncode:
-        message = printable(" ".join(done.stderr.split()).removeprefix("error: "))
-        raise ConfigError(
-            f"{shown(folder)}: kubectl refuses it: {message}",
-            hint=f"kubectl kustomize {shown(folder)}",
-        )
-    return done.stdout
 
 
 def read_kustomization(folder: Path) -> tuple[Document, Kustomization]:
@@ -185,11 +198,9 @@ def _applies(patch: Document, target: Target | None, document: Document) -> bool
     """Whether an object is patched; a target's fields are patterns of the whole value."""
     if target is None:
         return _identity(patch) == _identity(document)
-    fields = ((target.kind, ("kind",)), (target.name, ("metadata", "name")))
-    return all(
-        pattern is None or pattern.fullmatch(str(document.get(*location)))
-        for pattern, location in fields
-    )
+    kind, name = str(document.get("kind")), str(document.get("metadata", "name"))
+    by_kind = target.kind is None or target.kind.fullmatch(kind)
+    return bool(by_kind and (target.name is None or target.name.fullmatch(name)))
 
 
 def _counterpart(location: Location, rendered: Document, source: Document) -> Location:

@@ -4,8 +4,7 @@ import difflib
 import io
 import os
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from types import UnionType
@@ -45,6 +44,37 @@ def fault(problem: str, *at: int | str) -> PydanticCustomError:
     return PydanticCustomError("fault", "{problem}", {"problem": problem, "at": at})
 
 
+class Loader(yaml.SafeLoader):
+    """Makes values of nodes; refuses, with their places, those that no Kubernetes object holds."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if node.tag.removeprefix("tag:yaml.org,2002:") not in KINDS:
+            raise ConfigError(
+                f"{place(node)}: a value of the kind {node.tag} (allowed: {', '.join(KINDS)})"
+            )
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, OverflowError, AttributeError, LookupError, TypeError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            problem = f"{printable(str(node.value)[:100])}: {error}"  # a date in a 13th month
+            raise ConfigError(f"{place(node)}: {problem}") from None
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConfigError(f"{place(key)}: a key that is not a text")
+            if key.value in lines:
+                first = lines[key.value]
+                raise ConfigError(
+                    f"{place(key)}: {key.value} is written twice, first in line {first}; keep one"
+                )
+            lines[key.value] = key.start_mark.line + 1
+        # Not SafeLoader's, which merges what stands under the key <<.
+        return yaml.constructor.BaseConstructor.construct_mapping(self, node, deep)
+
+
 class Document:
     """One YAML document with the places of its values.
 
@@ -58,7 +88,7 @@ class Document:
 
     @cached_property
     def value(self) -> Any:
-        return yaml.SafeLoader("").construct_document(self.node)
+        return Loader("").construct_document(self.node)
 
     def get(self, *location: int | str) -> Any:
         """The value at a location, or None."""
@@ -125,38 +155,22 @@ class Text(io.StringIO):
 def parse(stream: TextIO) -> list[Document]:
     """Read the documents of an open file or of standard input."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    name = stream.name
-    with _explained(name):
+    name = shown(stream.name)
+    try:
         text = stream.read()
-        _check_depth(yaml.parse(Text(text, name), loader), name)
-        documents = [Document(node) for node in yaml.compose_all(Text(text, name), loader)]
-        errors = [error for document in documents for error in _errors(document.node, set())]
-        if errors:
-            raise ConfigError("\n".join(errors))
+        _check_depth(yaml.parse(Text(text, stream.name), loader), name)
+        documents = [Document(node) for node in yaml.compose_all(Text(text, stream.name), loader)]
         for document in documents:
             _ = document.value
-    return documents
-
-
-@contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Turn what the library raises about a file into our error."""
-    try:
-        yield
-    except ConfigError:
-        raise
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{shown(name)}: not UTF-8 at byte {error.start}") from None
+        raise ConfigError(f"{name}: not UTF-8 at byte {error.start}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{shown(name)}{line}: not YAML: {error.problem}") from None
+        raise ConfigError(f"{name}{line}: not YAML: {error.problem}") from None
     except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
-        raise ConfigError(f"{shown(name)}: not YAML: {problem}") from None
-    except (ValueError, TypeError, IndexError, OverflowError, RecursionError) as error:
-        # Such as a date in a 13th month: YAML, but no value.
-        raise ConfigError(f"{shown(name)}: a value cannot be read ({error})") from None
+        raise ConfigError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+    return documents
 
 
 def _check_depth(events: Iterable[yaml.Event], name: str) -> None:
@@ -167,39 +181,7 @@ def _check_depth(events: Iterable[yaml.Event], name: str) -> None:
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
             line = event.start_mark.line + 1 if event.start_mark else 0
-            raise ConfigError(f"{shown(name)}:{line}: nested more than {MAX_DEPTH} deep")
-
-
-def _errors(node: yaml.Node, seen: set[int]) -> Iterator[str]:
-    """What no Kubernetes object can hold: keys written twice, keys that are no text, other tags."""
-    if id(node) in seen:  # an alias may point back at what holds it
-        return
-    seen.add(id(node))
-    if node.tag.removeprefix("tag:yaml.org,2002:") not in KINDS:
-        yield f"{place(node)}: a value of the kind {node.tag} (allowed: {', '.join(KINDS)})"
-    elif isinstance(node, yaml.SequenceNode):
-        for entry in node.value:
-            yield from _errors(entry, seen)
-    elif isinstance(node, yaml.MappingNode):
-        first: dict[str, yaml.Node] = {}
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                yield f"{place(key)}: a key that is not a text"
-                continue
-            if key.value in first:
-                line = first[key.value].start_mark.line + 1
-                yield (
-                    f"{place(key)}: {key.value} is written twice, first in line {line}; keep one"
-                )
-            first.setdefault(str(key.value), key)
-            yield from _errors(key, seen)
-            yield from _errors(value, seen)
-    else:
-        try:
-            yaml.SafeLoader("").construct_object(node)
-        except (ValueError, OverflowError, AttributeError, LookupError, yaml.YAMLError) as error:
-            problem = getattr(error, "problem", None) or error
-            yield f"{place(node)}: {printable(str(node.value)[:100])}: {problem}"
+            raise ConfigError(f"{name}:{line}: nested more than {MAX_DEPTH} deep")
 
 
 def validate(document: Document, model: type[M]) -> M:

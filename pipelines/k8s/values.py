@@ -1,19 +1,20 @@
-"""How values in manifests may be spelled: quantities, names, labels, images, node selectors.
+"""What values in manifests may be: quantities, images, labels, node selectors.
 
-They are held to what the API server accepts, and to a little less where a mistake would show only
-as a pod that waits for ever.
+They are held to what the API server accepts, and to less where a mistake would show only as a pod
+that waits for ever: to the nodes that GKE has, and to what the machines of Compute Engine offer
+with their GPUs (components/core/gpus.yaml).
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator
 
-from components.core.gpus import PATH, gke_labels
+from components.core.gpus import PATH, gke_labels, of_label
 from pipelines.k8s.located import fault, meant, shown
 
 LABELS = Path(__file__).parents[2] / "k8s" / "labels.txt"
@@ -21,29 +22,25 @@ LABELS = Path(__file__).parents[2] / "k8s" / "labels.txt"
 GPU = "nvidia.com/gpu"
 GKE = "cloud.google.com/"
 GKE_ACCELERATOR = f"{GKE}gke-accelerator"
+INSTANCE_TYPE = "node.kubernetes.io/instance-type"
 
 
-def _check(what: str, pattern: str, allowed: str, value: str) -> str:
-    if re.fullmatch(pattern, value) is None:
-        raise ValueError(f"not {what} (allowed: {allowed})")
-    return value
+def _spelled(pattern: str, allowed: str, what: str = "a quantity") -> BeforeValidator:
+    def check(value: object) -> str:
+        if re.fullmatch(pattern, str(value)) is None:
+            raise ValueError(f"not {what} (allowed: {allowed})")
+        return str(value)
+
+    return BeforeValidator(check)
 
 
-def _spelled(what: str, pattern: str, allowed: str) -> AfterValidator:
-    return AfterValidator(partial(_check, what, pattern, allowed))
-
-
-def _quantity(pattern: str, allowed: str) -> BeforeValidator:
-    return BeforeValidator(lambda value: _check("a quantity", pattern, allowed, str(value)))
-
-
-Cpu = Annotated[str, _quantity(r"[0-9]+m|[0-9]+(\.[0-9]+)?", "cores such as 8, 0.5 or 500m")]
+Cpu = Annotated[str, _spelled(r"[0-9]+m|[0-9]+(\.[0-9]+)?", "cores such as 8, 0.5 or 500m")]
 """Cores, or thousandths of one."""
 
-Bytes = Annotated[str, _quantity(r"[0-9]+(Ki|Mi|Gi|Ti|M|G|T)?", "bytes such as 64Gi or 512Mi")]
+Bytes = Annotated[str, _spelled(r"[0-9]+(Ki|Mi|Gi|Ti|M|G|T)?", "bytes such as 64Gi or 512Mi")]
 """Bytes with a binary or decimal suffix."""
 
-Count = Annotated[int, _quantity(r"[1-9][0-9]*", "whole GPUs, at least 1")]
+Count = Annotated[int, _spelled(r"[1-9][0-9]*", "whole GPUs, at least 1")]
 """GPUs, which Kubernetes hands out whole."""
 
 
@@ -54,52 +51,28 @@ def amount(quantity: object) -> Decimal:
     return Decimal(parse_quantity(quantity))
 
 
-Name = Annotated[
-    str,
-    _spelled("a name", r"(?=.{1,63}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?",
-             "up to 63 of a-z, 0-9 and - inside"),
-]  # fmt: skip
-"""What objects, containers and volumes are called (DNS-1123 label)."""
-
 Image = Annotated[
     str,
     _spelled(
-        "a pinned image",
         r"[a-z0-9]([\w.:/-]*[\w-])?(:(?!latest$)[\w][\w.-]{0,127}(@sha256:[0-9a-f]{64})?"
         r"|@sha256:[0-9a-f]{64})",
         "name:version or name@sha256:digest, never latest",
+        "a pinned image",
     ),
 ]
 
-VariableName = Annotated[
-    str, _spelled("a variable's name", r"[A-Za-z_]\w*", "letters, digits and _, no digit first")
-]
-
-AbsolutePath = Annotated[str, _spelled("an absolute path", r"/[^:]*", "/data, without a colon")]
-
-PREFIX = r"(?:(?=.{1,253}/)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
 WORD = r"[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?"
 
 
-def check_keys(labels: dict[str, str]) -> dict[str, str]:
-    for key in labels:
-        if re.fullmatch(PREFIX + WORD, key, re.ASCII) is None:
-            raise fault(
-                f"{key!r} is not a key (allowed: up to 63 of letters, digits, -, _ and . inside, "
-                "after a domain and / or without one)",
-                key,
-            )
-    return labels
-
-
-def check_labels(labels: dict[str, str]) -> dict[str, str]:
-    for key, value in check_keys(labels).items():
-        if value and re.fullmatch(WORD, value, re.ASCII) is None:
-            raise fault(
-                f"{value!r} is not a label's value "
-                "(allowed: up to 63 of letters, digits, and -, _ and . inside)",
-                key,
-            )
+def _check_labels(labels: dict[str, str]) -> dict[str, str]:
+    for key, value in labels.items():
+        for word in (key.partition("/")[2] or key, value):
+            if word and re.fullmatch(WORD, word, re.ASCII) is None:
+                raise fault(
+                    f"{word!r} is not allowed in a label "
+                    "(allowed: up to 63 of letters, digits, and -, _ and . inside)",
+                    key,
+                )
     return labels
 
 
@@ -110,7 +83,7 @@ def _lines(path: Path) -> tuple[str, ...]:
 
 
 def _check_selector(selector: dict[str, str]) -> dict[str, str]:
-    for key, value in check_labels(selector).items():
+    for key, value in _check_labels(selector).items():
         if key.startswith(GKE):
             _check_known(key, "label of GKE", _lines(LABELS), LABELS, key)
         if key == GKE_ACCELERATOR:
@@ -128,6 +101,42 @@ def _check_known(word: str, what: str, known: Sequence[str], file: Path, key: st
         )
 
 
-Labels = Annotated[dict[str, str], AfterValidator(check_labels)]
-Annotations = Annotated[dict[str, str], AfterValidator(check_keys)]
+Labels = Annotated[dict[str, str], AfterValidator(_check_labels)]
 Selector = Annotated[dict[str, str], AfterValidator(_check_selector)]
+
+
+def check_fits(
+    selector: Mapping[str, str], gpus: int, asked: Mapping[str, str | None], *at: int | str
+) -> None:
+    """Refuse requests for more than the machines with so many GPUs have.
+
+    A pod whose node selector names a machine type is not checked.
+
+    Args:
+        selector: the pod's node selector.
+        gpus: how many it requests.
+        asked: quantities of `cpu` and `memory`.
+        at: where they are, for the error.
+
+    Raises:
+        PydanticCustomError: names the machine.
+    """
+    kind = of_label(selector.get(GKE_ACCELERATOR, ""))
+    if not gpus or kind is None or INSTANCE_TYPE in selector:
+        return
+    large_enough = [machine for machine in kind.machines if machine.gpus >= gpus]
+    if not large_enough:
+        largest = max(kind.machines, key=lambda machine: machine.gpus)
+        raise fault(f"{gpus}, more than any machine has ({largest.type}: {largest.gpus})", *at, GPU)
+    # The fewest GPUs that are enough; of those machines, the one with the most memory.
+    machine = min(large_enough, key=lambda machine: (machine.gpus, -machine.memory))
+    for name, whole in (("cpu", f"{machine.cpus}"), ("memory", f"{machine.memory}Gi")):
+        quantity = asked.get(name)
+        if quantity and amount(quantity) >= amount(whole):
+            raise fault(
+                f"{quantity}, which a node with {gpus} {selector[GKE_ACCELERATOR]} does not have "
+                f"({machine.type}: {whole}, of which it keeps a part for itself; a larger "
+                f"machine needs {INSTANCE_TYPE} in the nodeSelector)",
+                *at,
+                name,
+            )

@@ -14,6 +14,7 @@ from components.core.hardware import HardwareConfig, Placement, output_name
 from pipelines import manifests
 from pipelines.compile import compiled
 from pipelines.k8s import kustomize
+from pipelines.k8s.located import read
 
 # libyaml's parser where it is there: hundreds of pipelines are read.
 FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -146,7 +147,7 @@ def compile_objects(objects: list[dict], path: Path) -> dict:
     from pipelines.raft import pipeline
 
     path.write_text(yaml.dump_all(objects, Dumper=FAST_DUMPER))
-    jobs = manifests.load_file(path)
+    jobs = manifests.all_jobs(read(path), path.name)
     with ThreadPoolExecutor(1) as thread:
         found = thread.submit(pipeline, jobs).result()
     return MessageToDict(found.pipeline_spec) | MessageToDict(found.platform_spec)

@@ -53,7 +53,6 @@ MEMORY = "              memory: 64Gi\n"
 GPU = "              nvidia.com/gpu: 1\n"
 LARGE = f'{MEMORY}{GPU}            limits:\n              cpu: "12"\n{MEMORY}'
 SELECTOR = "        cloud.google.com/gke-accelerator: nvidia-tesla-a100\n"
-TOLERATION = "          operator: Equal\n          value: present\n          effect: NoSchedule\n"
 MOUNT = "            - name: shm\n              mountPath: /dev/shm\n"
 IMAGE = "image: raft-train:0.1.0"
 
@@ -74,7 +73,8 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     "undomained resource": (GPU, GPU.replace("nvidia.com/", ""),
                             "gpu: not understood (allowed: cpu, memory, nvidia.com/gpu)"),
     "missing volume": (MOUNT, MOUNT.replace("shm\n", "shn\n", 1), "volumes has no such entry"),
-    "bad label": ("name: raft\n    app", "name: raft!\n    app", "is not a label's value"),
+    "bad label": ("name: raft\n    app", "name: raft!\n    app",
+                  "'raft!' is not allowed in a label"),
     "GPU request over limit": (GPU, GPU.replace("1", "2"), "Kubernetes allows only equal ones"),
     "nvidia.com/gpuu": (GPU, GPU.replace("gpu", "gpuu"), "did you mean nvidia.com/gpu?"),
     # Pods that would wait for ever.
@@ -103,13 +103,9 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     "GPU unknown to GKE": (SELECTOR, SELECTOR.replace("tesla-", ""), "is no GPU of GKE; did you "),
     "selector that is true": (SELECTOR, f"{SELECTOR}        cloud.google.com/gke-spot: true\n",
                               "valid string"),
-    "selector's key": (SELECTOR, f'{SELECTOR}        "a/b/c": x\n', "is not a key"),
-    "Exists with a value": ("operator: Equal", "operator: Exists", "Exists takes no value"),
+    "selector's key": (SELECTOR, f'{SELECTOR}        "a/b/c": x\n',
+                       "'b/c' is not allowed in a label"),
     "operator": ("operator: Equal", "operator: Equals", "'Equal' or 'Exists'"),
-    "seconds without NoExecute": (TOLERATION, f"{TOLERATION}          tolerationSeconds: 5\n",
-                                  "needs the effect NoExecute"),
-    "no operator's key": ("- key: nvidia.com/gpu\n          operator", "- operator",
-                          "the operator must be Exists"),
     "misspelt field": ("tolerations:", "tolerationz:", "did you mean tolerations?"),
     "latest": (IMAGE, "image: raft-train:latest", "never latest"),
     "no tag": (IMAGE, "image: raft-train", "name:version"),
@@ -121,44 +117,17 @@ FAULTS: dict[str, tuple[str, str, str]] = {
                            "- --output=$(RAFT_RUN)/adapter\n            - --rank=0\n", "--rank"),
     "no such variable": ("--dataset=$(RAFT_RUN)", "--dataset=$(RAFT_RAN)",
                          "$(RAFT_RAN): no such variable (allowed: HF_TOKEN, RAFT_BASE_MODEL"),
-    "variable's name": ("- name: HF_TOKEN", "- name: HF-TOKEN", "not a variable's name"),
     "number as value": ("          env:\n", "          env:\n            - name: A\n"
                         "              value: 1\n", "valid string"),
-    "two sources": ("- name: HF_TOKEN\n", "- name: HF_TOKEN\n              value: x\n",
-                    "may have only one"),
-    "secret's name": ("name: raft-huggingface\n                  key",
-                      "name: Raft_HF\n                  key", "not a name"),
     "no secret's key": ("                  key: token\n", "", "key: is missing"),
     "medium": ("medium: Memory", "medium: RAM", "'Memory'"),
     "size of a volume": ("sizeLimit: 8Gi", "sizeLimit: 8GB", "not a quantity"),
     "unknown volume": ("emptyDir:\n            sizeLimit: 80Gi",
                        "hostPath:\n            path: /data", "hostPath: not understood"),
-    "two volumes of a name": ("        - name: shm\n          empty",
-                              "        - name: tmp\n          empty", "stands twice"),
-    "two mounts at a path": ("mountPath: /dev/shm", "mountPath: /tmp", "stands twice"),
-    "relative mount": ("mountPath: /dev/shm", "mountPath: dev/shm", "not an absolute path"),
-    "name": ("name: raft-train\n  namespace", "name: Raft_Train\n  namespace", "not a name"),
     "no stage": ("name: raft-train\n  namespace", "name: raft-trains\n  namespace",
                  "not the Job of a stage"),
-    "namespace": ("namespace: raft", "namespace: raft/x", "not a name"),
-    "root": ("runAsUser: 10001", "runAsUser: 0", "which runAsNonRoot forbids"),
     "user's name": ("runAsUser: 10001", "runAsUser: raft", "valid integer"),
-    "privileges": ("allowPrivilegeEscalation: false", "allowPrivilegeEscalation: true",
-                   "the namespace refuses such pods"),
-    "capabilities": ("drop: [ALL]", "drop: [KILL]", "the namespace refuses such pods"),
-    "seccomp": ("type: RuntimeDefault", "type: Default", "'RuntimeDefault'"),
-    "unconfined": ("type: RuntimeDefault", "type: Unconfined", "the namespace refuses such pods"),
     "backoffLimit": ("backoffLimit: 3", "backoffLimit: -1", "greater than or equal to 0"),
-    "failure action": ("action: Ignore", "action: Retry", "'Ignore'"),
-    "failure of success": ("values: [2]", "values: [0]", "0 is success"),
-    "failure of whom": ("containerName: train", "containerName: trainer", "no container"),
-    "failure without reason": ("        onPodConditions:\n          - type: DisruptionTarget\n",
-                               "", "either onPodConditions or onExitCodes"),
-    "account": ("serviceAccountName: raft", "serviceAccountName: rafter", "no such ServiceAccount"),
-    "priority": ("priorityClassName: raft-batch", "priorityClassName: high",
-                 "no such PriorityClass (allowed: raft-batch)"),
-    "settings": ("configMapRef:\n                name: raft\n",
-                 "configMapRef:\n                name: settings\n", "no such ConfigMap"),
     "kind": ("kind: Job", "kind: CronJob", "kind 'CronJob' of raft-train (allowed: Job)"),
     "apiVersion": ("apiVersion: batch/v1", "apiVersion: batch/v1beta1", "'batch/v1'"),
     "tab": ("    spec:\n", "    spec:\n\t", "not YAML"),
@@ -169,14 +138,10 @@ FAULTS: dict[str, tuple[str, str, str]] = {
 BLAMED = {
     "GPU request without limit": "nvidia.com/gpu: 1",
     "GPU limit over request": "nvidia.com/gpu: 1",
-    "Exists with a value": "value: present",
-    "no operator's key": "- operator: Equal",
     "no restartPolicy": "    spec:",
     "no image": "- name: train",
     "no secret's key": "secretKeyRef:",
     "number as value": "value: 1",
-    "two sources": "- name: HF_TOKEN",
-    "failure without reason": "- action: Ignore",
 }
 
 
@@ -192,7 +157,7 @@ def test_a_fault_in_a_job_is_found_in_its_line(name: str, tmp_path: Path) -> Non
 
 
 def test_so_many_faults_are_tried() -> None:
-    assert len(FAULTS) == 74
+    assert len(FAULTS) == 51
 
 
 def test_a_new_accelerator_needs_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,7 @@ def test_jobs_that_are_missing_twice_there_or_of_no_stage(jobs: Path) -> None:
     with pytest.raises(ConfigError, match=r"train\.yaml:\d+: a second Job raft-train"):
         manifests.load_all(jobs)
     (jobs / "train.yaml").write_text(text.replace("name: raft-train", "name: raft-trian"))
-    with pytest.raises(ConfigError, match=r"train\.yaml:\d+: metadata\.name 'raft-trian'"):
+    with pytest.raises(ConfigError, match=r"train\.yaml:\d+: metadata\.name: 'raft-trian'"):
         manifests.load_all(jobs)
 
 

@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
             "components.core.corpus.documents", "components.generate.teachers.prompts",
             "components.generate.teachers.responses", "components.eval.questions",
             "components.eval.quotes", "components.eval.generations", "pipelines.manifests",
-            "pipelines.k8s.job", "pipelines.k8s.references",
+            "pipelines.k8s.job", "pipelines.check",
             "pypdf", "markdownify",
         ):  # fmt: skip
             importlib.import_module(module)

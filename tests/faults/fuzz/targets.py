@@ -648,13 +648,13 @@ YAML_TEXT = st.sampled_from(
 def manifests(text: str) -> None:
     """Errors with file and line, or Jobs; never another exception."""
     from pipelines import manifests as read
+    from pipelines.check import variable_errors
     from pipelines.k8s.located import Text, parse
-    from pipelines.k8s.references import reference_errors
 
     try:
         documents = parse(Text(text, "given.yaml"))
         jobs = read.jobs_among(documents)
-        for error in reference_errors(jobs.values(), documents):
+        for error in variable_errors(jobs.values(), documents):
             assert error.startswith("given.yaml:")
         read.all_jobs(documents, "given.yaml")
     except ConfigError as error:
