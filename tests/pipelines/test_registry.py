@@ -61,7 +61,7 @@ def test_a_registry_reaches_both_pipelines_and_every_manifest(
     for name in ("raft", "study"):
         assert set(images_of(tmp_path / "pipelines" / f"{name}.yaml")) == set(images.values())
     folders = [base, *manifests.overlays(tmp_path / "k8s" / "overlays")]
-    assert len(folders) == 7
+    assert len(folders) == 8
     for folder in folders:
         assert {stage: image_of(folder, stage) for stage in STAGES} == images
     text = (base / "kustomization.yaml").read_text()
