@@ -1,5 +1,7 @@
 """Commands that talk to a cluster or its Kubeflow: each declares flags and calls one function."""
 
+from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -8,57 +10,59 @@ import click
 from pipelines.cli.flags import Command, StageCommand
 from pipelines.stages import STAGES
 
-HOST = click.option(
-    "--host",
-    default="",
-    metavar="URL",
-    help="Kubeflow Pipelines server. [default: KF_PIPELINES_ENDPOINT, or the one in the cluster "
-    "of the kubeconfig]",
-)
-CERTIFICATE = click.option(
-    "--ca-certificate", default="", metavar="FILE", help="Authority of the server's certificate."
-)
+Decorator = Callable[[Any], Any]
+
+
+def _together(*options: Decorator) -> Decorator:
+    """Several options as one decorator."""
+    return lambda function: reduce(lambda inner, option: option(inner), options[::-1], function)
+
+
+def _text(name: str, description: str, metavar: str = "TEXT") -> Decorator:
+    return click.option(name, default="", metavar=metavar, help=description)
+
+
+def _switch(name: str, description: str, default: bool) -> Decorator:
+    return click.option(name, type=bool, default=default, show_default=True, help=description)
+
+
+SERVER = _together(
+    _text("--host", "Kubeflow Pipelines server. [default: KF_PIPELINES_ENDPOINT, or the one in the "
+          "cluster of the kubeconfig]", "URL"),
+    _text("--ca-certificate", "Authority of the server's certificate.", "FILE"),
+)  # fmt: skip
 PIPELINE = click.option(
-    "--pipeline",
-    type=Path,
-    default="pipelines/raft.yaml",
-    show_default=True,
-    metavar="FILE",
+    "--pipeline", type=Path, default="pipelines/raft.yaml", show_default=True, metavar="FILE",
     help="Compiled pipeline.",
-)
-PARAMETERS = click.option(
-    "--parameters",
-    type=lambda text: Path(text) if text else None,
-    metavar="FILE",
-    help="YAML or JSON: a parameter's name and its value on each line.",
-)
-SET = click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="A parameter; wins over the file. May be given many times.",
-)
+)  # fmt: skip
+PARAMETERS = _together(
+    click.option(
+        "--parameters", type=lambda text: Path(text) if text else None, metavar="FILE",
+        help="YAML or JSON: a parameter's name and its value on each line.",
+    ),
+    click.option(
+        "--set", "settings", multiple=True, metavar="NAME=VALUE",
+        help="A parameter; wins over the file. May be given many times.",
+    ),
+    PIPELINE,
+)  # fmt: skip
+PODS = _together(
+    click.option("--namespace", default="raft", show_default=True, help="Namespace of the pods."),
+    _text("--context", "Context of the kubeconfig. [default: the current one]"),
+    _text("--overlay", "Overlay of k8s/overlays to take the Job manifests from, or a "
+          "folder/of/your/own. [default: k8s/base]", "NAME"),
+)  # fmt: skip
 
 
 @click.command(cls=Command, short_help="Run the pipeline on a Kubeflow server.")
 @PARAMETERS
-@SET
-@PIPELINE
-@HOST
-@CERTIFICATE
+@SERVER
 @click.option("--experiment", default="raft", show_default=True, help="The run's experiment.")
-@click.option("--name", default="", help="The run's name. [default: the pipeline's and the time]")
-@click.option("--namespace", default="", help="Your profile, on a server with several users.")
-@click.option(
-    "--pipeline-root", default="", metavar="URI", help="Where artifacts go. [default: the server's]"
-)
-@click.option(
-    "--service-account", default="", help="Account of the steps' pods. [default: the server's]"
-)
-@click.option(
-    "--wait", type=bool, default=True, show_default=True, help="Watch the run until it ends."
-)
+@_text("--name", "The run's name. [default: the pipeline's and the time]")
+@_text("--namespace", "Your profile, on a server with several users.")
+@_text("--pipeline-root", "Where artifacts go. [default: the server's]", "URI")
+@_text("--service-account", "Account of the steps' pods. [default: the server's]")
+@_switch("--wait", "Watch the run until it ends.", default=True)
 def submit(**options: Any) -> None:
     """Check the parameters, start a run, and show its steps until it ends.
 
@@ -78,8 +82,7 @@ def submit(**options: Any) -> None:
 @click.command(cls=Command, short_help="Watch a run on a Kubeflow server.")
 @click.argument("run_id")
 @PIPELINE
-@HOST
-@CERTIFICATE
+@SERVER
 def watch(**options: Any) -> None:
     """Show a run's steps until it ends, as `raft submit` does.
 
@@ -94,8 +97,7 @@ def watch(**options: Any) -> None:
 
 @click.command(cls=Command, short_help="Stop a run on a Kubeflow server.")
 @click.argument("run_id")
-@HOST
-@CERTIFICATE
+@SERVER
 def terminate(**options: Any) -> None:
     """Stop a run; what its steps have not uploaded yet is lost.
 
@@ -108,49 +110,21 @@ def terminate(**options: Any) -> None:
     terminate_run(**options)
 
 
-CONTEXT = click.option(
-    "--context", default="", help="Context of the kubeconfig. [default: the current one]"
-)
-NAMESPACE = click.option(
-    "--namespace", default="raft", show_default=True, help="Namespace of the pods."
-)
-OVERLAY = click.option(
-    "--overlay",
-    metavar="NAME",
-    default="",
-    help="Overlay of k8s/overlays to take the Job manifests from, or a folder/of/your/own. "
-    "[default: k8s/base]",
-)
-
-
 @click.command(cls=Command, short_help="Check that a cluster has everything a run needs.")
-@NAMESPACE
-@CONTEXT
-@OVERLAY
-@click.option("--service-account", default="", help="The pods' account. [default: the manifests']")
+@PODS
+@_text("--service-account", "The pods' account. [default: the manifests']")
 @PARAMETERS
-@SET
-@PIPELINE
-@click.option("--pipeline-root", default="", metavar="URI", help="Where artifacts will go.")
-@HOST
-@CERTIFICATE
-@click.option(
-    "--kubeflow", type=bool, default=True, show_default=True, help="Look for Kubeflow Pipelines."
-)
-@click.option(
-    "--scale-from-zero",
-    type=bool,
-    default=False,
-    show_default=True,
-    help="GPU nodes are made when they are needed; none need be there.",
-)
+@_text("--pipeline-root", "Where artifacts will go.", "URI")
+@SERVER
+@_switch("--kubeflow", "Look for Kubeflow Pipelines.", default=True)
+@_switch("--scale-from-zero", "GPU nodes are made when needed; none need be there.", default=False)
 def preflight(overlay: str, **options: Any) -> None:
     """Check quota, policies, account, secrets, nodes, buckets, teacher, model and Kubeflow.
 
     Each check prints ok, missing (with the command that fixes it) or cannot tell. The API server
     is asked to admit each stage's Job and pod in a dry run: nothing is changed. Exits with 2 when
-    something is missing. Without --parameters, the settings of the Jobs in the cluster are checked.
-    Reads HF_TOKEN and OPENAI_API_KEY.
+    something is missing. Buckets, teacher and model are those of --parameters and --set; without
+    them, the Jobs are checked alone. Reads HF_TOKEN and OPENAI_API_KEY.
 
     \b
     Example:
@@ -169,17 +143,12 @@ def preflight(overlay: str, **options: Any) -> None:
 )
 @click.argument("stage", type=click.Choice(STAGES))
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
-@NAMESPACE
-@CONTEXT
-@OVERLAY
+@PODS
 @click.option("--detach", is_flag=True, help="Create the Job, print its name and leave it alone.")
 @click.option(
-    "--start-minutes",
-    type=click.FloatRange(min=0),
-    default=30,
-    show_default=True,
+    "--start-minutes", type=click.FloatRange(min=0), default=30, show_default=True,
     help="Give up when the pod has not started by then.",
-)
+)  # fmt: skip
 def job(stage: str, flags: tuple[str, ...], overlay: str, **options: Any) -> None:
     """Run one stage from its Job manifest, with the flags after `--` instead of the manifest's.
 
@@ -195,8 +164,7 @@ def job(stage: str, flags: tuple[str, ...], overlay: str, **options: Any) -> Non
     from pipelines import manifests
     from pipelines.cluster.job import run_job
 
-    jobs = manifests.overlay(overlay)
     command = StageCommand(stage)
     context = command.make_context(f"raft {stage}", list(flags)) if flags else None
     settings = command.settings(context) if context else None
-    run_job(stage, settings, jobs=jobs, **options)
+    run_job(stage, settings, jobs=manifests.overlay(overlay), **options)

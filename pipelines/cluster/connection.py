@@ -6,8 +6,8 @@ Credentials stay in the kubeconfig and in the client.
 import json
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,9 @@ from components.core.errors import ClusterError, NotPermitted, first_line
 from components.core.redaction import keep_secret
 
 SECONDS_FOR_AN_ANSWER = 30
+SECONDS_WITHOUT_ANSWER = 300.0
+"""What runs in a cluster continues without us, so a server that restarts is waited for."""
+
 SETUP = "kubectl apply -k k8s/base -l app.kubernetes.io/component=setup"
 
 
@@ -33,34 +36,45 @@ class Refused(ClusterError):
 class Cluster(NamedTuple):
     """Clients of the APIs that we use; a call raises `ClusterError` or a class of it."""
 
-    address: str
     core: Any
     batch: Any
-    version: Any
 
 
 def connect(context: str = "") -> Cluster:
-    """The cluster of the kubeconfig's context, or the one whose pod this is.
+    """The cluster of the kubeconfig's context.
 
     Raises:
         ClusterError: there is no kubeconfig, or it is not usable.
     """
     from kubernetes import client, config
+    from kubernetes.client.exceptions import ApiException
     from kubernetes.config.config_exception import ConfigException
+    from urllib3.exceptions import HTTPError
 
     class Api(client.ApiClient):
         def call_api(self, *arguments: Any, **options: Any) -> Any:
             options["_request_timeout"] = options["_request_timeout"] or SECONDS_FOR_AN_ANSWER
-            with _explained(self.configuration.host):
+            try:
                 return super().call_api(*arguments, **options)
+            except HTTPError as error:
+                raise NoAnswer(
+                    f"the cluster at {settings.host} does not answer ({cause_of(error)})",
+                    hint="kubectl cluster-info shows whether kubectl reaches it.",
+                ) from error
+            except ApiException as error:
+                message = message_of(error)
+                # Quotas and policies answer with 403, too, but name no account.
+                if error.status == 401 or (error.status == 403 and 'User "' in message):
+                    hint = "kubectl auth whoami shows the account; ask for the permission."
+                    raise NotPermitted(message, hint=hint) from error
+                if error.status == 404:
+                    raise NotThere(message, hint=SETUP) from error
+                raise Refused(f"the cluster refuses: {message}") from error
 
     settings = client.Configuration()
     path = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
     try:
-        if "KUBERNETES_SERVICE_HOST" in os.environ and not context and not Path(path).exists():
-            config.load_incluster_config(client_configuration=settings)
-        else:
-            config.load_kube_config(path, context or None, settings, persist_config=False)
+        config.load_kube_config(path, context or None, settings, persist_config=False)
     except (ConfigException, OSError, ValueError, TypeError) as error:
         raise ClusterError(
             f"no usable kubeconfig: {' '.join(str(error).split())}",
@@ -69,34 +83,28 @@ def connect(context: str = "") -> Cluster:
         ) from error
     guard(*settings.api_key.values(), settings.password)
     settings.retries = 1
-    api = Api(settings)
-    return Cluster(
-        settings.host, client.CoreV1Api(api), client.BatchV1Api(api), client.VersionApi(api)
-    )
+    return Cluster(client.CoreV1Api(Api(settings)), client.BatchV1Api(Api(settings)))
 
 
-@contextmanager
-def _explained(address: str) -> Iterator[None]:
-    """Turn what the client raises into our errors."""
-    from kubernetes.client.exceptions import ApiException
-    from urllib3.exceptions import HTTPError
+def poll(look: Callable[[], Any], seconds: float) -> Any:
+    """Look every so many seconds until there is something to return.
 
-    try:
-        yield
-    except HTTPError as error:
-        raise NoAnswer(
-            f"the cluster at {address} does not answer ({cause_of(error)})",
-            hint="kubectl cluster-info shows whether kubectl reaches it.",
-        ) from error
-    except ApiException as error:
-        message = message_of(error)
-        # Quotas and policies answer with 403, too, but name no account.
-        if error.status == 401 or (error.status == 403 and 'User "' in message):
-            hint = "kubectl auth whoami shows the account; ask for the permission."
-            raise NotPermitted(message, hint=hint) from error
-        if error.status == 404:
-            raise NotThere(message, hint=SETUP) from error
-        raise Refused(f"the cluster refuses: {message}") from error
+    Raises:
+        ClusterError: the server knows no such object or not this account, or it has not given an
+            answer for some minutes.
+    """
+    last_answer = time.monotonic()
+    while True:
+        try:
+            if found := look():
+                return found
+            last_answer = time.monotonic()
+        except (NotPermitted, NotThere):
+            raise
+        except ClusterError:
+            if time.monotonic() - last_answer > SECONDS_WITHOUT_ANSWER:
+                raise
+        time.sleep(seconds)
 
 
 def guard(*credentials: str | None) -> None:
@@ -111,15 +119,11 @@ def cause_of(error: object) -> str:
     return first_line(getattr(error, "reason", None) or error).rpartition(": ")[2]
 
 
-def body_of(error: Any) -> dict[str, Any]:
-    """The body of an ApiException, of Kubernetes' client or kfp's; {} if it is not JSON."""
-    try:
-        return dict(json.loads(error.body))
-    except (TypeError, ValueError):
-        return {}
-
-
 def message_of(error: Any) -> str:
-    """What the body of an ApiException says, in one line."""
-    body = body_of(error)
-    return " ".join(str(body.get("message") or body.get("error") or error.reason).split())[:500]
+    """What the body of an ApiException, of Kubernetes' client or kfp's, says in one line."""
+    try:
+        body = json.loads(error.body)
+        text = body.get("message") or body.get("error")
+    except (TypeError, ValueError, AttributeError):
+        text = ""
+    return " ".join(str(text or error.reason).split())[:500]

@@ -5,9 +5,9 @@ manifest's. Flags are checked by the stage's config class first, so a typo does 
 """
 
 import secrets
-import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,14 @@ from components.core.config import flag
 from components.core.errors import ClusterError, ConfigError, NotPermitted, RunError
 from components.core.progress import headline, say
 from pipelines import manifests
-from pipelines.cluster.connection import Cluster, NotThere, connect
+from pipelines.cluster.connection import Cluster, NotThere, connect, poll
 from pipelines.cluster.parameters import is_local
-from pipelines.cluster.polling import poll
 from pipelines.k8s.job import Job
 from pipelines.stages import config_class
 
 SECONDS_BETWEEN_LOOKS = 2.0
 SECONDS_KEPT = 24 * 3600
 """The cluster itself removes a finished Job after this time, should we have been killed."""
-
-HOPELESS = {"InvalidImageName", "ErrImageNeverPull"}
-UNPULLED = HOPELESS | {"ErrImagePull", "ImagePullBackOff"}
 
 
 def run_job(
@@ -67,7 +63,7 @@ def run_job(
     try:
         headline(stage, f"Job {name} in {namespace}")
         follower = _Follower(cluster, namespace, name, stage, start_minutes * 60)
-        poll(follower.look, SECONDS_BETWEEN_LOOKS, answered=True)
+        poll(follower.look, SECONDS_BETWEEN_LOOKS)
     finally:
         _remove(cluster, namespace, name)
 
@@ -109,8 +105,7 @@ def _remove(cluster: Cluster, namespace: str, name: str) -> None:
     except NotThere:
         pass
     except ClusterError as error:
-        command = f"kubectl -n {namespace} delete job {name}"
-        say(f"Job {name} is left behind ({error}): {command}")
+        say(f"Job {name} is left behind ({error}): kubectl -n {namespace} delete job {name}")
 
 
 @dataclass
@@ -122,15 +117,16 @@ class _Follower:
     name: str
     stage: str
     start_seconds: float
-    reason: str = ""
+    shown: str = ""
     """Why the stage waits, or has no log, as it was last shown."""
     waiting_since: float = field(default_factory=time.monotonic)
-    last_lines: dict[str, str] = field(default_factory=dict)
-    """Pod to the time of the last line of its log that was shown."""
-    ended: set[str] = field(default_factory=set)
+    last_line: str = ""
+    """The time of the last line of a log that was shown."""
+    ended: str = ""
+    """The last pod that has ended."""
 
     def look(self) -> bool:
-        """Look at the Job and its pod; True when the Job is complete.
+        """Look at the Job and its last pod; True when the Job is complete.
 
         Raises:
             RunError: the Job failed, or its pod does not start.
@@ -138,116 +134,93 @@ class _Follower:
         selector = f"job-name={self.name}"
         pods = self.cluster.core.list_namespaced_pod(self.namespace, label_selector=selector).items
         pod = max(pods, key=lambda entry: entry.metadata.creation_timestamp, default=None)
+        code, ending = _exit(pod)
         if pod is None or pod.status.phase == "Pending":
-            self._wait(pod)
-        elif pod.metadata.uid not in self.ended:
+            self._wait(self._why_no_pod() if pod is None else _why_pending(pod))
+        elif pod.metadata.name != self.ended:
             self.waiting_since = time.monotonic()
-            self._show_log(pod)
+            self._copy_log(pod.metadata.name)
             if pod.status.phase != "Running":
-                self.ended.add(pod.metadata.uid)
-                code, reason = _exit(pod)
-                if code:
-                    say(f"  {self.stage} ended with exit code {code} ({reason})")
+                self.ended = pod.metadata.name
+                say(f"  {self.stage} ended with {ending}")
         try:
             status = self.cluster.batch.read_namespaced_job(self.name, self.namespace).status
         except NotThere as error:
             raise RunError(f"Job {self.name} was removed by somebody else") from error
         true = {entry.type: entry for entry in status.conditions or [] if entry.status == "True"}
-        if "Failed" in true:
-            raise self._failure(pod, true["Failed"])
+        if condition := true.get("Failed"):
+            why = " ".join(filter(None, [condition.reason, condition.message]))
+            hint = f"Raise the memory in k8s/base/{self.stage}.yaml." if "OOM" in ending else ""
+            raise _failure(f"{self.stage} has failed with {ending}: {why}", hint, code or 1)
         return "Complete" in true
 
-    def _wait(self, pod: Any) -> None:
-        """Show why the stage has not started, once for each reason."""
-        reason = self._why_no_pod() if pod is None else _why_pending(pod)
+    def _wait(self, reason: str) -> None:
+        """Show why the stage has not started, once, and give up when that has lasted too long."""
         self._show(f"waiting: {reason}")
-        waiting = pod and _state(pod, "waiting")
         waited = time.monotonic() - self.waiting_since
-        hopeless = waiting and waiting.reason in HOPELESS
-        if hopeless or waited > self.start_seconds:
-            how_long = "" if hopeless else f" in {waited / 60:.0f} min"
-            problem = f"{self.stage} has not started{how_long}: {reason}"
-            error = RunError(problem, hint="raft preflight looks for what is missing.")
-            error.exit_code = ClusterError.exit_code
-            raise error
+        if waited > self.start_seconds or reason.startswith("InvalidImageName"):
+            problem = f"{self.stage} has not started in {waited / 60:.0f} min: {reason}"
+            hint = "raft preflight looks for what is missing."
+            raise _failure(problem, hint, ClusterError.exit_code)
 
-    def _show(self, reason: str) -> None:
-        if reason != self.reason:
-            self.reason = reason
-            say(f"  {reason}")
+    def _show(self, line: str) -> None:
+        if line != self.shown:
+            self.shown = line
+            say(f"  {line}")
 
     def _why_no_pod(self) -> str:
         """What keeps the Job from making a pod: a quota, a policy, a missing service account."""
-        try:
-            events = self.cluster.core.list_namespaced_event(
-                self.namespace, field_selector=f"involvedObject.name={self.name}"
-            ).items
-        except ClusterError:
-            events = []
-        warnings = [event.message for event in events if event.type == "Warning"]
-        return f"the Job can make no pod: {warnings[-1]}" if warnings else "the Job has no pod yet"
+        reasons = ["the Job has no pod yet"]
+        with suppress(ClusterError):
+            selector = f"involvedObject.name={self.name},type=Warning"
+            list_events = self.cluster.core.list_namespaced_event
+            events = list_events(self.namespace, field_selector=selector).items
+            reasons += [f"the Job can make no pod: {event.message}" for event in events]
+        return reasons[-1]
 
-    def _show_log(self, pod: Any) -> None:
-        """Copy the log to standard output from where it was left, until the stream ends."""
+    def _copy_log(self, pod: str) -> None:
+        """Print the log from where it was left, until the stream ends."""
         from urllib3.exceptions import HTTPError
 
-        seen = self.last_lines.get(pod.metadata.uid, "")
+        seen = self.last_line
+        options = {"follow": True, "timestamps": True, "_preload_content": False}
         try:
-            stream = self.cluster.core.read_namespaced_pod_log(
-                pod.metadata.name,
-                self.namespace,
-                container=self.stage,
-                follow=True,
-                timestamps=True,
-                _preload_content=False,
-                _request_timeout=(30, None),
-            )
-            for line in stream:
+            for line in self.cluster.core.read_namespaced_pod_log(
+                pod, self.namespace, container=self.stage, _request_timeout=(30, None), **options
+            ):
                 stamp, _, text = line.decode("utf-8", errors="replace").partition(" ")
                 # RFC 3339, whose fractions of a second vary in length.
                 second, _, fraction = stamp.removesuffix("Z").partition(".")
                 stamp = f"{second}.{fraction:0<9}"
                 if stamp > seen:
-                    self.last_lines[pod.metadata.uid] = stamp
-                    sys.stdout.write(text.removesuffix("\n") + "\n")
-                    sys.stdout.flush()
+                    self.last_line = stamp
+                    print(text.removesuffix("\n"), flush=True)
         except NotPermitted as error:
             self._show(f"no log: {error}")
         except (HTTPError, ClusterError):
             pass  # the node is gone, or the stream was cut: the next look tells
 
-    def _failure(self, pod: Any, condition: Any) -> RunError:
-        code, reason = _exit(pod) if pod else (1, "")
-        ended = f"exit code {code} ({reason})" if reason else f"exit code {code}"
-        why = " ".join(filter(None, [condition.reason, condition.message]))
-        hint = f"Raise the memory in k8s/base/{self.stage}.yaml." if reason == "OOMKilled" else ""
-        error = RunError(f"{self.stage} has failed with {ended}: {why}", hint=hint)
-        error.exit_code = code or 1
-        return error
 
-
-def _state(pod: Any, kind: str) -> Any:
-    """The state of the pod's one container, if it is of that kind: waiting or terminated."""
-    statuses = pod.status.container_statuses or []
-    return getattr(statuses[0].state, kind, None) if statuses else None
+def _failure(problem: str, hint: str, exit_code: int) -> RunError:
+    error = RunError(problem, hint=hint)
+    error.exit_code = exit_code
+    return error
 
 
 def _why_pending(pod: Any) -> str:
     for condition in pod.status.conditions or []:
         if condition.type == "PodScheduled" and condition.status == "False":
             return f"no node takes the pod: {condition.message}"
-    waiting = _state(pod, "waiting")
-    if waiting and waiting.reason in UNPULLED:
-        image = pod.spec.containers[0].image
-        return f"the image {image} cannot be pulled ({waiting.reason}: {waiting.message})"
-    if waiting and waiting.message:
-        return f"{waiting.reason}: {waiting.message}"
-    node = f" on {pod.spec.node_name}" if pod.spec.node_name else ""
-    return f"the pod is being prepared{node}"
+    for status in pod.status.container_statuses or []:
+        if status.state.waiting and status.state.waiting.message:
+            return f"{status.state.waiting.reason}: {status.state.waiting.message}"
+    return "the pod is being prepared"
 
 
 def _exit(pod: Any) -> tuple[int, str]:
-    """Exit code and reason of a pod's container; 1 where the container has none."""
-    if ended := _state(pod, "terminated"):
-        return int(ended.exit_code), str(ended.reason or "")
-    return int(pod.status.phase != "Succeeded"), str(pod.status.reason or "")
+    """Exit code of a pod's container, 1 where it has none, and the words for it and its reason."""
+    statuses = (pod and pod.status.container_statuses) or []
+    ended = next((status.state.terminated for status in statuses), None)
+    code = int(ended.exit_code) if ended else int(pod is None or pod.status.phase != "Succeeded")
+    reason = (ended or pod.status).reason if pod else ""
+    return code, f"exit code {code} ({reason})" if reason else f"exit code {code}"

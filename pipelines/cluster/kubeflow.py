@@ -4,15 +4,17 @@ Tokens and cookies come from the environment or from kfp's configuration, and ar
 """
 
 import contextlib
+import io
 import json
 import os
 import warnings
 from collections.abc import Iterator
+from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 
-from components.core.errors import ClusterError, NotPermitted, first_line
-from pipelines.cluster.connection import body_of, cause_of, guard, message_of
+from components.core.errors import ClusterError, NotPermitted
+from pipelines.cluster.connection import NotThere, cause_of, guard, message_of
 
 TOKEN, COOKIES = "RAFT_KFP_TOKEN", "RAFT_KFP_COOKIES"
 """Environment variables with a bearer token, or the cookies of a session, for the server."""
@@ -22,6 +24,8 @@ WHERE = (
     "--host http://localhost:8080."
 )
 LOG_IN = f"Put a bearer token in {TOKEN}, or the session's cookies in {COOKIES}."
+
+SERVER = "Check --host: raft needs a server of Kubeflow Pipelines 2."
 
 
 def connect(host: str = "", ca_certificate: str = "", context: str = "") -> Any:
@@ -90,44 +94,20 @@ def explained(address: str) -> Iterator[None]:
     from urllib3.exceptions import HTTPError
 
     try:
-        with (
-            warnings.catch_warnings(action="ignore"),
-            open(os.devnull, "w") as nowhere,  # noqa: PTH123 (not a file of ours)
-            contextlib.redirect_stdout(nowhere),
-        ):
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
             yield
     except HTTPError as error:
         raise ClusterError(f"{address} does not answer ({cause_of(error)})", hint=WHERE) from error
     except ApiException as error:
         # Its own text has the response's headers, and with them cookies.
-        raise _refusal(address, error) from None
-    except GoogleAuthError as error:
-        problem = f"{address} wants a Google account ({first_line(error)})"
-        raise NotPermitted(problem, hint="gcloud auth application-default login") from error
-    except (OpenApiException, ValueError, TypeError, AttributeError) as error:
-        raise ClusterError(
-            f"{address} answers, but not as Kubeflow Pipelines 2 does, perhaps with a login page "
-            f"({cause_of(error)})",
-            hint=f"Check --host. {LOG_IN}",
-        ) from error
-
-
-def _refusal(address: str, error: Any) -> ClusterError:
-    from importlib.metadata import version
-
-    body, message = body_of(error), message_of(error)
-    if error.status in (401, 403):
-        problem = f"{address} refuses this account ({error.status}: {message})"
-        return NotPermitted(problem, hint=LOG_IN)
-    if body.get("kind") == "Status":  # Kubernetes' own answer, not Kubeflow's
-        problem = f"the cluster has no Kubeflow Pipelines that answers ({message})"
-        hint = "https://www.kubeflow.org/docs/components/pipelines says how to install it."
-    elif error.status == 404 and not body:
-        problem = f"{address} answers, but has no v2beta1 API: it is Kubeflow Pipelines 1, or "
-        problem += "another program"
-        hint = "raft needs Kubeflow Pipelines 2; check --host, or upgrade the server."
-    else:
-        problem = f"{address} refuses: {message}"
-        hint = f"The pipeline is compiled by kfp {version('kfp')}; a server that does not know "
-        hint += "one of its fields is older and needs an upgrade."
-    return ClusterError(problem, hint=hint)
+        message = message_of(error)
+        if error.status in (401, 403):
+            problem = f"{address} refuses this account ({error.status}: {message})"
+            raise NotPermitted(problem, hint=LOG_IN) from None
+        if error.status == 404:
+            raise NotThere(f"{address}: {message}", hint=SERVER) from None
+        hint = f"The pipeline is compiled by kfp {version('kfp')}; an older server may refuse it."
+        raise ClusterError(f"{address} refuses: {message}", hint=hint) from None
+    except (OpenApiException, GoogleAuthError, ValueError, TypeError, AttributeError) as error:
+        problem = f"{address} does not answer as Kubeflow Pipelines 2 does ({cause_of(error)})"
+        raise ClusterError(problem, hint=f"{SERVER} For a login page: {LOG_IN}") from error

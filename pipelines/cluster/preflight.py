@@ -3,34 +3,31 @@
 Each check prints a line: `ok`, `missing` with the command that fixes it, or `cannot tell` where
 this account may not look. The API server is asked to admit each stage's Job and pod in a dry run,
 so quota, policies and accounts are its own answers; what no server says until a pod waits or fails
-is checked here. What is needed is read from the Job manifests, and from the pipeline's parameters
-or the Jobs' settings.
+is checked here. What is needed is read from the Job manifests and the run's parameters.
 """
 
 from pathlib import Path
 from typing import Any
 
-from components.core.errors import ClusterError, NotPermitted
+import click
+
+from components.core.errors import ClusterError, NotPermitted, RaftError
+from components.core.gpus import kinds, of_label
 from pipelines import hardware, manifests
+from pipelines.cluster import elsewhere, kubeflow
 from pipelines.cluster.compiled import load
 from pipelines.cluster.connection import SETUP, Cluster, NoAnswer, NotThere, Refused, connect
-from pipelines.cluster.elsewhere import check_locations, check_model, check_teacher
-from pipelines.cluster.findings import MISSING, OK, UNKNOWN, Findings, failed, print_findings
+from pipelines.cluster.elsewhere import MISSING, OK, UNKNOWN, Findings, failed
 from pipelines.cluster.job import job_body
-from pipelines.cluster.kubeflow import connect as connect_to_kubeflow
 from pipelines.cluster.parameters import check_parameters, read_parameters
 from pipelines.k8s.job import Job, Toleration
-from pipelines.k8s.values import GPU, amount
+from pipelines.k8s.values import GKE_ACCELERATOR, GPU, amount
 from pipelines.stages import STAGES
+
+COLORS = {OK: "green", MISSING: "red", UNKNOWN: "yellow"}
 
 IDENTITY = "iam.gke.io/gcp-service-account"
 """Annotation that lets a service account of Kubernetes act as one of Google Cloud."""
-
-POOL = """\
-gcloud container node-pools create raft-a100 --cluster CLUSTER --location LOCATION \\
-  --machine-type a2-highgpu-1g --enable-autoscaling --min-nodes 0 --max-nodes 1 \\
-  --accelerator type=nvidia-tesla-a100,count=1,gpu-driver-version=latest
-With a pool that scales from zero, --scale-from-zero true takes its nodes for granted."""
 
 
 def check_cluster(
@@ -67,18 +64,16 @@ def check_cluster(
     account = service_account or needed[0].pod.service_account_name or "default"
     cluster = connect(context)
     checks = [
-        _version(cluster),
         _account(cluster, namespace, account),
         _admission(cluster, namespace, account, needed, as_steps=bool(values)),
         _secrets(cluster, namespace, needed),
         _nodes(cluster, needed, scale_from_zero),
-        *([] if values else [_job_settings(cluster, namespace, needed, values)]),
-        check_locations(values, pipeline_root),
-        check_teacher(values),
-        check_model(values),
+        elsewhere.check_locations(values, pipeline_root),
+        elsewhere.check_teacher(values),
+        elsewhere.check_model(values),
         *([_kubeflow(host, ca_certificate, context)] if kubeflow else []),
     ]
-    missing = sum(print_findings(check) for check in checks)
+    missing = sum(_print(check) for check in checks)
     if missing:
         raise ClusterError(
             f"{missing} thing{'s are' if missing > 1 else ' is'} missing",
@@ -86,12 +81,24 @@ def check_cluster(
         )
 
 
-def _version(cluster: Cluster) -> Findings:
+def _print(check: Findings) -> int:
+    """Print what a check finds; how many things are missing."""
+    missing = 0
+    for state, text, fix in _until_an_error(check):
+        click.echo(f"{click.style(f'{state:12}', fg=COLORS[state])} {text}")
+        for line in fix.splitlines():
+            click.echo(f"{'':12}   {line}")
+        missing += state == MISSING
+    return missing
+
+
+def _until_an_error(check: Findings) -> Findings:
     try:
-        version = cluster.version.get_code().git_version
-    except NotThere as error:
-        raise NoAnswer(f"{cluster.address} is not a Kubernetes cluster ({error})") from error
-    yield OK, f"cluster {cluster.address} runs Kubernetes {version}", ""
+        yield from check
+    except NoAnswer:
+        raise
+    except RaftError as error:
+        yield failed(error)
 
 
 def _account(cluster: Cluster, namespace: str, name: str) -> Findings:
@@ -103,13 +110,12 @@ def _account(cluster: Cluster, namespace: str, name: str) -> Findings:
         return
     if identity := (account.metadata.annotations or {}).get(IDENTITY):
         yield OK, f"service account {name} acts as {identity} (Workload Identity)", ""
-        return
-    yield (
-        UNKNOWN,
-        f"whether {name} may use the bucket: it has no annotation {IDENTITY}",
-        "Needed only where the bucket is granted to a Google service account; the head of "
-        "k8s/base/service-account.yaml\nhas the command that grants it to this one directly.",
-    )
+    else:
+        fix = (
+            "Needed only where the bucket is granted to a Google service account; the head of "
+            "k8s/base/service-account.yaml\nhas the command that grants it to this one directly."
+        )
+        yield UNKNOWN, f"whether {name} may use the bucket: it has no annotation {IDENTITY}", fix
 
 
 def _admission(
@@ -120,89 +126,84 @@ def _admission(
     Quota, pod security, priority class and limits hold for pods alone, and a Job that makes none
     waits for ever. Steps of a pipeline are pods without a Job and without a priority class.
     """
-    bodies = {job.stage: job_body(job, namespace) for job in jobs}
-    pods = {}
-    for stage, body in bodies.items():
+    fix = f"kubectl -n {namespace} describe resourcequota,limitrange"
+    for job in jobs:
+        body = job_body(job, namespace)
         template = body["spec"]["template"]
         template["spec"]["serviceAccountName"] = account
         if as_steps:
             template["spec"].pop("priorityClassName", None)
-        metadata = template.get("metadata", {}) | {"generateName": f"raft-{stage}-"}
-        pods[stage] = template | {"apiVersion": "v1", "kind": "Pod", "metadata": metadata}
-    for kind, create, entries in (
-        ("Job", cluster.batch.create_namespaced_job, {} if as_steps else bodies),
-        ("pod", cluster.core.create_namespaced_pod, pods),
-    ):
-        admitted = []
-        for stage, entry in entries.items():
+        metadata = template.get("metadata", {}) | {"generateName": f"raft-{job.stage}-"}
+        pod = template | {"apiVersion": "v1", "kind": "Pod", "metadata": metadata}
+        create_job, create_pod = (
+            cluster.batch.create_namespaced_job,
+            cluster.core.create_namespaced_pod,
+        )
+        for create, entry in [(create_job, body)] * (not as_steps) + [(create_pod, pod)]:
             try:
                 create(namespace, entry, dry_run="All", field_validation="Strict")
-                admitted.append(stage)
+                yield OK, f"the API server would take a {entry['kind']} of {job.stage}", ""
             except Refused as error:
-                fix = f"kubectl -n {namespace} describe resourcequota,limitrange"
                 state = UNKNOWN if "does not support dry run" in str(error) else MISSING
-                yield state, f"a {kind} of {stage}: {error}", fix
-        if admitted:
-            yield OK, f"the API server would take a {kind} of {', '.join(admitted)}", ""
+                yield state, f"a {entry['kind']} of {job.stage}: {error}", fix
 
 
 def _secrets(cluster: Cluster, namespace: str, jobs: list[Job]) -> Findings:
-    users: dict[tuple[str, str, bool], list[str]] = {}
-    for job in jobs:
-        for source in (variable.value_from for variable in job.container.env):
-            if source is not None:
-                secret = source.secret_key_ref
-                wanted = (secret.name, secret.key, secret.optional)
-                users.setdefault(wanted, []).append(job.stage)
-    for (name, key, optional), stages in users.items():
-        text = f"secret {name} with key {key} in {namespace}, for {', '.join(stages)}"
-        fix = f"kubectl -n {namespace} create secret generic {name} --from-literal={key}=VALUE"
+    sources = [(job.stage, entry.value_from) for job in jobs for entry in job.container.env]
+    users: dict[Any, list[str]] = {}
+    for stage, source in sources:
+        if source is not None:
+            users.setdefault(source.secret_key_ref, []).append(stage)
+    for secret, stages in users.items():
+        text = f"secret {secret.name} with key {secret.key} in {namespace}, for {', '.join(stages)}"
+        create = f"kubectl -n {namespace} create secret generic {secret.name}"
         try:
             # Only the names of its keys are looked at.
-            keys = cluster.core.read_namespaced_secret(name, namespace).data or {}
-            fix = f"kubectl -n {namespace} delete secret {name}\n{fix}"
+            keys = cluster.core.read_namespaced_secret(secret.name, namespace).data or {}
         except NotThere:
             keys = {}
         except NotPermitted as error:
             yield failed(error, f"{text}: ")
             continue
-        if key in keys:
-            yield OK, text, ""
-        elif optional:
-            yield UNKNOWN, f"whether it is needed: {text}, is not there", fix
-        else:
-            yield MISSING, text, fix
+        state = OK if secret.key in keys else UNKNOWN if secret.optional else MISSING
+        if state == UNKNOWN:
+            text = f"whether it is needed: {text}, is not there"
+        yield state, text, "" if state == OK else f"{create} --from-literal={secret.key}=VALUE"
 
 
 def _nodes(cluster: Cluster, jobs: list[Job], scale_from_zero: bool) -> Findings:
     """Whether each stage's pod fits a node that is empty; who is on it, the scheduler knows."""
     nodes = cluster.core.list_node().items
-    alike: dict[str, list[Job]] = {}
+    stages: dict[tuple[str, ...], list[str]] = {}
     for job in jobs:
-        need = job.pod.model_dump_json(include={"node_selector", "tolerations"})
-        alike.setdefault(need + job.container.resources.model_dump_json(), []).append(job)
-    for job, *others in alike.values():
-        what = f"a node for {', '.join(entry.stage for entry in (job, *others))}"
         wanted = job.pod.node_selector.items()
         matching = [node for node in nodes if wanted <= (node.metadata.labels or {}).items()]
         reasons = {node.metadata.name: _unfit(node, job) for node in matching}
         fit = [name for name, reason in reasons.items() if not reason]
         if fit:
-            more = f" and {len(fit) - 1} more" if len(fit) > 1 else ""
-            yield OK, f"{what}: {fit[0]}{more}", ""
+            finding = (OK, fit[0], "")
         elif reasons:
-            text = "; ".join(f"{name} {reason}" for name, reason in [*reasons.items()][:3])
-            more = f"; and {len(reasons) - 3} more nodes" if len(reasons) > 3 else ""
-            yield MISSING, f"{what}: {text}{more}", f"kubectl describe node {next(iter(reasons))}"
+            text = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
+            finding = (MISSING, text, f"kubectl describe node {next(iter(reasons))}")
         else:
-            labels = {pair for node in nodes for pair in (node.metadata.labels or {}).items()}
-            similar = sorted("=".join(pair) for pair in labels if pair[0] in dict(wanted))
-            seen = f" (there is {', '.join(similar)})" if similar else ""
-            text = f"{what}: none of {len(nodes)} has {','.join(map('='.join, wanted))}{seen}"
-            if scale_from_zero and job.container.resources.limits.gpu:
-                yield UNKNOWN, text, ""
-            else:
-                yield MISSING, text, POOL
+            unsure = scale_from_zero and job.container.resources.limits.gpu
+            text = f"none of {len(nodes)} has {','.join(map('='.join, wanted))}"
+            finding = (UNKNOWN, text, "") if unsure else (MISSING, text, _pool(dict(wanted)))
+        stages.setdefault(finding, []).append(job.stage)
+    for (state, text, fix), names in stages.items():
+        yield state, f"a node for {', '.join(names)}: {text}", fix
+
+
+def _pool(selector: dict[str, str]) -> str:
+    """The command that makes nodes for a node selector."""
+    gpu = of_label(selector.get(GKE_ACCELERATOR, "")) or kinds()["a100-40gb"]
+    machine = gpu.machines[0]
+    return (
+        "gcloud container node-pools create raft-gpus --cluster CLUSTER --location LOCATION \\\n"
+        f"  --machine-type {machine.type} --enable-autoscaling --min-nodes 0 --max-nodes 1 \\\n"
+        f"  --accelerator type={gpu.gke_label},count={machine.gpus},gpu-driver-version=latest\n"
+        "With a pool that scales from zero, --scale-from-zero true takes its nodes for granted."
+    )
 
 
 def _unfit(node: Any, job: Job) -> str:
@@ -215,15 +216,13 @@ def _unfit(node: Any, job: Job) -> str:
         if hard and not any(_tolerates(entry, taint) for entry in job.pod.tolerations):
             value = f"={taint.value}" if taint.value else ""
             return f"has the taint {taint.key}{value}:{taint.effect}, which is not tolerated"
-    resources = job.container.resources.model_dump(by_alias=True, exclude_none=True)
-    # Kubernetes takes a limit for a request that is not written.
-    for resource, size in (resources["limits"] | resources["requests"]).items():
-        offered = (node.status.allocatable or {}).get(resource, "0")
-        if resource == GPU and offered == "0":
-            return "offers no GPU: it has none, or its driver is not installed"
-        if amount(size) > amount(offered):
-            return f"offers {offered} of {resource}, not {size}"
-    return ""
+    wanted = job.container.resources.limits.gpu or 0
+    offered = (node.status.allocatable or {}).get(GPU, "0")
+    if wanted and offered == "0":
+        return "offers no GPU: it has none, or its driver is not installed"
+    return (
+        f"offers {offered} of {GPU}, not {wanted}" if amount(str(wanted)) > amount(offered) else ""
+    )
 
 
 def _tolerates(toleration: Toleration, taint: Any) -> bool:
@@ -232,23 +231,6 @@ def _tolerates(toleration: Toleration, taint: Any) -> bool:
     return toleration.operator == "Exists" or (toleration.value or "") == (taint.value or "")
 
 
-def _job_settings(
-    cluster: Cluster, namespace: str, jobs: list[Job], values: dict[str, Any]
-) -> Findings:
-    """Read the Jobs' settings into `values`, by the names that pipeline parameters have."""
-    sources = [source for job in jobs for source in job.container.env_from or []]
-    for name in sorted({source.config_map_ref.name for source in sources}):
-        text = f"settings of the Jobs: ConfigMap {name} in {namespace}"
-        try:
-            data = cluster.core.read_namespaced_config_map(name, namespace).data or {}
-        except NotThere:
-            edit = "Edit k8s/base/settings.yaml, then kubectl apply -f k8s/base/settings.yaml; for "
-            yield MISSING, text, f"{edit}a pipeline,\ngive --parameters instead."
-            continue
-        values |= {key.removeprefix("RAFT_").lower(): value for key, value in data.items()}
-        yield OK, text, ""
-
-
 def _kubeflow(host: str, ca_certificate: str, context: str) -> Findings:
-    client = connect_to_kubeflow(host, ca_certificate, context)
+    client = kubeflow.connect(host, ca_certificate, context)
     yield OK, f"Kubeflow Pipelines 2 answers at {client.address}", ""

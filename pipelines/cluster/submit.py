@@ -1,20 +1,18 @@
 """Submits a compiled pipeline with kfp's own client, and shows its steps while they run."""
 
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from components.core.errors import ClusterError, NotPermitted, RunError
-from components.core.progress import Task, headline, say, task
+from components.core.progress import headline, say
 from pipelines.cluster.compiled import Compiled, load
+from pipelines.cluster.connection import NotThere, poll
 from pipelines.cluster.kubeflow import connect, explained
 from pipelines.cluster.parameters import check_parameters, read_parameters
-from pipelines.cluster.polling import poll
 from pipelines.k8s.images import images_of, warn_without_registry
 
 SECONDS_BETWEEN_LOOKS = 5.0
-FINISHED = {"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"}
 
 
 def submit_run(
@@ -41,6 +39,7 @@ def submit_run(
         RunError: the run failed or was cancelled.
     """
     compiled = load(pipeline)
+    title = compiled.specification["pipelineInfo"]["name"]
     values = check_parameters(compiled, read_parameters(parameters, settings))
     warn_without_registry(images_of(pipeline))
     client = connect(host, ca_certificate)
@@ -48,13 +47,13 @@ def submit_run(
         home = client.create_experiment(experiment, namespace=namespace or None)
         run = client.run_pipeline(
             home.experiment_id,
-            name or f"{compiled.name} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}",
+            name or f"{title} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}",
             str(pipeline),
             values,
             pipeline_root=pipeline_root or None,
             service_account=service_account or None,
         )
-    headline(compiled.name, f"run {run.run_id} in experiment {experiment}")
+    headline(title, f"run {run.run_id} in experiment {experiment}")
     if not _link(client, "").startswith(client.address):
         say("  to open the link: kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80")
     _watch(client, run.run_id, compiled, host, wait)
@@ -101,80 +100,56 @@ def _watch(client: Any, run_id: str, pipeline: Compiled, host: str, wait: bool =
     if not wait:
         return say(later)
     steps = {step.name for step in pipeline.steps()}
+    states: dict[str, str] = {}
     try:
-        with task("run", len(steps), "steps") as bar:
-            view = _View(client, run_id, steps, bar)
-            poll(view.look, SECONDS_BETWEEN_LOOKS, answered=False)
+        run = poll(lambda: _look(client, run_id, steps, states), SECONDS_BETWEEN_LOOKS)
+    except (NotPermitted, NotThere):
+        raise
     except ClusterError as error:
-        error.hint = error.hint if isinstance(error, NotPermitted) else later
+        error.hint = later
         raise
     except (KeyboardInterrupt, SystemExit):
         say(later)
         raise
-    if view.run.state != "SUCCEEDED":
-        raise RunError(view.failure(), hint=f"The steps' logs: {_link(client, run_id)}")
+    if run.state != "SUCCEEDED":
+        raise RunError(_failure(run, steps), hint=f"The steps' logs: {_link(client, run_id)}")
     say(f"run {run_id} has succeeded")
 
 
-@dataclass
-class _View:
-    """A run as it was last shown, so that only changes are."""
+def _look(client: Any, run_id: str, steps: set[str], states: dict[str, str]) -> Any:
+    """The run if it has ended; shows each task of a step whose state is not that in `states`."""
+    with explained(client.address):
+        run = client.get_run(run_id)
+    for step, entry in _tasks(run):
+        # Kubeflow lists its own tasks, too; a driver prepares the step that it is named for.
+        state = entry.state or "PENDING"
+        is_ours = step in steps and (step == entry.display_name or state == "FAILED")
+        if is_ours and states.get(entry.task_id) != state:
+            states[entry.task_id] = state
+            say(f"  {step}: {state.lower()}")
+    return run if run.state in ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED") else None
 
-    client: Any
-    run_id: str
-    steps: set[str]
-    bar: Task
-    run: Any = None
-    states: dict[str, str] = field(default_factory=dict)
-    finished: int = 0
 
-    def look(self) -> bool:
-        """Show what has changed; True when the run has ended."""
-        with explained(self.client.address):
-            self.run = self.client.get_run(self.run_id)
-        by_step: dict[str, set[str]] = {}
-        for step, entry in self._tasks():
-            # Kubeflow lists its own tasks, too; a driver prepares the step that it is named for.
-            state = entry.state or "PENDING"
-            if step not in self.steps or (step != entry.display_name and state != "FAILED"):
-                continue
-            by_step.setdefault(step, set()).add(state)
-            if self.states.get(entry.task_id) != state:
-                self.states[entry.task_id] = state
-                say(f"  {step}: {state.lower()}{_took(entry)}")
-        running = [step for step, states in by_step.items() if "RUNNING" in states]
-        # A step in a loop has several tasks, and is done when all of them are.
-        finished = sum(states <= FINISHED for states in by_step.values())
-        self.bar.advance(finished - self.finished, running=",".join(running) or "none")
-        self.finished = finished
-        return self.run.state in FINISHED
+def _failure(run: Any, steps: set[str]) -> str:
+    """Which steps of a run failed, and with what message."""
+    failed: dict[str, str] = {}
+    for step, entry in _tasks(run):
+        if entry.state == "FAILED":
+            failed[step] = failed.get(step) or _message(entry)
+    # The graph around a failed step fails too; name it only when no step of ours did.
+    failed = {step: failed[step] for step in failed if step in steps} or failed
+    outcome = "has failed" if run.state == "FAILED" else "has been cancelled"
+    where = f" in {', '.join(failed)}" if failed else ""
+    lines = [f"{step}: {message}" for step, message in failed.items() if message]
+    messages = filter(None, [*lines, _message(run)])
+    return "\n  ".join([f"run {run.run_id} {outcome}{where}", *messages])
 
-    def failure(self) -> str:
-        """Which steps of a run failed, and with what message."""
-        failed: dict[str, str] = {}
-        for step, entry in self._tasks():
-            if entry.state == "FAILED":
-                failed[step] = failed.get(step) or _message(entry)
-        # The graph around a failed step fails too; name it only when no step of ours did.
-        failed = {step: failed[step] for step in failed if step in self.steps} or failed
-        outcome = "has failed" if self.run.state == "FAILED" else "has been cancelled"
-        where = f" in {', '.join(failed)}" if failed else ""
-        lines = [f"  {step}: {message}" for step, message in failed.items() if message]
-        lines += [f"  {message}"] if (message := _message(self.run)) else []
-        return "\n".join([f"run {self.run_id} {outcome}{where}", *lines])
 
-    def _tasks(self) -> list[tuple[str, Any]]:
-        entries = getattr(self.run.run_details, "task_details", None) or []
-        return [((entry.display_name or "").removesuffix("-driver"), entry) for entry in entries]
+def _tasks(run: Any) -> list[tuple[str, Any]]:
+    entries = getattr(run.run_details, "task_details", None) or []
+    return [((entry.display_name or "").removesuffix("-driver"), entry) for entry in entries]
 
 
 def _message(entry: Any) -> str:
     """The error of a run or of a task in one line; "" if it has none."""
     return " ".join((entry.error.message or "").split()) if entry.error is not None else ""
-
-
-def _took(entry: Any) -> str:
-    if entry.state not in FINISHED or not (entry.start_time and entry.end_time):
-        return ""
-    seconds = (entry.end_time - entry.start_time).total_seconds()
-    return f" after {seconds:.0f} s" if seconds >= 0 else ""  # unset times are 1970

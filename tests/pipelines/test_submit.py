@@ -18,7 +18,7 @@ from components.core.errors import ConfigError
 from pipelines.cli import main
 from pipelines.cluster import kubeflow, submit
 from pipelines.cluster.compiled import Compiled, load
-from pipelines.cluster.parameters import UserValue, as_kind, check_parameters, read_parameters
+from pipelines.cluster.parameters import UserValue, check_parameters, read_parameters
 from tests.conftest import REPOSITORY
 from tests.pipelines import kfp_server
 from tests.pipelines.kfp_server import KfpServer, Refused, Run, check_pipeline, serving
@@ -83,11 +83,9 @@ def test_a_run_is_started_and_watched_to_its_end(
     assert run.request["service_account"] == "runner"
     assert run.request["runtime_config"]["pipeline_root"] == "gs://bucket/root"
     assert [entry["display_name"] for entry in server.experiments] == ["raft"]
-    messages = [line.strip().partition(" after")[0] for line in err.splitlines()]
+    messages = [line.strip() for line in err.splitlines()]
     for step in ("generate", "train", "quantize-check", "eval"):
         assert messages.index(f"{step}: running") < messages.index(f"{step}: succeeded")
-    steps = len(list(load(PIPELINE).steps()))
-    assert f"run: {steps}/{steps} steps" in err
     assert "root" not in " ".join(messages[1:]), "Kubeflow's own tasks are not shown"
 
 
@@ -158,7 +156,7 @@ def test_ctrl_c_leaves_the_run_running(server: KfpServer, parameters: Path) -> N
     lines = []
     for line in process.stderr:
         lines.append(line)
-        if "generate: running" in line:
+        if ": running" in line:  # of generate or hardware, whichever the server starts
             process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
     (run,) = server.runs.values()
@@ -192,7 +190,7 @@ def test_wrong_parameters_are_named_before_a_server_is_asked(tmp_path: Path, lea
         "epochs: .inf\n"
         "oracle_probability: 1.5\n"
         "teacher: yes\n"
-        "seed: true\n",
+        "seed: 1.5\n",
         encoding="utf-8",
     )
     code, out, err = leave(
@@ -202,14 +200,14 @@ def test_wrong_parameters_are_named_before_a_server_is_asked(tmp_path: Path, lea
     assert not out
     for complaint in (
         f"{path}:1: question: unknown parameter; did you mean questions? (allowed: alpha, ",
-        f"{path}:2: documents 7: not a text; put it in quotes",
-        f"{path}:3: rank 'many': not a whole number",
-        f"{path}:4: epochs inf: not a number",
+        f"{path}:2: documents 7: generate refuses it: Input should be a valid string",
+        f"{path}:3: rank 'many': train refuses it (allowed: a whole number, >= 1, <= 1024)",
+        f"{path}:4: epochs inf: train refuses it (allowed: a number, ",
         f"{path}:5: oracle_probability 1.5: generate refuses it",
         "(allowed: a number, >= 0, <= 1)",
-        f"{path}:6: teacher True: not a text; put it in quotes",
-        f"{path}:7: seed True: not a whole number",
-        "--set: alpha 0: train refuses it",
+        f"{path}:6: teacher True: generate refuses it (allowed: ",
+        f"{path}:7: seed 1.5: eval refuses it (allowed: a whole number, >= 0, ",
+        "--set: alpha '0': train refuses it",
         "questions is missing: Inputs. Questions with their paragraphs",
         f"{PIPELINE} opens with all inputs",
     ):
@@ -250,29 +248,14 @@ def test_a_file_that_cannot_be_read(
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize(
-    ("kind", "value", "typed"),
-    [
-        ("LIST", '["a"]', ["a"]), ("LIST", ["a"], ["a"]), ("STRUCT", '{"a": 1}', {"a": 1}),
-        ("BOOLEAN", "true", True), ("BOOLEAN", False, False), ("NUMBER_INTEGER", 3.0, 3),
-        ("NUMBER_DOUBLE", "3", 3.0), ("STRING", "3", "3"),
-    ],
-)  # fmt: skip
-def test_types(kind: str, value: object, typed: object) -> None:
-    assert as_kind(kind, value) == typed
-
-
-@pytest.mark.parametrize(
-    ("kind", "value"),
-    [
-        ("LIST", "a"), ("STRUCT", "[1]"), ("BOOLEAN", "yes"), ("NUMBER_INTEGER", 3.5),
-        ("NUMBER_INTEGER", True), ("NUMBER_DOUBLE", "nan"), ("NUMBER_DOUBLE", 10**400),
-        ("STRING", 3),
-    ],
-)  # fmt: skip
-def test_other_types(kind: str, value: object) -> None:
-    with pytest.raises((ValueError, OverflowError)):
-        as_kind(kind, value)
+def test_text_becomes_what_the_pipeline_declares() -> None:
+    settings = ("rank=16", "epochs=2", 'sweep=[{"rank": 8}]', 'node_selector={"a": "b"}')
+    read = read_parameters(None, (*settings, "documents=gs://b/d", "questions=gs://b/q"))
+    values = check_parameters(load(PIPELINE), read)
+    assert values == {
+        "documents": "gs://b/d", "questions": "gs://b/q",
+        "rank": 16, "epochs": 2.0, "sweep": [{"rank": 8}], "node_selector": {"a": "b"},
+    }  # fmt: skip
 
 
 def test_a_parameter_is_followed_into_a_loop() -> None:
@@ -283,7 +266,7 @@ def test_a_parameter_is_followed_into_a_loop() -> None:
             "parameters": {
                 "rank": {"componentInputParameter": "pipelinechannel--rank"},
                 "alpha": {"runtimeValue": {"constant": 8.0}},
-                "seed": {"componentInputParameter": "pipelinechannel--generate-seed"},
+                "seed": {"taskOutputParameter": {"producerTask": "generate"}},
             }
         },
     }
@@ -292,9 +275,6 @@ def test_a_parameter_is_followed_into_a_loop() -> None:
         "inputs": {
             "parameters": {
                 "pipelinechannel--rank": {"componentInputParameter": "rank"},
-                "pipelinechannel--generate-seed": {
-                    "taskOutputParameter": {"producerTask": "generate"}
-                },
             }
         },
     }
@@ -351,8 +331,8 @@ def test_what_a_stage_refuses_together_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         check_parameters(pipeline, read_parameters(path, ("processes=1",)))
     assert str(caught.value) == (
-        f"{path}:1, --set: sharding 'full', processes 1: train refuses these together: "
-        "--sharding full needs more than one process; add --processes 2"
+        "train refuses these together: --sharding full needs more than one process; "
+        "add --processes 2"
     )
 
 
@@ -430,16 +410,16 @@ def test_every_inputs_default_and_another_legal_value_pass(path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "complaint"),
     [
-        ("memory=64GB", "memory '64GB' (allowed: as 64Gi)"),
+        ("memory=64GB", "memory '64GB': hardware refuses it (allowed: as 64Gi)"),
         (
             "memory=200Gi",
-            "train with memory 200Gi: 200Gi, which a node with 1 nvidia-tesla-a100",
+            "eval with memory 200Gi: 200Gi, which a node with 1 nvidia-tesla-a100",
         ),
         (
             "train_gpus=32",
             "train with train_gpus 32: 32, more than any machine has (a2-megagpu-16g: 16)",
         ),
-        ("train_gpus=-1", "train_gpus '-1' (allowed: as 2)"),
+        ("train_gpus=-1", "train_gpus '-1': hardware refuses it (allowed: as 2)"),
         ('node_selector={"cloud.google.com/gke-accelerator": "nvidia-a200"}', "is no GPU of GKE"),
         ('node_selector={"pool": 1}', "node_selector {'pool': 1}: Input should be a valid string"),
     ],
@@ -457,9 +437,8 @@ def test_what_is_not_a_pipeline(tmp_path: Path, leave: Leave) -> None:
     with pytest.raises(ConfigError, match="No such file") as caught:
         load(tmp_path / "none.yaml")
     assert caught.value.hint.startswith("raft compile --output")
-    with pytest.raises(ConfigError, match="No such file") as caught:
+    with pytest.raises(ConfigError, match="No such file"):
         read_parameters(tmp_path / "none.yaml")
-    assert caught.value.hint == "Check --parameters."
     with pytest.raises(ConfigError, match="not a compiled pipeline"):
         load(REPOSITORY / "k8s" / "base" / "train.yaml")
     code, _, err = leave("submit", "--set", "rank")
@@ -473,8 +452,8 @@ def test_what_is_not_a_pipeline(tmp_path: Path, leave: Leave) -> None:
 @pytest.mark.parametrize(
     ("kind", "token", "complaint"),
     [
-        ("1", "", "it is Kubeflow Pipelines 1, or another program"),
-        ("login", "", "perhaps with a login page"),
+        ("1", "", "raft needs a server of Kubeflow Pipelines 2"),
+        ("login", "", "does not answer as Kubeflow Pipelines 2 does"),
         ("2", "s3cret", "refuses this account (401: unauthenticated)"),
     ],
 )
