@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from components.core.config import complaint
 from components.core.errors import ConfigError
 from components.core.hardware import GPU_STEPS, OVERRIDES, HardwareConfig, Placement
-from pipelines.k8s.job import Job, Toleration
+from pipelines.k8s.job import CONTAINER, Job, Toleration
 from pipelines.k8s.values import GPU, Selector, check_fits
 from pipelines.manifests import Jobs
 
@@ -25,11 +25,20 @@ CHECKS: Mapping[str, TypeAdapter[Any]] = {
 
 
 def compiled_hardware(jobs: Jobs) -> dict[str, Any]:
-    """What the Job manifests of the GPU steps ask for, as the hardware step is given it."""
+    """What the Job manifests of the GPU steps ask for, as the hardware step is given it.
+
+    Raises:
+        ConfigError: a manifest asks for no memory, which Kubeflow cannot be given.
+    """
     found = {}
     for stage in GPU_STEPS:
         job = jobs[stage]
         limits, requests = job.container.resources.limits, job.container.resources.requests
+        if not (limits.memory or requests.memory):
+            raise ConfigError(
+                f"{job.place(*CONTAINER, 'resources')}: the step {stage} asks for no memory",
+                hint="Add resources.requests.memory, such as 64Gi.",
+            )
         found[stage] = {
             "gpu_count": str(limits.gpu or 0),
             "memory_request": requests.memory or limits.memory,

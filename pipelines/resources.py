@@ -21,14 +21,15 @@ def with_job_resources(
     job: Job,
     placement: Mapping[str, Any] | None = None,
     *,
-    flags: bool = True,
+    light: bool = False,
 ) -> "PipelineTask":
     """A task that asks for what its Job asks for.
 
     Args:
         placement: outputs of the hardware step, by field of its `Placement`, which replace what
             the Job says of these.
-        flags: whether the literal flags in the Job's args are the task's too.
+        light: whether the task only reads small files: without the Job's amounts, GPU, variables
+            and flags.
 
     Raises:
         ConfigError: the pipeline or its component would not follow a flag.
@@ -36,7 +37,6 @@ def with_job_resources(
     from kfp import kubernetes
 
     task.set_container_image(job.container.image)
-    _set_amounts(task, job)
     if job.container.image_pull_policy:
         kubernetes.set_image_pull_policy(task, job.container.image_pull_policy)
     if job.pod.image_pull_secrets:
@@ -46,7 +46,10 @@ def with_job_resources(
         kubernetes.add_pod_label(task, key, value)
     for key, value in job.spec.template.metadata.annotations.items():
         kubernetes.add_pod_annotation(task, key, value)
-    _set_variables(task, job)
+    if not light:
+        _set_amounts(task, job)
+        _set_variables(task, job)
+        _set_flags(job, task)
     volumes = {volume.name: volume.empty_dir for volume in job.pod.volumes}
     for mount in job.container.volume_mounts:
         empty = volumes[mount.name]
@@ -65,8 +68,6 @@ def with_job_resources(
             kubernetes.add_toleration(task, **toleration.model_dump())
     else:
         _set_placement(task, placement)
-    if flags:
-        _set_flags(job, task)
     return task
 
 

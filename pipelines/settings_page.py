@@ -12,7 +12,7 @@ FORMS = {"raft": raft.FORM, "study": study.FORM}
 HEAD = """\
 # Settings
 
-Every setting of every command, written by `raft compile` from the config classes; do not edit.
+Every setting of the commands below, written by `raft compile` from the config classes; do not edit.
 A setting is a flag of the command and a parameter of its Kubeflow component. *Form* names the
 pipelines whose form on the dashboard has it as a field; `–` marks a setting that no pipeline step
 takes.

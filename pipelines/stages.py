@@ -66,7 +66,7 @@ COMMANDS = {
         work="components.core.hardware",
         config="components.core.hardware.HardwareConfig",
         summary="Resolve what the GPU steps of a pipeline run ask for.",
-        example='raft hardware --compiled \'{"train": {"gpus": "1", "memory_request": '
+        example='raft hardware --compiled \'{"train": {"gpu_count": "1", "memory_request": '
         '"64Gi", "memory_limit": "64Gi"}}\' --memory 96Gi --output hardware/',
     ),
     "summary": Stage(

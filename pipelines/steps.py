@@ -62,7 +62,7 @@ class Steps:
 
     def light(self, task: "PipelineTask") -> "PipelineTask":
         """A task that only reads small files: generate's image and node, but smaller."""
-        with_job_resources(task, self.jobs["generate"], flags=False)
+        with_job_resources(task, self.jobs["generate"], light=True)
         task.set_cpu_request("100m").set_cpu_limit("1")
         task.set_memory_request("256Mi").set_memory_limit("1Gi")
         task.set_caching_options(False)  # no run is among its inputs: all would look the same

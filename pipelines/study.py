@@ -41,7 +41,11 @@ FORM = {
 """The settings that are fields of the dashboard's form, by stage."""
 
 TRIALS_PARAMETER = {
-    "trials": (list, TRIALS, f"Trials. As JSON; each needs {', '.join(sorted(TRIALS[0]))}.")
+    "trials": (
+        list,
+        TRIALS,
+        f"Trials. A JSON list of objects, each with {', '.join(sorted(TRIALS[0]))}.",
+    )
 }
 
 DESCRIPTION = """\

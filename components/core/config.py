@@ -50,7 +50,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def _parse_json(value: object, empty: str) -> object:
+def parse_json(value: object, empty: str) -> object:
     """Accept JSON as text; an empty text stands for `empty`."""
     if not isinstance(value, str):
         return value
@@ -72,11 +72,11 @@ def _split_numbers(value: object) -> object:
 NumberList = Annotated[tuple[int, ...], BeforeValidator(_split_numbers)]
 """Whole numbers, written `0,2` or `[0, 2]`; one alone is a list of one."""
 
-JsonObject = Annotated[dict[str, Any], BeforeValidator(lambda value: _parse_json(value, "{}"))]
+JsonObject = Annotated[dict[str, Any], BeforeValidator(lambda value: parse_json(value, "{}"))]
 """A JSON object, written `{"a": 1}`."""
 
 ObjectList = Annotated[
-    tuple[dict[str, Any], ...], BeforeValidator(lambda value: _parse_json(value, "[]"))
+    tuple[dict[str, Any], ...], BeforeValidator(lambda value: parse_json(value, "[]"))
 ]
 """JSON objects, written `[{"a": 1}, {"a": 2}]`."""
 
@@ -287,11 +287,11 @@ def default_text(field: FieldInfo) -> str:
 
 
 def allowed_values(field: FieldInfo) -> str:
-    """What a field accepts, in words: `>= 0, <= 1`, `a | b`, `as 2/8`; "" if anything."""
+    """What a field accepts, in words: `>= 0, <= 1`, `a | b`, `for example 2/8`; "" if anything."""
     if get_origin(field.annotation) is Literal:
         return " | ".join(str(value) for value in get_args(field.annotation) if value)
     if field.examples:
-        return f"as {field.examples[0]}"
+        return f"for example {field.examples[0]}"
     if field.annotation is bool:
         return "true | false"
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}

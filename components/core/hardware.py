@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from components.core.config import JsonObject, ObjectList, Settings, option
+from components.core.config import JsonObject, ObjectList, Settings, option, parse_json
 from components.core.declaration import Declaration, Output
 from components.core.progress import headline, say
 from components.core.storage import atomic_write, begin_artifact, finish_artifact
@@ -52,6 +52,12 @@ class Placement(BaseModel):
     tolerations: tuple[dict[str, Any], ...] = ()
 
 
+CompiledPlacements = Annotated[
+    dict[str, Placement], BeforeValidator(lambda value: parse_json(value, "{}"))
+]
+"""The placement of each GPU step by its stage, as JSON where it comes as text."""
+
+
 @dataclass(frozen=True)
 class Placements:
     """The placement of each GPU step, by its stage."""
@@ -77,7 +83,7 @@ class HardwareConfig(Settings):
 
     stage: ClassVar[str] = "hardware"
 
-    compiled: JsonObject = option(
+    compiled: CompiledPlacements = option(
         {},
         help="What the Job manifests ask for, by stage, as `raft compile` found it.",
         group="Hardware",
@@ -109,8 +115,7 @@ class HardwareConfig(Settings):
 
     def placements(self) -> Placements:
         """The hardware of each step, with the overrides of this run."""
-        compiled = {stage: Placement.model_validate(p) for stage, p in self.compiled.items()}
-        return Placements({stage: self._override(stage, p) for stage, p in compiled.items()})
+        return Placements({stage: self._override(stage, p) for stage, p in self.compiled.items()})
 
     def _override(self, stage: str, placement: Placement) -> Placement:
         values: Mapping[str, Any] = {

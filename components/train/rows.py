@@ -92,7 +92,7 @@ def read_split(path: Path) -> list[RaftRow]:
                 f"cot_answer has no {ANSWER_MARKER} marker",
                 path=path,
                 line=number,
-                hint="A row must end in its answer; see the README for the format.",
+                hint="A row must end in its answer; see the docs/artifacts.md for the format.",
             )
         rows.append(row)
     return rows

@@ -57,7 +57,7 @@ def demo(**options: Any) -> None:
     run(**options)
 
 
-@click.command(cls=PlanCommand, short_help="Say what a training will take, before it is paid for.")
+@click.command(cls=PlanCommand, short_help="Estimate memory, time and cost of a training run.")
 @click.option("--base-model", required=True, metavar="MODEL", help="Folder, config.json or hub id.")
 @_number("--rows", 100, click.IntRange(min=1), "Rows to train on.")
 @_number(

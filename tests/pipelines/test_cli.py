@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,17 @@ def test_help_teaches_every_flag(stage: str, capsys: pytest.CaptureFixture[str])
     assert "--executor-input JSON Kubeflow's description of the step" in text
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_of_a_command_is_accepted(name: str) -> None:
+    program, command, *flags = shlex.split(COMMANDS[name].example)
+    assert (program, command) == ("raft", name)
+    context = raft.commands[name].make_context(name, flags)
+    values = {key: value for key, value in context.params.items() if value is not None}
+    config = config_class(name).parse({k: v for k, v in values.items() if k != "executor_input"})
+    if name == "hardware":
+        assert config.placements().train_memory_limit == "96Gi"
+
+
 def errors(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
     """Exit code and standard error of a command."""
     with pytest.raises(SystemExit) as leave:
@@ -93,7 +105,7 @@ def errors(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int,
             ["generate", "--documents", "d", "--output", "x", "--teacher", "me", "--shard", "foo"],
             [
                 "--teacher 'me' (allowed: extractive | openai)\n",
-                "--shard 'foo' (allowed: as 2/8)\n",
+                "--shard 'foo' (allowed: for example 2/8)\n",
             ],
         ),
         (

@@ -410,7 +410,7 @@ def test_every_inputs_default_and_another_legal_value_pass(path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "complaint"),
     [
-        ("memory=64GB", "memory '64GB': hardware refuses it (allowed: as 64Gi)"),
+        ("memory=64GB", "memory '64GB': hardware refuses it (allowed: for example 64Gi)"),
         (
             "memory=200Gi",
             "eval with memory 200Gi: 200Gi, which a node with 1 nvidia-tesla-a100",
@@ -419,7 +419,7 @@ def test_every_inputs_default_and_another_legal_value_pass(path: Path) -> None:
             "train_gpus=32",
             "train with train_gpus 32: 32, more than any machine has (a2-megagpu-16g: 16)",
         ),
-        ("train_gpus=-1", "train_gpus '-1': hardware refuses it (allowed: as 2)"),
+        ("train_gpus=-1", "train_gpus '-1': hardware refuses it (allowed: for example 2)"),
         ('node_selector={"cloud.google.com/gke-accelerator": "nvidia-a200"}', "is no GPU of GKE"),
         ('node_selector={"pool": 1}', "node_selector {'pool': 1}: Input should be a valid string"),
     ],

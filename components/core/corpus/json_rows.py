@@ -20,7 +20,7 @@ from components.core.rows import fault_at, read_entries
 MAX_API_CHARACTERS = 100_000
 """Of the documentation of one API call, which is one chunk."""
 
-HINT = "--text-field names the field of the text; see the README for the formats without one."
+HINT = "--text-field names the field of the text; docs/documents.md lists the formats without one."
 
 
 class Api(BaseModel):

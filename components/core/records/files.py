@@ -63,7 +63,7 @@ def _malformed(
             f"{', …' * (len(columns) > 8)}; expected: {', '.join(expected)})",
             path=path,
             line=line,
-            hint="raft generate writes such rows from documents; the README shows their form.",
+            hint="raft generate writes such rows; docs/artifacts.md shows their format.",
         )
     fields = {"extra_forbidden", "missing"} & {fault["type"] for fault in error.errors()}
     hint = "If another version of raft-pipelines wrote it, read it with that one." * bool(fields)
