@@ -366,7 +366,7 @@ def test_docker_stop_during_training_leaves_a_checkpoint_that_goes_on(
         (f"raft-train:{VERSION}", *flags),
         lambda said: any(tmp_path.glob("adapter/checkpoints/checkpoint-*/manifest.json")),
     )
-    found = re.search(r"stopped after step (\d+); the same command goes on", said)
+    found = re.search(r"stopped after step (\d+); the same command resumes there", said)
     assert found, said
     step = int(found[1])
     assert (tmp_path / "adapter/checkpoints" / f"checkpoint-{step}" / MANIFEST).exists()

@@ -42,9 +42,12 @@ def find_documents(source: Path) -> Iterator[Path]:
 
     Raises:
         DataError: the source is missing or empty.
+        PermissionError: the source cannot be listed.
     """
     if not source.exists():
         raise DataError("no such file or folder", path=source, hint="Check --documents.")
+    if source.is_dir():
+        os.scandir(source).close()  # --documents itself, where this user may not list it
     paths = _walk(source) if source.is_dir() else iter([source])
     first = next(paths, None)
     if first is None:
