@@ -94,8 +94,9 @@ def check_parameters(pipeline: Compiled, user_values: Mapping[str, UserValue]) -
     values = pipeline.defaults | {name: entry.value for name, entry in user_values.items()}
     errors = [(name, f"{name} is missing") for name in inputs if name not in values]
     allowed = f"(allowed: {', '.join(inputs)})"
-    for name in user_values.keys() - inputs.keys():
-        errors.append((name, f"{name}: unknown parameter{meant(name, inputs)} {allowed}"))
+    for name in user_values:
+        if name not in inputs:
+            errors.append((name, f"{name}: unknown parameter{meant(name, inputs)} {allowed}"))
     if type(values.get("train_gpus")) is int:
         values["train_gpus"] = str(values["train_gpus"])  # text for Kubeflow's sake
     hardware: Mapping[str, Any] = {}
@@ -103,7 +104,7 @@ def check_parameters(pipeline: Compiled, user_values: Mapping[str, UserValue]) -
         if stage == "hardware":
             hardware = sources["compiled"]["runtimeValue"]["constant"]
         wired = {name for name in sources if "componentInputParameter" in sources[name]}
-        typed, problems = _validate(stage, {name: values[name] for name in values.keys() & wired})
+        typed, problems = _validate(stage, {name: values[name] for name in values if name in wired})
         values |= typed
         errors += problems.items()
     if "trials" in inputs:
@@ -121,7 +122,7 @@ def check_parameters(pipeline: Compiled, user_values: Mapping[str, UserValue]) -
 def _check_trials(trials: Any, keys: list[str]) -> Iterator[str]:
     """What is wrong with the trials of a study; train checks their values."""
     for index, trial in enumerate(trials if isinstance(trials, list) else [trials]):
-        if isinstance(trial, dict) and sorted(trial) == keys:
+        if isinstance(trial, dict) and trial.keys() == set(keys):
             yield from (f"[{index}].{text}" for text in _validate("train", trial)[1].values())
         else:
             yield f"[{index}] {trial!r}: not an object with exactly these keys: {', '.join(keys)}"

@@ -86,11 +86,11 @@ def _watch(client: Any, run_id: str, pipeline: Compiled, host: str, wait: bool =
         raise
     if run.state == "SUCCEEDED":
         return say(f"run {run_id} has succeeded")
-    failed = {step: error for step, state, error in tasks.values() if state == "FAILED"}
+    failed = {step: error for step, state, error in sorted(tasks.values()) if state == "FAILED"}
     outcome = "has failed" if run.state == "FAILED" else "has been cancelled"
     lines = [f"run {run_id} {outcome}" + (f" in {', '.join(failed)}" if failed else "")]
     lines += [f"{step}: {error}" for step, error in failed.items() if error]
-    lines += [run.error.message] if run.error else []
+    lines += [run.error.message] if run.error and run.error.message else []
     raise RunError("\n  ".join(lines), hint=f"The steps' logs: {link}")
 
 
@@ -101,7 +101,7 @@ def _look(client: Any, run_id: str, steps: set[str], tasks: dict[str, Any]) -> A
     for entry in getattr(run.run_details, "task_details", None) or []:
         # Kubeflow lists its own tasks, too; a driver prepares the step that it is named for.
         step = (entry.display_name or "").removesuffix("-driver")
-        task = step, entry.state or "PENDING", entry.error.message if entry.error else ""
+        task = step, entry.state or "PENDING", (entry.error and entry.error.message) or ""
         is_shown = step in steps and (step == entry.display_name or entry.state == "FAILED")
         if is_shown and tasks.get(entry.task_id) != task:
             tasks[entry.task_id] = task
