@@ -9,7 +9,6 @@ import json
 import os
 import warnings
 from collections.abc import Iterator
-from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,62 +18,44 @@ from pipelines.cluster.connection import NotThere, cause_of, guard, message_of
 TOKEN, COOKIES = "RAFT_KFP_TOKEN", "RAFT_KFP_COOKIES"
 """Environment variables with a bearer token, or the cookies of a session, for the server."""
 
-WHERE = (
-    "Run `kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80` and give "
-    "--host http://localhost:8080."
+SERVER = (
+    "raft needs a server of Kubeflow Pipelines 2: kubectl -n kubeflow port-forward "
+    "svc/ml-pipeline-ui 8080:80 makes it --host http://localhost:8080."
 )
 LOG_IN = f"Put a bearer token in {TOKEN}, or the session's cookies in {COOKIES}."
 
-SERVER = "Check --host: raft needs a server of Kubeflow Pipelines 2."
-
 
 def connect(host: str = "", ca_certificate: str = "", context: str = "") -> Any:
-    """A kfp client whose server is known to answer.
+    """A kfp client whose server is known to answer at its `address`.
 
     Without a host, kfp looks for one: KF_PIPELINES_ENDPOINT, the service inside a cluster, or the
     cluster of the kubeconfig.
-
-    Raises:
-        ClusterError: there is no server, or not one of Kubeflow Pipelines 2.
-        NotPermitted: the server wants another account.
     """
     import kfp
 
     class Client(kfp.Client):
-        """kfp's client; its own health check tries five times, with a traceback each."""
-
         def _load_config(self, *arguments: Any) -> Any:
             config = super()._load_config(*arguments)
-            host, refresh = config.host, config.refresh_api_key_hook
-            if refresh is not None:
-                # Refreshing a kubeconfig's token, before each request, also puts back its host and
-                # its hook, and so takes away the path to Kubeflow's service that kfp has added.
+            self.address = config.host
+            if refresh := config.refresh_api_key_hook:
+                # Before each request it also puts back the kubeconfig's host and the hook, without
+                # the path to Kubeflow's service that kfp has added.
                 def refresh_token(config: Any) -> None:
                     refresh(config)
-                    config.host, config.refresh_api_key_hook = host, refresh_token
+                    config.host, config.refresh_api_key_hook = self.address, refresh_token
 
                 config.refresh_api_key_hook = refresh_token
             guard(*config.api_key.values())
             return config
 
         def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:
-            if not named and self.address == "http://localhost":  # kfp found none, and guesses
-                raise ClusterError("no Kubeflow server named, and no kubeconfig found", hint=WHERE)
-            # Parsed by kfp, the page of a login form would look like an empty answer.
+            # kfp's own tries five times, and takes the page of a login form for an empty answer.
             answer = self._healthz_api.healthz_service_get_healthz(
                 _request_timeout=10, _preload_content=False
             )
             return SimpleNamespace(multi_user=json.loads(answer.data).get("multi_user"))
 
-        def get_run(self, run_id: str) -> Any:
-            return self._run_api.run_service_get_run(run_id=run_id, _request_timeout=30)
-
-        @property
-        def address(self) -> str:
-            return str(self._existing_config.host)
-
-    named = host or os.environ.get("KF_PIPELINES_ENDPOINT", "")
-    with explained(named or "Kubeflow in the cluster of the kubeconfig"):
+    with explained(host or "the Kubeflow server of KF_PIPELINES_ENDPOINT or of the kubeconfig"):
         client = Client(
             host=host or None,
             existing_token=os.environ.get(TOKEN) or None,
@@ -88,7 +69,7 @@ def connect(host: str = "", ca_certificate: str = "", context: str = "") -> Any:
 
 @contextlib.contextmanager
 def explained(address: str) -> Iterator[None]:
-    """Turn what kfp's client raises into our errors, and keep its prints off the terminal."""
+    """Turn what kfp's client raises into `ClusterError`, and keep its prints off the terminal."""
     from google.auth.exceptions import GoogleAuthError
     from kfp_server_api.exceptions import ApiException, OpenApiException
     from urllib3.exceptions import HTTPError
@@ -97,17 +78,12 @@ def explained(address: str) -> Iterator[None]:
         with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
             yield
     except HTTPError as error:
-        raise ClusterError(f"{address} does not answer ({cause_of(error)})", hint=WHERE) from error
+        raise ClusterError(f"{address} does not answer ({cause_of(error)})", hint=SERVER) from error
     except ApiException as error:
-        # Its own text has the response's headers, and with them cookies.
-        message = message_of(error)
-        if error.status in (401, 403):
-            problem = f"{address} refuses this account ({error.status}: {message})"
-            raise NotPermitted(problem, hint=LOG_IN) from None
-        if error.status == 404:
-            raise NotThere(f"{address}: {message}", hint=SERVER) from None
-        hint = f"The pipeline is compiled by kfp {version('kfp')}; an older server may refuse it."
-        raise ClusterError(f"{address} refuses: {message}", hint=hint) from None
+        kind = {401: NotPermitted, 403: NotPermitted, 404: NotThere}.get(error.status, ClusterError)
+        # The error's own text has the response's headers, and with them cookies.
+        problem = f"{address} refuses ({error.status}): {message_of(error)}"
+        raise kind(problem, hint=LOG_IN if kind is NotPermitted else SERVER) from None
     except (OpenApiException, GoogleAuthError, ValueError, TypeError, AttributeError) as error:
-        problem = f"{address} does not answer as Kubeflow Pipelines 2 does ({cause_of(error)})"
+        problem = f"{address} answers, but not as Kubeflow Pipelines 2 does ({cause_of(error)})"
         raise ClusterError(problem, hint=f"{SERVER} For a login page: {LOG_IN}") from error

@@ -1,25 +1,54 @@
-"""The parameters of a run, checked before the cluster sees them.
+"""The parameters of a compiled pipeline's run, checked before the cluster sees them.
 
-By the config classes of the stages that they reach: a wrong one would fail a step when the GPU is
-already there.
+By the config classes of the pipeline's stages: a wrong one would fail a step when the GPU is
+already there. A parameter has the name of the setting that it sets.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from components.core.config import INPUT, OUTPUT, SCHEME, Settings, complaint, message
+from components.core.config import Settings, allowed_values, complaint, message
 from components.core.errors import ConfigError
-from pipelines.cluster.compiled import Compiled
+from components.core.locations import INPUT, OUTPUT, SCHEME
 from pipelines.hardware import hardware_of_run
 from pipelines.k8s.located import meant, read
-from pipelines.stages import config_class
+from pipelines.stages import COMMANDS, config_class
 
-TRIALS = "trials"
-"""The parameter of the study: a list of objects, each with the settings of one trial."""
+
+class Compiled(NamedTuple):
+    """A compiled pipeline and its file."""
+
+    path: Path
+    specification: Mapping[str, Any]
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """Name to definition of every pipeline parameter."""
+        return dict(self.specification["root"]["inputDefinitions"]["parameters"])
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Name to default of every pipeline parameter that has one."""
+        inputs = self.inputs.items()
+        return {name: entry["defaultValue"] for name, entry in inputs if "defaultValue" in entry}
+
+    @property
+    def steps(self) -> dict[str, tuple[str, Mapping[str, Any]]]:
+        """Name to command (`train` of `raft train`) and inputs of all containers, in loops too."""
+        components = self.specification["components"]
+        executors = self.specification["deploymentSpec"]["executors"]
+        found = {}
+        for part in (self.specification["root"], *components.values()):
+            for name, task in part.get("dag", {}).get("tasks", {}).items():
+                if label := components[task["componentRef"]["name"]].get("executorLabel"):
+                    command = executors[label].get("container", {}).get("command", [""])
+                    found[name] = command[-1], task.get("inputs", {}).get("parameters", {})
+        return found
 
 
 class UserValue(NamedTuple):
@@ -29,20 +58,23 @@ class UserValue(NamedTuple):
     place: str
 
 
-def read_parameters(path: Path | None, settings: tuple[str, ...] = ()) -> dict[str, UserValue]:
-    """Parameters of a YAML or JSON file, and `name=value` settings, which win.
+def load(path: Path) -> Compiled:
+    """Read a compiled pipeline."""
+    for document in read(path)[:1] if path.exists() else []:
+        if document.get("pipelineInfo"):
+            return Compiled(path, document.value)
+    problem = "not a compiled pipeline (no pipelineInfo)" if path.exists() else "No such file"
+    hint = "raft compile --output pipelines/raft.yaml makes one."
+    raise ConfigError(f"{path}: {problem}", hint=hint)
 
-    Raises:
-        ConfigError: a file that is missing, not a mapping, or names a parameter twice; a setting
-            without `=`.
-    """
+
+def read_parameters(path: Path | None, settings: tuple[str, ...] = ()) -> dict[str, UserValue]:
+    """Parameters of a YAML or JSON file, and `name=value` settings, which win."""
     user_values: dict[str, UserValue] = {}
     for document in read(path)[:1] if path else []:
         if not isinstance(document.value, dict):
-            raise ConfigError(
-                f"{path}: holds no mapping of names to values",
-                hint="Write one parameter a line, such as `documents: gs://BUCKET/documents`.",
-            )
+            hint = "Write one parameter a line, such as `documents: gs://BUCKET/documents`."
+            raise ConfigError(f"{path}: holds no mapping of names to values", hint=hint)
         for name, value in document.value.items():
             user_values[str(name)] = UserValue(value, document.place(name))
     for setting in settings:
@@ -57,90 +89,79 @@ def check_parameters(pipeline: Compiled, user_values: Mapping[str, UserValue]) -
     """The typed values to hand to Kubeflow.
 
     Raises:
-        ConfigError: a parameter is unknown, missing, of another type, or out of the range of a
-            stage that it reaches, with file and line and what is allowed; or a stage takes each,
-            but not all of them together.
+        ConfigError: lists each parameter that is unknown, missing, or refused by a stage of the
+            pipeline, with file and line and what is allowed.
     """
-    faults = _unknown_and_missing(pipeline.inputs, user_values)
+    inputs = pipeline.inputs
     values = pipeline.defaults | {name: entry.value for name, entry in user_values.items()}
+    errors = [
+        (name, f"{name} is missing: {' '.join(entry.get('description', '').split())}")
+        for name, entry in inputs.items()
+        if name not in values
+    ]
+    allowed = f"(allowed: {', '.join(inputs)})"
+    for name in user_values:
+        if name not in inputs:
+            errors.append((name, f"{name}: unknown parameter{meant(name, inputs)} {allowed}"))
     if type(values.get("train_gpus")) is int:
         values["train_gpus"] = str(values["train_gpus"])  # text for Kubeflow's sake
-    try:
-        values |= _trials(pipeline, values)
-    except (ValueError, TypeError) as error:
-        faults[TRIALS] = f"{user_values[TRIALS].place}: {error}"
-        values[TRIALS] = []
-    for step in pipeline.steps():
-        for index, trial in enumerate(values.get(TRIALS, [{}])):
-            given = values | trial
-            settings = {name: given[name] for name in step.settings if name in given}
-            typed, problems = _parse(step.stage, settings)
-            values |= {name: value for name, value in typed.items() if name not in trial}
-            for name, problem in problems:
-                parameter, label = (TRIALS, f"{TRIALS}[{index}].") if name in trial else (name, "")
-                place = f"{user_values[parameter].place}: " if parameter in user_values else ""
-                text = f"{place}{label}{name} {settings[name]!r}: " if name else ""
-                faults.setdefault(label + (name or problem), f"{text}{step.stage} {problem}")
-    if not faults:
-        hardware_of_run(values, pipeline.hardware)
-        return {name: values[name] for name in user_values}
-    raise ConfigError(
-        "\n".join(faults.values()),
-        hint=f"Fix the file or add --set name=value; {pipeline.path} opens with all inputs.",
-    )
+    hardware: Mapping[str, Any] = {}
+    for stage, sources in pipeline.steps.values():
+        if stage == "hardware":
+            hardware = sources["compiled"]["runtimeValue"]["constant"]
+        wired = {name for name in sources if "componentInputParameter" in sources[name]}
+        typed, problems = _validate(stage, {name: values[name] for name in values if name in wired})
+        values |= typed
+        errors += problems.items()
+    if "trials" in inputs:
+        if isinstance(values["trials"], str):  # of --set
+            with suppress(ValueError):
+                values["trials"] = json.loads(values["trials"])
+        keys = sorted(pipeline.defaults["trials"][0])
+        errors += [("trials", f"trials{text}") for text in _check_trials(values["trials"], keys)]
+    if errors:
+        places = {name: f"{entry.place}: " for name, entry in user_values.items()}
+        lines = dict.fromkeys(places.get(name, "") + problem for name, problem in errors)
+        hint = f"Fix the file or add --set name=value; {pipeline.path} opens with all inputs."
+        raise ConfigError("\n".join(lines), hint=hint)
+    hardware_of_run(values, hardware)
+    return {name: values[name] for name in user_values}
 
 
-def _unknown_and_missing(
-    inputs: Mapping[str, Any], user_values: Mapping[str, UserValue]
-) -> dict[str, str]:
-    faults = {}
-    for name, (_, place) in user_values.items():
-        if name not in inputs:
-            allowed = f"{meant(name, inputs)} (allowed: {', '.join(inputs)})"
-            faults[name] = f"{place}: {name}: unknown parameter{allowed}"
-    for name, definition in inputs.items():
-        if name not in user_values and not definition.get("isOptional", False):
-            description = " ".join(definition.get("description", "").split())
-            faults[name] = f"{name} is missing: {description}"
-    return faults
+def _check_trials(trials: Any, keys: list[str]) -> Iterator[str]:
+    """What is wrong with the trials of a study; train checks their values."""
+    for index, trial in enumerate(trials if isinstance(trials, list) else [trials]):
+        if isinstance(trial, dict) and trial.keys() == set(keys):
+            yield from (f"[{index}].{text}" for text in _validate("train", trial)[1].values())
+        else:
+            yield f"[{index}] {trial!r}: not an object with exactly these keys: {', '.join(keys)}"
 
 
-def _trials(pipeline: Compiled, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The trials of a study as objects; a ValueError for one with other keys than the default's."""
-    if TRIALS not in pipeline.inputs:
-        return {}
-    text = values[TRIALS]
-    trials = json.loads(text) if isinstance(text, str) else text
-    keys = pipeline.defaults[TRIALS][0].keys()
-    for index, trial in enumerate(trials):
-        if not isinstance(trial, dict) or trial.keys() != keys:
-            allowed = f"not an object with exactly these keys: {', '.join(sorted(keys))}"
-            raise ValueError(f"{TRIALS}[{index}] {trial!r}: {allowed}")
-    return {TRIALS: trials}
-
-
-def _parse(stage: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """A stage's typed settings, and its problems with them by name; "" for several together."""
-    if not settings:
-        return {}, []
-    config = config_class(stage)
+def _validate(stage: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """A stage's typed settings among values, and its problems with them by name; "" for several."""
+    config = config_class(stage) if stage in COMMANDS else Settings
     fields = config.model_fields
-    local = "runs in a cluster, which cannot read it (allowed: gs://BUCKET/PATH)"
-    texts = ((name, value) for name, value in settings.items() if isinstance(value, str))
-    problems = [(name, local) for name, value in texts if is_local(config, name, value)]
+    settings = {name: value for name, value in values.items() if name in fields}
     # What the steps hand each other has no value yet.
     unset = {name: f"{SCHEME}unset/{name}" for name in fields if fields[name].is_required()}
+    typed, problems = {}, {}
     try:
-        typed = config.model_validate(unset | dict(settings))
-        return typed.model_dump(mode="json", include=set(settings)), problems
+        model = config.model_validate(unset | settings)
+        typed = model.model_dump(mode="json", include=set(settings))
     except ValidationError as error:
         for fault in error.errors():
             name = str(fault["loc"][0]) if fault["loc"] else ""
             if name in settings:
-                problems.append((name, f"refuses it{complaint(fault, fields[name])}"))
+                problems[name] = f"{name} {settings[name]!r}{complaint(fault, fields[name])}"
             elif not name:
-                problems.append(("", f"refuses these together: {message(fault)}"))
-    return {}, problems
+                problems[name] = f"{stage}: {message(fault)}"
+    for name, value in settings.items():
+        if isinstance(value, bool) and fields[name].annotation in (int, float):  # 1 for pydantic
+            problems[name] = f"{name} {value} (allowed: {allowed_values(fields[name])})"
+        elif is_local(config, name, value):
+            local = "the cluster cannot read it (allowed: gs://BUCKET/PATH)"
+            problems.setdefault(name, f"{name} {value!r}: {local}")
+    return typed, problems
 
 
 def is_local(config: type[Settings], name: str, value: object) -> bool:

@@ -15,11 +15,10 @@ from components.core.errors import ClusterError, NotPermitted, RaftError
 from components.core.gpus import kinds, of_label
 from pipelines import hardware, manifests
 from pipelines.cluster import elsewhere, kubeflow
-from pipelines.cluster.compiled import load
 from pipelines.cluster.connection import SETUP, Cluster, NoAnswer, NotThere, Refused, connect
 from pipelines.cluster.elsewhere import MISSING, OK, UNKNOWN, Findings, failed
 from pipelines.cluster.job import job_body
-from pipelines.cluster.parameters import check_parameters, read_parameters
+from pipelines.cluster.parameters import check_parameters, load, read_parameters
 from pipelines.k8s.job import Job, Toleration
 from pipelines.k8s.values import GKE_ACCELERATOR, GPU, amount
 from pipelines.stages import STAGES
