@@ -4,101 +4,75 @@ They are asked from this machine with its own credentials: the pods have theirs.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
-from components.core.errors import AccessError, NotPermitted, RaftError
+from components.core.errors import ClusterError
 from components.core.storage import SCHEME, reachable
 
-OK, MISSING, UNKNOWN = "ok", "missing", "cannot tell"
-
-Finding = tuple[str, str, str]
-"""OK, MISSING or UNKNOWN; the text; the command or advice that fixes it."""
-
-Findings = Iterator[Finding]
+Check = Callable[[], str]
+"""Returns what is there, or raises what is missing."""
 
 
-def failed(error: RaftError, name: str = "") -> Finding:
-    """The finding for an error; a missing permission here says nothing about the pods."""
-    state = UNKNOWN if isinstance(error, (NotPermitted, AccessError)) else MISSING
-    return state, f"{name}{error}", error.hint
+class CannotTell(ClusterError):
+    """A check has no answer: from here, or for this account."""
 
 
-def check_locations(values: Mapping[str, Any], pipeline_root: str) -> Findings:
-    names = ("documents", "questions", "base_model")
-    locations = {name: values.get(name, "") for name in names} | {"run": pipeline_root}
-    for name, value in locations.items():
-        if value.startswith(SCHEME):
-            try:
-                reachable(value, write=name == "run")
-                verb = "writable" if name == "run" else "readable"
-                yield OK, f"{name}: {value} is {verb} from here", ""
-            except RaftError as error:
-                yield failed(error, f"{name}: ")
+def checks_outside(values: Mapping[str, Any], pipeline_root: str) -> dict[str, Check]:
+    """The checks that the parameters of a run ask for, by what they look for."""
+    checks: dict[str, Check] = {}
+    for name in ("documents", "questions", "base_model"):
+        location = values.get(name, "")
+        if location.startswith(SCHEME):
+            checks[name] = partial(_location, location)
+        elif name == "base_model" and location:
+            checks[name] = partial(_model, location)
+    if pipeline_root.startswith(SCHEME):
+        checks["run"] = partial(_location, pipeline_root, write=True)
+    if values.get("teacher") == "openai":
+        checks["teacher"] = partial(_teacher, values["teacher_endpoint"], values["teacher_model"])
+    return checks
 
 
-def check_teacher(values: Mapping[str, Any]) -> Findings:
-    if values.get("teacher") != "openai":
-        return
-    endpoint, model = values["teacher_endpoint"], values["teacher_model"]
-    teacher, url = f"teacher at {endpoint}", f"{endpoint.rstrip('/')}/models"
-    fix = (
-        "Check teacher_endpoint; it ends in /v1 for most servers. Where it wants a key, export\n"
-        "OPENAI_API_KEY=KEY here, and put the same key in the secret raft-teacher."
-    )
+def _location(location: str, write: bool = False) -> str:
+    reachable(location, write=write)
+    return f"{location} is {'writable' if write else 'readable'} from here"
+
+
+def _teacher(endpoint: str, model: str) -> str:
+    hint = "Check teacher_endpoint (most end in /v1), OPENAI_API_KEY and secret raft-teacher."
+    answer = _ask("GET", f"{endpoint.rstrip('/')}/models", "OPENAI_API_KEY", hint)
     try:
-        answer = _ask("GET", url, "OPENAI_API_KEY")
-        models = [entry["id"] for entry in answer.json()["data"]] if answer.ok else []
+        models = [entry["id"] for entry in answer.json()["data"]]
     except (ValueError, KeyError, TypeError):
-        yield MISSING, f"{teacher} lists no models at {url}", fix
-    except OSError as error:  # as those of requests are
-        # A service's name is known inside the cluster only.
-        state = MISSING if "." in (urlsplit(endpoint).hostname or "") else UNKNOWN
-        curl = f"kubectl run curl --rm -it --restart=Never --image=curlimages/curl -- {url}"
-        yield state, f"{teacher} does not answer here ({type(error).__name__})", curl
-    else:
-        if not answer.ok:
-            yield MISSING, f"{teacher} answers {answer.status_code} at {url}", fix
-        elif model not in models:
-            fix = f"Set teacher_model to one of: {', '.join(models[:5])}"
-            yield MISSING, f"{teacher} has no model {model}", fix
-        else:
-            yield OK, f"teacher {model} answers at {endpoint}", ""
+        models = []
+    if model not in models:
+        listed = ", ".join(models[:5]) or "no models"
+        raise ClusterError(f"{endpoint} has no model {model}; it lists {listed}", hint=hint)
+    return f"{model} answers at {endpoint}"
 
 
-def check_model(values: Mapping[str, Any]) -> Findings:
-    model = values.get("base_model", "")
-    if not model or model.startswith(SCHEME):
-        return
+def _model(model: str) -> str:
     hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    try:
-        answer = _ask("HEAD", f"{hub}/{model}/resolve/main/config.json", "HF_TOKEN")
-    except OSError as error:
-        yield UNKNOWN, f"model {model}: {hub} is silent ({type(error).__name__})", ""
-        return
-    problems = {
-        401: "it is gated, and HF_TOKEN holds no token that is accepted",
-        403: "its licence is not accepted",
-        404: "not there",
-    }
-    fix = (
-        f"Check base_model; accept the licence at {hub}/{model}, then put a token of that\n"
-        "account in HF_TOKEN here, and for the pods in the secret that train.yaml describes."
+    hint = (
+        "401: HF_TOKEN has no valid token (for the pods: the secret that train.yaml describes).\n"
+        f"403: accept the licence at {hub}/{model}.\n404: there is no such model."
     )
-    status = answer.status_code
-    if status < 400:
-        yield OK, f"model {model} may be fetched from {hub}", ""
-    elif status in problems:
-        yield MISSING, f"model {model}: {problems[status]} ({hub} answers {status})", fix
-    else:
-        yield UNKNOWN, f"model {model}: {hub} answers {status}", ""
+    _ask("HEAD", f"{hub}/{model}/resolve/main/config.json", "HF_TOKEN", hint)
+    return f"{model} may be fetched from {hub}"
 
 
-def _ask(method: str, url: str, token: str) -> Any:
-    """A server's answer to a request, with the token of an environment variable if there is one."""
+def _ask(method: str, url: str, token: str, hint: str) -> Any:
+    """The answer to a request, with the token of an environment variable if there is one."""
     import requests
 
     key = os.environ.get(token)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return requests.request(method, url, headers=headers, timeout=20, allow_redirects=False)
+    try:
+        answer = requests.request(method, url, headers=headers, timeout=20, allow_redirects=False)
+    except OSError as error:  # the pods may be in a network where it answers
+        raise CannotTell(f"{url} does not answer here ({type(error).__name__})") from error
+    if not answer.ok:
+        raise ClusterError(f"{url} answers {answer.status_code}", hint=hint)
+    return answer
