@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from components.core.errors import ClusterError, NotPermitted, first_line
 from components.core.redaction import keep_secret
@@ -17,8 +17,6 @@ from components.core.redaction import keep_secret
 SECONDS_FOR_AN_ANSWER = 30
 SECONDS_WITHOUT_ANSWER = 300.0
 """What runs in a cluster continues without us, so a server that restarts is waited for."""
-
-SETUP = "kubectl apply -k k8s/base -l app.kubernetes.io/component=setup"
 
 
 class NoAnswer(ClusterError):
@@ -29,15 +27,8 @@ class NotThere(ClusterError):
     """The cluster has no such object."""
 
 
-class Cluster(NamedTuple):
-    """Clients of the APIs that we use; a call raises `ClusterError` or a class of it."""
-
-    core: Any
-    batch: Any
-
-
-def connect(context: str = "") -> Cluster:
-    """The cluster of the kubeconfig's context.
+def connect(context: str = "") -> tuple[Any, Any]:
+    """CoreV1Api and BatchV1Api of the kubeconfig's context; their calls raise a `ClusterError`.
 
     Raises:
         ClusterError: there is no usable kubeconfig.
@@ -56,12 +47,14 @@ def connect(context: str = "") -> Cluster:
             except client.ApiException as error:
                 message = message_of(error)
                 if error.status == 404:
-                    raise NotThere(message, hint=SETUP) from error
+                    hint = "kubectl apply -k k8s/base -l app.kubernetes.io/component=setup"
+                    raise NotThere(message, hint=hint) from error
                 # Quotas and policies answer with 403, too, but name no account.
                 if error.status == 401 or (error.status == 403 and 'User "' in message):
                     hint = "kubectl auth whoami shows the account; ask for the permission."
                     raise NotPermitted(message, hint=hint) from error
-                hint = "kubectl describe resourcequota,limitrange shows what is allowed."
+                quota = "kubectl -n NAMESPACE describe resourcequota,limitrange shows the limits."
+                hint = quota if error.status == 403 else ""
                 raise ClusterError(f"the cluster refuses: {message}", hint=hint) from error
 
     settings = client.Configuration()
@@ -74,7 +67,7 @@ def connect(context: str = "") -> Cluster:
         raise ClusterError(problem, hint=hint) from error
     guard(*settings.api_key.values(), settings.password)
     settings.retries = 1
-    return Cluster(client.CoreV1Api(Api(settings)), client.BatchV1Api(Api(settings)))
+    return client.CoreV1Api(Api(settings)), client.BatchV1Api(Api(settings))
 
 
 def poll(look: Callable[[], Any], seconds: float) -> Any:

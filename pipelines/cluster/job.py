@@ -15,7 +15,7 @@ from components.core.config import flag
 from components.core.errors import ClusterError, ConfigError, NotPermitted, RunError
 from components.core.progress import headline, say
 from pipelines import manifests
-from pipelines.cluster.connection import Cluster, connect, poll
+from pipelines.cluster.connection import connect, poll
 from pipelines.cluster.parameters import is_local
 from pipelines.k8s.job import Job
 from pipelines.stages import config_class
@@ -48,22 +48,21 @@ def run_job(
     arguments = None if settings is None else _flags(stage, settings)
     body = job_body(manifests.load_all(jobs)[stage], namespace, arguments)
     name = body["metadata"]["name"]
-    cluster = connect(context)
+    core, batch = connect(context)
     try:
-        cluster.batch.create_namespaced_job(namespace, body)
+        batch.create_namespaced_job(namespace, body)
     except (KeyboardInterrupt, SystemExit):
-        _remove(cluster, namespace, name)
+        _remove(batch, namespace, name)
         raise
     if detach:
         print(name, flush=True)
         say(f"  follow  kubectl -n {namespace} logs --follow job/{name}")
-        say(f"  remove  kubectl -n {namespace} delete job {name}")
-        return
+        return say(f"  remove  kubectl -n {namespace} delete job {name}")
     try:
         headline(stage, f"Job {name} in {namespace}")
-        _follow(cluster, namespace, name, stage, start_minutes)
+        _follow(core, batch, namespace, name, stage, start_minutes)
     finally:
-        _remove(cluster, namespace, name)
+        _remove(batch, namespace, name)
 
 
 def _flags(stage: str, settings: Mapping[str, object]) -> list[str]:
@@ -89,24 +88,26 @@ def job_body(job: Job, namespace: str, arguments: list[str] | None = None) -> di
     return body
 
 
-def _remove(cluster: Cluster, namespace: str, name: str) -> None:
+def _remove(batch: Any, namespace: str, name: str) -> None:
     """Delete the Job and its pods; prints the command when the cluster does not let us."""
     try:
-        cluster.batch.delete_namespaced_job(name, namespace, propagation_policy="Background")
+        batch.delete_namespaced_job(name, namespace, propagation_policy="Background")
         say(f"Job {name} is removed")
     except ClusterError as error:
         say(f"Job {name} was not removed ({error}): kubectl -n {namespace} delete job {name}")
 
 
-def _follow(cluster: Cluster, namespace: str, name: str, stage: str, start_minutes: float) -> None:
+def _follow(
+    core: Any, batch: Any, namespace: str, name: str, stage: str, start_minutes: float
+) -> None:
     """Stay with a Job through its pods, of which there is a new one after each failure."""
     shown = last_line = ""
     waiting_since = time.monotonic()
     while True:
-        conditions, pod = poll(lambda: _look(cluster, namespace, name), SECONDS_BETWEEN_LOOKS)
+        conditions, pod = poll(lambda: _look(core, batch, namespace, name), SECONDS_BETWEEN_LOOKS)
         code, ending = 1, "no pod"
         if pod is None or pod.status.phase == "Pending":
-            reason = _why_waiting(cluster, namespace, name, pod)
+            reason = _why_waiting(core, namespace, name, pod)
             line = f"waiting: {reason}"
             minutes = (time.monotonic() - waiting_since) / 60
             if minutes > start_minutes or reason.startswith("InvalidImageName"):
@@ -117,7 +118,7 @@ def _follow(cluster: Cluster, namespace: str, name: str, stage: str, start_minut
             code, ending = _exit(pod)
             line = shown if pod.status.phase == "Running" else f"{pod.metadata.name}: {ending}"
             if line != shown or pod.status.phase == "Running":
-                last_line = _print_log(cluster, namespace, pod.metadata.name, stage, last_line)
+                last_line = _print_log(core, namespace, pod.metadata.name, stage, last_line)
         if line != shown:
             shown = line
             say(f"  {line}")
@@ -132,20 +133,20 @@ def _follow(cluster: Cluster, namespace: str, name: str, stage: str, start_minut
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def _look(cluster: Cluster, namespace: str, name: str) -> tuple[dict[str, Any], Any]:
+def _look(core: Any, batch: Any, namespace: str, name: str) -> tuple[dict[str, Any], Any]:
     """The conditions that hold for a Job by type, and its newest pod or None."""
-    status = cluster.batch.read_namespaced_job(name, namespace).status
+    status = batch.read_namespaced_job(name, namespace).status
     conditions = {entry.type: entry for entry in status.conditions or [] if entry.status == "True"}
-    pods = cluster.core.list_namespaced_pod(namespace, label_selector=f"job-name={name}").items
+    pods = core.list_namespaced_pod(namespace, label_selector=f"job-name={name}").items
     return conditions, max(pods, key=lambda pod: pod.metadata.creation_timestamp, default=None)
 
 
-def _why_waiting(cluster: Cluster, namespace: str, name: str, pod: Any) -> str:
+def _why_waiting(core: Any, namespace: str, name: str, pod: Any) -> str:
     """Why the Job makes no pod (a quota, a policy, no service account), or the pod does not run."""
     if pod is None:
         selector = f"involvedObject.name={name},type=Warning"
         with suppress(ClusterError, IndexError):  # not every account may see events
-            events = cluster.core.list_namespaced_event(namespace, field_selector=selector).items
+            events = core.list_namespaced_event(namespace, field_selector=selector).items
             return f"the Job can make no pod: {events[-1].message}"
         return "the Job has no pod yet"
     for condition in pod.status.conditions or []:
@@ -165,17 +166,18 @@ def _exit(pod: Any) -> tuple[int, str]:
     return code, f"exit code {code} ({ended.reason or pod.status.phase})"
 
 
-def _print_log(cluster: Cluster, namespace: str, pod: str, stage: str, after: str) -> str:
+def _print_log(core: Any, namespace: str, pod: str, stage: str, after: str) -> str:
     """Print a log's lines after a time until the stream ends; the time of the last one."""
     from urllib3.exceptions import HTTPError
 
     last = after
     options = {"follow": True, "timestamps": True, "_preload_content": False}
     try:
-        for line in cluster.core.read_namespaced_pod_log(
+        for line in core.read_namespaced_pod_log(
             pod, namespace, container=stage, _request_timeout=(30, None), **options
         ):
-            stamp, _, text = line.decode("utf-8", errors="replace").partition("Z ")
+            stamp, _, text = line.decode("utf-8", errors="replace").partition(" ")
+            stamp = stamp.removesuffix("Z")  # it would be greater than a further digit
             if stamp > after:
                 last = stamp
                 print(text.removesuffix("\n"), flush=True)

@@ -5,6 +5,8 @@ fixes it. The API server is asked to admit each stage's Job and pod in a dry run
 and accounts are its own answers; what no server says until a pod waits or fails is checked here.
 """
 
+import os
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
@@ -16,21 +18,28 @@ import click
 
 from components.core.errors import AccessError, ClusterError, NotPermitted, RaftError
 from components.core.gpus import kinds, of_label
+from components.core.storage import SCHEME, reachable
 from pipelines import hardware, manifests
 from pipelines.cluster import kubeflow as kubeflow_pipelines
 from pipelines.cluster.compiled import load
-from pipelines.cluster.connection import Cluster, NoAnswer, NotThere, connect
-from pipelines.cluster.elsewhere import CannotTell, Check, checks_outside
+from pipelines.cluster.connection import NoAnswer, NotThere, connect
 from pipelines.cluster.job import job_body
 from pipelines.cluster.parameters import check_parameters, read_parameters
 from pipelines.k8s.job import Job, SecretKey, Toleration
 from pipelines.k8s.values import GKE_ACCELERATOR, GPU, amount
 from pipelines.stages import STAGES
 
+Check = Callable[[], str]
+"""Returns what is there, or raises what is missing."""
+
 COLORS = {"ok": "green", "missing": "red", "cannot tell": "yellow"}
 
 IDENTITY = "iam.gke.io/gcp-service-account"
 """Annotation that lets a service account of Kubernetes act as one of Google Cloud."""
+
+
+class CannotTell(ClusterError):
+    """A check has no answer: from here, or for this account."""
 
 
 def check_cluster(
@@ -64,24 +73,24 @@ def check_cluster(
         values = compiled.defaults | check_parameters(compiled, user_values)
         by_stage = hardware.chosen(by_stage, hardware.hardware_of_run(values))
     needed = [by_stage[stage] for stage in STAGES]
-    cluster = connect(context)
+    core, batch = connect(context)
     account = service_account or needed[0].pod.service_account_name or "default"
     checks: dict[str, Check] = {
-        f"service account {account}": partial(_account, cluster, namespace, account)
+        f"service account {account}": partial(_account, core, namespace, account)
     }
     for job in needed:
         name = f"pod of {job.stage}"
-        checks[name] = partial(_admit, cluster, namespace, account, job, as_step=bool(values))
+        checks[name] = partial(_admit, core, batch, namespace, account, job, as_step=bool(values))
         for source in filter(None, (variable.value_from for variable in job.container.env)):
             secret = source.secret_key_ref
             name = f"secret {secret.name}, {'optional ' * secret.optional}key {secret.key}"
-            checks[name] = partial(_secret, cluster, namespace, secret)
+            checks[name] = partial(_secret, core, namespace, secret)
     place = attrgetter("pod.node_selector", "pod.tolerations", "container.resources.limits.gpu")
     for _, group in groupby(needed, place):
         same = list(group)
         name = f"node for {', '.join(job.stage for job in same)}"
-        checks[name] = partial(_node, cluster, same[0], scale_from_zero)
-    checks |= checks_outside(values, pipeline_root)
+        checks[name] = partial(_node, core, same[0], scale_from_zero)
+    checks |= _outside(values, pipeline_root)
     if kubeflow:
         checks["Kubeflow"] = partial(_kubeflow, host, ca_certificate, context)
     missing = sum(_state(name, check) == "missing" for name, check in checks.items())
@@ -107,15 +116,15 @@ def _state(name: str, check: Check) -> str:
     return state
 
 
-def _account(cluster: Cluster, namespace: str, name: str) -> str:
-    account = cluster.core.read_namespaced_service_account(name, namespace)
+def _account(core: Any, namespace: str, name: str) -> str:
+    account = core.read_namespaced_service_account(name, namespace)
     if identity := (account.metadata.annotations or {}).get(IDENTITY):
         return f"acts as {identity} (Workload Identity)"
     hint = "The head of k8s/base/service-account.yaml has the commands that let it use a bucket."
     raise CannotTell(f"it may use the bucket, but has no annotation {IDENTITY}", hint=hint)
 
 
-def _admit(cluster: Cluster, namespace: str, account: str, job: Job, *, as_step: bool) -> str:
+def _admit(core: Any, batch: Any, namespace: str, account: str, job: Job, *, as_step: bool) -> str:
     """Ask the API server to take a stage's Job, and the pod that the Job makes.
 
     Quota, pod security, priority class and limits hold for pods alone, and a Job that makes none
@@ -128,17 +137,17 @@ def _admit(cluster: Cluster, namespace: str, account: str, job: Job, *, as_step:
     if as_step:
         template["spec"].pop("priorityClassName", None)
     else:
-        cluster.batch.create_namespaced_job(namespace, body, **dry_run)
+        batch.create_namespaced_job(namespace, body, **dry_run)
     metadata = template.get("metadata", {}) | {"generateName": f"raft-{job.stage}-"}
     pod = template | {"apiVersion": "v1", "kind": "Pod", "metadata": metadata}
-    cluster.core.create_namespaced_pod(namespace, pod, **dry_run)
+    core.create_namespaced_pod(namespace, pod, **dry_run)
     return "the API server would take it"
 
 
-def _secret(cluster: Cluster, namespace: str, secret: SecretKey) -> str:
+def _secret(core: Any, namespace: str, secret: SecretKey) -> str:
     try:
         # Only the names of its keys are looked at.
-        keys = cluster.core.read_namespaced_secret(secret.name, namespace).data or {}
+        keys = core.read_namespaced_secret(secret.name, namespace).data or {}
     except NotThere:
         keys = {}
     if secret.key in keys:
@@ -148,9 +157,9 @@ def _secret(cluster: Cluster, namespace: str, secret: SecretKey) -> str:
     raise kind("is not there", hint=f"{fix} --from-literal={secret.key}=VALUE")
 
 
-def _node(cluster: Cluster, job: Job, scale_from_zero: bool) -> str:
+def _node(core: Any, job: Job, scale_from_zero: bool) -> str:
     """A node that a stage's pod fits when it is empty; who is on it, the scheduler knows."""
-    nodes = cluster.core.list_node().items
+    nodes = core.list_node().items
     selector = job.pod.node_selector
     reasons = {
         node.metadata.name: _unfit(node, job)
@@ -200,3 +209,62 @@ def _tolerates(toleration: Toleration, taint: Any) -> bool:
 def _kubeflow(host: str, ca_certificate: str, context: str) -> str:
     client = kubeflow_pipelines.connect(host, ca_certificate, context)
     return f"Pipelines 2 answers at {client.address}"
+
+
+def _outside(values: Mapping[str, Any], pipeline_root: str) -> dict[str, Check]:
+    """Checks from this machine with its own credentials: the pods have theirs."""
+    checks: dict[str, Check] = {}
+    for name in ("documents", "questions", "base_model"):
+        location = values.get(name, "")
+        if location.startswith(SCHEME):
+            checks[name] = partial(_location, location)
+        elif name == "base_model" and location:
+            checks[name] = partial(_model, location)
+    if pipeline_root.startswith(SCHEME):
+        checks["run"] = partial(_location, pipeline_root, write=True)
+    if values.get("teacher") == "openai":
+        checks["teacher"] = partial(_teacher, values["teacher_endpoint"], values["teacher_model"])
+    return checks
+
+
+def _location(location: str, write: bool = False) -> str:
+    reachable(location, write=write)
+    return f"{location} is {'writable' if write else 'readable'} from here"
+
+
+def _teacher(endpoint: str, model: str) -> str:
+    hint = "Check teacher_endpoint (most end in /v1), OPENAI_API_KEY and secret raft-teacher."
+    answer = _ask("GET", f"{endpoint.rstrip('/')}/models", "OPENAI_API_KEY", hint)
+    try:
+        models = [entry["id"] for entry in answer.json()["data"]]
+    except (ValueError, KeyError, TypeError):
+        models = []
+    if model not in models:
+        listed = ", ".join(models[:5]) or "no models"
+        raise ClusterError(f"{endpoint} has no model {model}; it lists {listed}", hint=hint)
+    return f"{model} answers at {endpoint}"
+
+
+def _model(model: str) -> str:
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    hint = (
+        "401: HF_TOKEN has no valid token (for the pods: the secret that train.yaml describes).\n"
+        f"403: accept the licence at {hub}/{model}.\n404: there is no such model."
+    )
+    _ask("HEAD", f"{hub}/{model}/resolve/main/config.json", "HF_TOKEN", hint)
+    return f"{model} may be fetched from {hub}"
+
+
+def _ask(method: str, url: str, token: str, hint: str) -> Any:
+    """The answer to a request, with the token of an environment variable if there is one."""
+    import requests
+
+    key = os.environ.get(token)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        answer = requests.request(method, url, headers=headers, timeout=20, allow_redirects=False)
+    except OSError as error:  # the pods may be in a network where it answers
+        raise CannotTell(f"{url} does not answer here ({type(error).__name__})") from error
+    if not answer.ok:
+        raise ClusterError(f"{url} answers {answer.status_code}", hint=hint)
+    return answer

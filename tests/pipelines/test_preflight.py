@@ -202,7 +202,7 @@ def test_a_full_quota_is_the_api_servers_answer(preflight: Preflight) -> None:
     ]  # fmt: skip
     assert "pod of generate: the API server would take it" in lines(printed, "ok")
     assert "exceeded quota: team, requested: requests.nvidia.com/gpu=1" in missing[0]
-    assert any("kubectl describe resourcequota,limitrange" in line for line in printed)
+    assert any("kubectl -n NAMESPACE describe resourcequota,limitrange" in line for line in printed)
 
 
 def test_a_webhook_without_dry_runs_proves_nothing(preflight: Preflight) -> None:
