@@ -42,8 +42,8 @@ def run_job(
 
     Raises:
         ConfigError: a setting or the manifest is wrong, or a location that a pod does not see.
-        ClusterError: the cluster cannot be reached or refuses.
-        RunError: the stage failed, and its exit code is the container's; or it does not start.
+        ClusterError: the cluster cannot be reached or refuses, or the stage does not start.
+        RunError: the stage failed; the exit code is the container's.
     """
     arguments = None if settings is None else _flags(stage, settings)
     body = job_body(manifests.load_all(jobs)[stage], namespace, arguments)
