@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from components.core.errors import ClusterError, NotPermitted, first_line
 from components.core.redaction import keep_secret
@@ -17,8 +17,6 @@ from components.core.redaction import keep_secret
 SECONDS_FOR_AN_ANSWER = 30
 SECONDS_WITHOUT_ANSWER = 300.0
 """What runs in a cluster continues without us, so a server that restarts is waited for."""
-
-SETUP = "kubectl apply -k k8s/base -l app.kubernetes.io/component=setup"
 
 
 class NoAnswer(ClusterError):
@@ -29,26 +27,13 @@ class NotThere(ClusterError):
     """The cluster has no such object."""
 
 
-class Refused(ClusterError):
-    """The cluster does not take an object, whoever brings it."""
-
-
-class Cluster(NamedTuple):
-    """Clients of the APIs that we use; a call raises `ClusterError` or a class of it."""
-
-    core: Any
-    batch: Any
-
-
-def connect(context: str = "") -> Cluster:
-    """The cluster of the kubeconfig's context.
+def connect(context: str = "") -> tuple[Any, Any]:
+    """CoreV1Api and BatchV1Api of the kubeconfig's context; their calls raise a `ClusterError`.
 
     Raises:
-        ClusterError: there is no kubeconfig, or it is not usable.
+        ClusterError: there is no usable kubeconfig.
     """
     from kubernetes import client, config
-    from kubernetes.client.exceptions import ApiException
-    from kubernetes.config.config_exception import ConfigException
     from urllib3.exceptions import HTTPError
 
     class Api(client.ApiClient):
@@ -57,33 +42,32 @@ def connect(context: str = "") -> Cluster:
             try:
                 return super().call_api(*arguments, **options)
             except HTTPError as error:
-                raise NoAnswer(
-                    f"the cluster at {settings.host} does not answer ({cause_of(error)})",
-                    hint="kubectl cluster-info shows whether kubectl reaches it.",
-                ) from error
-            except ApiException as error:
+                problem = f"the cluster at {settings.host} does not answer ({cause_of(error)})"
+                raise NoAnswer(problem, hint="kubectl cluster-info tries the same.") from error
+            except client.ApiException as error:
                 message = message_of(error)
+                if error.status == 404:
+                    hint = "kubectl apply -k k8s/base -l app.kubernetes.io/component=setup"
+                    raise NotThere(message, hint=hint) from error
                 # Quotas and policies answer with 403, too, but name no account.
                 if error.status == 401 or (error.status == 403 and 'User "' in message):
                     hint = "kubectl auth whoami shows the account; ask for the permission."
                     raise NotPermitted(message, hint=hint) from error
-                if error.status == 404:
-                    raise NotThere(message, hint=SETUP) from error
-                raise Refused(f"the cluster refuses: {message}") from error
+                quota = "kubectl -n NAMESPACE describe resourcequota,limitrange shows the limits."
+                hint = quota if error.status == 403 else ""
+                raise ClusterError(f"the cluster refuses: {message}", hint=hint) from error
 
     settings = client.Configuration()
     path = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
     try:
         config.load_kube_config(path, context or None, settings, persist_config=False)
-    except (ConfigException, OSError, ValueError, TypeError) as error:
-        raise ClusterError(
-            f"no usable kubeconfig: {' '.join(str(error).split())}",
-            hint="gcloud container clusters get-credentials CLUSTER --location LOCATION writes "
-            f"one; looked for {path} (KUBECONFIG).",
-        ) from error
+    except (config.ConfigException, OSError, ValueError, TypeError) as error:
+        problem = f"no usable kubeconfig at {path} (KUBECONFIG): {first_line(error)}"
+        hint = "gcloud container clusters get-credentials CLUSTER --location LOCATION writes one."
+        raise ClusterError(problem, hint=hint) from error
     guard(*settings.api_key.values(), settings.password)
     settings.retries = 1
-    return Cluster(client.CoreV1Api(Api(settings)), client.BatchV1Api(Api(settings)))
+    return client.CoreV1Api(Api(settings)), client.BatchV1Api(Api(settings))
 
 
 def poll(look: Callable[[], Any], seconds: float) -> Any:
@@ -99,10 +83,9 @@ def poll(look: Callable[[], Any], seconds: float) -> Any:
             if found := look():
                 return found
             last_answer = time.monotonic()
-        except (NotPermitted, NotThere):
-            raise
-        except ClusterError:
-            if time.monotonic() - last_answer > SECONDS_WITHOUT_ANSWER:
+        except ClusterError as error:
+            waits = time.monotonic() - last_answer < SECONDS_WITHOUT_ANSWER
+            if not waits or isinstance(error, (NotPermitted, NotThere)):
                 raise
         time.sleep(seconds)
 

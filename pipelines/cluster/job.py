@@ -8,7 +8,6 @@ import secrets
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from components.core.config import flag
 from components.core.errors import ClusterError, ConfigError, NotPermitted, RunError
 from components.core.progress import headline, say
 from pipelines import manifests
-from pipelines.cluster.connection import Cluster, NotThere, connect, poll
+from pipelines.cluster.connection import connect, poll
 from pipelines.cluster.parameters import is_local
 from pipelines.k8s.job import Job
 from pipelines.stages import config_class
@@ -43,46 +42,38 @@ def run_job(
 
     Raises:
         ConfigError: a setting or the manifest is wrong, or a location that a pod does not see.
-        ClusterError: the cluster cannot be reached or refuses.
-        RunError: the stage failed, and its exit code is the container's; or it does not start.
+        ClusterError: the cluster cannot be reached or refuses, or the stage does not start.
+        RunError: the stage failed; the exit code is the container's.
     """
-    arguments = None if settings is None else checked_flags(stage, settings)
+    arguments = None if settings is None else _flags(stage, settings)
     body = job_body(manifests.load_all(jobs)[stage], namespace, arguments)
     name = body["metadata"]["name"]
-    cluster = connect(context)
+    core, batch = connect(context)
     try:
-        cluster.batch.create_namespaced_job(namespace, body)
+        batch.create_namespaced_job(namespace, body)
     except (KeyboardInterrupt, SystemExit):
-        _remove(cluster, namespace, name)
+        _remove(batch, namespace, name)
         raise
     if detach:
         print(name, flush=True)
         say(f"  follow  kubectl -n {namespace} logs --follow job/{name}")
-        say(f"  remove  kubectl -n {namespace} delete job {name}")
-        return
+        return say(f"  remove  kubectl -n {namespace} delete job {name}")
     try:
         headline(stage, f"Job {name} in {namespace}")
-        follower = _Follower(cluster, namespace, name, stage, start_minutes * 60)
-        poll(follower.look, SECONDS_BETWEEN_LOOKS)
+        _follow(core, batch, namespace, name, stage, start_minutes)
     finally:
-        _remove(cluster, namespace, name)
+        _remove(batch, namespace, name)
 
 
-def checked_flags(stage: str, settings: Mapping[str, object]) -> list[str]:
-    """The stage's settings as flags, one word each.
-
-    Raises:
-        ConfigError: a setting is missing or out of range, or a location that a pod does not see.
-    """
+def _flags(stage: str, settings: Mapping[str, object]) -> list[str]:
+    """The stage's settings, checked, as flags."""
     config = config_class(stage)
     config.parse(settings)
     for name, value in settings.items():
         if is_local(config, name, value) and "$(" not in str(value):  # a variable of the manifest
-            raise ConfigError(
-                f"{flag(name)} {value!r} is a path on this machine, which the pod does not see "
-                "(allowed: gs://BUCKET/PREFIX)",
-                hint=f"gcloud storage cp --recursive {value} gs://BUCKET/ brings a folder there.",
-            )
+            problem = f"{flag(name)} {value!r} is a path on this machine, which no pod sees"
+            hint = f"gcloud storage cp --recursive {value} gs://BUCKET/ brings a folder there."
+            raise ConfigError(f"{problem} (allowed: gs://BUCKET/PREFIX)", hint=hint)
     return [f"{flag(name)}={value}" for name, value in settings.items()]
 
 
@@ -97,117 +88,67 @@ def job_body(job: Job, namespace: str, arguments: list[str] | None = None) -> di
     return body
 
 
-def _remove(cluster: Cluster, namespace: str, name: str) -> None:
+def _remove(batch: Any, namespace: str, name: str) -> None:
     """Delete the Job and its pods; prints the command when the cluster does not let us."""
     try:
-        cluster.batch.delete_namespaced_job(name, namespace, propagation_policy="Background")
+        batch.delete_namespaced_job(name, namespace, propagation_policy="Background")
         say(f"Job {name} is removed")
-    except NotThere:
-        pass
     except ClusterError as error:
-        say(f"Job {name} is left behind ({error}): kubectl -n {namespace} delete job {name}")
+        say(f"Job {name} was not removed ({error}): kubectl -n {namespace} delete job {name}")
 
 
-@dataclass
-class _Follower:
-    """Stays with a Job through its pods: there is a new one after each failure."""
-
-    cluster: Cluster
-    namespace: str
-    name: str
-    stage: str
-    start_seconds: float
-    shown: str = ""
-    """Why the stage waits, or has no log, as it was last shown."""
-    waiting_since: float = field(default_factory=time.monotonic)
-    last_line: str = ""
-    """The time of the last line of a log that was shown."""
-    ended: str = ""
-    """The last pod that has ended."""
-
-    def look(self) -> bool:
-        """Look at the Job and its last pod; True when the Job is complete.
-
-        Raises:
-            RunError: the Job failed, or its pod does not start.
-        """
-        selector = f"job-name={self.name}"
-        pods = self.cluster.core.list_namespaced_pod(self.namespace, label_selector=selector).items
-        pod = max(pods, key=lambda entry: entry.metadata.creation_timestamp, default=None)
-        code, ending = _exit(pod)
+def _follow(
+    core: Any, batch: Any, namespace: str, name: str, stage: str, start_minutes: float
+) -> None:
+    """Stay with a Job through its pods, of which there is a new one after each failure."""
+    shown = last_line = ""
+    waiting_since = time.monotonic()
+    while True:
+        conditions, pod = poll(lambda: _look(core, batch, namespace, name), SECONDS_BETWEEN_LOOKS)
+        code, ending = 1, "no pod"
         if pod is None or pod.status.phase == "Pending":
-            self._wait(self._why_no_pod() if pod is None else _why_pending(pod))
-        elif pod.metadata.name != self.ended:
-            self.waiting_since = time.monotonic()
-            self._copy_log(pod.metadata.name)
-            if pod.status.phase != "Running":
-                self.ended = pod.metadata.name
-                say(f"  {self.stage} ended with {ending}")
-        try:
-            status = self.cluster.batch.read_namespaced_job(self.name, self.namespace).status
-        except NotThere as error:
-            raise RunError(f"Job {self.name} was removed by somebody else") from error
-        true = {entry.type: entry for entry in status.conditions or [] if entry.status == "True"}
-        if condition := true.get("Failed"):
-            why = " ".join(filter(None, [condition.reason, condition.message]))
-            hint = f"Raise the memory in k8s/base/{self.stage}.yaml." if "OOM" in ending else ""
-            raise _failure(f"{self.stage} has failed with {ending}: {why}", hint, code or 1)
-        return "Complete" in true
-
-    def _wait(self, reason: str) -> None:
-        """Show why the stage has not started, once, and give up when that has lasted too long."""
-        self._show(f"waiting: {reason}")
-        waited = time.monotonic() - self.waiting_since
-        if waited > self.start_seconds or reason.startswith("InvalidImageName"):
-            problem = f"{self.stage} has not started in {waited / 60:.0f} min: {reason}"
-            hint = "raft preflight looks for what is missing."
-            raise _failure(problem, hint, ClusterError.exit_code)
-
-    def _show(self, line: str) -> None:
-        if line != self.shown:
-            self.shown = line
+            reason = _why_waiting(core, namespace, name, pod)
+            line = f"waiting: {reason}"
+            minutes = (time.monotonic() - waiting_since) / 60
+            if minutes > start_minutes or reason.startswith("InvalidImageName"):
+                problem = f"{stage} has not started in {minutes:.0f} min: {reason}"
+                raise ClusterError(problem, hint="raft preflight looks for what is missing.")
+        else:
+            waiting_since = time.monotonic()
+            code, ending = _exit(pod)
+            line = shown if pod.status.phase == "Running" else f"{pod.metadata.name}: {ending}"
+            if line != shown or pod.status.phase == "Running":
+                last_line = _print_log(core, namespace, pod.metadata.name, stage, last_line)
+        if line != shown:
+            shown = line
             say(f"  {line}")
-
-    def _why_no_pod(self) -> str:
-        """What keeps the Job from making a pod: a quota, a policy, a missing service account."""
-        reasons = ["the Job has no pod yet"]
-        with suppress(ClusterError):
-            selector = f"involvedObject.name={self.name},type=Warning"
-            list_events = self.cluster.core.list_namespaced_event
-            events = list_events(self.namespace, field_selector=selector).items
-            reasons += [f"the Job can make no pod: {event.message}" for event in events]
-        return reasons[-1]
-
-    def _copy_log(self, pod: str) -> None:
-        """Print the log from where it was left, until the stream ends."""
-        from urllib3.exceptions import HTTPError
-
-        seen = self.last_line
-        options = {"follow": True, "timestamps": True, "_preload_content": False}
-        try:
-            for line in self.cluster.core.read_namespaced_pod_log(
-                pod, self.namespace, container=self.stage, _request_timeout=(30, None), **options
-            ):
-                stamp, _, text = line.decode("utf-8", errors="replace").partition(" ")
-                # RFC 3339, whose fractions of a second vary in length.
-                second, _, fraction = stamp.removesuffix("Z").partition(".")
-                stamp = f"{second}.{fraction:0<9}"
-                if stamp > seen:
-                    self.last_line = stamp
-                    print(text.removesuffix("\n"), flush=True)
-        except NotPermitted as error:
-            self._show(f"no log: {error}")
-        except (HTTPError, ClusterError):
-            pass  # the node is gone, or the stream was cut: the next look tells
+        if failed := conditions.get("Failed"):
+            why = f"{failed.reason} {failed.message or ''}"
+            hint = f"Raise the memory in k8s/base/{stage}.yaml." if "OOM" in ending else ""
+            failure = RunError(f"{stage} has failed with {ending}: {why}", hint=hint)
+            failure.exit_code = code or 1
+            raise failure
+        if "Complete" in conditions:
+            return
+        time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def _failure(problem: str, hint: str, exit_code: int) -> RunError:
-    error = RunError(problem, hint=hint)
-    error.exit_code = exit_code
-    return error
+def _look(core: Any, batch: Any, namespace: str, name: str) -> tuple[dict[str, Any], Any]:
+    """The conditions that hold for a Job by type, and its newest pod or None."""
+    status = batch.read_namespaced_job(name, namespace).status
+    conditions = {entry.type: entry for entry in status.conditions or [] if entry.status == "True"}
+    pods = core.list_namespaced_pod(namespace, label_selector=f"job-name={name}").items
+    return conditions, max(pods, key=lambda pod: pod.metadata.creation_timestamp, default=None)
 
 
-def _why_pending(pod: Any) -> str:
+def _why_waiting(core: Any, namespace: str, name: str, pod: Any) -> str:
+    """Why the Job makes no pod (a quota, a policy, no service account), or the pod does not run."""
+    if pod is None:
+        selector = f"involvedObject.name={name},type=Warning"
+        with suppress(ClusterError, IndexError):  # not every account may see events
+            events = core.list_namespaced_event(namespace, field_selector=selector).items
+            return f"the Job can make no pod: {events[-1].message}"
+        return "the Job has no pod yet"
     for condition in pod.status.conditions or []:
         if condition.type == "PodScheduled" and condition.status == "False":
             return f"no node takes the pod: {condition.message}"
@@ -219,8 +160,29 @@ def _why_pending(pod: Any) -> str:
 
 def _exit(pod: Any) -> tuple[int, str]:
     """Exit code of a pod's container, 1 where it has none, and the words for it and its reason."""
-    statuses = (pod and pod.status.container_statuses) or []
-    ended = next((status.state.terminated for status in statuses), None)
-    code = int(ended.exit_code) if ended else int(pod is None or pod.status.phase != "Succeeded")
-    reason = (ended or pod.status).reason if pod else ""
-    return code, f"exit code {code} ({reason})" if reason else f"exit code {code}"
+    statuses = pod.status.container_statuses or []
+    ended = next((status.state.terminated for status in statuses), None) or pod.status
+    code = getattr(ended, "exit_code", 1)
+    return code, f"exit code {code} ({ended.reason or pod.status.phase})"
+
+
+def _print_log(core: Any, namespace: str, pod: str, stage: str, after: str) -> str:
+    """Print a log's lines after a time until the stream ends; the time of the last one."""
+    from urllib3.exceptions import HTTPError
+
+    last = after
+    options = {"follow": True, "timestamps": True, "_preload_content": False}
+    try:
+        for line in core.read_namespaced_pod_log(
+            pod, namespace, container=stage, _request_timeout=(30, None), **options
+        ):
+            stamp, _, text = line.decode("utf-8", errors="replace").partition(" ")
+            stamp = stamp.removesuffix("Z")  # it would be greater than a further digit
+            if stamp > after:
+                last = stamp
+                print(text.removesuffix("\n"), flush=True)
+    except NotPermitted:
+        raise
+    except (HTTPError, ClusterError):
+        pass  # the node is gone, or the stream was cut: the next look tells
+    return last

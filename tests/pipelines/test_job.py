@@ -93,7 +93,7 @@ def test_from_creation_to_success(cluster: KubernetesServer, leave: Leave) -> No
         "waiting: no node takes the pod: 0/2 nodes are available: 2 Insufficient gpu.",
         "waiting: the pod is being prepared",
         "waiting: ImagePullBackOff: Back-off pulling image",
-        "train ended with exit code 0 (Completed)",
+        "pod-1: exit code 0 (Completed)",
         f"Job {cluster.deleted[0]} is removed",
     ]
     sent = created[0]
@@ -158,7 +158,7 @@ def test_a_job_that_tries_again_is_followed_into_its_next_pod(
     assert code == 0
     assert out.splitlines()[-1] == "second try"
     assert out.count("first line") == 1
-    assert "train ended with exit code 1 (Error)" in err
+    assert "pod-1: exit code 1 (Error)" in err
 
 
 def test_a_log_that_is_cut_goes_on_without_repeating_itself(
@@ -332,7 +332,7 @@ def test_a_job_that_cannot_be_removed_is_named(cluster: KubernetesServer, leave:
     code, _, err = leave("--", *FLAGS)
     (name,) = cluster.jobs
     assert code == 0
-    assert f"Job {name} is left behind ({FORBIDDEN}): kubectl -n raft delete job" in err
+    assert f"Job {name} was not removed ({FORBIDDEN}): kubectl -n raft delete job" in err
 
 
 def test_a_job_that_somebody_removes(cluster: KubernetesServer, leave: Leave) -> None:
@@ -347,5 +347,5 @@ def test_a_job_that_somebody_removes(cluster: KubernetesServer, leave: Leave) ->
 
     cluster.answer = forgetful  # type: ignore[method-assign]
     code, _, err = leave("--", *FLAGS)
-    assert code == 1
-    assert "was removed by somebody else" in err
+    assert code == 2
+    assert '" not found' in err
