@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from components.core.errors import ClusterError, ConfigError, RunError
 
@@ -136,8 +137,8 @@ def exit_codes_kept() -> Iterator[None]:
         self.remove()
         return found
 
-    ContainerCollection.run, Container.wait = run_and_keep, wait_and_remove
-    try:
+    with (
+        patch.object(ContainerCollection, "run", run_and_keep),
+        patch.object(Container, "wait", wait_and_remove),
+    ):
         yield
-    finally:
-        ContainerCollection.run, Container.wait = start, wait
