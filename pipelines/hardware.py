@@ -86,14 +86,14 @@ def hardware_of_run(
     return overrides
 
 
-def chosen(jobs: Jobs, overrides: Mapping[str, Any]) -> Jobs:
-    """The Jobs on the hardware that a run is started with.
+def chosen(jobs: Jobs, overrides: Mapping[str, Any], compiled: Mapping[str, Any]) -> Jobs:
+    """The Jobs on the hardware of a run: what its pipeline was compiled with, and its overrides.
 
     Raises:
         ConfigError: a Job cannot ask for that.
     """
     found = dict(jobs)
-    for stage, placement in _resolve(compiled_hardware(jobs), overrides).items():
+    for stage, placement in _resolve(compiled, overrides).items():
         data = jobs[stage].model_dump(by_alias=True, exclude_unset=True)
         pod = data["spec"]["template"]["spec"]
         pod["nodeSelector"] = placement.node_selector

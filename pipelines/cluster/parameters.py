@@ -50,6 +50,12 @@ class Compiled(NamedTuple):
                     found[name] = command[-1], task.get("inputs", {}).get("parameters", {})
         return found
 
+    @property
+    def hardware(self) -> Mapping[str, Any]:
+        """What the Job manifests of the GPU steps asked for when it was compiled, by stage."""
+        _, inputs = self.steps.get("hardware", ("", {}))
+        return dict(inputs["compiled"]["runtimeValue"]["constant"]) if inputs else {}
+
 
 class UserValue(NamedTuple):
     """A parameter's value and where the user wrote it: `parameters.yaml:3` or `--set`."""
@@ -105,10 +111,7 @@ def check_parameters(pipeline: Compiled, user_values: Mapping[str, UserValue]) -
             errors.append((name, f"{name}: unknown parameter{meant(name, inputs)} {allowed}"))
     if type(values.get("train_gpus")) is int:
         values["train_gpus"] = str(values["train_gpus"])  # text for Kubeflow's sake
-    hardware: Mapping[str, Any] = {}
     for stage, sources in pipeline.steps.values():
-        if stage == "hardware":
-            hardware = sources["compiled"]["runtimeValue"]["constant"]
         wired = {name for name in sources if "componentInputParameter" in sources[name]}
         typed, problems = _validate(stage, {name: values[name] for name in values if name in wired})
         values |= typed
@@ -124,7 +127,7 @@ def check_parameters(pipeline: Compiled, user_values: Mapping[str, UserValue]) -
         lines = dict.fromkeys(places.get(name, "") + problem for name, problem in errors)
         hint = f"Fix the file or add --set name=value; {pipeline.path} opens with all inputs."
         raise ConfigError("\n".join(lines), hint=hint)
-    hardware_of_run(values, hardware)
+    hardware_of_run(values, pipeline.hardware)
     return {name: values[name] for name in user_values}
 
 

@@ -70,7 +70,8 @@ def check_cluster(
         compiled = load(pipeline)
         user_values = read_parameters(parameters, settings)
         values = compiled.defaults | check_parameters(compiled, user_values)
-        by_stage = hardware.chosen(by_stage, hardware.hardware_of_run(values))
+        overrides = hardware.hardware_of_run(values)
+        by_stage = hardware.chosen(by_stage, overrides, compiled.hardware)
     needed = [by_stage[stage] for stage in STAGES]
     core, batch = connect(context)
     account = service_account or needed[0].pod.service_account_name or "default"

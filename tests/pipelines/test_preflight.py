@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from pipelines.cli import main
+from pipelines.compile import compiled
+from pipelines.manifests import OVERLAYS
 from pipelines.stages import STAGES
 from tests.conftest import REPOSITORY
 from tests.pipelines.kubernetes_server import (
@@ -96,6 +98,7 @@ def preflight(
         cluster: KubernetesServer | None = None,
         clusters: tuple[str, ...] = (),
         hub: tuple[int, list[str]] = (200, []),
+        pipeline: Path = PIPELINE,
     ) -> tuple[int, list[str], str]:
         cluster = cluster or KubernetesServer(answers=recorded("good", *clusters))
         with answering({MODEL: (hub[0], {})}, hub[1]) as url, serving(cluster):
@@ -105,7 +108,7 @@ def preflight(
             # Read when kfp's client imports it, which another test may have done.
             monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", path)
             with pytest.raises(SystemExit) as leave:
-                main(["preflight", "--pipeline", str(PIPELINE), *map(str, arguments)])
+                main(["preflight", "--pipeline", str(pipeline), *map(str, arguments)])
         out, err = capfd.readouterr()
         requests = {line.rpartition(" ")[0] for line in cluster.requests}
         assert requests <= {"GET", "dry run of POST"}, "nothing is changed"
@@ -300,6 +303,17 @@ def test_the_hardware_of_a_run_is_looked_for(preflight: Preflight) -> None:
     _, printed, _ = preflight(*settings)
     assert not any("nvidia-l4" in line for line in printed)
     code, printed, _ = preflight(*settings, *chosen)
+    assert code == 2
+    assert any(line.startswith("missing") and "nvidia-l4" in line for line in printed)
+
+
+def test_the_hardware_that_a_pipeline_was_compiled_with_is_looked_for(
+    preflight: Preflight, tmp_path: Path
+) -> None:
+    pipeline = tmp_path / "raft-l4.yaml"
+    pipeline.write_text(compiled(OVERLAYS / "l4"))
+    settings = ["--set", "documents=gs://b/d", "--set", "questions=gs://b/q"]
+    code, printed, _ = preflight(*settings, pipeline=pipeline)
     assert code == 2
     assert any(line.startswith("missing") and "nvidia-l4" in line for line in printed)
 
