@@ -48,8 +48,7 @@ class StageCommand(Command):
         executor_input = click.Option(
             [flag(EXECUTOR_INPUT), EXECUTOR_INPUT],
             metavar="JSON",
-            help="Kubeflow's description of the step, given by Kubeflow alone: figures, "
-            "pages and the cost of failed attempts are announced where it says.",
+            help="Set by Kubeflow Pipelines; do not pass it yourself.",
         )
         return [*(_option(name, field) for name, field in fields.items()), executor_input]
 

@@ -56,7 +56,7 @@ def test_help_teaches_every_flag(stage: str, capsys: pytest.CaptureFixture[str])
         assert flag(name) in text
         assert "".join(field.description.split()) in letters
     assert f"raft {stage}" in text, "an example"
-    assert "--executor-input JSON Kubeflow's description of the step" in text
+    assert "--executor-input JSON Set by Kubeflow Pipelines; do not pass it yourself." in text
 
 
 @pytest.mark.parametrize("name", COMMANDS)
