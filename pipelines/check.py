@@ -101,5 +101,7 @@ def _kind_errors(documents: Sequence[Document]) -> Iterator[str]:
                 f"{document.place()}: not a Kubernetes object, which has a kind (a compiled "
                 "pipeline is checked by raft compile --check)"
             )
+        elif not isinstance(kind, str):
+            yield f"{document.place('kind')}: kind {kind!r} (allowed: a name such as Job)"
         elif kind != "Job" and name in [f"raft-{stage}" for stage in STAGES]:
             yield f"{document.place('kind')}: kind {kind!r} of {name} (allowed: Job)"

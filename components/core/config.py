@@ -177,6 +177,9 @@ class Settings(BaseModel):
         name = str(fault["loc"][0]) if fault["loc"] else ""
         if name not in cls.model_fields:
             return f"{flag(name)}: unknown flag" if name else message(fault)
+        if len(fault["loc"]) > 1 and isinstance(fault["loc"][1], str):  # a field of an object
+            inner = ".".join(map(str, fault["loc"][1:]))
+            return f"{flag(name)}: {inner}: {message(fault)}"
         if fault["type"] == "missing":
             return f"{flag(name)} is missing: {cls.model_fields[name].description}"
         return f"{flag(name)} {fault['input']!r}{complaint(fault, cls.model_fields[name])}"

@@ -77,6 +77,14 @@ def errors(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int,
     return int(leave.value.code or 0), capsys.readouterr().err
 
 
+def test_a_field_of_an_object_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    compiled = '{"train": {"gpus": "1", "memory_request": "64Gi"}}'
+    code, text = errors(capsys, "hardware", "--compiled", compiled, "--output", "x")
+    assert code == 2
+    assert "--compiled: train.memory_limit: Field required" in text
+    assert "--compiled: train.gpus: Extra inputs are not permitted" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaints"),
     [
