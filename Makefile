@@ -3,6 +3,9 @@
 PYTHON ?= python3
 VENV   ?= .venv
 DEMO   ?= run/demo
+REAL   ?= run/real
+LEARN  ?= ../shared/data/hotpotqa/dev_distractor.json
+TEST   ?= ../shared/data/hotpotqa/test_distractor.json
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 VLLM   ?= .venv-vllm
@@ -10,6 +13,8 @@ VLLM   ?= .venv-vllm
 # Images: raft-train:0.1.0 has the GPU libraries, raft-train:0.1.0-cpu the CPU ones. BUILD takes
 # further words for `docker build`.
 STAGES     := generate train quantize-check eval
+# What --teacher vllm needs has no CPU variant.
+IMAGES      = $(STAGES) $(if $(filter gpu,$(VARIANT)),generate-gpu)
 VARIANT    ?= gpu
 REGISTRY   ?=
 BASE_IMAGE ?= python:3.11-slim
@@ -19,8 +24,8 @@ TAG        := $(VERSION)$(if $(filter-out gpu,$(VARIANT)),-$(VARIANT))
 IMAGE       = $(if $(REGISTRY),$(REGISTRY)/)raft-$*:$(TAG)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vllm lint format bench compile overlays lock images push docker-demo clean \
-        $(STAGES:%=image-%) $(STAGES:%=push-%)
+.PHONY: help demo real test test-vllm lint format bench compile overlays lock images push docker-demo clean \
+        $(IMAGES:%=image-%) $(IMAGES:%=push-%)
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,21 +33,27 @@ help: ## show this list
 demo: $(STAMP) ## documents to F1 chart on a tiny model, in minutes (DEMO=folder)
 	$(BIN)/raft demo --output $(DEMO)
 
+real: $(STAMP) ## measure a real chat model on HotpotQA files (LEARN=, TEST=, REAL=folder, SLICE=--slice)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks.real $(REAL) $(LEARN) $(TEST) $(SLICE)
+
 # Three at once: the tests with a Docker engine mostly wait, and those that train take the longest.
 MODELS := tests/demo tests/train tests/quantize_check tests/eval
+OF_VLLM := tests/generate/test_vllm.py tests/eval/test_vllm.py tests/use/test_vllm.py
 
-test: $(STAMP) ## run all tests
+# Threads that wait must not take the others' cores.
+test: export OMP_WAIT_POLICY := PASSIVE
+test: $(STAMP) ## run all tests but those of vLLM, which has an environment of its own
 	@$(BIN)/pytest tests/docker > docker.log 2>&1 & docker=$$!; \
-	$(BIN)/pytest $(MODELS) > models.log 2>&1 & models=$$!; \
+	$(BIN)/pytest $(MODELS) $(OF_VLLM:%=--ignore %) > models.log 2>&1 & models=$$!; \
 	trap 'kill $$docker $$models; exit 130' INT TERM; \
-	$(BIN)/pytest --ignore tests/docker $(MODELS:%=--ignore %); failed=$$?; \
+	$(BIN)/pytest --ignore tests/docker $(MODELS:%=--ignore %) $(OF_VLLM:%=--ignore %); failed=$$?; \
 	wait $$models || failed=1; cat models.log; \
 	wait $$docker || failed=1; cat docker.log; \
 	exit $$failed
 
 test-vllm: $(VLLM)/.installed ## run the tests of the vLLM engine and server (CPU build, own environment)
 	VLLM_CPU_KVCACHE_SPACE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 TORCHDYNAMO_DISABLE=1 \
-	  $(VLLM)/bin/python -m pytest -s tests/generate/test_vllm.py tests/eval/test_vllm.py
+	  $(VLLM)/bin/python -m pytest -s $(OF_VLLM)
 
 lint: $(STAMP) ## style, types, the compiled pipelines, and the manifests
 	$(BIN)/ruff check .
@@ -56,8 +67,11 @@ format: $(STAMP) ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## run the benchmarks
-	@for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+# Those that train for hours, or need a GPU or a folder, are run by hand.
+BY_HAND := $(patsubst %,tests/benchmarks/bench_%.py,distractors gate gpu oracle_absent orderings recipe use)
+
+bench: $(STAMP) ## run the benchmarks, but for those of hours
+	@for script in $(filter-out $(BY_HAND),$(wildcard tests/benchmarks/bench_*.py)); do $(BIN)/python $$script || exit 1; done
 
 compile: $(STAMP) ## compile both pipelines to pipelines/raft.yaml and study.yaml
 	$(BIN)/raft compile
@@ -65,26 +79,26 @@ compile: $(STAMP) ## compile both pipelines to pipelines/raft.yaml and study.yam
 overlays: $(STAMP) ## write the overlays of GPU kinds from components/core/gpus.yaml
 	$(BIN)/python -m pipelines.overlays
 
-images: $(STAGES:%=image-%) ## build all images, or one: image-train (VARIANT=cpu, REGISTRY=)
+images: $(IMAGES:%=image-%) ## build all images, or one: image-train (VARIANT=cpu, REGISTRY=)
 
-$(STAGES:%=image-%): image-%:
-	docker build --file images/$*/Dockerfile --tag $(IMAGE) \
+$(IMAGES:%=image-%): image-%:
+	docker build --file images/$(if $(filter generate-gpu,$*),generate/gpu.,$*/)Dockerfile --tag $(IMAGE) \
 	  --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg VARIANT=$(VARIANT) \
 	  --build-arg VERSION=$(VERSION) \
 	  --build-arg REVISION=$(shell git describe --always --dirty --abbrev=40) $(BUILD) .
 
-push: $(STAGES:%=push-%) $(STAMP) ## push all images to REGISTRY, and write it and their digests into k8s/base and the pipelines
-	$(BIN)/raft compile --registry $(REGISTRY) --tag $(TAG) $(foreach stage,$(STAGES),--digest \
+push: $(IMAGES:%=push-%) $(STAMP) ## push all images to REGISTRY, and write it and their digests into k8s/base and the pipelines
+	$(BIN)/raft compile --registry $(REGISTRY) --tag $(TAG) $(foreach stage,$(IMAGES),--digest \
 	  $(stage)=$$(docker inspect --format '{{join .RepoDigests "\n"}}' $(REGISTRY)/raft-$(stage):$(TAG) \
 	  | sed -n 's|^$(REGISTRY)/raft-$(stage)@||p'))
 
-$(STAGES:%=push-%): push-%: image-%
+$(IMAGES:%=push-%): push-%: image-%
 	$(if $(REGISTRY),,$(error Say where to: make push REGISTRY=europe-west4-docker.pkg.dev/project/raft))
 	docker push $(IMAGE)
 
 docker-demo: $(STAMP) ## the demo with a container for every stage, through the compiled pipeline
 	$(MAKE) images VARIANT=cpu
-	$(BIN)/raft demo --output $(DEMO) --docker
+	$(BIN)/python -m tests.docker.local --output $(DEMO)
 
 lock: $(STAMP) ## compile the images' locked requirements again
 	PATH="$(abspath $(BIN)):$$PATH" images/lock.sh

@@ -16,7 +16,12 @@ declare -A libraries=(
   [quantize-check]="$models"
   [eval]="$models lm_eval jinja2"
 )
-if [ "$variant" = gpu ]; then libraries[eval]+=" vllm"; fi
+stages="generate train quantize-check eval"
+if [ "$variant" = gpu ]; then
+  libraries[eval]+=" vllm"
+  libraries[generate-gpu]="${libraries[generate]} $models vllm"
+  stages+=" generate-gpu"
+fi
 
 # One interpreter for all: what loads alone but not beside the others would fail the stage too.
 read -r -d '' try << 'EOF' || true
@@ -32,7 +37,7 @@ sys.exit(failed)
 EOF
 
 failed=0
-for stage in generate train quantize-check eval; do
+for stage in $stages; do
   image=raft-$stage:$tag
   if ! size=$(docker image inspect --format '{{.Size}}' "$image"); then failed=1; continue; fi
   echo "$image  $((size / 1000000)) MB"

@@ -43,3 +43,6 @@ for variant in cpu gpu; do
       --constraint images/models-$variant.txt
   done
 done
+lock images/generate/requirements-gpu.txt pyproject.toml --extra gcs --extra generate \
+  --extra models --extra vllm --constraint images/eval/requirements-gpu.txt \
+  --constraint images/models-gpu.txt

@@ -25,7 +25,7 @@ PARAMETERS = {"text": str, "object": dict, "list": list}
 """Outputs that are no artifacts."""
 
 Form = Mapping[str, Sequence[str]]
-"""Which settings of each stage are parameters of a pipeline; stages may share one."""
+"""The settings that are parameters of a pipeline, each with the stages that have it."""
 
 
 @cache
@@ -61,16 +61,16 @@ def component(stage: str) -> Any:
         arguments[name] = (place, EMPTY, output.description)
 
     @with_signature(stage.replace("-", "_"), declared.description, arguments)
-    def build(**given: Any) -> dsl.ContainerSpec:
+    def build(**values: Any) -> dsl.ContainerSpec:
         flags: list[Any] = []
         for name in fields:
-            flags += [flag(name), given[name].path if name in declared.inputs else given[name]]
+            flags += [flag(name), values[name].path if name in declared.inputs else values[name]]
         return dsl.ContainerSpec(
             image=image("generate" if stage == "hardware" else stage),
             command=["raft", stage],
             args=[
                 *flags,
-                *("--output", given[main].path),
+                *("--output", values[main].path),
                 *("--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER),
             ],
         )
@@ -110,16 +110,14 @@ def pipeline_arguments(form: Form, defaults: Mapping[str, Any]) -> Arguments:
     """The parameters of a pipeline, from the settings in its form.
 
     Args:
-        form: settings by stage.
+        form: the settings, in the order of the parameters.
         defaults: defaults that differ from the config class's, by name.
     """
     arguments: dict[str, tuple[Any, Any, str]] = {}
-    for stage, names in form.items():
-        for name in names:
-            field = declaration(stage).config.model_fields[name]
-            text = f"{group_of(field)}. {describe(field)}"
-            default = defaults.get(name, _default(field))
-            arguments.setdefault(name, (kfp_type(field), default, text))
+    for name, (stage, *_) in form.items():
+        field = declaration(stage).config.model_fields[name]
+        text = f"{group_of(field)}. {describe(field)}"
+        arguments[name] = (kfp_type(field), defaults.get(name, _default(field)), text)
     return arguments
 
 
@@ -149,8 +147,6 @@ def _default(field: FieldInfo) -> Any:
 
 
 def _step_settings(declared: Declaration) -> dict[str, FieldInfo]:
-    """The settings that a step takes, the stage's own before those that every stage has."""
-    fields = declared.config.model_fields
-    own = inspect.get_annotations(declared.config)
-    names = sorted(fields, key=lambda name: name not in own)
-    return {name: fields[name] for name in names if in_pipeline(fields[name])}
+    """The settings that a step takes."""
+    fields = declared.config.model_fields.items()
+    return {name: field for name, field in fields if in_pipeline(field)}

@@ -7,7 +7,11 @@ from typing import Any, List  # noqa: UP035 (kfp knows no other spelling)
 
 from kfp import dsl
 
+from components.core.config import flag
 from pipelines.component import EMPTY, image, with_signature
+
+SETTINGS = ("status", "state")
+"""Arguments that are settings of the command, not artifacts."""
 
 
 def _step(
@@ -17,13 +21,13 @@ def _step(
     signature = {key: (kind, EMPTY, text) for key, (kind, text) in arguments.items()}
 
     @with_signature(name, description, signature)
-    def build(**given: Any) -> dsl.ContainerSpec:
-        status = ["--status", given["status"]] if "status" in given else []
+    def build(**values: Any) -> dsl.ContainerSpec:
+        flags = [word for key in SETTINGS if key in values for word in (flag(key), values[key])]
         step = ["--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER]
         return dsl.ContainerSpec(
             image=image("generate"),
             command=["raft", command],
-            args=[*status, "--output", given[output].path, *step],
+            args=[*flags, "--output", values[output].path, *step],
         )
 
     return dsl.container_component(build)
@@ -33,6 +37,7 @@ summary = _step(
     *("summary", "summary", "account"),
     "Sum up the run, however it ended: results, time, cost, and what failed.",
     status=(dsl.PipelineTaskFinalStatus, "How the run ended."),
+    state=(str, "The run's field of this name, where copies of its results may be."),
     text=(dsl.Output[dsl.Markdown], "The summary, to read on the run's page."),
     account=(dsl.Output[dsl.Artifact], "Folder with the summary and the run's cost ledger."),
 )
@@ -42,14 +47,4 @@ compare = _step(
     evaluations=(dsl.Input[List[dsl.Artifact]], "Folders of eval."),  # noqa: UP006
     report=(dsl.Output[dsl.HTML], "The figure and the table, to read on the run's page."),
     comparison=(dsl.Output[dsl.Artifact], "Folder with the same."),
-)
-merge = _step(
-    *("merge", "merge", "dataset"),
-    "Join the datasets that several generate steps wrote: the rows of a single one.",
-    shards=(dsl.Input[List[dsl.Dataset]], "Datasets of all shards."),  # noqa: UP006
-    dataset=(
-        dsl.Output[dsl.Dataset],
-        "Training and validation rows, a dataset card, a report of what was dropped.",
-    ),
-    card=(dsl.Output[dsl.Markdown], "The dataset card, to read on the run's page."),
 )

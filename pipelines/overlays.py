@@ -98,7 +98,7 @@ def main(check: bool) -> None:
         for name, text in overlay(kind, kinds()[kind]).items():
             path = OVERLAYS / kind / name
             if check and (not path.is_file() or path.read_bytes() != text.encode()):
-                raise click.UsageError(f"{path} is not what {PATH.name} says: run make overlays")
+                raise click.UsageError(f"{path} differs from {PATH.name}: run make overlays")
             if not check:
                 path.parent.mkdir(exist_ok=True)
                 path.write_text(text, encoding="utf-8")

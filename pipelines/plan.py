@@ -1,17 +1,19 @@
 """`raft plan`: what a training will take, before it is paid for.
 
 Its memory is that of `components/train/memory.py`. Time is an estimate from the FLOPs and a share
-of the GPU's peak that is assumed. No figure of these has been held against a GPU yet.
+of the peak that is assumed: of a GPU its listed peak, which was not held against a GPU yet; where
+there is no GPU also of the CPU, whose peak is measured.
 """
 
 import math
+import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from components.core.describe import duration, money
-from components.core.errors import ConfigError
+from components.core.describe import duration, few_rows, money
 from components.core.gpus import kinds
-from components.core.ledger import Prices, read_prices
+from components.core.ledger import cost_of
+from components.core.models import load_tokenizer
 from components.train.config import TrainConfig
 from components.train.memory import (
     CONTEXT_BYTES,
@@ -19,12 +21,13 @@ from components.train.memory import (
     Memory,
     Shape,
     flops_per_token,
-    is_split,
     memory,
     read_shape,
     trainable,
 )
 from components.train.out_of_memory import what_to_lower
+from components.train.recipe import choose_recipe
+from components.train.rows import check_rows, read_rows
 
 
 class Plan(NamedTuple):
@@ -35,92 +38,134 @@ class Plan(NamedTuple):
     """
 
     held: Memory
-    parameters: int
+    fits: bool
+    split: bool
     trainable: int
     steps: int
     tokens: int
     seconds: float
     cost: float | None
-    memory: int
-    gpu: str
-    gpus: int
-    split: bool
-
-    @property
-    def fits(self) -> bool:
-        return self.held.total <= self.memory
 
 
-def plan(
-    shape: Shape, config: TrainConfig, rows: int, row_tokens: int, mfu: float, prices: Prices
-) -> Plan:
-    """What a training on `--processes` GPUs of the config's profile takes."""
-    gpu, gpus = kinds()[config.profile], max(config.processes, 1)
+def plan(shape: Shape, config: TrainConfig, rows: int, row_tokens: int, mfu: float) -> Plan:
+    """What a training on `--processes` GPUs of the config's kind takes."""
+    gpu, gpus = kinds()[config.gpu], max(config.processes, 1)
+    config = choose_recipe(config, rows, shape.hidden, gpus)
     available, longest = round(gpu.memory_gib * GIB), 2 * row_tokens
-    split = is_split(config, shape, longest, available, gpus)
+    split = gpus > 1 and config.sharding == "full"
+    held = memory(shape, config, longest, gpus if split else 1)
     trained = trainable(shape, config)
-    frozen = 0 if config.method == "full" else shape.in_layers
     tokens = round(rows * row_tokens * config.epochs)
-    a_token = flops_per_token(trained, frozen, shape.layers, shape.hidden, row_tokens)
-    seconds = a_token * tokens / (gpu.bf16_tflops * 1e12 * mfu * gpus)
-    price = prices.gpu_hour.get(gpu.device)
+    flops = tokens * _flops_of_a_token(shape, config, row_tokens)
+    seconds = flops / (gpu.bf16_tflops * 1e12 * mfu * gpus)
     passes = math.ceil(rows / config.batch_size / gpus)
     return Plan(
-        held=memory(shape, config, longest, gpus if split else 1),
-        parameters=shape.parameters,
+        held=held,
+        fits=held.total <= available,
+        split=split,
         trainable=trained,
         steps=math.ceil(math.ceil(passes / config.gradient_accumulation) * config.epochs),
         tokens=tokens,
         seconds=seconds,
-        cost=None if price is None else price * gpus * seconds / 3600,
-        memory=available,
-        gpu=gpu.device,
-        gpus=gpus,
-        split=split,
+        cost=cost_of(0, gpu.device, gpus * seconds),
     )
 
 
-def run(
-    base_model: str, given: Mapping[str, object], rows: int, row_tokens: int, mfu: float
-) -> Plan:
+def _flops_of_a_token(shape: Shape, config: TrainConfig, row_tokens: int) -> float:
+    frozen = 0 if config.method == "full" else shape.computed
+    return flops_per_token(trainable(shape, config), frozen, shape.layers, shape.hidden, row_tokens)
+
+
+def count_tokens(base_model: str, dataset: str) -> tuple[int, int]:
+    """The training rows of a dataset, and the tokens of one in the mean, as train reads them.
+
+    Raises:
+        DataError: the dataset is missing or malformed.
+        ModelError: the model has no tokenizer.
+    """
+    values = {"dataset": dataset, "output": "-", "base_model": base_model, "max_tokens": 1_048_576}
+    config = TrainConfig.parse(values)
+    rows = read_rows(config, load_tokenizer(base_model))
+    check_rows(config, rows)
+    lengths = [len(row["input_ids"]) for row in rows.train]
+    return len(lengths), round(sum(lengths) / len(lengths))
+
+
+def print_plan(
+    base_model: str, settings: Mapping[str, object], rows: int, row_tokens: int, mfu: float
+) -> None:
     """Print the plan.
 
     Raises:
         ConfigError: a setting is out of range.
-        DataError: the price table cannot be read.
         ModelError: the model's shape is not known.
     """
-    values = {"dataset": "-", "output": "-", "base_model": base_model, **given}
-    try:
-        config = TrainConfig.parse(values)
-    except ConfigError as error:
-        raise ConfigError(str(error), hint="raft plan --help shows every flag.") from None
-    prices = read_prices(config.prices)
-    found = plan(read_shape(base_model), config, rows, row_tokens, mfu, prices)
-    print("\n".join(describe(found, config, mfu, prices)))
-    return found
+    values = {"dataset": "-", "output": "-", "base_model": base_model, **settings}
+    config = TrainConfig.parse(values)
+    shape = read_shape(base_model)
+    result = plan(shape, config, rows, row_tokens, mfu)
+    lines = [*describe(result, shape, config, mfu)]
+    if not has_gpu():
+        lines.append(describe_cpu(shape, config, result.tokens, row_tokens, mfu))
+    lines += [f"  {text}" for text in few_rows(rows)]
+    print("\n".join(lines))
 
 
-def describe(found: Plan, config: TrainConfig, mfu: float, prices: Prices) -> Iterator[str]:
+def has_gpu() -> bool:
+    """Whether torch can train on a GPU of this machine."""
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def describe_cpu(
+    shape: Shape, config: TrainConfig, tokens: int, row_tokens: int, mfu: float
+) -> str:
+    """A line about the same training on this machine's CPU."""
+    import torch
+
+    peak, threads = cpu_flops(), torch.get_num_threads()
+    seconds = tokens * _flops_of_a_token(shape, config, row_tokens) / (peak * mfu)
+    return (
+        f"  on this machine's CPU instead: {duration(seconds)}, at {mfu:.0%} of the "
+        f"{peak / 1e9:.0f} GFLOPS that a matrix product reached now (threads: {threads})"
+    )
+
+
+def cpu_flops(size: int = 1024) -> float:
+    """FLOPs a second of this machine's CPU: the fastest of some matrix products in 32 bits.
+
+    Args:
+        size: rows and columns of the matrices.
+    """
+    import torch
+
+    matrix, fastest = torch.rand(size, size), math.inf
+    for _ in range(5):
+        started = time.perf_counter()
+        matrix @ matrix
+        fastest = min(fastest, time.perf_counter() - started)
+    return float(2 * size**3 / fastest)
+
+
+def describe(result: Plan, shape: Shape, config: TrainConfig, mfu: float) -> Iterator[str]:
     """The plan in lines."""
-    place = f"one {found.gpu}" if found.gpus == 1 else f"each of {found.gpus} {found.gpu}"
+    gpu, gpus = kinds()[config.gpu], max(config.processes, 1)
+    place = f"one {gpu.device}" if gpus == 1 else f"each of {gpus} {gpu.device}"
     yield f"{config.base_model}, {config.method}, on {place}"
-    if found.gpus > 1:
-        yield f"  {'split over them (FSDP)' if found.split else 'a whole copy on each'}"
-    yield f"  trained  {found.trainable:,} of {found.parameters:,} parameters"
-    guessed = {"activations"} | ({"weights"} if found.split else set())
-    for name, size in found.held._asdict().items():
+    if gpus > 1:
+        yield f"  {'split over them (FSDP)' if result.split else 'a whole copy on each'}"
+    yield f"  trained  {result.trainable:,} of {shape.parameters:,} parameters"
+    guessed = {"activations"} | ({"weights"} if result.split else set())
+    for name, size in result.held._asdict().items():
         note = "estimate" if name in guessed else "exact"
         yield f"  {name:<12}{size / GIB:>8.2f} GiB  {note}"
-    yield f"  {'in all':<12}{found.held.total / GIB:>8.2f} GiB  of {found.memory / GIB:.1f} GiB"
-    verdict = "fits" if found.fits else "does not fit"
+    yield f"  {'in all':<12}{result.held.total / GIB:>8.2f} GiB  of {gpu.memory_gib:.1f} GiB"
+    verdict = "fits" if result.fits else "does not fit"
     yield f"  {verdict} (with {CONTEXT_BYTES / GIB:.1f} GiB for CUDA itself)"
-    if not found.fits:
-        yield "  " + "; ".join(what_to_lower(config, found.gpus, found.split))
-    cost = money(found.cost, prices.currency)
-    if found.cost is None:
-        cost += f" (--prices FILE, with gpu_hour of {found.gpu})"
+    if not result.fits:
+        yield "  " + "; ".join(what_to_lower(config, gpus, result.split))
     yield (
-        f"  {found.steps} steps, {found.tokens:,} tokens: {duration(found.seconds)}, {cost}, if "
-        f"the GPU reaches {mfu:.0%} of its peak (an assumption)"
+        f"  {result.steps} steps, {result.tokens:,} tokens: {duration(result.seconds)}, "
+        f"{money(result.cost)}, if the GPU reaches {mfu:.0%} of its peak (an assumption)"
     )

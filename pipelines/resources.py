@@ -4,13 +4,12 @@ The same image, resources, node selector, tolerations, volumes, secrets, user an
 an edit of a manifest changes both the Job and the step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from components.core.config import flag
 from components.core.errors import ConfigError
 from pipelines.k8s.job import Job
-from pipelines.k8s.values import GPU
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
@@ -20,14 +19,21 @@ def with_job_resources(
     task: "PipelineTask",
     job: Job,
     placement: Mapping[str, Any] | None = None,
+    fields: Collection[str] = (),
+    secrets: Mapping[str, Any] | None = None,
     *,
     light: bool = False,
+    other: Job | None = None,
 ) -> "PipelineTask":
     """A task that asks for what its Job asks for.
 
     Args:
         placement: outputs of the hardware step, by field of its `Placement`, which replace what
             the Job says of these.
+        fields: settings that are fields of the pipeline's form, which has the Job's flags of that
+            name as their defaults.
+        secrets: parameters of the pipeline that name the secret of a variable, by variable.
+        other: a second Job of the step: the task has its volumes, variables and flags as well.
         light: whether the task only reads small files: without the Job's amounts, GPU, variables
             and flags.
 
@@ -36,7 +42,37 @@ def with_job_resources(
     """
     from kfp import kubernetes
 
-    task.set_container_image(job.container.image)
+    jobs = [job, *filter(None, [other])]
+    _set_image(task, job, placement)
+    if not light:
+        _set_amounts(task, job)
+        for each in jobs:
+            set_variables(task, each, secrets or {})
+        _set_flags(jobs, task, fields)
+    _mount_volumes(task, jobs, claims=not light)
+    if affinity := job.pod.affinity.node_affinity:
+        nodes = affinity.model_dump(by_alias=True, exclude_unset=True)
+        kubernetes.add_node_affinity_json(task, nodes)
+    user = job.pod.security_context.model_dump(
+        include={"run_as_user", "run_as_group", "run_as_non_root"}, exclude_none=True
+    )
+    if user:
+        kubernetes.set_security_context(task, **user)
+    if placement is not None:
+        _set_placement(task, jobs[-1], placement)
+        return task
+    for key, value in job.pod.node_selector.items():
+        kubernetes.add_node_selector(task, key, value)
+    for toleration in job.pod.tolerations:
+        kubernetes.add_toleration(task, **toleration.model_dump())
+    return task
+
+
+def _set_image(task: "PipelineTask", job: Job, placement: Mapping[str, Any] | None) -> None:
+    """Give a task its image, and the labels and annotations of its pod."""
+    from kfp import kubernetes
+
+    task.set_container_image((placement or {}).get("image", job.container.image))
     if job.container.image_pull_policy:
         kubernetes.set_image_pull_policy(task, job.container.image_pull_policy)
     if job.pod.image_pull_secrets:
@@ -46,44 +82,43 @@ def with_job_resources(
         kubernetes.add_pod_label(task, key, value)
     for key, value in job.spec.template.metadata.annotations.items():
         kubernetes.add_pod_annotation(task, key, value)
-    if not light:
-        _set_amounts(task, job)
-        _set_variables(task, job)
-        _set_flags(job, task)
-    volumes = {volume.name: volume.empty_dir for volume in job.pod.volumes}
-    for mount in job.container.volume_mounts:
-        empty = volumes[mount.name]
-        kubernetes.empty_dir_mount(
-            task, mount.name, mount.mount_path, empty.medium, empty.size_limit
-        )
-    user = job.pod.security_context.model_dump(
-        include={"run_as_user", "run_as_group", "run_as_non_root"}, exclude_none=True
-    )
-    if user:
-        kubernetes.set_security_context(task, **user)
-    if placement is None:
-        for key, value in job.pod.node_selector.items():
-            kubernetes.add_node_selector(task, key, value)
-        for toleration in job.pod.tolerations:
-            kubernetes.add_toleration(task, **toleration.model_dump())
-    else:
-        _set_placement(task, placement)
-    return task
+
+
+def _mount_volumes(task: "PipelineTask", jobs: Sequence[Job], *, claims: bool) -> None:
+    """Mount the volumes of a step's Jobs; of two with the same path, the last one's."""
+    from kfp import kubernetes
+
+    volumes = {volume.name: volume for job in jobs for volume in job.pod.volumes}
+    mounts = {mount.mount_path: mount for job in jobs for mount in job.container.volume_mounts}
+    for mount in mounts.values():
+        empty, claim = volumes[mount.name].empty_dir, volumes[mount.name].persistent_volume_claim
+        if empty:
+            kubernetes.empty_dir_mount(
+                task, mount.name, mount.mount_path, empty.medium, empty.size_limit
+            )
+        elif claim and claims:
+            kubernetes.mount_pvc(task, claim.claim_name, mount.mount_path, mount.sub_path)
 
 
 def _set_amounts(task: "PipelineTask", job: Job) -> None:
+    from kfp import kubernetes
+
     limits, requests = job.container.resources.limits, job.container.resources.requests
     for kind, amounts in (("request", requests), ("limit", limits)):
         for resource in ("cpu", "memory"):
             if amount := getattr(amounts, resource):
                 getattr(task, f"set_{resource}_{kind}")(amount)
-    if limits.gpu:
+    resource, count = limits.accelerator
+    if count:
         # KFP has no request for accelerators: Kubernetes takes the limit for it.
-        task.set_accelerator_type(GPU)
-        task.set_accelerator_limit(limits.gpu)
+        task.set_accelerator_type(resource)
+        task.set_accelerator_limit(count)
+    if job.pod.active_deadline_seconds:
+        kubernetes.set_timeout(task, job.pod.active_deadline_seconds)
 
 
-def _set_variables(task: "PipelineTask", job: Job) -> None:
+def set_variables(task: "PipelineTask", job: Job, secrets: Mapping[str, Any]) -> None:
+    """Give a task the variables of a Job, and those from secrets."""
     from kfp import kubernetes
 
     for variable in job.container.env:
@@ -91,30 +126,37 @@ def _set_variables(task: "PipelineTask", job: Job) -> None:
             task.set_env_variable(variable.name, variable.value)
         else:
             secret = variable.value_from.secret_key_ref
-            names = {secret.key: variable.name}
-            kubernetes.use_secret_as_env(task, secret.name, names, optional=secret.optional)
+            name = secrets.get(variable.name, secret.name)
+            keys = {secret.key: variable.name}
+            kubernetes.use_secret_as_env(task, name, keys, optional=secret.optional)
 
 
-def _set_placement(task: "PipelineTask", placement: Mapping[str, Any]) -> None:
+def _set_placement(task: "PipelineTask", job: Job, placement: Mapping[str, Any]) -> None:
     from kfp import kubernetes
 
     # kfp does not pass these through the conditions and loops around a task by itself.
     task.register_pipeline_channels(list(placement.values()))
-    task.set_accelerator_type(GPU)
+    task.set_accelerator_type(job.container.resources.limits.accelerator[0])
     task.set_accelerator_limit(placement["gpu_count"])
+    task.set_cpu_request(placement["cpu_request"])
+    if job.container.resources.limits.cpu:
+        task.set_cpu_limit(placement["cpu_limit"])
     task.set_memory_request(placement["memory_request"])
     task.set_memory_limit(placement["memory_limit"])
     kubernetes.add_node_selector_json(task, placement["node_selector"])
     kubernetes.add_toleration_json(task, placement["tolerations"])
 
 
-def _set_flags(job: Job, task: "PipelineTask") -> None:
-    """Give a task the flags that its Job gives a value of their own.
+def _set_flags(jobs: Sequence[Job], task: "PipelineTask", fields: Collection[str]) -> None:
+    """Give a task the flags that its Jobs give a value of their own.
 
     Raises:
         ConfigError: the pipeline or its component would not follow one.
     """
-    for name, (value, place) in job.settings().items():
+    settings = {name: value for job in jobs for name, value in job.settings().items()}
+    for name, (value, place) in settings.items():
+        if name in fields:
+            continue
         if name in task.inputs:
             raise ConfigError(
                 f"{place}: {flag(name)} has a value here, but in the pipeline it is a parameter",

@@ -3,14 +3,25 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from components.core.hardware import Placement, output_name
+from components.core.hardware import (
+    GPU_STEPS,
+    PLACED,
+    TWO_JOBS,
+    WITH_GPUS,
+    output_name,
+    placed_fields,
+)
 from pipelines.component import Form, component
-from pipelines.hardware import compiled_hardware
+from pipelines.form import SECRETS, fields_of
 from pipelines.manifests import Jobs
-from pipelines.resources import with_job_resources
+from pipelines.overrides import compiled_hardware
+from pipelines.resources import set_variables, with_job_resources
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
+
+CACHE = "/cache"
+"""Where a volume that keeps base models is mounted."""
 
 RETRIES = 3
 """As many as the Job manifests give a pod (`backoffLimit`)."""
@@ -21,33 +32,56 @@ class Steps:
 
     Args:
         jobs: Job manifests by stage.
-        form: which settings of each stage are parameters of the pipeline.
+        form: which settings are parameters of the pipeline.
         parameters: the pipeline's parameters.
+        cache_volume: a volume claim that keeps the base models of the GPU steps; "" where a bucket
+            does.
     """
 
-    def __init__(self, jobs: Jobs, form: Form, parameters: Mapping[str, Any]) -> None:
+    def __init__(
+        self, jobs: Jobs, form: Form, parameters: Mapping[str, Any], cache_volume: str = ""
+    ) -> None:
         self.jobs, self.form, self.parameters = jobs, form, parameters
+        self.cache_volume = cache_volume
+        self.placements: dict[str, Mapping[str, Any]] = {}
 
-    def hardware(self) -> "PipelineTask":
-        """The step that resolves the hardware of the GPU steps."""
-        given = {name: self.parameters[name] for name in self.form["hardware"]}
-        return self.light(component("hardware")(compiled=compiled_hardware(self.jobs), **given))
+    def hardware(self, **inputs: Any) -> None:
+        """The step that resolves the hardware of the others, which follow it from here on.
 
-    def placement(self, hardware: "PipelineTask", stage: str) -> dict[str, Any]:
-        """What the hardware step has resolved for a stage, by field of `Placement`."""
-        return {name: hardware.outputs[output_name(stage, name)] for name in Placement.model_fields}
+        It also asks the hub for the base model, with the token that train has.
+        """
+        fields = {name: self.parameters[name] for name in fields_of(self.form, "hardware")}
+        compiled = compiled_hardware(self.jobs)
+        step = component("hardware")(compiled=compiled, **fields, **inputs)
+        _pass_every_parameter(step)
+        set_variables(step, self.jobs["train"], self._secrets())
+        outputs = self.light(step).outputs
+        for stage in PLACED:
+            self.placements[stage] = {
+                name: outputs[output_name(stage, name)] for name in placed_fields(stage)
+            }
 
-    def stage(
-        self, stage: str, placement: Mapping[str, Any] | None = None, **inputs: Any
-    ) -> "PipelineTask":
-        """A stage's task.
+    def stage(self, stage: str, **inputs: Any) -> "PipelineTask":
+        """A stage's task, placed as `placements` says, or else its Job.
 
         Args:
-            placement: what the hardware step resolved; None takes the Job's own.
             inputs: artifacts, and settings that are not parameters of the pipeline.
         """
-        given = {name: self.parameters[name] for name in self.form[stage]} | inputs
-        task = with_job_resources(component(stage)(**given), self.jobs[stage], placement)
+        from kfp import kubernetes
+
+        placement = self.placements.get(stage)
+        fields = {name: self.parameters[name] for name in fields_of(self.form, stage)}
+        if placement:
+            inputs["gpus"] = placement["gpu_count"]
+        if self.cache_volume and stage in GPU_STEPS:
+            inputs["state"] = CACHE
+        task = component(stage)(**fields | inputs)
+        # The volumes of a step are chosen when it is compiled: those that a model needs.
+        other = self.jobs[WITH_GPUS] if stage == TWO_JOBS else None
+        job, secrets = self.jobs[stage], self._secrets()
+        with_job_resources(task, job, placement, fields, secrets, other=other)
+        if self.cache_volume and stage in GPU_STEPS:
+            kubernetes.mount_pvc(task, pvc_name=self.cache_volume, mount_path=CACHE)
         _pass_every_parameter(task)
         # KFP finds cached results by the image's name, the command and the *text* of the inputs.
         # For no step does equal text mean an equal result: documents and questions change under
@@ -59,6 +93,11 @@ class Steps:
         return task.set_retry(
             RETRIES, backoff_duration="60s", backoff_factor=2, backoff_max_duration="172800s"
         )
+
+    def _secrets(self) -> dict[str, Any]:
+        """The parameters that name secrets, by the variable that the secret fills."""
+        named = SECRETS.items()
+        return {key: self.parameters[name] for key, name in named if name in self.parameters}
 
     def light(self, task: "PipelineTask") -> "PipelineTask":
         """A task that only reads small files: generate's image and node, but smaller."""

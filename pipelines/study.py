@@ -1,7 +1,7 @@
-"""The study for Kubeflow: several base models and LoRA settings on one dataset, side by side.
+"""The study for Kubeflow: several base models, settings and targets on one dataset, side by side.
 
-One dataset feeds all trials; a trial trains an adapter and evaluates it in all bit widths that
-its arms name. Compiled by `raft compile` to pipelines/study.yaml.
+One dataset feeds all trials; a trial trains an adapter and evaluates the arms that it names (see
+`trials`). Compiled by `raft compile` to pipelines/study.yaml.
 """
 
 # kfp is untyped.
@@ -11,80 +11,91 @@ from typing import Any
 
 from kfp import dsl
 
-from components.train.config import TrainConfig
-from pipelines.component import pipeline_arguments, with_signature
+from pipelines.component import Arguments, pipeline_arguments, with_signature
+from pipelines.form import FIELDS, defaults_of, form_table
 from pipelines.light_steps import compare, summary
 from pipelines.manifests import Jobs
 from pipelines.steps import Steps
+from pipelines.trials import FIELDS as TRIAL_FIELDS
+from pipelines.trials import POST_MODELS, completed, settings_of
 
-BASE_MODELS = ("meta-llama/Meta-Llama-3-8B-Instruct", "meta-llama/Llama-3.1-8B-Instruct")
 SETTINGS = (
     {"rank": 16, "alpha": 16, "target_modules": ["q_proj", "v_proj"]},
     {"rank": 64, "alpha": 64, "target_modules": ["all-linear"]},
 )
 TRIALS = [
-    {"base_model": model, "learning_rate": TrainConfig.default("learning_rate"), **settings}
-    for model, settings in product(BASE_MODELS, SETTINGS)
+    completed({"base_model": model, **settings})
+    for model, settings in product(POST_MODELS[::2], SETTINGS)
 ]
 """Every model with every setting. Written out, because a loop over a list of trials can collect
 its results, and a loop in a loop cannot (kfp 2.17)."""
 
 FORM = {
-    "generate": (
-        "documents", "teacher", "teacher_endpoint", "teacher_model", "max_chunks", "seed",
-    ),
-    "train": ("epochs", "seed"),
-    "quantize-check": ("seed",),
-    "eval": ("questions", "arms", "max_questions", "seed"),
-    "hardware": ("train_gpus", "memory", "node_selector", "tolerations"),
-}  # fmt: skip
-"""The settings that are fields of the dashboard's form, by stage."""
+    name: stages
+    for name, stages in FIELDS.items()
+    if name not in (*TRIAL_FIELDS, "base_revision", "gate")
+}
+"""The fields of the dashboard's form, besides the trials."""
 
 TRIALS_PARAMETER = {
     "trials": (
         list,
         TRIALS,
-        f"Trials. A JSON list of objects, each with {', '.join(sorted(TRIALS[0]))}.",
+        f"Trials. A JSON list of objects, each with base_model and any of "
+        f"{', '.join(sorted(TRIAL_FIELDS.keys() - {'base_model'}))}; the others have "
+        "their defaults (--help of raft train and raft eval).",
     )
 }
 
 DESCRIPTION = """\
-Compare base models, LoRA settings and bit widths on one dataset.
+Compare base models, LoRA settings, training targets and rows, and bit widths on one dataset.
 
-Writes RAFT rows once, trains an adapter for every trial, scores each with its base model in 16 and
-in 4 bits on the same questions, and sets all of them side by side."""
+Writes RAFT rows once, trains an adapter for every trial, scores the arms of each on the same
+questions, and sets all of them side by side. Locations are gs:// URIs."""
 
 
-def pipeline(jobs: Jobs) -> Any:
-    """The study, with every step on the hardware that its Job asks for."""
+def form(jobs: Jobs) -> Arguments:
+    """The parameters of a study."""
+    return {**pipeline_arguments(FORM, defaults_of(jobs, FORM)), **TRIALS_PARAMETER}
+
+
+def pipeline(jobs: Jobs, cache_volume: str = "", parallelism: int | None = None) -> Any:
+    """The study, with every step on the hardware that its Job asks for.
+
+    Args:
+        jobs: Job manifests by stage.
+        cache_volume: a volume claim that keeps base models.
+        parallelism: how many trials run at once; all, if it is None.
+    """
+    fields = form(jobs)
 
     @dsl.pipeline(name="raft-study")
-    @with_signature("study", DESCRIPTION, {**pipeline_arguments(FORM, {}), **TRIALS_PARAMETER})
+    @with_signature("study", f"{DESCRIPTION}\n\n{form_table(fields)}", fields)
     def study(**parameters: Any) -> None:
-        steps = Steps(jobs, FORM, parameters)
-        with dsl.ExitHandler(steps.light(summary()), name="run"):
-            hardware = steps.hardware()
-            dataset = steps.stage("generate").outputs["dataset"]
-            with dsl.ParallelFor(parameters["trials"], name="trials") as trial:
+        steps = Steps(jobs, FORM, parameters, cache_volume)
+        with dsl.ExitHandler(steps.light(summary(state=parameters["state"])), name="run"):
+            steps.hardware(trials=parameters["trials"])
+            generated = steps.stage("generate", eval_questions=parameters["questions"])
+            dataset = generated.outputs["dataset"]
+            trials = parameters["trials"]
+            with dsl.ParallelFor(trials, name="trials", parallelism=parallelism) as trial:
+                fields = {name: getattr(trial, name) for name in TRIAL_FIELDS}
                 adapter = steps.stage(
-                    "train",
-                    steps.placement(hardware, "train"),
-                    dataset=dataset,
-                    **{name: getattr(trial, name) for name in TRIALS[0]},
+                    "train", dataset=dataset, **settings_of(fields, "train")
                 ).outputs["adapter"]
                 quantized = steps.stage(
                     "quantize-check",
-                    steps.placement(hardware, "quantize-check"),
                     dataset=dataset,
                     base_model=trial.base_model,
                     adapter=adapter,
                 )
                 evaluated = steps.stage(
                     "eval",
-                    steps.placement(hardware, "eval"),
+                    dataset=dataset,
                     base_model=trial.base_model,
                     adapter=adapter,
                     quantization=quantized.outputs["quantization"],
+                    **settings_of(fields, "eval"),
                 )
             steps.light(compare(evaluations=dsl.Collected(evaluated.outputs["evaluation"])))
 

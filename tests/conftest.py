@@ -1,24 +1,48 @@
 """What many tests need: the command line in a process of its own, real data, the shipped model."""
 
 import importlib.util
+import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
 from tests.gcs import Emulator, emulator
 
+if TYPE_CHECKING:
+    from components.generate.config import GenerateConfig
+
 REPOSITORY = Path(__file__).resolve().parents[1]
+DATA = Path(__file__).parent / "data"
+MORE_DATA = REPOSITORY.parent / "shared" / "data"
+"""More questions and documents than the repository may carry, where a developer has them."""
 
 # Before torch and the hub client are imported: a wrong path must not ask a hub for minutes, and
 # idle threads must not spin on a machine with few cores.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None]:
+    """End the session at a SIGTERM from outside, which a training in a test would take for its own.
+
+    The training exits with 143, as it should; the session would count that as the test's failure.
+    """
+    try:
+        yield
+    except SystemExit as leave:
+        if leave.code == 128 + signal.SIGTERM:
+            pytest.exit("SIGTERM came from outside", 128 + signal.SIGTERM)
+        raise
+
 
 Raft = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -48,18 +72,32 @@ def raft() -> Raft:
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """Real questions and golden values, which lie beside the checkout, not in it."""
-    folder = REPOSITORY.parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip(f"{folder}: the shared test data are not beside this checkout")
-    return folder
+def hotpotqa() -> Path:
+    """Thirty real questions with their 300 paragraphs."""
+    return DATA / "hotpotqa.json"
+
+
+@pytest.fixture(scope="session")
+def documents() -> Path:
+    """A document of every kind, and a scan."""
+    return DATA / "documents"
 
 
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
     """The tiny model that ships with the project."""
     return REPOSITORY / "pipelines" / "demo" / "model"
+
+
+@pytest.fixture
+def model(demo_model: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model, to be changed."""
+    return Path(shutil.copytree(demo_model, tmp_path / "model"))
+
+
+def edit_json(path: Path, **values: object) -> None:
+    """Set fields of a JSON object in a file."""
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | values), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
@@ -106,18 +144,23 @@ def gcs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Emulator]:
         yield running
 
 
+def by_rules(documents: Path | str, output: Path | str = "o", **settings: Any) -> "GenerateConfig":
+    """Settings of a generate stage whose teacher needs no model."""
+    from components.generate.config import GenerateConfig
+
+    values = {"teacher": "extractive", "documents": str(documents), "output": str(output)}
+    return GenerateConfig.parse(values | settings)
+
+
 @pytest.fixture(scope="session")
 def world_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small dataset about the demo's invented world: 40 documents, 36 training rows."""
     from components.generate import generate
-    from components.generate.config import GenerateConfig
     from pipelines.demo.world import articles, write_documents
 
     folder = tmp_path_factory.mktemp("world")
     write_documents(articles(40, seed=7), folder / "documents")
-    generate.run(
-        GenerateConfig(documents=str(folder / "documents"), output=str(folder / "dataset"))
-    )
+    generate.run(by_rules(folder / "documents", folder / "dataset"))
     return folder / "dataset"
 
 

@@ -7,6 +7,7 @@ Faults can be put in front of it, and every request is counted.
 
 import io
 import json
+import random
 import threading
 import time
 import urllib.parse
@@ -15,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from gcp_storage_emulator.exceptions import NotFound
@@ -22,9 +24,46 @@ from gcp_storage_emulator.handlers import buckets, objects
 from gcp_storage_emulator.server import RequestHandler
 from gcp_storage_emulator.storage import Storage
 
+from components.core.storage import finish_artifact
+from components.core.storage.bucket import locate
 from tests.generate.teacher_server import reset
 
 BUCKET = "bucket"
+NO_PAYER = "Bucket is a requester pays bucket but no user project provided."
+"""Cloud Storage's own words, which come with 400."""
+
+
+def artifact(folder: Path, files: int = 3, size: int = 1000) -> Path:
+    """A finished artifact of random files, the last one in a folder of its own."""
+    (folder / "sub").mkdir(parents=True)
+    for number in range(files):
+        place = folder / "sub" if 0 < number == files - 1 else folder
+        (place / f"{number:03}.bin").write_bytes(random.Random(f"{number} {size}").randbytes(size))
+    finish_artifact(folder)
+    return folder
+
+
+def upload(name: str, content: bytes | str, encoding: str | None = None) -> None:
+    """Put an object into the bucket as any tool may have done."""
+    blob = locate(f"gs://{BUCKET}")[0].blob(name)
+    blob.content_encoding = encoding
+    blob.upload_from_string(content)
+
+
+def upload_files(folder: Path, prefix: str) -> None:
+    """Put the files of a folder into the bucket, as a person does."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        upload(f"{prefix}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same files."""
+    contents = [
+        {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (one, other)
+    ]
+    return contents[0] == contents[1]
+
 
 RESET, LOST, SHORT, FLIPPED, SILENT = BREAKS = "reset", "lost", "short", "flipped", "silent"
 """Reset before anything was done; done, but the answer is lost; half of the answer, then a reset;
@@ -77,6 +116,7 @@ class Emulator:
         fault: given method and path, the HTTP status to answer with instead (0 = none), or how the
             connection breaks: see `BREAKS`.
         silence: seconds of a connection that is silent.
+        requester_pays: refuse requests that name no project that pays for them.
     """
 
     url: str
@@ -86,6 +126,7 @@ class Emulator:
     ranges: list[str] = field(default_factory=list)
     fault: Callable[[str, str], int | str] = lambda method, path: 0
     silence: float = 60.0
+    requester_pays: bool = False
 
     def names(self, prefix: str = "") -> set[str]:
         """The objects in the bucket."""
@@ -97,6 +138,7 @@ class _Handler(RequestHandler):
 
     def __init__(self, emulator: Emulator, lock: threading.Lock, *args: Any) -> None:
         self.emulator, self.lock = emulator, lock
+        self.encoding: str | None = None
         super().__init__(emulator.storage, *args)
 
     def do_GET(self) -> None:
@@ -147,6 +189,10 @@ class _Handler(RequestHandler):
     def _handled(self, handle: Callable[[], None]) -> None:
         url = urllib.parse.urlparse(self.path)
         query = urllib.parse.parse_qs(url.query)
+        if self.emulator.requester_pays and "userProject" not in query:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self._answer(400, {"error": {"code": 400, "message": NO_PAYER}})
+            return
         with self.lock:
             before = self.emulator.names()
             there = self.storage.objects[BUCKET] if before else {}
@@ -155,6 +201,9 @@ class _Handler(RequestHandler):
             self.storage.expected = demanded or query.get("generation", [None])[0]
             path = urllib.parse.unquote(url.path)
             composes = path.endswith("/compose")
+            self.encoding = None
+            if query.get("alt") == ["media"]:
+                self.encoding = there.get(path.split("/o/")[1], {}).get("contentEncoding")
             self.storage.composed = path.split("/o/")[1][: -len("/compose")] if composes else None
             try:
                 self._compose() if composes else handle()
@@ -170,6 +219,14 @@ class _Handler(RequestHandler):
                 self.emulator.ranges.append(self.headers["Range"])
             if query.get("alt") == ["media"]:
                 self.emulator.downloads.append(urllib.parse.unquote(url.path.split("/o/")[1]))
+
+    def end_headers(self) -> None:
+        """Say how an object is stored: compressed, to a client that takes it so, as ours does."""
+        if self.encoding:
+            assert self.encoding in self.headers["Accept-Encoding"]
+            self.send_header("Content-Encoding", self.encoding)
+            self.send_header("X-Goog-Stored-Content-Encoding", self.encoding)
+        super().end_headers()
 
     def _compose(self) -> None:
         """Join parts as a bucket does, whose composed objects have no MD5; the emulator's own way
@@ -187,8 +244,11 @@ class _Handler(RequestHandler):
         )
         made |= {"crc32c": objects._crc32c(content), "componentCount": len(sources)}
         self.storage.create_file(BUCKET, whole, content, made)
-        answer = json.dumps(made).encode()
-        self.send_response(200)
+        self._answer(200, made)
+
+    def _answer(self, status: int, value: object) -> None:
+        answer = json.dumps(value).encode()
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()

@@ -23,14 +23,14 @@ def command(*arguments: object) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_four_stages(shared_data: Path, demo_model: Path, tmp_path: Path) -> None:
-    source = shared_data / "hotpotqa" / "dev_distractor.json"
+def test_four_stages(hotpotqa: Path, demo_model: Path, tmp_path: Path) -> None:
     dataset, adapter, quantization, evaluation = (
         tmp_path / name for name in ("dataset", "adapter", "quantization", "evaluation")
     )
     model = ("--base-model", demo_model)
     command(
-        "generate", "--documents", source, "--output", dataset, "--max-chunks", 60,
+        "generate", "--teacher", "extractive", "--documents", hotpotqa,
+        "--output", dataset, "--max-chunks", 60,
         "--chunk-tokens", 128, "--tokenizer", demo_model,
     )  # fmt: skip
     command(
@@ -39,10 +39,10 @@ def test_four_stages(shared_data: Path, demo_model: Path, tmp_path: Path) -> Non
     )  # fmt: skip
     command(
         "quantize-check", "--dataset", dataset, *model, "--adapter", adapter, "--output",
-        quantization, "--min-agreement", 0, "--max-memory-ratio", 1,
+        quantization, "--max-rows", 8, "--max-new-tokens", 48, "--max-memory-ratio", 1,
     )  # fmt: skip
     command(
-        "eval", "--questions", source, *model, "--adapter", adapter, "--quantization",
+        "eval", "--questions", hotpotqa, *model, "--adapter", adapter, "--quantization",
         quantization, "--output", evaluation, "--max-questions", QUESTIONS, "--distractors", 2,
         "--max-new-tokens", 48,
     )  # fmt: skip
@@ -55,7 +55,7 @@ def test_four_stages(shared_data: Path, demo_model: Path, tmp_path: Path) -> Non
     assert len(rows) >= 25
     paragraphs = {
         "".join(sentences)
-        for question in json.loads(source.read_text(encoding="utf-8"))
+        for question in json.loads(hotpotqa.read_text(encoding="utf-8"))
         for _, sentences in question["context"]
     }
     for row in rows:

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.tree import tree
 
-STAGES = ("generate", "train", "quantize_check", "eval")
+STAGES = ("generate", "train", "quantize_check", "eval", "use")
 
 
 def imports(path: Path) -> set[str]:
@@ -62,7 +62,7 @@ def test_only_declarations_know_kfp_and_only_storage_knows_gcs() -> None:
         "component.py", "raft.py", "study.py", "light_steps.py", "steps.py", "compile.py",
         "local.py", "resources.py", "kubeflow.py",
     }  # fmt: skip
-    assert know_kubernetes == {"connection.py", "values.py"}
+    assert know_kubernetes == {"connection.py", "images.py", "values.py"}
     assert know_gcs == {"storage"}
 
 

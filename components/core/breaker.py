@@ -14,20 +14,18 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from components.core.errors import RaftError, TeacherError
 from components.core.progress import say
 
-TRIES = 6  # of one call
-FAILURES_TO_CHECK = 8  # in a row, of all calls
+TRIES = 6  # of one call; and failures in a row, of all calls, after which the endpoint is checked
 CHECKS = 5  # before the run stops
 GIVEN_UP_TO_STOP = 4  # requests, in a row
 FIRST_PAUSE = 0.5  # seconds
 LONGEST_PAUSE = 30.0
 LONGEST_REQUESTED_PAUSE = 600.0  # an endpoint that asks for more is retried as if it asked for none
 LOGGED_PAUSE = 10.0
-LOGGED_REQUESTS = 3
 
 R = TypeVar("R")
 Send = Callable[[], Awaitable[R]]
@@ -50,12 +48,16 @@ class TransientError(Exception):
 
 
 class PermanentError(Exception):
-    """A request failed for good, others need not. `reason` is what a report counts."""
+    """A request failed for good, others need not.
+
+    `reason` is what a report counts; `detail` is what the endpoint answered.
+    """
 
     def __init__(self, reason: str, status: int = 0, detail: str = "") -> None:
         super().__init__(f"{reason} ({detail})" if detail else reason)
         self.reason = reason
         self.status = status
+        self.detail = detail
 
 
 class Breaker:
@@ -67,7 +69,6 @@ class Breaker:
         ask_small: asks something that any working endpoint answers.
 
     Attributes:
-        worked: whether a call has succeeded.
         stopped: raises the error that stopped the run; pending until then.
     """
 
@@ -75,11 +76,10 @@ class Breaker:
         self.name = name
         self.failed = failed
         self.ask_small = ask_small
-        self.worked = False
         self.stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._failures = 0  # since the last success
         self._given_up = 0
-        self._logged = 0
+        self._logged: set[str] = set()
         self._not_before = 0.0
         self._check = asyncio.Lock()  # held while nothing else may be sent
 
@@ -90,24 +90,22 @@ class Breaker:
             PermanentError: this request alone is refused, or failed too often.
             TeacherError: the run must stop.
         """
-        last = TransientError("nothing was sent")
-        for number in range(TRIES):
+        failures = 0
+        while True:
             async with self._check:
                 pass
             try:
                 result = await self._send(send)
             except TransientError as error:
-                last = error
+                failures += 1
+                if self._failures >= TRIES:  # nobody's calls have succeeded meanwhile
+                    await self._check_endpoint(error)
+                if failures == TRIES:
+                    raise PermanentError(f"no reply in {TRIES} tries ({error.kind})") from error
+                await _pause(failures - 1)
             else:
                 self._given_up = 0
                 return result
-            if self._failures >= FAILURES_TO_CHECK:
-                await self._check_endpoint(last)
-            else:
-                await _pause(number, last.retry_after)
-        if self._failures >= TRIES:  # nobody's calls have succeeded meanwhile
-            await self._check_endpoint(last)
-        raise PermanentError(f"no reply in {TRIES} tries ({last.kind})")
 
     def give_up(self, error: PermanentError) -> None:
         """Count a request that is given up.
@@ -117,17 +115,22 @@ class Breaker:
         """
         self._given_up += 1
         if self._given_up >= GIVEN_UP_TO_STOP:
-            hint = "Paid responses are kept: correct the settings and run again."
-            raise self._stop(f"{error}, {self._given_up} times in a row", hint)
-        if self._logged < LOGGED_REQUESTS:
+            problem = f"{self.name}: {error}, {self._given_up} times in a row"
+            hint = (
+                "Paid responses are kept: correct the settings and run again. --teacher-extra adds "
+                "a field that the endpoint asks for; one that only streams cannot be used."
+            )
+            self.stop(TeacherError(problem, hint=hint))
+        if error.reason not in self._logged:
             say(f"  a request is given up: {error}")
-            self._logged += 1
+            self._logged.add(error.reason)
 
-    def stop(self, error: RaftError) -> None:
+    def stop(self, error: RaftError) -> NoReturn:
         """Let nothing more be sent: every call ends in this error."""
         if not self.stopped.done():
             self.stopped.set_exception(error)
             self.stopped.exception()  # retrieved here, as nobody may be waiting for it
+        raise error
 
     async def _send(self, send: Send[R]) -> R:
         while (seconds := self._not_before - time.monotonic()) > 0:
@@ -139,24 +142,18 @@ class Breaker:
         except TransientError as error:
             self.failed[error.kind] += 1
             self._failures += 1
-            self._pause_all(error.retry_after)
+            until = time.monotonic() + error.retry_after
+            if until - self._not_before >= LOGGED_PAUSE < error.retry_after:
+                say(f"  the endpoint asks to wait {error.retry_after:.0f} s")
+            self._not_before = max(self._not_before, until)
             raise
         except PermanentError as error:
             self.failed[error.reason] += 1
             raise
         except RaftError as error:
             self.stop(error)
-            raise
         self._failures = 0
-        self.worked = True
         return result
-
-    def _pause_all(self, seconds: float) -> None:
-        """Send nothing for as long as the endpoint asks."""
-        until = time.monotonic() + seconds
-        if until - max(self._not_before, time.monotonic()) >= LOGGED_PAUSE:
-            say(f"  the endpoint asks to wait {seconds:.0f} s")
-        self._not_before = max(self._not_before, until)
 
     async def _check_endpoint(self, cause: TransientError) -> None:
         """Nothing is answered any more: is it the endpoint, or what it is asked?
@@ -173,14 +170,8 @@ class Breaker:
                 with suppress(TransientError, PermanentError):
                     await self._send(self.ask_small)
                     return
-            raise self._stop(str(cause), cause.hint)
-
-    def _stop(self, problem: str, hint: str) -> TeacherError:
-        error = TeacherError(f"{self.name}: {problem}", hint=hint)
-        self.stop(error)
-        return error
+            self.stop(TeacherError(f"{self.name}: {cause}", hint=cause.hint))
 
 
-async def _pause(number: int, requested: float = 0.0) -> None:
-    longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2**number)
-    await asyncio.sleep(max(requested, longest * random.uniform(0.5, 1)))
+async def _pause(number: int) -> None:
+    await asyncio.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2**number) * random.uniform(0.5, 1))

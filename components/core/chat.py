@@ -1,13 +1,19 @@
 """Render a conversation: the one place where a RAFT row becomes token ids and a loss mask.
 
-`train` learns the tokens in the mask, `quantize-check` compares two models on them, and what a
-model is asked is `render_prompt`: what `eval` sends is held equal to it by a test, token by token.
+`train` learns the tokens in the mask, `quantize-check` compares two models on them, and what `eval`
+asks is `render_prompt`; a test holds it equal to what lm-evaluation-harness sends.
 
     ids   <s> [INST] <DOCUMENT>…</DOCUMENT> Who …? [/INST] ##Reason: … <ANSWER>: Ada </s>
     mask   0    0                 0                  0        1           1      1    1
 """
 
+import re
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from components.core.raft_form import ANSWER_MARKER, TEMPLATE, instruction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,14 +42,18 @@ class Rendered(NamedTuple):
 
 
 def render(tokenizer: "PreTrainedTokenizerBase", prompt: str, answer: str) -> Rendered:
-    """The conversation as the chat template writes it; the mask covers the answer and its end.
+    """The conversation as the chat template writes it; the mask covers what follows the prompt.
 
-    The generation prompt need not be how the conversation begins (a template may add an empty
-    thought, or today's date twice), so the answer's text is searched for, from the end.
+    That is the answer with its end, and what a template puts before an answer, such as an empty
+    thought. Where the conversation does not begin with the prompt (see `find_mismatch`), the
+    answer's text is searched for, from the end.
     """
     turns = [_user(prompt), {"role": "assistant", "content": answer}]
     text: Any = tokenizer.apply_chat_template(turns, tokenize=False)
-    place = text.rfind(answer.strip())
+    question: Any = tokenizer.apply_chat_template(
+        turns[:1], add_generation_prompt=True, tokenize=False
+    )
+    place = len(question) if text.startswith(question) else text.rfind(answer.strip())
     if place >= 0 and tokenizer.is_fast:
         # The template has written all special tokens itself.
         encoded: Any = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -66,6 +76,72 @@ def render_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int
         [_user(prompt)], add_generation_prompt=True, return_dict=True
     )
     return list(encoded["input_ids"])
+
+
+def render_question(
+    tokenizer: "PreTrainedTokenizerBase", documents: Sequence[str], question: str
+) -> list[int]:
+    """A question with its documents, in the form that the adapter's chat template has.
+
+    A template of another tool has none: there, as `render_prompt` of RAFT's `instruction`.
+    """
+    if not str(tokenizer.chat_template).startswith(TEMPLATE[: TEMPLATE.index("\n")]):
+        return render_prompt(tokenizer, instruction(documents, question))
+    encoded: Any = tokenizer.apply_chat_template(
+        [_user(question)],
+        documents=[{"title": "", "text": text} for text in documents],
+        add_generation_prompt=True,
+        return_dict=True,
+    )
+    return list(encoded["input_ids"])
+
+
+def find_mismatch(tokenizer: "PreTrainedTokenizerBase", ends: Collection[int]) -> str:
+    """Why a model would not answer as it was taught, with this chat template; "" if it would.
+
+    Args:
+        tokenizer: with the chat template.
+        ends: the tokens at which a generation stops.
+    """
+    prompt, answer = instruction(["A lake."], "What is it?"), f"It is. {ANSWER_MARKER} a lake"
+    taught = render(tokenizer, prompt, answer)
+    if taught.ids[: taught.start] != render_prompt(tokenizer, prompt):
+        return "the prompt that a model is asked with is not how the taught conversations begin"
+    answered = enumerate(taught.ids[taught.start :])
+    # An end at once would be the answer.
+    if not next((place for place, token in answered if token in ends), 0):
+        return "after an answer it writes no token that ends a generation"
+    return ""
+
+
+def pin_template(
+    tokenizer: "PreTrainedTokenizerBase", variables: Mapping[str, Any], now: datetime
+) -> None:
+    """Write the values of variables, the date and RAFT's form into the chat template itself.
+
+    An adapter is saved with its template, so whatever loads it renders the same conversations, on
+    another day too. After the form (`raft_form.TEMPLATE`) the template then begins, for example:
+
+        {% macro strftime_now(format) %}{{ format | replace('%d', '30') }}{% endmacro %}
+        {% set enable_thinking = False %}
+    """
+    template = tokenizer.get_chat_template()
+    lines = [f"{{% set {name} = {value!a} %}}\n" for name, value in variables.items()]
+    if "strftime_now" in template:
+        directives = sorted(set(re.findall(r"%-?[A-Za-z]", template)))
+        dates = "".join(f" | replace({code!r}, {now.strftime(code)!a})" for code in directives)
+        macro = f"{{% macro strftime_now(format) %}}{{{{ format{dates} }}}}{{% endmacro %}}\n"
+        lines.insert(0, macro)
+    tokenizer.chat_template = "".join([TEMPLATE, *lines, template])
+
+
+def adopt_template(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> bool:
+    """Use the chat template that was saved in a folder, if there is one; whether it is another."""
+    path = folder / "chat_template.jinja"
+    if not path.is_file() or path.read_text("utf-8") == tokenizer.chat_template:
+        return False
+    tokenizer.chat_template = path.read_text("utf-8")
+    return True
 
 
 def _user(prompt: str) -> dict[str, str]:

@@ -7,7 +7,8 @@ Values may arrive as text (Kubeflow hands every parameter over as text: `true`, 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 from pydantic import (
@@ -17,6 +18,7 @@ from pydantic import (
     Field,
     JsonValue,
     PrivateAttr,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -26,58 +28,46 @@ from pydantic.fields import FieldInfo
 from components.core.errors import ConfigError
 from components.core.locations import (
     INPUT,
-    KEPT,
     OUTPUT,
+    RESUME,
     SCHEME,
-    InputLocation,
-    InputLocations,
-    KeptLocation,
     OutputLocation,
-    beside,
+    ResumeLocation,
     check_apart,
     check_folder,
-    check_location,
+    each_location,
+    keyed,
+    map_locations,
     normalized,
+    resume_dir,
     split_text,
 )
 from components.core.redaction import has_password, redact
 
-__all__ = [
-    "INPUT", "KEPT", "OUTPUT", "SCHEME", "ArtifactSettings", "InputLocation", "InputLocations",
-    "JsonObject", "KeptLocation", "NumberList", "ObjectList", "Settings", "StageConfig", "TextList",
-    "allowed_values", "beside", "check_location", "complaint", "default_text", "flag", "group_of",
-    "in_pipeline", "message", "option",
-]  # fmt: skip
 
-
-def parse_json(value: object, empty: str) -> object:
-    """Accept JSON as text; an empty text stands for `empty`."""
+def parse_json(value: object) -> object:
+    """Accept JSON as text."""
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value or empty)
+        return json.loads(value)
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at character {error.pos}") from None
+        raise ValueError(f"not JSON: {error}") from None
 
 
 TextList = Annotated[tuple[str, ...], BeforeValidator(split_text)]
 """Words, written `a,b` or `["a","b"]`."""
 
-
-def _split_numbers(value: object) -> object:
-    """Accept a single number, as a list of one."""
-    return (value,) if isinstance(value, int) else split_text(value)
-
-
-NumberList = Annotated[tuple[int, ...], BeforeValidator(_split_numbers)]
+NumberList = Annotated[
+    tuple[int, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, int) else split_text(value)),
+]
 """Whole numbers, written `0,2` or `[0, 2]`; one alone is a list of one."""
 
-JsonObject = Annotated[dict[str, Any], BeforeValidator(lambda value: parse_json(value, "{}"))]
+JsonObject = Annotated[dict[str, Any], BeforeValidator(parse_json)]
 """A JSON object, written `{"a": 1}`."""
 
-ObjectList = Annotated[
-    tuple[dict[str, Any], ...], BeforeValidator(lambda value: parse_json(value, "[]"))
-]
+ObjectList = Annotated[tuple[dict[str, Any], ...], BeforeValidator(parse_json)]
 """JSON objects, written `[{"a": 1}, {"a": 2}]`."""
 
 
@@ -86,15 +76,23 @@ def option(
 ) -> Any:
     """Declare one setting: its default, range, help text and the heading that `--help` gives it.
 
-    Every setting is also a parameter of the stage's Kubeflow component, unless `in_pipeline` is
-    false because Kubeflow decides it, or because it makes no sense in a step.
-
-    A setting without a default is a location or a name, and may not be empty.
+    Without a default it is a location or a name, and may not be empty. Where `in_pipeline` is
+    false, it is no parameter of the stage's Kubeflow component.
     """
     if default is ...:
         limits.setdefault("min_length", 1)
     extra: dict[str, JsonValue] = {"group": group, "in_pipeline": in_pipeline}
     return Field(default, description=help, json_schema_extra=extra, **limits)
+
+
+def option_group(heading: str) -> Callable[..., Any]:
+    """`option` for the settings below one heading of `--help`."""
+    return partial(option, group=heading)
+
+
+input_option = option_group("Inputs")
+output_option = option_group("Output")
+hardware_option = option_group("Hardware")
 
 
 def group_of(field: FieldInfo) -> str:
@@ -109,19 +107,13 @@ def in_pipeline(field: FieldInfo) -> bool:
     return isinstance(extra, dict) and bool(extra["in_pipeline"])
 
 
-class Settings(BaseModel):
+class Options(BaseModel):
     """Settings of a command: flags are its fields, and `stage` is its name."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
     )
     stage: ClassVar[str]
-
-    output: OutputLocation = option(
-        help="Folder (local or gs://) that receives the artifact.",
-        group="Output",
-        in_pipeline=False,
-    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -131,19 +123,13 @@ class Settings(BaseModel):
             raise ValueError("holds a user name or password, which a setting must not")
         return value
 
-    @field_validator("output")
-    @classmethod
-    def _a_folder(cls, output: str) -> str:
-        return check_folder(output)
-
     @model_validator(mode="after")
     def _locations_are_apart(self) -> Self:
-        locations: dict[str, list[tuple[str, str]]] = {INPUT: [], OUTPUT: [], KEPT: []}
+        locations: dict[str, list[tuple[str, str]]] = {INPUT: [], OUTPUT: [], RESUME: []}
         for name, field in type(self).model_fields.items():
-            value = getattr(self, name)
             for kind in locations.keys() & set(map(str, field.metadata)):
-                values = value if isinstance(value, tuple) else (value,)
-                locations[kind] += [(flag(name), str(location)) for location in values if location]
+                for location in each_location(getattr(self, name)):
+                    locations[kind].append((flag(name), location))
         check_apart(locations)
         return self
 
@@ -157,10 +143,23 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise ConfigError(
-                "\n".join(cls._explain(fault) for fault in error.errors()),
-                hint=f"raft {cls.stage} --help shows every flag.",
-            ) from None
+            raise cls._refusal(error.errors()) from None
+
+    @classmethod
+    def parse_one(cls, name: str, value: object) -> Any:
+        """Validate one setting without regard to the others; its value.
+
+        Raises:
+            ConfigError: as `parse`.
+        """
+        try:
+            cls.model_validate({name: value})
+        except ValidationError as error:
+            if faults := [fault for fault in error.errors() if fault["loc"][:1] == (name,)]:
+                raise cls._refusal(faults) from None
+        field = cls.model_fields[name]
+        kind: Any = Annotated[field.annotation, field]
+        return TypeAdapter(kind).validate_python(value)
 
     @classmethod
     def default(cls, name: str) -> Any:
@@ -168,9 +167,19 @@ class Settings(BaseModel):
         return cls.model_fields[name].default
 
     @classmethod
-    def kept(cls) -> str:
-        """The setting that names where resume state is kept; "" if there is none."""
-        return next((name for name, f in cls.model_fields.items() if KEPT in f.metadata), "")
+    def resume_field(cls) -> str:
+        """The stage's own setting that names where resume state is kept; "" if there is none."""
+        fields = cls.model_fields.items()
+        return next((name for name, f in fields if RESUME in f.metadata and name != "state"), "")
+
+    @classmethod
+    def _refusal(cls, faults: list[Any]) -> ConfigError:
+        """The error about some values; pydantic's own, which may hold half a password, is no cause.
+
+        A cause would be shown with --debug.
+        """
+        problem = "\n".join(map(cls._explain, faults))
+        return ConfigError(problem, hint=f"raft {cls.stage} --help shows every flag.")
 
     @classmethod
     def _explain(cls, fault: Any) -> str:
@@ -182,80 +191,90 @@ class Settings(BaseModel):
             return f"{flag(name)}: {inner}: {message(fault)}"
         if fault["type"] == "missing":
             return f"{flag(name)} is missing: {cls.model_fields[name].description}"
-        return f"{flag(name)} {fault['input']!r}{complaint(fault, cls.model_fields[name])}"
+        return f"{flag(name)} {fault['input']!r}{describe_error(fault, cls.model_fields[name])}"
 
 
-class ArtifactSettings(Settings):
-    """Settings of a command that replaces a finished artifact only where `overwrite` is set."""
+class Settings(Options):
+    """Settings of a command that writes an artifact."""
+
+    output: OutputLocation = output_option(
+        help="Folder (local or gs://) that receives the artifact.", in_pipeline=False
+    )
+
+    @field_validator("output")
+    @classmethod
+    def _a_folder(cls, output: str) -> str:
+        return check_folder(output)
+
+
+class StageConfig(Settings):
+    """Settings that every stage has; subclasses add their own."""
 
     not_part_of_identity: ClassVar[tuple[str, ...]] = ()
     """Settings on which the artifact does not depend."""
 
+    resume_dir_for_local: ClassVar[bool] = False
+    """Whether resume state is also kept next to a local output rather than inside it."""
+
     _recorded: dict[str, Any] = PrivateAttr(default_factory=dict)
 
-    overwrite: bool = option(
+    overwrite: bool = output_option(
         False,
         help="Replace a finished result in --output. Without it, the same settings do nothing and "
         "different settings are an error. Do not set it in a Kubernetes Job: a retry would start "
         "over.",
-        group="Output",
         in_pipeline=False,
     )
 
+    seed: int = output_option(
+        0, ge=0, le=2**32 - 1, help="Seed of everything random: same inputs, same bytes."
+    )
+
+    state: ResumeLocation = output_option(
+        "",
+        help="Folder (local or gs://) that outlives runs. It keeps, by content, what a later run "
+        "need not pay for again: base models from the hub, responses of a teacher, checkpoints, "
+        "generations. Empty: none; in a pipeline, state/ below the pipeline root.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _set_resume_dir(cls, values: Any) -> Any:
+        """Derived here, because a stage is handed a local folder for a gs:// output."""
+        field = cls.resume_field()
+        if field and isinstance(values, dict) and not (values.get(field) or values.get("state")):
+            output = str(values.get("output", ""))
+            if output.startswith(SCHEME) or (output and cls.resume_dir_for_local):
+                return values | {field: resume_dir(output, field)}
+        return values
+
     def model_post_init(self, _context: Any, /) -> None:
         """Remember the settings as they were given: a copy may name local folders instead."""
-        omitted = {
-            "output",
-            "overwrite",
-            "prices",
-            "fresh",
-            self.kept(),
-            *self.not_part_of_identity,
-        }
+        omitted = {"output", "overwrite", "fresh", "state", self.resume_field()}
+        omitted |= {*self.not_part_of_identity}
         settings = self.model_dump(mode="json", exclude=omitted)
         for name, field in type(self).model_fields.items():
-            if name in settings and INPUT in field.metadata:
-                value = settings[name]
-                one = isinstance(value, str)
-                settings[name] = normalized(value) if one else [*map(normalized, value)]
+            if INPUT in field.metadata and name in settings:
+                settings[name] = map_locations(settings[name], normalized)
         self._recorded = settings
+
+    def resume_location(self, *content: object) -> str:
+        """Where resume state is kept: what the setting for it names, or else a place in `state`.
+
+        Args:
+            content: all that the place in `state` depends on, as JSON has it.
+
+        Returns:
+            "" where it stays in the output.
+        """
+        field = self.resume_field()
+        named: str = getattr(self, field)
+        return named or (keyed(self.state, field, *content) if self.state else "")
 
     def recorded(self) -> dict[str, Any]:
         """All on which the artifact depends, as JSON and without secrets, for its manifest."""
         settings: dict[str, Any] = json.loads(redact(json.dumps(self._recorded)))
         return settings
-
-
-class StageConfig(ArtifactSettings):
-    """Settings that every stage has; subclasses add their own."""
-
-    seed: int = option(
-        0,
-        ge=0,
-        le=2**32 - 1,
-        help="Seed of everything random: same inputs, same bytes.",
-        group="Output",
-    )
-    prices: InputLocation = option(
-        "",
-        help="JSON price table that replaces the built-in, dated one in the ledger.",
-        group="Output",
-        in_pipeline=False,
-    )
-
-    kept_beside_local: ClassVar[bool] = False
-    """Whether resume state is also kept next to a local output rather than inside it."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _kept_beside_the_output(cls, values: Any) -> Any:
-        """Derived here, because a stage is handed a local folder for a gs:// output."""
-        kept = cls.kept()
-        if kept and isinstance(values, dict) and not values.get(kept):
-            output = str(values.get("output", ""))
-            if output.startswith(SCHEME) or (output and cls.kept_beside_local):
-                return values | {kept: beside(output, kept)}
-        return values
 
 
 def flag(name: str) -> str:
@@ -268,7 +287,7 @@ def message(fault: Any) -> str:
     return str(fault["msg"]).removeprefix("Value error, ")
 
 
-def complaint(fault: Any, field: FieldInfo) -> str:
+def describe_error(fault: Any, field: FieldInfo) -> str:
     """The text after a wrong value: ` (allowed: a | b)`, `: no such arm (allowed: a | b)`."""
     allowed = allowed_values(field)
     if not allowed:
@@ -290,7 +309,7 @@ def default_text(field: FieldInfo) -> str:
 
 
 def allowed_values(field: FieldInfo) -> str:
-    """What a field accepts, in words: `>= 0, <= 1`, `a | b`, `for example 2/8`; "" if anything."""
+    """What a field accepts, in words: `>= 0, <= 1`, `a | b`, `for example 64Gi`; "" if anything."""
     if get_origin(field.annotation) is Literal:
         return " | ".join(str(value) for value in get_args(field.annotation) if value)
     if field.examples:
@@ -304,6 +323,5 @@ def allowed_values(field: FieldInfo) -> str:
         for name, sign in signs.items()
         if getattr(limit, name, None) is not None
     ]
-    kinds: dict[object, str] = {int: "a whole number", float: "a number"}
-    kind = kinds.get(field.annotation, "")
-    return ", ".join([kind, *bounds] if kind else bounds)
+    kinds: dict[object, list[str]] = {int: ["a whole number"], float: ["a number"]}
+    return ", ".join([*kinds.get(field.annotation, []), *bounds])

@@ -21,7 +21,7 @@ class Output(NamedTuple):
 class Declaration(NamedTuple):
     """A stage as a component.
 
-    config: settings; each field is a parameter unless its option says `in_pipeline=False`.
+    config: settings; each field is a parameter unless its option has `in_pipeline=False`.
     description: one sentence for the dashboard.
     inputs: fields that arrive as artifacts, by name, and their KFP type.
     outputs: by name; the first is the folder that `--output` names.

@@ -4,7 +4,9 @@ Made from the records alone, so that a step shows its own result and the summary
 stages.
 """
 
-from components.core.ledger import LedgerEntry, RunLedger
+from pydantic import BaseModel
+
+from components.core.ledger import RunLedger
 from components.core.pages import Description, Table
 from components.core.records import (
     Evaluation,
@@ -14,146 +16,104 @@ from components.core.records import (
 )
 
 Figure = float | int | str | bool
-MEGABYTE = 1e6
+
+RULES_WROTE = (
+    "Rules wrote these questions (--teacher extractive), not a model: good for trials, not for a "
+    "model that is to be used."
+)
+FEW_ROWS = 200
 
 
-FIGURES: dict[type, tuple[str, ...]] = {
-    GenerationReport: ("documents", "chunks_used"),
-    TrainingRecord: (
-        "validation_loss", "rows_train", "steps", "tokens_per_second", "trainable_parameters",
-        "peak_memory_bytes", "mfu",
-    ),
-    QuantizationReport: (
-        "passed", "decision", "memory_ratio", "token_agreement", "mean_kl", "perplexity_16bit",
-        "perplexity_4bit", "weight_bytes_16bit", "weight_bytes_4bit", "verdict",
-    ),
-    Evaluation: ("questions", "retention"),
-}  # fmt: skip
-"""The fields of a record that its step shows as metrics."""
+def few_rows(rows: int) -> list[str]:
+    """A warning where rows are too few to train on."""
+    if rows >= FEW_ROWS:
+        return []
+    return [f"{counted(rows, 'row')} are few: a few hundred to a thousand are wanted."]
 
 
 def figures(record: object) -> dict[str, Figure]:
     """The scalars of a result by name, for a table of metrics, without those that are unknown."""
-    values: dict[str, Figure | None] = {
-        name: getattr(record, name) for name in FIGURES.get(type(record), ())
-    }
-    match record:
-        case GenerationReport():
-            values |= {f"rows_{split}": count for split, count in record.rows.items()}
-            values["dropped"] = sum(record.dropped.values())
-        case Evaluation():
-            for arm in record.arms:
-                name = arm.name.replace("-", "_")
-                for metric in ("f1", "em", "contains"):
-                    values[f"{name}_{metric}"] = getattr(arm, metric)
-    return {name: value for name, value in values.items() if value is not None}
+    fields = dict(record) if isinstance(record, BaseModel) else {}
+    if isinstance(record, GenerationReport):
+        fields |= {f"rows_{split}": count for split, count in record.rows.items()}
+        fields["dropped"] = sum(record.dropped.values())
+    if isinstance(record, Evaluation):
+        for arm in record.arms:
+            name = arm.name.replace("-", "_")
+            fields |= {f"{name}_f1": arm.f1, f"{name}_em": arm.em, f"{name}_contains": arm.contains}
+    return {name: value for name, value in fields.items() if isinstance(value, Figure)}
 
 
 def describe(record: object) -> Description | None:
     """A result in words; None for other records."""
     match record:
         case GenerationReport():
-            kept = ", ".join(f"{count} {split}" for split, count in record.rows.items())
-            return Description(
-                "generate",
-                f"{kept} rows from {counted(record.documents, 'document')}.",
-                Table(
-                    ("dropped because", "rows"),
-                    [(reason, str(count)) for reason, count in record.dropped.items()],
-                ),
-            )
+            splits = ", ".join(f"{count} {split}" for split, count in record.rows.items())
+            sentence = f"{splits} rows from {counted(record.documents, 'document')}."
+            dropped = [(reason, str(count)) for reason, count in record.dropped.items()]
+            sentence = " ".join([sentence, *record.warnings])
+            return Description("generate", sentence, Table(("dropped because", "rows"), dropped))
         case TrainingRecord():
-            return _training(record)
+            loss = "no validation rows"
+            if record.validation_loss is not None:
+                loss = f"validation loss {record.validation_loss:.4f}"
+            sentence = f"{record.rows_train} rows, {record.steps} steps, {loss}."
+            curve = [
+                (str(point.step), f"{point.loss:.4f}")
+                for point in record.curve
+                if point.split == "validation"
+            ]
+            return Description(
+                "train",
+                " ".join([sentence, *record.about_rows, *record.warnings]),
+                Table(("step", "validation loss"), curve),
+            )
         case QuantizationReport():
             stop = " The gate is closed: eval does not run." * (record.decision == "stop")
-            sentence = f"{record.verdict}.{stop}"
+            sentence = " ".join([f"{record.verdict}.{stop}", *record.about_rows])
             return Description("quantize-check", sentence, _quantization(record))
         case Evaluation():
-            return Description("eval", _retention(record), arms(record))
+            sentence = f"{counted(record.questions, 'question')}."
+            if record.retention is not None:
+                sentence += f" 4 bits keep {record.retention:.1%} of the tuned model's F1."
+            if record.recall is not None:
+                share = f"{record.recall:.1%} of the golden documents"
+                sentence += f" {record.retrieve} finds {share}."
+            return Description("eval", sentence, arms(record))
     return None
 
 
-def _training(record: TrainingRecord) -> Description:
-    loss = (
-        "no validation rows"
-        if record.validation_loss is None
-        else (f"validation loss {record.validation_loss:.4f}")
-    )
-    sentence = f"{record.rows_train} rows, {record.steps} steps, {loss}."
-    sentence = " ".join([sentence, *record.warnings])
-    curve = [
-        (str(point.step), f"{point.loss:.4f}")
-        for point in record.curve
-        if point.split == "validation"
-    ]
-    return Description("train", sentence, Table(("step", "validation loss"), curve))
-
-
 def _quantization(record: QuantizationReport) -> Table:
-    rows = [
-        (
-            "weights",
-            _megabytes(record.weight_bytes_16bit),
-            f"{_megabytes(record.weight_bytes_4bit)} ({record.memory_ratio:.1%})",
-        ),
-        ("perplexity", f"{record.perplexity_16bit:.3f}", f"{record.perplexity_4bit:.3f}"),
-        (
-            "equal answer tokens",
-            "",
-            f"{record.token_agreement:.1%} of {record.tokens} "
-            f"(at least {record.min_agreement:.1%})",
-        ),
-        ("mean divergence (KL)", "", f"{record.mean_kl:.5f} nats a token"),
-        ("largest memory allowed", "", f"{record.max_memory_ratio:.1%}"),
-    ]
-    if record.predicted_bytes_4bit:
-        rows += [
-            (
-                "weights predicted",
-                _megabytes(record.predicted_bytes_16bit),
-                _megabytes(record.predicted_bytes_4bit),
-            ),
-            (
-                "time to load",
-                duration(record.load_seconds_16bit),
-                duration(record.load_seconds_4bit),
-            ),
-            ("peak memory, both loaded", "", _megabytes(record.peak_memory_bytes)),
-        ]
-    rows += [
-        (f"stays in 16 bits: {name}", "", f"{size / MEGABYTE:,.2f} MB")
-        for name, size in sorted(record.kept.items(), key=lambda item: -item[1])
-    ]
-    if record.rows_too_long:
-        rows.append(("rows skipped, too long", "", str(record.rows_too_long)))
-    if record.lm_head_16bit is not None:
-        full = record.lm_head_16bit
-        rows.append(
-            (
-                "with the head in 16 bits",
-                "",
-                f"{_megabytes(full.weight_bytes_4bit)} ({full.memory_ratio:.1%}), "
-                f"{full.token_agreement:.1%} equal tokens, perplexity {full.perplexity_4bit:.3f}",
-            )
+    small = f"{megabytes(record.weight_bytes_4bit)} ({record.memory_ratio:.1%})"
+    agreement = f"{record.token_agreement:.1%} of {record.tokens}"
+    complete, same, f1_kept = (
+        "not known" if bounds is None else with_interval(value, bounds, record.rows, ".1%")
+        for value, bounds in (
+            (record.complete_4bit, record.complete_4bit_ci),
+            (record.same_answer, record.same_answer_ci),
+            (record.f1_kept or 0, record.f1_kept_ci),
         )
+    )
+    rows = [
+        ("weights", megabytes(record.weight_bytes_16bit), small),
+        ("largest memory allowed", "", f"{record.max_memory_ratio:.1%}"),
+        ("answers", "", f"{record.rows} ({record.rows_training} to training rows)"),
+        ("complete answers", f"{record.complete_16bit:.1%}", complete),
+        ("same answer", "", same),
+        ("F1", f"{record.f1_16bit:.3f}", f"{record.f1_4bit:.3f}"),
+        ("F1 kept", "", f1_kept),
+        ("perplexity", f"{record.perplexity_16bit:.3f}", f"{record.perplexity_4bit:.3f}"),
+        ("equal answer tokens", "", agreement),
+        ("mean divergence (KL)", "", f"{record.mean_kl:.5f} nats a token"),
+        ("rows skipped, too long", "", str(record.rows_too_long)),
+    ]
     return Table(("", "16-bit", "4-bit"), rows)
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / MEGABYTE:,.1f} MB"
-
-
-def _retention(record: Evaluation) -> str:
-    questions = f"{counted(record.questions, 'question')}."
-    if record.retention is None:
-        return questions
-    return f"{questions} 4 bits keep {record.retention:.1%} of the tuned model's F1."
 
 
 def arms(record: Evaluation) -> Table:
     """The scores of every arm."""
     return Table(
-        ("arm", "F1", "95 % interval", "EM", "contains", "cut off", "no answer"),
+        ("arm", record.metric, "95 % interval", "EM", "contains", "cut off", "no answer"),
         [
             (
                 arm.name,
@@ -176,24 +136,27 @@ def ledger_table(run: RunLedger) -> Table:
             entry.stage,
             entry.failed or "done",
             duration(entry.seconds),
-            hardware(entry),
+            f"{entry.gpu_count} × {entry.gpu}" if entry.gpu else "CPU",
             f"{entry.tokens_in:,} / {entry.tokens_out:,}",
-            money(entry.cost, entry.currency),
+            megabytes(entry.bytes_fetched) if entry.bytes_fetched else "",
+            money(entry.cost),
         )
         for entry in run.stages
     ]
-    total = ("all", "", duration(run.seconds), "", "", money(run.cost, run.currency))
-    return Table(("step", "outcome", "time", "hardware", "tokens in / out", "cost"), [*rows, total])
+    fetched = megabytes(run.bytes_fetched)
+    total = ("all", "", duration(run.seconds), "", "", fetched, money(run.cost))
+    columns = ("step", "outcome", "time", "hardware", "tokens in / out", "fetched", "cost")
+    return Table(columns, [*rows, total])
 
 
-def hardware(entry: LedgerEntry) -> str:
-    """The GPUs of a stage by count and name; `CPU` if it had none."""
-    return f"{entry.gpu_count} × {entry.gpu}" if entry.gpu else "CPU"
-
-
-def money(cost: float | None, currency: str) -> str:
+def money(cost: float | None) -> str:
     """An amount, or "not priced" where it is unknown, which is not the same as free."""
-    return "not priced" if cost is None else f"{cost:.2f} {currency}"
+    return "not priced" if cost is None else f"{cost:.2f} USD"
+
+
+def megabytes(size: int) -> str:
+    """`16,060.5 MB`."""
+    return f"{size / 1e6:,.1f} MB"
 
 
 def counted(count: int, noun: str) -> str:
@@ -201,15 +164,15 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
-def interval(bounds: tuple[float, float], n: int) -> str:
+def interval(bounds: tuple[float, float], n: int, form: str = ".3f") -> str:
     """A 95 % interval over n questions; "" for one question, of which a bootstrap knows nothing."""
-    return f"{bounds[0]:.3f} – {bounds[1]:.3f}" if n > 1 else ""
+    return f"{bounds[0]:{form}} – {bounds[1]:{form}}" if n > 1 else ""
 
 
-def with_interval(value: float, bounds: tuple[float, float], n: int) -> str:
+def with_interval(value: float, bounds: tuple[float, float], n: int, form: str = ".3f") -> str:
     """A score, and its interval in brackets where there is one."""
-    between = interval(bounds, n)
-    return f"{value:.3f}" + f" ({between})" * bool(between)
+    between = interval(bounds, n, form)
+    return f"{value:{form}}" + f" ({between})" * bool(between)
 
 
 def duration(seconds: float) -> str:

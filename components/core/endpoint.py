@@ -10,28 +10,16 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from components.core.breaker import (
-    LONGEST_REQUESTED_PAUSE,
-    Breaker,
-    PermanentError,
-    TransientError,
-)
-from components.core.chat_protocol import (
-    FILTERED,
-    Completion,
-    Request,
-    parse_completion,
-    parse_error,
-    retry_after,
-    unreadable,
-)
-from components.core.errors import ConfigError, MissingDependencyError, TeacherError, printable
+from components.core import chat_protocol
+from components.core.breaker import Breaker, PermanentError, TransientError
+from components.core.chat_protocol import FILTERED, Completion, Request
+from components.core.errors import ConfigError, TeacherError, printable
 from components.core.ledger import Ledger
 from components.core.progress import say
 
@@ -43,7 +31,10 @@ KEY_FILE_VARIABLE = "OPENAI_API_KEY_FILE"
 BY_FILTER = "refused by the content filter"
 LARGEST_BODY = 10_000_000  # bytes, unpacked: no completion is as long
 CHARACTERS_PER_TOKEN = 4
-NO_SUCH_SCHEMA = {400, 415, 422, 501}  # answers to a response format that is not known
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+NO_SUCH_FIELD = {400, 415, 422, 501}  # answers to a request with a field that is not taken
+SCHEMA_FIELD = "response_format"
+COMPLETIONS = "/chat/completions"
 TRY_AGAIN = {408, 409, 425, 429, *range(500, 600)} - {501}
 FOR_EVERY_REQUEST = {401, 402, 403, 404}
 NO_SUCH_MODEL = "model_not_found"  # an error's code; some endpoints send it with a 400
@@ -55,16 +46,17 @@ def read_key() -> str:
     Raises:
         ConfigError: it cannot be read or sent; the key itself is never shown.
     """
-    key, source = os.environ.get(KEY_VARIABLE, "").strip(), KEY_VARIABLE
-    if not key and (path := os.environ.get(KEY_FILE_VARIABLE, "")):
+    key, source = os.environ.get(KEY_VARIABLE, ""), KEY_VARIABLE
+    if not key.strip() and (path := os.environ.get(KEY_FILE_VARIABLE, "")):
         source = KEY_FILE_VARIABLE
         try:
-            key = Path(path).read_text(encoding="utf-8").strip()
+            key = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             raise ConfigError(
                 f"{source} {path}: cannot be read",
                 hint="Name the file that the secret is mounted as.",
             ) from None  # the cause holds bytes of the file
+    key = key.strip()
     if not key.isascii() or not key.isprintable():
         raise ConfigError(
             f"{source} holds characters that no key has",
@@ -78,11 +70,12 @@ class EndpointSettings:
     """Where an endpoint is and what may be asked of it.
 
     timeout: seconds to wait for one completion. requests_per_minute, tokens_per_minute: limits; 0
-    is none. flags: how the flags begin that set this, for messages.
+    is none. flags: how the flags begin that set this, for messages. url: with or without the path
+    of completions.
 
     Raises:
         ConfigError: the URL cannot be an endpoint's, or the key cannot be read.
-        MissingDependencyError: the HTTP client is not installed.
+        ModuleNotFoundError: the HTTP client is not installed.
     """
 
     url: str
@@ -100,11 +93,7 @@ class EndpointSettings:
                 f"{self.flags}-endpoint {self.url!r}: {fault}",
                 hint="For example http://localhost:8000/v1",
             )
-        if find_spec("aiohttp") is None:
-            raise MissingDependencyError(
-                f"{self.flags}-endpoint needs aiohttp",
-                hint="pip install -e '.[generate]' in a checkout of raft-pipelines",
-            )
+        import_module("aiohttp")  # where it is missing, no document need be read first
 
 
 def _fault_of(url: str) -> str:
@@ -131,20 +120,21 @@ class Endpoint:
         self.settings = settings
         self.session = session
         self.ledger = ledger
-        self.place = f"{settings.flags}-endpoint {settings.url}"
-        small = Request("Answer with one word: yes.", settings.model, max_tokens=256, seed=0)
+        flags, model = settings.flags, settings.model
+        small = Request("Answer with one word: yes.", model, max_tokens=256, seed=0)
+        self.url = settings.url.rstrip("/").removesuffix(COMPLETIONS)
+        self.name = f"{flags}-endpoint {settings.url}, {flags}-model {model}"
+        self.is_it_up = f"Is the server up? Try: curl {self.url}/models"
         self.breaker = Breaker(
-            f"{self.place}, {settings.flags}-model {settings.model}",
-            ledger.requests_failed,
-            lambda: self._send(small),
+            self.name, ledger.requests_failed, lambda: self._send(small, self._refused)
         )
         self._calls = asyncio.Semaphore(settings.concurrency)
         self._next_start = 0.0
-        self._knows_schema: bool | None = None
-        self._without_schema = asyncio.Lock()
+        self._refused: frozenset[str] = frozenset()
+        self._taken: set[str] = set()
 
     async def complete(self, request: Request) -> Completion:
-        """The completion of a request; without its schema where the endpoint knows none.
+        """The completion of a request, without the fields that the endpoint does not take.
 
         Raises:
             PermanentError: this request is refused, or fails while others succeed.
@@ -152,35 +142,85 @@ class Endpoint:
         """
         async with self._calls:
             try:
-                if not request.schema or self._knows_schema is False:
-                    return await self._retried(replace(request, schema=""))
-                return await self._with_schema(request)
+                return await self._adapted(request)
             except PermanentError as error:
                 if error.reason != BY_FILTER:
                     self.breaker.give_up(error)
                 raise
 
-    async def _with_schema(self, request: Request) -> Completion:
-        try:
-            completion = await self._retried(request)
-        except PermanentError as error:
-            if (
-                self._knows_schema
-                or error.status not in NO_SUCH_SCHEMA
-                or error.reason == BY_FILTER
-            ):
-                raise
-            # Does the endpoint refuse the response format, or this prompt? One call tells.
-            async with self._without_schema:
-                completion = await self._retried(replace(request, schema=""))
-                if self._knows_schema is None:
-                    say("  the endpoint knows no JSON schema; replies are read from plain text")
-                self._knows_schema = False
-        else:
-            self._knows_schema = True
-        return completion
+    async def models(self) -> list[str]:
+        """The models that the endpoint lists; none where it lists none.
 
-    async def _retried(self, request: Request) -> Completion:
+        Raises:
+            TeacherError: it cannot be reached.
+        """
+        from aiohttp import ClientError
+
+        try:
+            async with self.session.get(f"{self.url}/models", allow_redirects=False) as response:
+                content = await _body(response)
+        except (TimeoutError, ClientError) as error:
+            raise TeacherError(
+                f"{self.name}: cannot be reached ({error or 'no answer in time'})",
+                hint=self.is_it_up,
+            ) from error
+        return chat_protocol.parse_models(content) if response.status == 200 else []
+
+    async def stream(self, request: Request) -> AsyncIterator[tuple[str, str]]:
+        """The parts of a completion as they are written; asked once, outside of all limits.
+
+        Returns:
+            Texts, and with the last one why the completion ends.
+
+        Raises:
+            TeacherError: the endpoint fails, or refuses the request.
+        """
+        from aiohttp import ClientError
+
+        body = request.body() | {"stream": True}
+        try:
+            async with self.session.post(
+                self.url + COMPLETIONS, json=body, allow_redirects=False
+            ) as response:
+                if response.status != 200:
+                    raise self._failure(response, await _body(response))
+                async for line in _lines(response):
+                    text, reason = chat_protocol.parse_event(line)
+                    if text or reason:
+                        yield text, reason
+        except (TransientError, PermanentError, ClientError, TimeoutError) as error:
+            problem = str(error) or "no answer in time"
+            hint = getattr(error, "hint", self.is_it_up)
+            raise TeacherError(f"{self.name}: {problem}", hint=hint) from error
+
+    async def _adapted(self, request: Request) -> Completion:
+        """Leave out, or rename, one field after the other that the endpoint refuses.
+
+        What helped is remembered for the run. A refusal that names no field may be about the
+        schema: without it, a call shows whether the endpoint refuses that, or this prompt.
+        """
+        refused = self._refused
+        while True:
+            fields = request.body(refused).keys()
+            try:
+                completion = await self._retried(request, refused)
+            except PermanentError as error:
+                unknown = fields - self._taken - refused
+                name = chat_protocol.refused_field(error.detail, unknown)
+                name = name or chat_protocol.refused_field(SCHEMA_FIELD, unknown)
+                if error.reason == BY_FILTER or error.status not in NO_SUCH_FIELD or not name:
+                    raise
+                refused |= {name}
+                continue
+            for name in sorted(refused - self._refused):
+                instead = chat_protocol.RENAMED.get(name)
+                what = f"{instead} is sent instead" if instead else "it is omitted"
+                say(f"  the endpoint takes no {name}: {what}")
+            self._refused |= refused
+            self._taken |= fields
+            return completion
+
+    async def _retried(self, request: Request, refused: frozenset[str]) -> Completion:
         """Send a request when the limits allow it: they are spread evenly over each minute.
 
         Tokens are estimated as vendors do: the prompt's, and all that the completion may take.
@@ -191,10 +231,10 @@ class Endpoint:
         start = max(now, self._next_start)
         self._next_start = start + max(60 * amount / rate if rate else 0 for amount, rate in limits)
         await asyncio.sleep(start - now)
-        return await self.breaker.call(lambda: self._send(request))
+        return await self.breaker.call(lambda: self._send(request, refused))
 
-    async def _send(self, request: Request) -> Completion:
-        """One HTTP request.
+    async def _send(self, request: Request, refused: frozenset[str]) -> Completion:
+        """One HTTP request, without the fields that are refused.
 
         Raises:
             TransientError: it may work later.
@@ -203,11 +243,11 @@ class Endpoint:
         """
         from aiohttp import ClientError
 
-        url, timeout = self.settings.url.rstrip("/"), f"{self.settings.flags}-timeout"
+        timeout = f"{self.settings.flags}-timeout"
         try:
             async with self.session.post(
-                f"{url}/chat/completions",
-                json=request.body(),
+                self.url + COMPLETIONS,
+                json=request.body(refused),
                 # Followed, a redirect would take documents, and perhaps the key, to another host.
                 allow_redirects=False,
             ) as response:
@@ -222,11 +262,11 @@ class Endpoint:
             raise TransientError(
                 "connection failed",
                 f"cannot be reached ({error})",
-                hint=f"Is the server up? Try: curl {url}/models",
+                hint=self.is_it_up,
             ) from error
         if response.status != 200:
             raise self._failure(response, content)
-        completion = parse_completion(content)
+        completion = chat_protocol.parse_completion(content)
         self.ledger.count(
             requests=1, tokens_in=completion.tokens_in, tokens_out=completion.tokens_out
         )
@@ -238,21 +278,20 @@ class Endpoint:
         if status in range(300, 400):
             target = printable(response.headers.get("Location", "nowhere")[:300])
             return TeacherError(
-                f"{self.place}: HTTP {status} points to {target}, which is not followed: it would "
+                f"{self.name}: HTTP {status} points to {target}, which is not followed: it would "
                 "be sent your documents",
                 hint=f"If you trust it, give its URL without /chat/completions as {flags}-endpoint",
             )
-        code, message = parse_error(content)
+        code, message = chat_protocol.parse_error(content)
         if status in TRY_AGAIN:
-            seconds = retry_after(response.headers)
-            wait = f", asks to wait {seconds:.0f} s" if seconds > LONGEST_REQUESTED_PAUSE else ""
-            problem = f"HTTP {status} ({message}){wait}"
+            seconds = chat_protocol.retry_after(response.headers)
+            problem = f"HTTP {status} ({message})"
             return TransientError(f"HTTP {status}", problem, retry_after=seconds)
         if FILTERED in f"{code} {message}":
             return PermanentError(BY_FILTER, status, message)
         if status in FOR_EVERY_REQUEST or code == NO_SUCH_MODEL:
             return TeacherError(
-                f"{self.breaker.name}: HTTP {status} ({message})",
+                f"{self.name}: HTTP {status} ({message})",
                 hint=f"Check {flags}-endpoint (it usually ends in /v1), {flags}-model "
                 f"{self.settings.model} and {KEY_VARIABLE}.",
             )
@@ -269,16 +308,24 @@ async def connected(settings: EndpointSettings, ledger: Ledger) -> AsyncIterator
         connector=TCPConnector(limit=settings.concurrency),
         timeout=ClientTimeout(total=settings.timeout),
         cookie_jar=DummyCookieJar(),  # a call depends on none before it
-        trust_env=True,  # proxies
+        trust_env=urlsplit(settings.url).hostname not in LOOPBACK,  # proxies
     ) as session:
         yield Endpoint(settings, session, ledger)
 
 
 async def _body(response: "ClientResponse") -> bytes:
     """The body of an answer, unpacked: a few kilobytes may unpack to gigabytes."""
-    content = bytearray()
+    return b"\n".join([line async for line in _lines(response)])
+
+
+async def _lines(response: "ClientResponse") -> AsyncIterator[bytes]:
+    """The lines of an answer as they come, unpacked; the last one may be empty."""
+    size, rest = 0, b""
     async for part in response.content.iter_any():
-        content += part
-        if len(content) > LARGEST_BODY:
-            raise unreadable(f"over {LARGEST_BODY / 1e6:.0f} MB")
-    return bytes(content)
+        size += len(part)
+        if size > LARGEST_BODY:
+            raise chat_protocol.unreadable(f"over {LARGEST_BODY / 1e6:.0f} MB")
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            yield line
+    yield rest

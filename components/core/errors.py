@@ -12,7 +12,6 @@ from pathlib import Path
 from components.core.redaction import redact
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""The system's error numbers of a full disk."""
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -58,82 +57,69 @@ class RaftError(Exception):
         self.hint = hint
 
 
-class ConfigError(RaftError, ValueError):
-    """A flag or parameter is unknown, missing or out of range."""
+class RunError(RaftError, RuntimeError):
+    """A run on a cluster has failed."""
+
+
+class UserError(RaftError):
+    """An error that the user can fix."""
 
     exit_code = 2
+
+
+class ConfigError(UserError, ValueError):
+    """A flag or parameter is unknown, missing or out of range."""
 
 
 class Diverged(ConfigError):
-    """The loss of a training became NaN, or rose above its start: its adapter is worthless."""
+    """The loss of a training is no number: its adapter is worthless."""
 
 
-class DataError(RaftError, ValueError):
+class DataError(UserError, ValueError):
     """A document, row, question or artifact cannot be used.
 
-    Attributes:
-        problem: what is wrong with it.
-        path: the file or folder.
-        line: its 1-based line, if the problem is in one.
+    `line` is 1-based; None where the problem is in no line.
     """
-
-    exit_code = 2
 
     def __init__(
         self, problem: str, *, path: Path | str, line: int | None = None, hint: str = ""
     ) -> None:
-        place = printable(str(path))
-        if line is not None:
-            place += f":{line}"
+        place = printable(str(path)) + (f":{line}" if line is not None else "")
         super().__init__(f"{place}: {problem}", hint=hint)
-        self.problem = problem
-        self.path = Path(path)
-        self.line = line
+        self.problem, self.line = problem, line
 
 
-class ModelError(RaftError, ValueError):
+class ModelError(UserError, ValueError):
     """A model folder, adapter or tokenizer cannot be used."""
 
-    exit_code = 2
 
-
-class TeacherError(RaftError, RuntimeError):
+class TeacherError(UserError, RuntimeError):
     """The teacher cannot be reached or keeps failing."""
 
-    exit_code = 2
 
-
-class StorageError(RaftError, RuntimeError):
+class StorageError(UserError, RuntimeError):
     """A bucket, object or output folder cannot be read or written."""
-
-    exit_code = 2
 
 
 class AccessError(StorageError):
     """A bucket may exist, but this account has no credentials for it or is not allowed."""
 
 
-class ClusterError(RaftError, RuntimeError):
+class ClusterError(UserError, RuntimeError):
     """A cluster, or Kubeflow on it, cannot be reached, refuses, or lacks what a run needs."""
 
-    exit_code = 2
+
+class CannotTell(UserError, RuntimeError):
+    """A check has no answer: from here, or for this account."""
 
 
 class NotPermitted(ClusterError):
     """A cluster answers, but not to this account."""
 
 
-class RunError(RaftError, RuntimeError):
-    """A run on a cluster has failed."""
+class OutOfMemory(UserError, MemoryError):
+    """A device has too little memory for the settings; the hint names what to lower."""
 
 
-class OutOfMemory(RaftError, MemoryError):
-    """A device has too little memory for the settings; the hint says what to lower."""
-
-    exit_code = 2
-
-
-class MissingDependencyError(RaftError, ImportError):
+class MissingDependencyError(UserError, ImportError):
     """An optional library of a stage is not installed; the hint is the command that installs it."""
-
-    exit_code = 2

@@ -4,10 +4,11 @@ import hashlib
 import json
 from pathlib import Path
 
-from components.core.errors import DataError, ModelError
+from components.core.errors import ModelError
 from components.core.models import load_config
 from components.core.records import TrainingRecord, read_json
-from components.core.storage import LEDGER, MANIFEST, checksum
+from components.core.storage import BASE_MODEL, LEDGER, MANIFEST, checksum
+from components.core.storage.artifacts import manifest_at
 
 NOT_THE_MODEL = (MANIFEST, LEDGER, TrainingRecord.FILE)
 """JSON files of an adapter's folder about a run, which differ although the weights are the same."""
@@ -16,12 +17,14 @@ NOT_THE_MODEL = (MANIFEST, LEDGER, TrainingRecord.FILE)
 def fingerprint(source: str) -> str:
     """The identity of a model, tokenizer or adapter whatever its folder is called: a hash of files.
 
-    A hub id stands for itself, with the commit that its files are of.
+    A hub id is its own fingerprint, with the commit that its files are of.
 
     Raises:
         ModelError: no such model.
     """
     folder = Path(source)
+    if origin := hub_origin(source):
+        return origin
     if folder.is_dir():
         files = {
             path.name: checksum(path)
@@ -31,6 +34,24 @@ def fingerprint(source: str) -> str:
         }
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()
     return f"{source}@{getattr(load_config(source), '_commit_hash', None)}"
+
+
+def read_training(adapter: str) -> TrainingRecord | None:
+    """How an adapter was trained; None for another tool's adapter, which has no such file.
+
+    Raises:
+        DataError: the file is damaged, or of another version.
+    """
+    path = Path(adapter) / TrainingRecord.FILE
+    return read_json(path, TrainingRecord) if path.is_file() else None
+
+
+def hub_origin(source: str) -> str:
+    """`ID@COMMIT` of a folder that is a copy of a hub model; "" of any other."""
+    manifest = manifest_at(source) if Path(source).is_dir() else None
+    if manifest is None or manifest.stage != BASE_MODEL or manifest.settings is None:
+        return ""
+    return str(manifest.settings["origin"])
 
 
 def check_base(adapter: str, source: str, base: str = "") -> None:
@@ -46,17 +67,13 @@ def check_base(adapter: str, source: str, base: str = "") -> None:
     Raises:
         ModelError: names both bases.
     """
-    try:
-        trained = read_json(Path(adapter) / TrainingRecord.FILE, TrainingRecord)
-    except DataError:  # another tool's adapter
+    trained = read_training(adapter)
+    if trained is None or not trained.base_fingerprint:
         return
-    if not trained.base_fingerprint:
-        return
-    theirs, ours = trained.base_fingerprint, base or fingerprint(source)
-    if "@" in theirs and "@" in ours:
-        # Most commits of a hub model change only its card.
-        theirs, ours = theirs.partition("@")[0], ours.partition("@")[0]
-    if ("@" in theirs) != ("@" in ours) or theirs == ours:
+    theirs, theirs_of_hub, _ = trained.base_fingerprint.partition("@")
+    # Without the commits: most of those of a hub model change only its card.
+    ours, ours_of_hub, _ = (base or fingerprint(source)).partition("@")
+    if theirs_of_hub != ours_of_hub or theirs == ours:
         return
     raise ModelError(
         f"--adapter {adapter}: was trained on {trained.base_model}, which is another model than "

@@ -2,30 +2,34 @@
 
     kinds()["h100"].bf16_tflops
 
-The profiles of train, `raft plan`, default prices, the overlays of GPU kinds and the checks of node
+The settings of `--gpu`, `raft plan`, prices, the overlays of GPU kinds and the checks of node
 selectors all read this table: a new kind is one entry there.
 """
 
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from components.core.records import Record
 
 Stage = Literal["train", "quantize-check", "eval"]
 """A stage whose pod has a GPU."""
 
+RESOURCE = "nvidia.com/gpu"
+"""What a pod asks for to get whole GPUs; slices of one (MIG) have resources of their own."""
+
+LABEL = "cloud.google.com/gke-accelerator"
+"""The label of GKE's nodes that names their kind of GPU."""
+
+MACHINE_LABEL = "node.kubernetes.io/instance-type"
+
 PATH = Path(__file__).with_name("gpus.yaml")
 
 
-class Entry(BaseModel):
-    """A part of the table: unknown fields are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Price(Entry):
+class Price(Record):
     """A price of an hour or a request in USD, with its date and source."""
 
     usd: float
@@ -33,7 +37,7 @@ class Price(Entry):
     source: str
 
 
-class Machine(Entry):
+class Machine(Record):
     """A machine type of Compute Engine; its node reserves a part of vCPUs and memory."""
 
     type: str
@@ -42,7 +46,7 @@ class Machine(Entry):
     memory: int
 
 
-class Pods(Entry):
+class Pods(Record):
     """What a pod with one GPU asks for. shm: size of its shared memory; flags: by stage."""
 
     cpu_request: str
@@ -52,7 +56,7 @@ class Pods(Entry):
     flags: dict[Stage, list[str]] = Field(default_factory=dict)
 
 
-class Gpu(Entry):
+class Gpu(Record):
     """A kind of GPU; `gpus.yaml` explains the fields."""
 
     title: str
@@ -67,7 +71,7 @@ class Gpu(Entry):
     note: str = ""
 
 
-class Table(Entry):
+class Table(Record):
     """The whole file."""
 
     teacher_request: Price
@@ -82,7 +86,7 @@ def table() -> Table:
 
 
 def kinds() -> dict[str, Gpu]:
-    """The GPUs by the names that `--profile` takes."""
+    """The GPUs by the names that `--gpu` takes."""
     return table().kinds
 
 
@@ -99,3 +103,9 @@ def of_label(label: str) -> Gpu | None:
 def gke_labels() -> list[str]:
     """All values of the label cloud.google.com/gke-accelerator."""
     return sorted({*(gpu.gke_label for gpu in kinds().values()), *table().other_gke_labels})
+
+
+if TYPE_CHECKING:
+    GpuKind = str
+else:
+    GpuKind = Literal[("", *kinds())]

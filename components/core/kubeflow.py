@@ -20,100 +20,130 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import AliasPath, BaseModel, Field, PrivateAttr, ValidationError
+from pydantic import AliasPath, BaseModel, Field, ValidationError
 
 from components.core.describe import describe, figures
-from components.core.errors import ConfigError, RaftError, first_line
+from components.core.errors import ConfigError, RaftError, UserError, first_line
 from components.core.ledger import Ledger
-from components.core.locations import SCHEME, beside
+from components.core.locations import SCHEME
 from components.core.pages import Description, Table, as_markdown, as_page
 from components.core.progress import say
-from components.core.storage import atomic_write, put
+from components.core.storage import put
 
 PAGES = ("report.html", "comparison.html")
 TEXTS = ("summary.md", "README.md")
 """Files of an artifact that the run's page shows as they are, where they exist."""
 
-MOUNTS = {"gs://": "/gcs/", "minio://": "/minio/", "s3://": "/s3/"}
-"""Where Kubeflow puts artifacts in a pod, by the scheme of their URIs."""
+LOGS = "executor-logs"
+"""An artifact that Kubeflow adds to each step."""
+
+VISUAL = ("system.Metrics", "system.HTML", "system.Markdown")
+"""Kinds of artifacts that show what another one holds."""
+
+
+def results_folder(run: str, state: str) -> str:
+    """Where the results of a run ROOT/PIPELINE/RUN can be read while it is under way.
+
+    That is the run's own folder on gs://, or else, below a `state` on gs://, copies that its steps
+    put there: Kubeflow alone reads other stores. "" where there is neither.
+    """
+    if run.startswith(SCHEME):
+        return run
+    if "://" not in run or not state.startswith(SCHEME):
+        return ""
+    pipeline, run_id = run.rsplit("/", 2)[1:]
+    return f"{state.rstrip('/')}/runs/{pipeline}/{run_id}"
 
 
 class _Artifact(BaseModel):
     name: str = ""
     uri: str
     kind: str = Field("", validation_alias=AliasPath("type", "schemaTitle"))
-    custom_path: str = Field("", validation_alias="customPath")
 
     @property
     def path(self) -> Path:
         """Where Kubeflow has put it, or will look for it, in the pod."""
-        if self.custom_path:
-            return Path(self.custom_path)
-        for scheme, folder in MOUNTS.items():
-            if self.uri.startswith(scheme):
-                return Path(folder) / self.uri.removeprefix(scheme)
-        return Path(self.uri)
+        scheme, remote, place = self.uri.partition("://")
+        return Path("/", "gcs" if scheme == "gs" else scheme, place) if remote else Path(self.uri)
 
 
 class _ArtifactList(BaseModel):
-    artifacts: list[_Artifact] = Field(default_factory=list)
+    artifacts: list[_Artifact] = []
 
 
 class _OutputParameter(BaseModel):
-    file: Path = Field(validation_alias="outputFile")
+    file: str = Field(validation_alias="outputFile")
 
 
 class Step(BaseModel):
     """One step of a run, as Kubeflow describes it; other fields of the description are ignored."""
 
-    inputs: dict[str, _ArtifactList] = Field(
-        default_factory=dict, validation_alias=AliasPath("inputs", "artifacts")
-    )
+    inputs: dict[str, _ArtifactList] = Field({}, validation_alias=AliasPath("inputs", "artifacts"))
     outputs: dict[str, _ArtifactList] = Field(
-        default_factory=dict, validation_alias=AliasPath("outputs", "artifacts")
+        {}, validation_alias=AliasPath("outputs", "artifacts")
     )
     parameters: dict[str, _OutputParameter] = Field(
-        default_factory=dict, validation_alias=AliasPath("outputs", "parameters")
+        {}, validation_alias=AliasPath("outputs", "parameters")
     )
-    output_file: Path = Field(validation_alias=AliasPath("outputs", "outputFile"))
-    _output: str = PrivateAttr("")
+    output_file: str = Field(validation_alias=AliasPath("outputs", "outputFile"))
 
     @classmethod
-    def parse(cls, text: str, output: str = "") -> "Step":
+    def parse(cls, text: str) -> "Step":
         """Read the executor input.
-
-        Args:
-            text: what Kubeflow passes.
-            output: the folder that the stage writes, which is one of the step's artifacts.
 
         Raises:
             ConfigError: the text is not what Kubeflow passes.
         """
         try:
-            step = cls.model_validate_json(text)
+            return cls.model_validate_json(text)
         except ValidationError:
             raise ConfigError(
                 "--executor-input: not Kubeflow's description of a step",
                 hint="The flag is for Kubeflow; leave it out elsewhere.",
             ) from None
-        step._output = output
-        return step
 
     def folders_to_read(self, step: str) -> list[str]:
         """The folders for a summary: the step's input artifacts, or those of the whole run."""
-        artifacts = [artifact for entry in self.inputs.values() for artifact in entry.artifacts]
-        if artifacts:
-            # Launchers differ in how many artifacts of a list they fetch; URIs have them all.
-            return [_readable(artifact) for artifact in artifacts]
-        return [_run_folder(self._main().uri, step)]
+        # Launchers differ in how many artifacts of a list they fetch; URIs have them all.
+        if folders := [
+            artifact.uri if artifact.uri.startswith(SCHEME) else str(artifact.path)
+            for entry in self.inputs.values()
+            for artifact in entry.artifacts
+        ]:
+            return folders
+        return [self._run(step)]
 
-    def beside(self, suffix: str) -> str:
-        """A place next to the step's artifact that its next attempt finds again, or "".
+    def state(self, step: str) -> str:
+        """What outlives the run: `state` in the pipeline root; "" where that is not on gs://."""
+        root = self._run(step).rsplit("/", 2)[0]
+        if not root.startswith(SCHEME):
+            if "://" in root:
+                say(
+                    f"  {root} is not on gs://: if the pod fails, what it has done is lost with "
+                    "it; the parameter `state` of a run, a gs:// prefix, keeps it"
+                )
+            return ""
+        return f"{root}/state"
 
-        Retries of a step get the same artifacts; only gs:// outlives the pod.
-        """
-        uri = self._main().uri
-        return beside(uri, suffix) if uri.startswith(SCHEME) else ""
+    def _run(self, step: str) -> str:
+        # A cluster has ROOT/PIPELINE/RUN/STEP/…/ARTIFACT, `kfp.local` has ROOT/RUN/STEP/ARTIFACT.
+        return self._main().uri.rpartition(f"/{step}/")[0]
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The URI of the artifact that the step writes, and its folder in the pod."""
+        return self._main().uri, str(self._main().path)
+
+    @property
+    def run_folder(self) -> str:
+        """The folder of the whole run in a cluster: ROOT/PIPELINE/RUN/STEP/UUID/ARTIFACT."""
+        return self._main().uri.rsplit("/", 3)[0]
+
+    def results(self, state: str) -> str:
+        """Where the results and ledgers of this step can be read, as `results_folder` has it."""
+        uri, run = self._main().uri, self.run_folder
+        folder = results_folder(run, state)
+        return folder + uri.removeprefix(run) if folder else uri
 
     def announce(self, result: object, folder: Path) -> None:
         """Write what the run's page shows, and the metadata of every artifact."""
@@ -121,20 +151,20 @@ class Step(BaseModel):
         for key, artifact in self._artifacts().items():
             match artifact.kind:
                 case "system.HTML":
-                    _write(artifact.path, _content(result, folder, PAGES, as_page))
+                    put(_content(result, folder, PAGES, as_page), artifact.path)
                 case "system.Markdown":
-                    _write(artifact.path, _content(result, folder, TEXTS, as_markdown))
+                    put(_content(result, folder, TEXTS, as_markdown), artifact.path)
             entry = {"name": artifact.name, "uri": artifact.uri, "metadata": figures(result)}
             entries[key] = {"artifacts": [entry]}
         values: dict[str, Any] = {}
         for name, parameter in self.parameters.items():
             value = values[name] = getattr(result, name)
-            _write(parameter.file, value if isinstance(value, str) else json.dumps(value))
-        _write(self.output_file, json.dumps({"artifacts": entries, "parameterValues": values}))
+            put(value if isinstance(value, str) else json.dumps(value), parameter.file)
+        put(json.dumps({"artifacts": entries, "parameterValues": values}), self.output_file)
 
     @contextmanager
-    def ledger_on_failure(self, stage: str) -> Iterator[None]:
-        """Write the ledger of a failed attempt where the run's artifacts are.
+    def ledger_on_failure(self, stage: str, state: str = "") -> Iterator[None]:
+        """Write the ledger of a failed attempt where the run's results are.
 
         Kubeflow uploads nothing of a step that failed, but its time was paid for.
         """
@@ -143,8 +173,10 @@ class Step(BaseModel):
             yield
         except BaseException as error:
             now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-            entry = ledger.entry().model_copy(update={"failed": _reason(error)})
-            location = f"{self._main().uri}/ledger.failed-{now}.json"
+            entry = ledger.entry().model_copy(
+                update={"failed": _reason(error), "repeatable": not _users_mistake(error)}
+            )
+            location = f"{self.results(state)}/ledger.failed-{now}.json"
             try:
                 put(entry.model_dump_json(indent=2) + "\n", location)
             except (RaftError, OSError) as obstacle:
@@ -152,30 +184,14 @@ class Step(BaseModel):
             raise
 
     def _main(self) -> _Artifact:
-        """The artifact that the stage writes; those of pages and figures may come before it."""
+        """The artifact that the stage writes; Kubeflow's own and what shows it may be first."""
         artifacts = [*self._artifacts().values()]
         if not artifacts:
             raise ConfigError("--executor-input: names no artifact that the step writes")
-        written = (artifact for artifact in artifacts if str(artifact.path) == self._output)
-        return next(written, artifacts[0])
+        return min(artifacts, key=lambda artifact: artifact.kind in VISUAL or artifact.name == LOGS)
 
     def _artifacts(self) -> dict[str, _Artifact]:
         return {key: entry.artifacts[0] for key, entry in self.outputs.items() if entry.artifacts}
-
-
-def _readable(artifact: _Artifact) -> str:
-    return artifact.uri if artifact.uri.startswith(SCHEME) else str(artifact.path)
-
-
-def _run_folder(uri: str, step: str) -> str:
-    """The folder of the whole run, from one of the step's artifacts.
-
-    A cluster has `ROOT/PIPELINE/RUN/STEP/…/ARTIFACT`, `kfp.local` has `ROOT/RUN/STEP/ARTIFACT`.
-    """
-    parts = uri.split("/")[:-1]
-    if step not in parts:
-        raise ConfigError(f"--executor-input: {uri} names no step {step!r}")
-    return "/".join(parts[: len(parts) - 1 - parts[::-1].index(step)])
 
 
 def _content(
@@ -188,9 +204,9 @@ def _content(
     return render(describe(result) or Description("Nothing to show", "", Table((), ())))
 
 
-def _write(path: Path, text: str) -> None:
-    with atomic_write(path) as file:
-        file.write(text)
+def _users_mistake(error: BaseException) -> bool:
+    """Whether inputs or settings are wrong; a teacher or a bucket may answer next time."""
+    return isinstance(error, UserError) and not isinstance(error, RuntimeError)
 
 
 def _reason(error: BaseException) -> str:

@@ -1,62 +1,33 @@
 """The ledger of a stage (time, tokens, requests, hardware, cost), and that of a run: their sum.
 
-Costs come from dated prices (`gpus.yaml`, or the user's own table). What has no price there has an
+Costs are in USD and come from the dated prices of `gpus.yaml`. What has no price there has an
 unknown cost (null), never none.
 """
 
-import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
-from components.core.gpus import kinds, table
-from components.core.records import Record, read_json
-from components.core.storage import LEDGER, write_json
-
-
-class Prices(Record):
-    """A dated price table.
-
-    gpu_hour: by the device's name as the driver reports it. gpu_dates: of GPU prices that have
-    another date than the table.
-    """
-
-    date: str
-    source: str
-    currency: str
-    gpu_hour: dict[str, float]
-    teacher_request: float
-    gpu_dates: dict[str, str] = Field(default_factory=dict)
-
-
-def read_prices(path: str = "") -> Prices:
-    """The price table at a path, or the prices of `gpus.yaml`."""
-    if path:
-        return read_json(Path(path), Prices)
-    request = table().teacher_request
-    gpu_hour = {gpu.device: gpu.price for gpu in kinds().values() if gpu.price}
-    return Prices(
-        date=request.date,
-        source=request.source,
-        currency="USD",
-        gpu_hour={device: price.usd for device, price in gpu_hour.items()},
-        teacher_request=request.usd,
-        gpu_dates={device: price.date for device, price in gpu_hour.items()},
-    )
+from components.core.accelerator import Gpus
+from components.core.gpus import of_device, table
+from components.core.records import Record
+from components.core.storage import LEDGER, traffic, write_json
 
 
 class LedgerEntry(Record):
     """What one stage took: `ledger.json` in its artifact. Tokens are the model's or teacher's.
 
-    failed: why an attempt ended early; empty for one that succeeded. parts: seconds of parts of
-    the stage, with those of earlier attempts that it resumed. requests_failed: calls to a teacher
-    that failed, by kind; they are not among `requests`, and most were repeated.
+    started: in UTC. failed: why an attempt ended early; empty for one that succeeded. repeatable:
+    whether another attempt may succeed, which it cannot where inputs or settings are wrong. parts:
+    seconds of parts of the stage, with those of earlier attempts that it resumed. requests_failed:
+    calls to a teacher that failed, by kind; they are not among `requests`, and most were repeated.
+    bytes_fetched: of files that came from buckets and the hub.
     """
 
     stage: str
@@ -69,9 +40,11 @@ class LedgerEntry(Record):
     peak_memory_bytes: int
     peak_gpu_memory_bytes: int
     cost: float | None
-    currency: str
     prices_date: str
+    started: AwareDatetime | None = None
     failed: str = ""
+    repeatable: bool = True
+    bytes_fetched: int = 0
     parts: dict[str, float] = Field(default_factory=dict)
     requests_failed: dict[str, int] = Field(default_factory=dict)
 
@@ -82,24 +55,27 @@ class RunLedger(Record):
     stages: list[LedgerEntry]
     seconds: float
     cost: float | None
-    currency: str
+    bytes_fetched: int = 0
 
 
 class Ledger:
     """Measures a stage from now on, and writes `ledger.json` when it has succeeded.
 
-    Use as `with Ledger("train", folder, prices) as ledger: ...; ledger.count(tokens_in=12)`.
+    Use as `with Ledger("train", folder) as ledger: ...; ledger.count(tokens_in=12)`.
     """
 
-    def __init__(self, stage: str, folder: Path, prices: str = "") -> None:
+    def __init__(self, stage: str, folder: Path) -> None:
         self.stage = stage
         self.folder = folder
-        self.prices = read_prices(prices)
         self.started = time.monotonic()
         self.tokens_in = self.tokens_out = self.requests = 0
         self.requests_failed: Counter[str] = Counter()
-        self.tokens_cached = self.tokens_cacheable = 0
         self.parts: dict[str, float] = {}
+        self._server_gpus: Gpus | None = None
+
+    def own_server(self, gpus: Gpus) -> None:
+        """The stage's requests go to a server of its own on these GPUs: their time is the cost."""
+        self._server_gpus = gpus
 
     def count(self, *, tokens_in: int = 0, tokens_out: int = 0, requests: int = 0) -> None:
         """Add to the running totals. `requests` are calls to a teacher that someone charges for."""
@@ -107,20 +83,20 @@ class Ledger:
         self.tokens_out += tokens_out
         self.requests += requests
 
-    def count_cached(self, tokens: int, *, of: int) -> None:
-        """Add prompt tokens that a prefix cache served, of those that it could have served."""
-        self.tokens_cached += tokens
-        self.tokens_cacheable += of
-
     def so_far(self) -> dict[str, object]:
         """Requests, their price and tokens until now, for a progress bar; without zeros."""
         figures: dict[str, object] = {}
         if self.requests:
-            cost = self.requests * self.prices.teacher_request
-            figures = {"requests": self.requests, "cost": f"{cost:.2f} {self.prices.currency}"}
+            figures = {"requests": self.requests}
+        if self._paid_requests:
+            figures |= {"cost": f"{cost_of(self._paid_requests):.2f} USD"}
         if tokens := self.tokens_in + self.tokens_out:
             figures["tokens"] = tokens
         return figures
+
+    @property
+    def _paid_requests(self) -> int:
+        return self.requests if self._server_gpus is None else 0
 
     def __enter__(self) -> Self:
         return self
@@ -133,8 +109,13 @@ class Ledger:
         """The entry so far."""
         seconds = time.monotonic() - self.started
         gpu, gpu_count, gpu_memory = _gpu()
+        if self._server_gpus:
+            gpu, gpu_count = self._server_gpus[0].name, len(self._server_gpus)
+        kind = of_device(gpu)
+        price = kind.price if kind and kind.price else table().teacher_request
         return LedgerEntry(
             stage=self.stage,
+            started=datetime.now(UTC) - timedelta(seconds=seconds),
             seconds=round(seconds, 3),
             tokens_in=self.tokens_in,
             tokens_out=self.tokens_out,
@@ -143,37 +124,36 @@ class Ledger:
             gpu_count=gpu_count,
             peak_memory_bytes=_peak_memory(),
             peak_gpu_memory_bytes=gpu_memory,
-            cost=self._cost(seconds, gpu, gpu_count),
-            currency=self.prices.currency,
-            prices_date=self.prices.gpu_dates.get(gpu, self.prices.date),
+            cost=cost_of(self._paid_requests, gpu, seconds * gpu_count),
+            prices_date=price.date,
+            bytes_fetched=traffic["fetched"],
             parts=self.parts,
             requests_failed=dict(self.requests_failed.most_common()),
         )
 
-    def _cost(self, seconds: float, gpu: str, gpu_count: int) -> float | None:
-        requests = self.requests * self.prices.teacher_request
-        if not gpu:
-            # A CPU machine is not priced; a stage that only calls a paid endpoint is.
-            return round(requests, 6) if self.requests else None
-        if gpu not in self.prices.gpu_hour:
-            return None
-        return round(requests + seconds / 3600 * gpu_count * self.prices.gpu_hour[gpu], 6)
 
+def cost_of(requests: int, gpu: str = "", gpu_seconds: float = 0.0) -> float | None:
+    """The price of requests to a teacher and of GPU time in USD; None where it is unknown.
 
-def merge(folders: list[Path]) -> RunLedger:
-    """The ledger of a run, from its artifacts."""
-    return total([read_json(folder / LEDGER, LedgerEntry) for folder in folders])
+    A CPU machine is not priced; a stage that only calls a paid endpoint is.
+    """
+    paid = requests * table().teacher_request.usd
+    if not gpu:
+        return round(paid, 6) if requests else None
+    kind = of_device(gpu)
+    if kind is None or kind.price is None:
+        return None
+    return round(paid + gpu_seconds / 3600 * kind.price.usd, 6)
 
 
 def total(stages: list[LedgerEntry]) -> RunLedger:
-    """The ledger of a run, from those of its stages; several currencies have no sum."""
+    """The ledger of a run, from those of its stages."""
     costs = [entry.cost for entry in stages if entry.cost is not None]
-    currencies = {entry.currency for entry in stages}
     return RunLedger(
         stages=stages,
         seconds=round(sum(entry.seconds for entry in stages), 3),
-        cost=round(sum(costs), 6) if len(costs) == len(stages) and len(currencies) < 2 else None,
-        currency=currencies.pop() if len(currencies) == 1 else "",
+        cost=round(sum(costs), 6) if len(costs) == len(stages) else None,
+        bytes_fetched=sum(entry.bytes_fetched for entry in stages),
     )
 
 
@@ -183,13 +163,12 @@ def peak_memory() -> int:
 
 
 def _peak_memory() -> int:
-    # On Linux a child inherits its parent's ru_maxrss; /proc/self/status has the process's own.
+    """As Linux reports it; 0 elsewhere. A child would inherit its parent's `ru_maxrss`."""
     with suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         peak_line = next(line for line in lines if line.startswith("VmHWM:"))
         return int(peak_line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return 0
 
 
 def _gpu() -> tuple[str, int, int]:
@@ -203,12 +182,3 @@ def _gpu() -> tuple[str, int, int]:
         count,
         max(torch.cuda.max_memory_allocated(index) for index in range(count)),
     )
-
-
-@contextmanager
-def stopwatch() -> Iterator[list[float]]:
-    """Time a block; the list holds its seconds afterwards."""
-    seconds: list[float] = []
-    started = time.monotonic()
-    yield seconds
-    seconds.append(time.monotonic() - started)

@@ -1,19 +1,26 @@
 """Locations that a setting may name: what they look like, and which of them may overlap."""
 
+import hashlib
 import json
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
 
 SCHEME = "gs://"
 INPUT = "input"
 OUTPUT = "output"
-KEPT = "kept"
+RESUME = "resume"
+LONGEST_NAME = 255  # bytes of a file or folder; an object may have longer ones between slashes
+
+
+def is_too_long(name: str) -> bool:
+    """Whether no file or folder of this machine can have a name."""
+    return len(name.encode(errors="replace")) > LONGEST_NAME
 
 
 def check_location(value: str) -> str:
@@ -38,6 +45,8 @@ def check_location(value: str) -> str:
         raise ValueError("a path on gs:// with a line end or another non-printable character")
     if any(part in ("", ".", "..") for part in path.removesuffix("/").split("/") if path):
         raise ValueError("a path on gs:// has no empty part, no . and no ..")
+    if any(map(is_too_long, path.split("/"))):
+        raise ValueError(f"a path on gs:// with a part of over {LONGEST_NAME} bytes")
     return value
 
 
@@ -50,26 +59,57 @@ def split_text(value: object) -> object:
     return [word.strip() for word in value.split(",") if word.strip()]
 
 
+def split_pairs(value: object) -> object:
+    """Accept a mapping as JSON or as comma-separated `NAME=VALUE`."""
+    if not isinstance(value, str) or value.lstrip().startswith("{"):
+        return json.loads(value) if isinstance(value, str) else value
+    pairs = [word.strip().partition("=") for word in value.split(",") if word.strip()]
+    for name, _, named in pairs:
+        if not name.strip() or not named.strip():
+            raise ValueError(f"{name!r} is no NAME=PATH")
+    if len({name for name, _, _ in pairs}) < len(pairs):
+        raise ValueError("a name is given twice")
+    return {name.strip(): named.strip() for name, _, named in pairs}
+
+
+def each_location(value: str | Mapping[str, str]) -> list[str]:
+    """The locations of a setting that names one, or several by name; none that is empty."""
+    return [place for place in ([value] if isinstance(value, str) else value.values()) if place]
+
+
+def map_locations(value: Any, change: Callable[[str], str]) -> Any:
+    """The value of a setting that names one location, or several by name, with each changed."""
+    if isinstance(value, str):
+        return change(value)
+    return {name: change(location) for name, location in value.items()}
+
+
 Location = Annotated[str, AfterValidator(check_location)]
 """A local path or a `gs://` URI ("" = none)."""
 
 InputLocation = Annotated[Location, INPUT]
 """One that exists before the stage starts."""
 
-InputLocations = Annotated[tuple[Location, ...], BeforeValidator(split_text), INPUT]
-"""Several of them, written `a,b` or `["a","b"]`."""
+NamedInputs = Annotated[dict[str, Location], BeforeValidator(split_pairs), INPUT]
+"""Several of these, each with a name: `NAME=PATH,NAME=PATH`, or as JSON."""
 
 OutputLocation = Annotated[Location, OUTPUT]
 """One that the stage writes, and that contains nothing else."""
 
-KeptLocation = Annotated[Location, KEPT]
+ResumeLocation = Annotated[Location, RESUME]
 """Where an interrupted run's resume state is kept."""
 
 
-def beside(output: str, name: str) -> str:
+def resume_dir(output: str, name: str) -> str:
     """Where a stage keeps the resume state of an interrupted run: next to it, `OUTPUT-name`."""
     place = output.rstrip("/") if output.startswith(SCHEME) else Path(output).resolve()
     return f"{place}-{name}"
+
+
+def keyed(state: str, kind: str, *content: object) -> str:
+    """A place below `state` for what depends on nothing but this content (as JSON)."""
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+    return f"{state.rstrip('/')}/{kind}/{key}"
 
 
 def check_folder(location: str) -> str:
@@ -90,7 +130,7 @@ def check_apart(locations: Mapping[str, Sequence[tuple[str, str]]]) -> None:
     Also refuse to read what may never end, such as a pipe or a device.
 
     Args:
-        locations: by kind (INPUT, OUTPUT, KEPT), the flags and what they name.
+        locations: by kind (INPUT, OUTPUT, RESUME), the flags and what they name.
 
     Raises:
         ValueError: names two flags and what to do.
@@ -102,7 +142,7 @@ def check_apart(locations: Mapping[str, Sequence[tuple[str, str]]]) -> None:
                 continue
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                 raise ValueError(f"{name} {source}: neither a file nor a folder")
-        for kind in (OUTPUT, KEPT):
+        for kind in (OUTPUT, RESUME):
             for other, target in locations[kind]:
                 cleared = kind == OUTPUT
                 if (cleared and _contains(target, source)) or _contains(source, target):
@@ -110,11 +150,11 @@ def check_apart(locations: Mapping[str, Sequence[tuple[str, str]]]) -> None:
                         f"{other} {target} and {name} {source} overlap; "
                         f"give {other} a folder of its own"
                     )
-    for name, kept in locations[KEPT]:
+    for name, resume in locations[RESUME]:
         for other, target in locations[OUTPUT]:
-            if _contains(target, kept):
+            if _contains(target, resume):
                 raise ValueError(
-                    f"{name} {kept} is inside {other} {target}, all of which becomes "
+                    f"{name} {resume} is inside {other} {target}, all of which becomes "
                     f"the artifact; omit {name}, or give a folder elsewhere"
                 )
 

@@ -12,6 +12,7 @@ import string
 from collections import Counter
 from typing import NamedTuple
 
+from components.core.corpus.formats import TYPESETTING
 from components.core.raft_form import ANSWER_MARKER, QUOTE_BEGIN, QUOTE_END
 
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -30,12 +31,13 @@ class Scores(NamedTuple):
 
 
 def normalize(text: str) -> str:
-    """Lower case, no ASCII punctuation, no articles, single spaces.
+    """Lower case, no ASCII punctuation, no articles, single spaces; ligatures as in documents.
 
     Source: the official HotpotQA evaluation script. The order of the steps matters: "U.S.A." loses
     its dots before articles are removed, so its "a" stays.
     """
-    return " ".join(ARTICLE.sub(" ", text.lower().translate(NO_PUNCTUATION)).split())
+    plain = text.translate(TYPESETTING).lower().translate(NO_PUNCTUATION)
+    return " ".join(ARTICLE.sub(" ", plain).split())
 
 
 def score(answer: str, gold: str) -> Scores:

@@ -4,13 +4,7 @@ Libraries initialise missing weights at random, look a mistyped path up on the h
 chat templates. Every error here names the file and what to do.
 """
 
-import json
 import os
-import re
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,10 +17,11 @@ from components.core.storage import verify
 
 MERGED = ".merged-"
 """Prefix of the temporary folders that merged models are written to."""
-_FETCH_AGAIN = "Fetch the folder again, or make it again with what made it."
-_LAYER = re.compile(r"\.layers\.(\d+)\.")
-SECONDS_OF_A_TEMPLATE = 10.0
 MOST_RANK = 4096
+OTHER_BASE = "Give the base model that the adapter was trained on (see its training.json)."
+FULL_PRECISION = ("F16", "BF16", "F32", "F64")
+TURNS = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "There."}]
+"""A conversation to try a chat template on."""
 
 
 class _AdapterConfig(BaseModel):
@@ -37,11 +32,18 @@ class _AdapterConfig(BaseModel):
     target_modules: list[str] | Literal["all-linear"]
     rank_pattern: dict[str, Annotated[int, Field(ge=1, le=MOST_RANK)]] = Field(default_factory=dict)
     modules_to_save: list[str] | None = None
+    lora_bias: bool = False
     layer_replication: None = None
     auto_mapping: None = None
 
 
-def check_complete(source: str, config: Any, report: Any) -> None:
+class _WeightIndex(BaseModel):
+    """Which file has which weight: files of the same folder, never others on this machine."""
+
+    weight_map: dict[str, Annotated[str, Field(pattern=r"^[^/]+\.safetensors$")]]
+
+
+def check_complete(source: str, report: Any) -> None:
     """Refuse weights that do not match config.json: the library initialises the rest at random.
 
     Raises:
@@ -49,12 +51,11 @@ def check_complete(source: str, config: Any, report: Any) -> None:
     """
     missing = sorted(report["missing_keys"])
     # Surplus buffers or heads are harmless, and some models have them; whole layers are not.
-    layers = getattr(config, "num_hidden_layers", None)
-    surplus = [
+    surplus = sorted(
         name
-        for name in sorted(report["unexpected_keys"])
-        if layers is not None and (number := _LAYER.search(name)) and int(number[1]) >= layers
-    ]
+        for name in report["unexpected_keys"]
+        if ".layers." in name and name.endswith(".weight")
+    )
     if missing or surplus:
         fault = "weights are missing" if missing else "config.json has no place for weights"
         named = missing or surplus
@@ -66,38 +67,81 @@ def check_complete(source: str, config: Any, report: Any) -> None:
         )
 
 
+def check_not_quantized(source: str, config: Any) -> None:
+    """Refuse a base whose weights are already in 4 or 8 bits, by its config.json and its files.
+
+    Raises:
+        ModelError: names the method, or the first such weight.
+    """
+    folder, reason = Path(source), ""
+    settings = getattr(config, "quantization_config", None) or getattr(
+        config.get_text_config(), "quantization_config", None
+    )
+    if settings:
+        method = settings.get("quant_method") if isinstance(settings, dict) else ""
+        reason = f"config.json has a quantization_config ({method or 'no method named'})"
+    for path in () if reason else sorted(folder.glob("*.safetensors")):
+        reason = reason or _quantized_weight(path)
+    if reason:
+        raise ModelError(
+            f"--base-model {source}: is already quantized: {reason}",
+            hint="Give the full-precision base, in 16 or 32 bits, that it was made from. To train "
+            "on 4-bit weights, add --load-in-4bit true: the stage quantizes the base itself.",
+        )
+
+
+def _quantized_weight(path: Path) -> str:
+    """The first weight of a file that is not in 16 or more bits; "" if there is none."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        for name in file.keys():  # noqa: SIM118 (no mapping)
+            kind = file.get_slice(name).get_dtype()
+            # Masks and positions are whole numbers in any model.
+            if kind not in FULL_PRECISION and "weight" in name:
+                return f"{name} in {path.name} is {kind}"
+    return ""
+
+
+def check_token_ids(source: str, tokenizer: Any, rows: int) -> None:
+    """Refuse tokens for which the model has no embedding: in padding, or in the chat template.
+
+    Args:
+        source: the model.
+        tokenizer: its tokenizer, with a token for padding.
+        rows: embeddings that the model has.
+
+    Raises:
+        ModelError: names the token.
+    """
+    used = {
+        *tokenizer.apply_chat_template(TURNS, return_dict=True)["input_ids"],
+        *tokenizer.apply_chat_template(TURNS[:1], add_generation_prompt=True, return_dict=True)[
+            "input_ids"
+        ],
+        *(tokenizer.pad_token_id, tokenizer.eos_token_id),
+    }
+    if beyond := sorted(token for token in used if token >= rows):
+        name = tokenizer.convert_ids_to_tokens(beyond[0])
+        raise ModelError(
+            f"--base-model {source}: the tokenizer writes {name!r} as token {beyond[0]}, and the "
+            f"model has embeddings for {rows}",
+            hint="The token was added to the tokenizer and not to the model. Take both from the "
+            "model's makers, or let pad_token in tokenizer_config.json be one that the model has.",
+        )
+
+
 def check_template(source: str, tokenizer: Any) -> None:
-    """Render a short conversation, since a chat template is a program that may fail or hang."""
-    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "There."}]
+    """Render a short conversation, since a chat template is a program that may fail."""
     try:
-        with _no_longer_than(SECONDS_OF_A_TEMPLATE):
-            text = tokenizer.apply_chat_template(turns, tokenize=False)
-        if any(turn["content"] not in text for turn in turns):
+        text = tokenizer.apply_chat_template(TURNS, tokenize=False)
+        if any(turn["content"] not in text for turn in TURNS):
             raise ValueError("it omits the messages")
     except Exception as error:  # a template may raise anything
         raise ModelError(
             f"--base-model {source}: its chat template cannot be used ({first_line(error)})",
             hint="Look at chat_template.jinja in the folder, or take the model from its makers.",
-        ) from None
-
-
-@contextmanager
-def _no_longer_than(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in Python code that takes longer (in the main thread only)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"it takes more than {seconds:g} seconds")
-
-    handler = signal.signal(signal.SIGALRM, stop)
-    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, *timer)
-        signal.signal(signal.SIGALRM, handler)
+        ) from error
 
 
 def check_place(source: str) -> None:
@@ -154,46 +198,16 @@ def _check_files(folder: Path, state: tuple[tuple[str, int], ...]) -> None:
     try:
         verify(folder, "--base-model")
     except DataError as error:
-        raise ModelError(f"--base-model {error}", hint=error.hint) from None
-    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
-        if (folder / name).is_file():
-            _read_object(folder / name)
-    template = folder / "chat_template.jinja"
-    if template.is_file():
-        try:
-            template.read_text(encoding="utf-8")
-        except ValueError as error:
-            raise ModelError(
-                f"--base-model {template}: not text ({error})", hint=_FETCH_AGAIN
-            ) from None
+        raise ModelError(f"--base-model {error}", hint=error.hint) from error
     for path in sorted(folder.glob("*.safetensors")):
         _check_weights(path, "--base-model")
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        parts = _read_object(index).get("weight_map")
-        if not isinstance(parts, dict):
-            raise ModelError(f"--base-model {index}: has no weight_map", hint=_FETCH_AGAIN)
-        for part in sorted({str(part) for part in parts.values()}):
-            if part != Path(part).name or not (folder / part).is_file():
-                raise ModelError(
-                    f"--base-model {index}: names {part!r}, which is not in the folder",
-                    hint=_FETCH_AGAIN,
-                )
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ModelError: it is damaged.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"--base-model {path}: not JSON ({error})", hint=_FETCH_AGAIN) from None
-    if not isinstance(value, dict):
-        raise ModelError(f"--base-model {path}: not a JSON object", hint=_FETCH_AGAIN)
-    return value
+        try:
+            _WeightIndex.model_validate_json(index.read_bytes())
+        except ValidationError as error:
+            hint = "Fetch the folder again."
+            raise ModelError(f"--base-model {index}: {explain(error)}", hint=hint) from error
 
 
 def _check_weights(path: Path, flag: str) -> None:
@@ -210,31 +224,37 @@ def _check_weights(path: Path, flag: str) -> None:
     except (OSError, SafetensorError) as error:
         raise ModelError(
             f"{flag} {path}: cannot be loaded, it is cut off or damaged ({first_line(error)})",
-            hint=_FETCH_AGAIN,
-        ) from None
+            hint="Fetch the folder again, or make it again with what made it.",
+        ) from error
 
 
-def check_adapter(adapter: str) -> None:
+def check_adapter(adapter: str, *, merge: bool = False) -> None:
     """Refuse a folder that is no adapter.
 
+    Args:
+        adapter: the folder.
+        merge: whether it is to be merged.
+
     Raises:
-        ModelError: a file is missing or damaged.
+        ModelError: a file is missing or damaged, or the adapter cannot be merged.
     """
     folder = Path(adapter)
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():
-            raise ModelError(
-                f"--adapter {adapter}: no {name} in it",
-                hint="Give the folder that `raft train --output` wrote.",
-            )
     try:
-        _AdapterConfig.model_validate_json((folder / "adapter_config.json").read_bytes())
-    except ValidationError as error:
+        settings = _AdapterConfig.model_validate_json((folder / "adapter_config.json").read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = explain(error) if isinstance(error, ValidationError) else first_line(error)
         raise ModelError(
-            f"--adapter {adapter}: adapter_config.json: {explain(error)}",
+            f"--adapter {adapter}: adapter_config.json: {reason}",
             hint="Give the folder that `raft train --output` wrote.",
-        ) from None
+        ) from error
     _check_weights(folder / "adapter_model.safetensors", "--adapter")
+    if merge and settings.lora_bias:
+        raise ModelError(
+            f"--adapter {adapter}: has biases of its own (lora_bias), for which the base model's "
+            "layers have no place, so it cannot be merged, as 4 bits need",
+            hint="Train it without lora_bias, as `raft train` does, or evaluate it in 16 bits: "
+            "--arms base,raft.",
+        )
 
 
 def check_adapter_complete(adapter: str, model: Any) -> None:
@@ -254,7 +274,7 @@ def check_adapter_complete(adapter: str, model: Any) -> None:
     if surplus := sorted(name for name in present - expected if "lora_" in name):
         raise ModelError(
             f"--adapter {adapter}: --base-model has no layer for {', '.join(surplus[:3])}",
-            hint="Give the base model that the adapter was trained on (see its training.json).",
+            hint=OTHER_BASE,
         )
     missing = sorted(expected - present)
     if missing:
@@ -265,7 +285,7 @@ def check_adapter_complete(adapter: str, model: Any) -> None:
         )
 
 
-def for_gated(source: str, error: BaseException) -> str:
+def for_gated(source: str, error: object) -> str:
     """How to get access to a gated hub model; "" if that is not what is wrong."""
     text = str(error).lower()
     if Path(source).is_dir() or not any(word in text for word in ("gated", "401", "403")):

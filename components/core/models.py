@@ -6,57 +6,76 @@ id or a local folder: `storage` fetches `gs://` folders before a stage starts.
 
 import gc
 import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.core.chat import adopt_template
 from components.core.errors import MissingDependencyError, ModelError, first_line
 from components.core.model_files import (
     MERGED,
+    OTHER_BASE,
     check_adapter,
     check_adapter_complete,
     check_complete,
     check_folder,
+    check_not_quantized,
     check_template,
+    check_token_ids,
     for_gated,
 )
+from components.core.progress import say
+from components.core.records import TrainingRecord
 from components.core.storage import scratch
+
+LIBRARIES = (
+    "accelerate", "bitsandbytes", "datasets", "huggingface_hub", "peft", "torch", "transformers",
+    "trl",
+)  # fmt: skip
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
+def load_tokenizer(source: str, adapter: str = "") -> "PreTrainedTokenizerBase":
     """The tokenizer of a chat model, with padding set up.
 
+    Args:
+        source: hub id or folder.
+        adapter: of this project's, whose chat template is used: it holds the date and the
+            variables that the adapter was trained with.
+
     Raises:
-        ModelError: no such model, no tokenizer in it, or no chat template.
+        ModelError: no such model, no tokenizer in it, no chat template, or one that writes tokens
+            which the model does not have.
     """
     from transformers import AutoTokenizer
 
-    _quiet()
-    load_config(source)
-    try:
+    quiet()
+    config = load_config(source)
+    needs = "The folder needs tokenizer.json, tokenizer_config.json and chat_template.jinja."
+    with _explained(source, "its tokenizer cannot be loaded", needs):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises plain ones
-        raise ModelError(
-            f"--base-model {source}: its tokenizer cannot be loaded ({first_line(error)})",
-            hint=for_gated(source, error)
-            or "The folder needs tokenizer.json and tokenizer_config.json.",
-        ) from None
     if not tokenizer.chat_template:
         raise ModelError(
             f"--base-model {source}: the tokenizer has no chat template",
             hint="Use the chat (instruct) variant, or put chat_template.jinja in the folder.",
         )
     check_template(source, tokenizer)
+    if (Path(adapter) / TrainingRecord.FILE).is_file():
+        adopt_template(tokenizer, Path(adapter))
+        check_template(source, tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token is None:
+    if tokenizer.eos_token is None:
         raise ModelError(
             f"--base-model {source}: the tokenizer has no token that ends a text",
             hint="tokenizer_config.json needs an eos_token.",
         )
+    check_token_ids(source, tokenizer, config.get_text_config().vocab_size)
     return tokenizer
 
 
@@ -64,19 +83,16 @@ def load_config(source: str) -> Any:
     """The config.json of a model, as transformers reads it.
 
     Raises:
-        ModelError: no such model, or its files are missing or damaged.
+        ModelError: no such model, its files are missing or damaged, or it is already quantized.
     """
     from transformers import AutoConfig
 
     check_folder(source)
-    try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # pydantic's, the hub's and plain ones
-        raise ModelError(
-            f"--base-model {source}: its config.json cannot be read ({first_line(error)})",
-            hint=for_gated(source, error)
-            or "Give the folder of a chat model as transformers saves it, or a hub id.",
-        ) from None
+    needs = "Give the folder of a chat model as transformers saves it, or a hub id."
+    with _explained(source, "its config.json cannot be read", needs):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    check_not_quantized(source, config)
+    return config
 
 
 def load_model(
@@ -94,9 +110,30 @@ def load_model(
         ModelError: no such model, or its weights cannot be read.
         MissingDependencyError: 4 bits need bitsandbytes, and it is not installed.
     """
+    import torch
+    from transformers import AutoModelForCausalLM
+
     if in_4bit:
         options["quantization_config"] = _nf4(dtype)
-    return _load(source, dtype, **options)
+    quiet()
+    check_folder(source)
+    needs = (
+        "It needs config.json and weights in safetensors; a gated model needs HF_TOKEN and its "
+        "licence accepted on the hub."
+    )
+    with _explained(source, "cannot be loaded", needs):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=False,  # unset, the library prompts, and runs it on "y"
+            **({"device_map": "auto" if torch.cuda.is_available() else "cpu"} | options),
+        )
+    check_complete(source, report)
+    model.eval()
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def load_tuned(source: str, adapter: str, dtype: "torch.dtype") -> Any:
@@ -105,20 +142,33 @@ def load_tuned(source: str, adapter: str, dtype: "torch.dtype") -> Any:
     Raises:
         ModelError: as `load_model`, or the adapter is missing or made for another base.
     """
+    check_adapter(adapter)
+    return add_adapter(load_model(source, dtype), source, adapter)
+
+
+def add_adapter(base: "PreTrainedModel", source: str, adapter: str) -> Any:
+    """A loaded base model with the adapter next to its weights; `unload()` takes it off again.
+
+    Args:
+        base: it is changed.
+        source: what it was loaded from, for errors.
+        adapter: a folder.
+
+    Raises:
+        ModelError: as `load_tuned`.
+    """
     from peft import PeftModel
-    from safetensors import SafetensorError
 
     check_adapter(adapter)
-    base = load_model(source, dtype)
     try:
         tuned = PeftModel.from_pretrained(base, adapter)
-    except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except Exception as error:  # torch's, safetensors' and plain ones
         if lacks_memory(error):
             raise
         raise ModelError(
             f"--adapter {adapter}: does not fit --base-model {source} ({first_line(error)})",
-            hint="Give the base model that the adapter was trained on (see its training.json).",
-        ) from None
+            hint=OTHER_BASE,
+        ) from error
     check_adapter_complete(adapter, tuned)
     return tuned
 
@@ -140,11 +190,11 @@ def load_4bit(
     if quantize_lm_head:
         check_head_is_untied(source)
     if adapter is None:
-        return _load(source, dtype, quantization_config=nf4)
+        return load_model(source, dtype, quantization_config=nf4)
     with scratch("merged", f"{source} {adapter}") as folder:
         merged = folder / f"{MERGED}model"
         save_merged(source, adapter, dtype, merged)
-        return _load(str(merged), dtype, quantization_config=nf4)
+        return load_model(str(merged), dtype, quantization_config=nf4)
 
 
 def save_merged(source: str, adapter: str, dtype: "torch.dtype", folder: Path) -> None:
@@ -155,8 +205,33 @@ def save_merged(source: str, adapter: str, dtype: "torch.dtype", folder: Path) -
     """
     import torch
 
+    check_adapter(adapter, merge=True)
     merged = load_tuned(source, adapter, torch.float32).merge_and_unload().to(dtype)
+    clean_generation_config(source, merged)
     merged.save_pretrained(folder)
+
+
+def clean_generation_config(source: str, model: Any) -> None:
+    """Remove what makes a generation_config contradictory, as transformers saves none that is.
+
+    Some bases ship a temperature or top_p without do_sample. The stages decode greedily anyway.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError:
+        settings = model.generation_config.to_diff_dict()
+        consistent = {}
+        for name, value in settings.items():
+            with suppress(ValueError):
+                GenerationConfig(**{name: value}).validate(strict=True)
+                consistent[name] = value
+        say(
+            f"  warning: the generation_config.json of {source} contradicts itself; the model is "
+            f"saved without its {', '.join(sorted(settings.keys() - consistent.keys()))}"
+        )
+        model.generation_config = GenerationConfig(**consistent)
 
 
 def check_head_is_untied(source: str) -> None:
@@ -187,11 +262,11 @@ def _nf4(dtype: "torch.dtype", quantize_lm_head: bool = False) -> Any:
 
     try:
         import bitsandbytes  # noqa: F401
-    except ImportError:
+    except ImportError as error:
         raise MissingDependencyError(
             "4-bit weights need bitsandbytes",
             hint="pip install -e '.[quantize-check]' in a checkout of raft-pipelines",
-        ) from None
+        ) from error
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -220,6 +295,11 @@ def context_length(source: str, tokenizer: Any) -> int:
     return length
 
 
+def width(source: str) -> int:
+    """The hidden size of a model."""
+    return int(load_config(source).get_text_config().hidden_size)
+
+
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out: Python's, torch's on any device, or vLLM's."""
     message = str(error).lower()
@@ -237,41 +317,26 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _load(source: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel":
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
-    _quiet()
-    check_folder(source)
+@contextmanager
+def _explained(source: str, problem: str, needs: str) -> Iterator[None]:
+    """Turn what a library raises into an error that names the model and what it needs."""
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            trust_remote_code=False,  # unset, the library prompts, and runs it on "y"
-            **({"device_map": "auto" if torch.cuda.is_available() else "cpu"} | options),
-        )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        yield
+    except Exception as error:  # pydantic's, the hub's, safetensors' and plain ones
         if lacks_memory(error):
             raise
         raise ModelError(
-            f"--base-model {source}: cannot be loaded ({first_line(error)})",
-            hint=for_gated(source, error)
-            or "It needs config.json and weights in safetensors; a gated model needs HF_TOKEN and "
-            "its licence accepted on the hub.",
-        ) from None
-    check_complete(source, model.config, report)
-    model.eval()
-    loaded: PreTrainedModel = model
-    return loaded
+            f"--base-model {source}: {problem} ({first_line(error)})",
+            hint=for_gated(source, error) or needs,
+        ) from error
 
 
-def _quiet() -> None:
-    """Keep the libraries' progress bars and hints out of the log; their errors still appear."""
+def quiet() -> None:
+    """Keep the libraries' warnings, progress bars and hints out of the log; errors still appear."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for library in LIBRARIES:
+        logging.getLogger(library).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module=rf"{library}\b")

@@ -4,11 +4,10 @@ Everything goes to standard error, so standard output stays free for results.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from components.core.errors import for_terminal
 
@@ -16,14 +15,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SECONDS_BETWEEN_LINES = 10.0
-MIN_WIDTH_OF_BAR = 120  # columns; a narrower terminal shows the figures instead
-
-
-class Task(Protocol):
-    """A piece of work under way."""
-
-    def advance(self, count: int = 1, **figures: object) -> None:
-        """Count finished units; `figures` (such as loss=0.3) are shown next to the bar."""
 
 
 @cache
@@ -41,115 +32,88 @@ def say(message: str) -> None:
 
 def headline(title: str, detail: str = "") -> None:
     """Announce a stage."""
-    from rich.text import Text
-
-    console().print(
-        Text.assemble(("▸ " + title, "bold cyan"), ("  " + for_terminal(detail), "dim")),
-        soft_wrap=True,
-    )
+    line = f"▸ {title}  {for_terminal(detail)}".rstrip()
+    console().print(line, style="bold cyan", markup=False, soft_wrap=True)
 
 
-@contextmanager
-def task(title: str, total: int, unit: str) -> Iterator[Task]:
-    """Track `total` units of work under a title."""
-    if console().is_terminal:
-        with _bar(title, total, unit) as bar:
-            yield bar
-    else:
-        lines = _Lines(title, total, unit)
-        yield lines
-        lines.finish()
+class Task:
+    """A piece of work under way, which `show` shows after every step.
 
+    before: units that an earlier attempt has done; they count for neither rate nor time left.
+    """
 
-@contextmanager
-def _bar(title: str, total: int, unit: str) -> Iterator[Task]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Task as RichTask
-    from rich.table import Column
-    from rich.text import Text
-
-    class FiguresColumn(ProgressColumn):
-        """The one column that shrinks: a column with `no_wrap` would keep its width."""
-
-        def render(self, task: RichTask) -> Text:
-            return Text(task.fields["figures"], no_wrap=True, overflow="ellipsis")
-
-    class RateColumn(ProgressColumn):
-        def render(self, task: RichTask) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text(f"{speed:.1f} {unit}/s" if speed else f"– {unit}/s", style="magenta")
-
-    whole = Column(no_wrap=True)
-    wide = console().width >= MIN_WIDTH_OF_BAR
-    bar = Progress(
-        SpinnerColumn(finished_text="✓"),
-        TextColumn("{task.description}"),
-        *([BarColumn(bar_width=20)] if wide else []),
-        MofNCompleteColumn(table_column=whole),
-        RateColumn(table_column=whole),
-        *([TimeElapsedColumn(table_column=whole)] if wide else []),
-        TextColumn("left"),
-        TimeRemainingColumn(table_column=whole),
-        FiguresColumn(),
-        console=console(),
-    )
-    with bar:
-        row = bar.add_task(title, total=total, figures="")
-
-        class Bar:
-            def advance(self, count: int = 1, **figures: object) -> None:
-                bar.advance(row, count)
-                if figures:
-                    bar.update(row, figures=_words(figures))
-
-        yield Bar()
-
-
-@dataclass
-class _Lines:
-    """Progress as log lines, at most one every few seconds."""
-
-    title: str
-    total: int
-    unit: str
-    done: int = 0
-    figures: dict[str, object] = field(default_factory=dict)
-    started: float = field(default_factory=time.monotonic)
-    spoken: float = field(default_factory=time.monotonic)
+    def __init__(
+        self, total: int, unit: str, show: Callable[["Task"], None], before: int = 0
+    ) -> None:
+        self.total, self.unit, self.show = total, unit, show
+        self.done = self.before = before
+        self.figures: dict[str, object] = {}
+        self.started = time.monotonic()
 
     def advance(self, count: int = 1, **figures: object) -> None:
+        """Count finished units; `figures` (such as loss=0.3) are shown with them."""
         self.done += count
-        self.figures.update(figures)
-        if time.monotonic() - self.spoken >= SECONDS_BETWEEN_LINES:
-            self._speak()
+        self.figures |= figures
+        self.show(self)
 
-    def finish(self) -> None:
-        self._speak()
+    def words(self) -> str:
+        """The rate, the time left, and the latest figures."""
+        done = self.done - self.before
+        a_unit = (time.monotonic() - self.started) / max(done, 1)
+        words = []
+        if done:
+            slow = f"{a_unit:.0f} s/{self.unit.removesuffix('s')}"
+            words.append(slow if a_unit > 1 else f"{1 / max(a_unit, 1e-9):.1f} {self.unit}/s")
+        if done and self.done < self.total:
+            words.append(f"{(self.total - self.done) * a_unit:.0f} s left")
+        words += [
+            f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+            for name, value in self.figures.items()
+        ]
+        return " ".join(words)
 
-    def _speak(self) -> None:
-        self.spoken = time.monotonic()
-        seconds = max(self.spoken - self.started, 1e-9)
-        rate = self.done / seconds
-        left = (
-            f", {(self.total - self.done) / rate:.0f} s left" if 0 < self.done < self.total else ""
-        )
-        say(
-            f"  {self.title}: {self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, "
-            f"{seconds:.0f} s{left} {_words(self.figures)}".rstrip()
-        )
+
+@contextmanager
+def task(title: str, total: int, unit: str, before: int = 0) -> Iterator[Task]:
+    """Track `total` units of work under a title, of which so many were done `before`."""
+    with (_bar if console().is_terminal else _lines)(title, total, unit, before) as running:
+        yield running
 
 
-def _words(figures: dict[str, object]) -> str:
-    return " ".join(
-        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in figures.items()
-    )
+@contextmanager
+def _bar(title: str, total: int, unit: str, before: int) -> Iterator[Task]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+    from rich.table import Column
+
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # of a line, however narrow
+    with Progress(
+        SpinnerColumn(finished_text="✓"),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=10),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[words]}", table_column=rest, markup=False),
+        console=console(),
+        expand=True,
+    ) as bar:
+        row = bar.add_task(title, total=total, completed=before, words="")
+
+        def show(task: Task) -> None:
+            bar.update(row, completed=task.done, words=task.words())
+
+        yield Task(total, unit, show, before)
+
+
+@contextmanager
+def _lines(title: str, total: int, unit: str, before: int) -> Iterator[Task]:
+    """Lines of a log, at most one every few seconds, and one at the end."""
+    spoken = time.monotonic()
+
+    def show(task: Task, least: float = SECONDS_BETWEEN_LINES) -> None:
+        nonlocal spoken
+        if time.monotonic() - spoken >= least:
+            spoken = time.monotonic()
+            say(f"  {title}: {task.done}/{total} {unit}, {task.words()}".removesuffix(", "))
+
+    running = Task(total, unit, show, before)
+    yield running
+    show(running, 0)

@@ -14,44 +14,38 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import quote, unquote, urlsplit
 
-SHOWN = "***"
+MASK = "***"
 LEAST = 8
 """Characters; shorter values, such as `none` for a server without keys, occur in many texts."""
 
-LARGEST_FILE = 100_000
-
-_SAYS_SO = re.compile(
+SAYS_SO = re.compile(
     r"(KEY|TOKEN|PASSWORD|PASSWD|SECRET|COOKIES?|CREDENTIALS?)(?P<file>_FILE)?$", re.IGNORECASE
 )
+"""Names of variables with a secret, or with the name of a file that holds one."""
+
 _NAMES_A_FILE = "GOOGLE_APPLICATION_CREDENTIALS"
 _SECRET_FIELDS = ("private_key", "private_key_id", "refresh_token", "client_secret", "access_token")
 _IN_URL = re.compile(r"(?<=://)[^\s/@\"'<>]+@")
 
-_kept: set[str] = set()
+_more_secrets: set[str] = set()
 
 
 def keep_secret(value: str) -> None:
     """Add a secret, such as a token of a kubeconfig."""
-    _kept.add(value)
+    _more_secrets.add(value)
     _pattern.cache_clear()
 
 
 def redact(text: str) -> str:
     """A text without the known secrets, plain or encoded as JSON, URL or base64."""
     pattern = _pattern()
-    return text if pattern is None else pattern.sub(SHOWN, text)
-
-
-def _printable(text: str) -> str:
-    """A text without known secrets, and without users and passwords in URLs."""
-    text = redact(text)
-    return _IN_URL.sub(f"{SHOWN}@", text) if "://" in text else text
+    return text if pattern is None else pattern.sub(MASK, text)
 
 
 def has_password(text: str) -> bool:
@@ -62,7 +56,7 @@ def has_password(text: str) -> bool:
 @cache
 def _pattern() -> re.Pattern[str] | None:
     """Matches all secrets; made once, as the environment of a command does not change."""
-    secrets = _kept | _in_environment(os.environ)
+    secrets = _more_secrets | _in_environment(os.environ)
     forms = {form for secret in secrets if len(secret) >= LEAST for form in _forms(secret)}
     if not forms:
         return None
@@ -73,7 +67,7 @@ def _pattern() -> re.Pattern[str] | None:
 def _in_environment(variables: Mapping[str, str]) -> set[str]:
     secrets: set[str] = set()
     for name, value in variables.items():
-        says_so = _SAYS_SO.search(name)
+        says_so = SAYS_SO.search(name)
         if name == _NAMES_A_FILE or (says_so and says_so["file"]):
             secrets |= _in_file(Path(value))
         elif says_so:
@@ -85,21 +79,15 @@ def _in_environment(variables: Mapping[str, str]) -> set[str]:
 
 def _in_file(path: Path) -> set[str]:
     """The content of a file, or the secret fields of a JSON object."""
-    try:
-        if not path.is_file() or path.stat().st_size > LARGEST_FILE:
-            return set()
-        text = path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return set()
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return {text, *text.splitlines()}
-    if not isinstance(value, dict):
-        return {text}
-    fields = {str(value[name]) for name in _SECRET_FIELDS if value.get(name)}
-    # A private key has many lines, and a message may quote any one of them.
-    return fields | {line for field in fields for line in field.splitlines() if "--" not in line}
+    with suppress(OSError):
+        text = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
+        with suppress(ValueError, RecursionError):
+            value = json.loads(text)
+            if isinstance(value, dict):
+                text = "\n".join(str(value[name]) for name in _SECRET_FIELDS if value.get(name))
+        # A private key has many lines, and a message may quote any one of them.
+        return {text, *(line for line in text.splitlines() if not line.startswith("-----"))}
+    return set()
 
 
 def _in_url(text: str) -> set[str]:
@@ -126,13 +114,14 @@ def _forms(secret: str) -> Iterator[str]:
 
 
 class _Clean:
-    """A text stream that removes secrets from what is written to it."""
+    """A text stream without the known secrets, and without users and passwords in URLs."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(_printable(text))
+        clean = redact(text)
+        self._stream.write(_IN_URL.sub(f"{MASK}@", clean) if "://" in clean else clean)
         return len(text)
 
     def writelines(self, lines: list[str]) -> None:

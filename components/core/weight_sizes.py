@@ -1,4 +1,4 @@
-"""Bytes of a model's weights, in 16 and in 4 bits: predicted from its shape, or measured.
+"""Bytes of a model's weights: predicted for 4 bits, or measured.
 
 The 4-bit format is NF4 with double quantization (QLoRA, arXiv 2305.14314).
 """
@@ -6,31 +6,7 @@ The 4-bit format is NF4 with double quantization (QLoRA, arXiv 2305.14314).
 import math
 from typing import Any
 
-from components.core.models import load_config
-
 NF4_BLOCK, NF4_OUTER_BLOCK = 64, 256
-
-
-def predict_weight_bytes(source: str, *, quantize_lm_head: bool = False) -> tuple[int, int]:
-    """Weight bytes in 16 bits and in NF4, counted from the model's shape; no weight is read."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    config = load_config(source)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    kept = None if quantize_lm_head else model.get_output_embeddings()
-    packed = {
-        id(module.weight)
-        for module in model.modules()
-        if isinstance(module, torch.nn.Linear) and module is not kept
-    }
-    full = small = 0
-    for parameter in model.parameters():
-        count = parameter.numel()
-        full += 2 * count
-        small += nf4_bytes(count) if id(parameter) in packed else 2 * count
-    return full, small
 
 
 def nf4_bytes(weights: int) -> int:

@@ -1,4 +1,4 @@
-"""The eval stage as a Kubeflow component: what its settings do not say."""
+"""The eval stage as a Kubeflow component: inputs and outputs beyond its settings."""
 
 from components.core.declaration import Declaration, Output
 from components.eval.config import EvalConfig
@@ -6,7 +6,7 @@ from components.eval.config import EvalConfig
 DECLARATION = Declaration(
     EvalConfig,
     "Score the base and the tuned model, in 16 and in 4 bits, on the same questions.",
-    inputs={"adapter": "Model", "quantization": "Artifact"},
+    inputs={"dataset": "Dataset", "adapter": "Model", "quantization": "Artifact"},
     outputs={
         "evaluation": Output(
             "Artifact", "Scores with confidence intervals, every generation, the report."

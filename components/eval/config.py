@@ -1,22 +1,32 @@
 """Settings of the eval stage."""
 
 from itertools import product
-from pathlib import Path
-from typing import Annotated, ClassVar, Literal, cast, get_args
+from typing import Annotated, ClassVar, Literal, Self, cast, get_args
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from components.core.accelerator import GpuStageConfig
 from components.core.config import (
-    InputLocation,
-    KeptLocation,
     NumberList,
-    StageConfig,
     TextList,
-    option,
+    hardware_option,
+    input_option,
+    option_group,
+    output_option,
 )
-from components.core.errors import DataError
+from components.core.errors import ConfigError
+from components.core.fingerprints import read_training
+from components.core.locations import InputLocation, NamedInputs, ResumeLocation
 from components.core.records import Oracle
-from components.eval.arms import ARMS, DEFAULT_ARMS, Arm, further_arm
+from components.eval.arms import (
+    ARMS,
+    DEFAULT_ARMS,
+    FULL,
+    PROMPTS,
+    Arm,
+    default_arms,
+    further_arm,
+)
 from components.eval.questions import DATASETS, ContextLayout
 
 ORACLES: tuple[Oracle, ...] = get_args(Oracle)
@@ -27,136 +37,185 @@ CHOICES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """By setting: what its values are called, and those that exist."""
 
+comparison_option = option_group("Comparison")
 
-class EvalConfig(StageConfig):
+
+class EvalConfig(GpuStageConfig):
     """Questions and a tuned model in, scores of every arm and a report out."""
 
     stage: ClassVar[str] = "eval"
 
-    questions: InputLocation = option(
-        help="Questions with their documents: a file in the data set's format, rows of generate "
-        "(validation.jsonl, or its folder), or the data set's name on the hub.",
-        group="Inputs",
-    )
-    base_model: InputLocation = option(
-        help="The adapter's base: hub id, local folder or gs:// folder.", group="Inputs"
-    )
-    adapter: InputLocation = option(help="Folder with the adapter of train.", group="Inputs")
-    adapters: InputLocation = option(
+    questions: InputLocation = input_option(
         "",
-        help="Folder of further adapters of the same base, one a subfolder; each becomes a 16-bit "
-        "arm raft:SUBFOLDER.",
-        group="Inputs",
+        help="Questions with their documents: a file in the data set's format, rows of generate "
+        "(validation.jsonl, or its folder), or the data set's name on the hub. Empty: the "
+        "validation rows of the dataset.",
+    )
+    dataset: InputLocation = input_option(
+        "",
+        help="Folder of generate: its validation rows are asked where no questions are given, and "
+        "its training rows are the examples that some arms show.",
+    )
+    adapter: InputLocation = input_option(
+        "",
+        help="Folder with the adapter of train; it is that of the arms of the kind that it was "
+        "trained as.",
+    )
+    adapters: NamedInputs = input_option(
+        {},
+        help="Further adapters of the same base, as NAME=PATH,NAME=PATH: dsf and raft-no-reasoning "
+        "are those of the arms of that name, raft is --adapter; any other becomes a 16-bit arm "
+        "raft:NAME.",
         in_pipeline=False,
     )
-    quantization: InputLocation = option(
+    documents: InputLocation = input_option(
         "",
-        help="Folder of quantize-check; its measured weight bytes go in the report.",
-        group="Inputs",
+        help="Documents of --retrieve, in the formats of raft generate --documents; the API bench "
+        "reads its APIs there.",
+        in_pipeline=False,
+    )
+    quantization: InputLocation = input_option(
+        "", help="Folder of quantize-check; its measured weight bytes go in the report."
     )
 
-    task: str = option(
-        "hotpotqa",
-        help=f"Data set whose format --questions has: {', '.join(DATASETS)}.",
-        group="Comparison",
+    task: str = comparison_option(
+        "hotpotqa", help=f"Data set whose format --questions has: {', '.join(DATASETS)}."
     )
-    arms: TextList = option(
+    arms: TextList = comparison_option(
         DEFAULT_ARMS,
         help="Model variants to compare: "
-        + "; ".join(f"{arm.name}: {arm.label}, {arm.bits}-bit" for arm in ARMS.values())
-        + ".",
-        group="Comparison",
+        + "; ".join(f"{arm.name}: {arm.label}" for arm in FULL)
+        + ". In 16 bits; each with -4bit behind its name in 4.",
     )
-    max_questions: int = option(
-        1000, ge=1, help="Maximum questions to ask, sampled by seed.", group="Comparison"
+    max_questions: int = comparison_option(
+        1000, ge=1, help="Maximum questions to ask, sampled by seed."
     )
-    distractors: Annotated[NumberList, Field(min_length=1)] = option(
+    distractors: Annotated[NumberList, Field(min_length=1)] = comparison_option(
         (-1,),
         help="Documents shown with the oracle ones; -1 shows all that a question has. The arms "
-        "are compared at the first number; more of them (0,2,4,8) add a robustness curve.",
-        group="Comparison",
+        "are compared at the first number; more of them (0,2,4,8) add a table of robustness.",
     )
-    oracle: TextList = option(
+    oracle: TextList = comparison_option(
         ("present",),
         help="Where the oracle documents are: present (in the question's order), absent, first "
-        "or last. The arms are compared at the first; more of them add curves.",
-        group="Comparison",
+        "or last. The arms are compared at the first; more of them add to that table.",
     )
-    max_new_tokens: int = option(
-        800, ge=1, le=32_768, help="Maximum tokens in one generation.", group="Comparison"
+    retrieve: Annotated[str, Field(pattern="^(bm25:[1-9][0-9]{0,3})?$", examples=["bm25:5"])] = (
+        comparison_option(
+            "",
+            help="Show the K chunks of --documents that BM25 finds, in place of the documents of "
+            "each question, as bm25:K.",
+            in_pipeline=False,
+        )
     )
-    engine: Literal["auto", "transformers", "vllm"] = option(
-        "auto",
-        help="Inference engine; auto is vllm where it is installed and there is a GPU.",
-        group="Hardware",
+    also: TextList = comparison_option(
+        (),
+        help="Further tasks of lm-evaluation-harness (names as `lm_eval ls tasks` lists them, or "
+        "a task's YAML file), scored with and without the adapter: what tuning cost elsewhere.",
     )
-    batch_size: int = option(
-        16, ge=1, le=4096, help="Questions per batch; vllm batches by itself.", group="Hardware"
+    also_limit: int = comparison_option(200, ge=1, help="Maximum examples of each task of --also.")
+    max_new_tokens: int = comparison_option(
+        800, ge=1, le=32_768, help="Maximum tokens in one generation."
     )
-    dtype: Literal["auto", "bfloat16", "float32"] = option(
-        "auto", help="16-bit arms' type; auto is bfloat16 on a GPU that has it.", group="Hardware"
+    engine: Literal["auto", "transformers", "vllm"] = hardware_option(
+        "auto", help="Inference engine; auto is vllm where it is installed and there is a GPU."
     )
-    resamples: int = option(
-        2000,
-        ge=100,
-        le=1_000_000,
-        help="Bootstrap resamples behind each interval.",
-        group="Comparison",
+    batch_size: int = hardware_option(
+        16, ge=1, le=4096, help="Questions per batch; vllm batches by itself."
+    )
+    dtype: Literal["auto", "bfloat16", "float32"] = hardware_option(
+        "auto", help="16-bit arms' type; auto is bfloat16 on a GPU that has it."
     )
 
-    partial: KeptLocation = option(
+    partial: ResumeLocation = output_option(
         "",
         help="Folder or gs:// prefix that receives finished generations while it runs, so that "
-        "another machine can resume; by default OUTPUT-partial next to a gs:// --output.",
-        group="Output",
+        "another machine can resume; by default in --state, or else OUTPUT-partial next to a "
+        "gs:// --output.",
+        in_pipeline=False,
+    )
+    fresh: bool = output_option(
+        False,
+        help="Discard the generations that earlier runs have stored, and generate all again. Do "
+        "not set it in a Kubernetes Job: a retry would start over too.",
         in_pipeline=False,
     )
 
     @field_validator("task", "arms", "oracle")
     @classmethod
-    def _known_and_once(cls, value: str | tuple[str, ...], info: ValidationInfo) -> object:
+    def _known(cls, value: str | tuple[str, ...], info: ValidationInfo) -> object:
         kind, allowed = CHOICES[str(info.field_name)]
         names = (value,) if isinstance(value, str) else value
-        choices = f"(allowed: {' | '.join(allowed)})"
-        for name in names:
+        for name in names or ("",):
             if name not in allowed:
-                raise ValueError(f"unknown {kind} {name!r} {choices}")
-            if names.count(name) > 1:
-                raise ValueError(f"{kind} {name!r} is listed twice")
-        if not names:
-            raise ValueError(f"names no {kind} {choices}")
-        return value
+                raise ValueError(f"unknown {kind} {name!r} (allowed: {' | '.join(allowed)})")
+        return value if isinstance(value, str) else tuple(dict.fromkeys(names))
 
     @field_validator("distractors")
     @classmethod
-    def _counted_once(cls, counts: tuple[int, ...]) -> tuple[int, ...]:
-        for count in counts:
-            if count < -1:
-                raise ValueError(f"{count} is too small (allowed: whole numbers >= -1)")
-            if counts.count(count) > 1:
-                raise ValueError(f"{count} is listed twice")
-        return counts
+    def _numbers(cls, counts: tuple[int, ...]) -> tuple[int, ...]:
+        if min(counts) < -1:
+            raise ValueError(f"{min(counts)} is too small (allowed: whole numbers >= -1)")
+        return tuple(dict.fromkeys(counts))
+
+    @model_validator(mode="after")
+    def _something_to_ask(self) -> Self:
+        if not self.questions and not self.dataset:
+            raise ValueError("--questions is missing: give it a file, or --dataset a folder")
+        if self.retrieve and not self.documents:
+            raise ValueError("--retrieve: --documents is missing, the documents to search")
+        if self.retrieve and (self.distractors, self.oracle) != ((-1,), ("present",)):
+            raise ValueError("--retrieve: --distractors and --oracle say how given documents stand")
+        return self
+
+    @model_validator(mode="after")
+    def _what_arms_need(self) -> Self:
+        for arm in map(ARMS.__getitem__, self.arms):
+            if arm.adapter and not self.adapter and arm.adapter not in self.adapters:
+                raise ValueError(
+                    f"--arms {arm.name}: its adapter is not given; add --adapters "
+                    f"{arm.adapter}=PATH"
+                )
+            if PROMPTS[arm.prompt].examples and not self.dataset:
+                raise ValueError(
+                    f"--arms {arm.name}: the training rows that it shows are not given; add "
+                    "--dataset FOLDER of raft generate"
+                )
+        return self
 
     def variants(self) -> list[Arm]:
         """The arms to ask, in order, each with its adapter's folder.
 
+        Left at its default, `--arms` stands for those of the adapter, whatever it was trained as.
+
         Raises:
-            DataError: the folder of further adapters has none.
+            ConfigError: an arm's adapter is not given.
         """
-        arms = [ARMS[name] for name in self.arms]
-        arms = [arm._replace(adapter=arm.adapter and getattr(self, arm.adapter)) for arm in arms]
-        further = [
-            further_arm(str(path.parent), path.parent.name)
-            for path in sorted(Path(self.adapters).glob("*/adapter_config.json"))
-            if self.adapters
-        ]
-        if self.adapters and not further:
-            raise DataError(
-                "no subfolder with an adapter_config.json",
-                path=self.adapters,
-                hint="--adapters takes a folder whose subfolders are adapters of raft train.",
-            )
-        return [*arms, *further]
+        folders = dict(self.adapters)
+        training = read_training(self.adapter) if self.adapter else None
+        kind = training.kind if training else "raft"
+        if self.adapter:
+            folders.setdefault(kind, self.adapter)
+        names = self.arms
+        if names == DEFAULT_ARMS and "raft" not in folders:
+            names = default_arms(kind)
+        arms = [ARMS[name] for name in names]
+        known = {arm.adapter for arm in FULL}
+        arms += [further_arm(name) for name in self.adapters if name not in known]
+        for arm in arms:
+            if arm.adapter and arm.adapter not in folders:
+                raise ConfigError(
+                    f"--arms {arm.name}: its adapter is not given; --adapter {self.adapter} was "
+                    f"trained as {kind}",
+                    hint=f"Add --adapters {arm.adapter}=PATH, or leave the arm out of --arms.",
+                )
+        return [arm._replace(folder=folders.get(arm.adapter or "", "")) for arm in arms]
+
+    @property
+    def main_adapter(self) -> str:
+        """The adapter whose chat template the base model's arms are asked in; "" without any."""
+        first = next(iter(self.adapters.values()), "")
+        return self.adapter or self.adapters.get("raft", first)
 
     def layouts(self) -> list[ContextLayout]:
         """The ways to show the documents; the first is the one of the comparison."""

@@ -7,7 +7,7 @@ does not exclude is not claimed. What an arm is comes from the registry, never f
 from collections.abc import Sequence
 
 from components.core.describe import counted
-from components.core.records import ArmResult, Comparison, CurvePoint, Evaluation
+from components.core.records import ArmResult, Comparison, Evaluation, QuantizationReport
 from components.eval.arms import PROMPTS
 
 TOLERATED = 0.02
@@ -37,42 +37,127 @@ def find_warnings(arms: Sequence[ArmResult], max_new_tokens: int) -> list[str]:
         if arm.truncated > TOLERATED:
             warnings.append(
                 f"{arm.name}: {arm.truncated:.1%} of the generations were cut off at "
-                f"{max_new_tokens} tokens, so its scores may be too low; raise --max-new-tokens."
+                f"{max_new_tokens} tokens; {_why_cut_off(arm, arms)}."
             )
         if arm.empty > TOLERATED:
             warnings.append(f"{arm.name}: {arm.empty:.1%} of the generations are empty.")
         if arm.unanswered > TOLERATED and arm.tuned and PROMPTS[arm.prompt].marker:
+            blame = _broken_by_4_bits(arm, arms, "unanswered")
             warnings.append(
                 f"{arm.name}: {arm.unanswered:.1%} of the generations give no answer after the "
-                "marker and were scored as a whole; train longer or on more rows."
+                f"marker and were scored as a whole; {blame or 'train longer or on more rows'}."
             )
     return warnings
 
 
+def _why_cut_off(arm: ArmResult, arms: Sequence[ArmResult]) -> str:
+    if arm.looping <= arm.truncated / 2:
+        return "its scores may be too low: raise --max-new-tokens"
+    blame = _broken_by_4_bits(arm, arms, "looping")
+    if not blame and arm.tuned:
+        blame = "the adapter is at fault: train longer, on more rows, or at a lower rate"
+    return f"most of them repeat themselves, which no limit fixes{f'; {blame}' * bool(blame)}"
+
+
+def _broken_by_4_bits(arm: ArmResult, arms: Sequence[ArmResult], metric: str) -> str:
+    """Whom to blame where the same model does less than half as badly in 16 bits; "" otherwise."""
+    for full in arms:
+        if (full.label, full.bits, arm.bits) == (arm.label, 16, 4):
+            least = getattr(arm, metric) / 2
+            if getattr(full, metric) < least:
+                return f"{full.name} does not, so 4-bit weights are at fault"
+    return ""
+
+
+def about_quantization(
+    evaluation: Evaluation, quantization: QuantizationReport | None
+) -> tuple[str, bool]:
+    """quantize-check's verdict, and whether it holds here: a pass beside a collapse does not."""
+    if quantization is None:
+        return "", True
+    collapsed = [
+        f"{arm.name}: {arm.truncated:.1%} cut off"
+        for arm in evaluation.arms
+        if arm.tuned and arm.bits == 4 and arm.truncated > quantization.max_incomplete
+    ]
+    retention = evaluation.retention
+    if retention is not None and retention < quantization.min_f1_kept:
+        collapsed.append(f"{retention:.1%} of F1 kept")
+    if quantization.outcome != "pass" or not collapsed:
+        return f"{quantization.verdict}.", True
+    return (
+        f"On {counted(quantization.rows, 'row')} of the dataset quantize-check found no fault in "
+        f"4-bit weights, but it does not hold for these questions ({'; '.join(collapsed)})."
+    ), False
+
+
 def verdict(evaluation: Evaluation) -> str:
     """The result in one sentence."""
-    gain = evaluation.tuning_effect("f1")
+    gain, metric = evaluation.tuning_effect("f1"), evaluation.metric
     few = ", too few for conclusions" * (evaluation.questions < ENOUGH)
     scope = f"on {counted(evaluation.questions, 'question')}{few}"
     if gain is None:
         best = max(evaluation.arms, key=lambda arm: arm.f1)
-        return f"{label(best.name, evaluation)} reaches F1 {best.f1:.3f} {scope}."
+        return f"{label(best.name, evaluation)} reaches {metric} {best.f1:.3f} {scope}."
     tuned, name = evaluation.arm(gain.arm).f1, evaluation.arm(gain.arm).label
     base = evaluation.arm(gain.baseline).f1
     if few:
-        sentence = f"F1 is {tuned:.3f} with {name} and {base:.3f} without, {scope}"
+        sentence = f"{metric} is {tuned:.3f} with {name} and {base:.3f} without, {scope}"
     elif excludes_zero(gain):
         verb = "raises" if gain.difference > 0 else "lowers"
         factor = f" ({tuned / base:.1f} times)" if gain.difference > 0 and base > 0 else ""
-        sentence = f"{name} {verb} F1 from {base:.3f} to {tuned:.3f}{factor} {scope}"
+        sentence = f"{name} {verb} {metric} from {base:.3f} to {tuned:.3f}{factor} {scope}"
     else:
-        sentence = (
-            f"{name} and its base cannot be told apart {scope}: F1 {tuned:.3f} against {base:.3f}"
-        )
+        both = f"{metric} {tuned:.3f} against {base:.3f}"
+        sentence = f"{name} and its base cannot be distinguished {scope}: {both}"
     if evaluation.retention is not None:
         verb = "keep" if evaluation.retention <= 1 else "reach"
-        sentence += f"; 4-bit weights {verb} {evaluation.retention:.0%} of the tuned model's F1"
-    return sentence + "."
+        sentence += (
+            f"; 4-bit weights {verb} {evaluation.retention:.0%} of the tuned model's {metric}"
+        )
+    return sentence + _unless_a_prompt_does(gain.arm, evaluation) + "."
+
+
+def _unless_a_prompt_does(tuned: str, evaluation: Evaluation) -> str:
+    """What to add to the verdict where the tuned arm does not beat examples in a prompt."""
+    for item in _against_prompts(tuned, evaluation):
+        baseline = evaluation.arm(item.baseline)
+        if PROMPTS[baseline.prompt].examples and item.ci[0] <= 0:
+            verb = "does worse than" if item.ci[1] < 0 else "is not shown to beat"
+            name, other = evaluation.arm(tuned).label, label(item.baseline, evaluation)
+            difference = with_interval(item, evaluation)
+            score = f"{evaluation.metric} {baseline.f1:.3f}"
+            return f"; {name} {verb} {other}, with {score}: {difference}"
+    return ""
+
+
+def split_gain(evaluation: Evaluation) -> list[str]:
+    """How much of the gain a prompt alone gives, and how much the training adds, in sentences."""
+    gain = evaluation.tuning_effect("f1")
+    sentences = []
+    for item in _against_prompts(gain.arm, evaluation) if gain else ():
+        prompted = evaluation.comparison(item.baseline, gain.baseline, "f1") if gain else None
+        if gain and prompted:
+            name = label(item.baseline, evaluation)
+            sentences.append(
+                f"{name} differs from {label(gain.baseline, evaluation)} by "
+                f"{with_interval(prompted, evaluation)} in {evaluation.metric}, "
+                f"and {label(gain.arm, evaluation)} from {name} by "
+                f"{with_interval(item, evaluation)}."
+            )
+    return sentences
+
+
+def _against_prompts(tuned: str, evaluation: Evaluation) -> list[Comparison]:
+    """The F1 of a tuned arm against base models that are asked in another way."""
+    prompt = evaluation.arm(tuned).prompt
+    return [
+        item
+        for item in evaluation.comparisons
+        if (item.arm, item.metric) == (tuned, "f1")
+        and not (baseline := evaluation.arm(item.baseline)).tuned
+        and baseline.prompt != prompt
+    ]
 
 
 def form_or_substance(evaluation: Evaluation) -> list[str]:
@@ -84,12 +169,14 @@ def form_or_substance(evaluation: Evaluation) -> list[str]:
     f1, contained = evaluation.tuning_effect("f1"), evaluation.tuning_effect("contains")
     if f1 is None or contained is None:
         return ["Needs a tuned arm and its base side by side."]
+    if evaluation.metric != "F1":  # an answer is right or wrong, whatever its form
+        return [f"{evaluation.metric} differs by {with_interval(f1, evaluation)}."]
     if evaluation.questions < ENOUGH:
         conclusion = "These questions are too few for conclusions."
     elif not excludes_zero(f1):
         conclusion = "There is no F1 difference beyond chance that would need explaining."
     else:
-        conclusion = _explain_loss(contained) if f1.difference < 0 else _explain_gain(f1, contained)
+        conclusion = _explain(f1, contained)
     return [
         f"F1 differs by {with_interval(f1, evaluation)}. The share of generations that contain a "
         "correct answer, anywhere and among any number of other words, differs by "
@@ -98,102 +185,31 @@ def form_or_substance(evaluation: Evaluation) -> list[str]:
     ]
 
 
-def _explain_loss(contained: Comparison) -> str:
-    if excludes_zero(contained) and contained.difference < 0:
-        return "The answer is in the text less often, so the loss is not only one of form."
-    return (
-        "Whether the answer is in the text less often is not known, so the loss may be one of "
-        "form: more words around the answer, or no marker before it."
-    )
-
-
-def _explain_gain(f1: Comparison, contained: Comparison) -> str:
-    if not excludes_zero(contained) and contained.ci[1] < f1.difference / 2:
+def _explain(f1: Comparison, contained: Comparison) -> str:
+    low, high = contained.ci
+    if f1.difference < 0:
+        if high < 0:
+            return "The answer is in the text less often, so the loss is not only one of form."
+        return (
+            "Whether the answer is in the text less often is not known, so the loss may be one of "
+            "form: more words around the answer, or no marker before it."
+        )
+    if low > 0:
+        return (
+            f"As a rule of thumb, {min(1, contained.difference / f1.difference):.0%} of the gain "
+            "is substance (the answer is found more often) and the rest form and brevity (it has "
+            "fewer words, after the marker)."
+        )
+    if high < f1.difference / 2:
         return (
             "The model does not find the answer more often beyond chance, and even the interval's "
             "upper end explains less than half of the gain; most of it is form and brevity: the "
             "same answers, in a few words after the marker."
         )
-    if not excludes_zero(contained):
-        return (
-            "These questions are too few to tell how much of the gain is substance (the answer is "
-            "found more often) and how much is form and brevity."
-        )
-    if contained.difference < 0:
-        return (
-            "The model even has the answer in its text less often; all of the gain is form and "
-            "brevity, and some substance was lost."
-        )
-    if contained.difference >= f1.difference:
-        return (
-            "The model finds the answer more often, by at least as much as F1 gained: this gain is "
-            "substance, not form."
-        )
     return (
-        f"As a rule of thumb, {contained.difference / f1.difference:.0%} of the gain is substance "
-        "(the answer is found more often) and the rest form and brevity (it has fewer words, after "
-        "the marker)."
+        "These questions are too few to show how much of the gain is substance (the answer is "
+        "found more often) and how much is form and brevity."
     )
-
-
-def layout(evaluation: Evaluation) -> str:
-    """How the documents were shown, in words."""
-    if not any(PROMPTS[arm.prompt].documents for arm in evaluation.arms):
-        return "no documents"
-    count = "all" if evaluation.distractors < 0 else f"{evaluation.distractors}"
-    others = f"{count} distractor{'s' if evaluation.distractors != 1 else ''}"
-    return {
-        "present": f"{others} and the oracle documents",
-        "absent": f"{others}, no oracle documents",
-        "first": f"{others} after the oracle documents",
-        "last": f"{others} before the oracle documents",
-    }[evaluation.oracle]
-
-
-def reasoning(evaluation: Evaluation) -> list[str]:
-    """Whether the tuned model reasons from the documents, which is RAFT's point."""
-    return [
-        f"{label(arm.name, evaluation)} quotes in {arm.quoted:.0%} of its answers; "
-        f"{arm.quotes_verbatim:.0%} of the quotes are word for word in a document shown, "
-        f"and {arm.quoted_oracle:.0%} of the answers quote an oracle document."
-        for arm in evaluation.arms
-        if arm.tuned and arm.quotes_verbatim is not None
-    ]
-
-
-def robustness(evaluation: Evaluation) -> list[str]:
-    """What more distractors, or no oracle, do to an arm, in sentences; the curves have all arms."""
-    sentences = []
-    full = [arm for arm in evaluation.arms if arm.bits == 16]
-    for arm in full or evaluation.arms:
-        name = label(arm.name, evaluation)
-        points = [point for point in evaluation.curve if point.arm == arm.name]
-        # All of a question's documents (-1) are more than any number of them.
-        points.sort(key=lambda point: (point.distractors < 0, point.distractors))
-        for place in ("present", "first", "last"):
-            along = [point for point in points if point.oracle == place]
-            if len(along) > 1:
-                sentences.append(f"{name}, oracle {place}: {_change(along[0], along[-1])}")
-        if absent := [point for point in points if point.oracle == "absent"]:
-            best = max(absent, key=lambda point: point.f1)
-            # A base model does not mark its answers, so whether it gives one is not known.
-            rate = f"; it answers {1 - best.unanswered:.0%} of the questions all the same"
-            sentences.append(
-                f"Without the oracle {name} reaches F1 {best.f1:.3f}{rate if arm.tuned else ''}."
-            )
-    return sentences
-
-
-def _change(few: CurvePoint, many: CurvePoint) -> str:
-    apart = few.f1_ci[0] > many.f1_ci[1] or many.f1_ci[0] > few.f1_ci[1]
-    first, last = (
-        f"{point.f1:.3f} with "
-        + {-1: "all distractors", 0: "no distractor"}.get(
-            point.distractors, counted(point.distractors, "distractor")
-        )
-        for point in (few, many)
-    )
-    return f"F1 {first}, {last}" + ("." if apart else " (the intervals overlap).")
 
 
 def excludes_zero(comparison: Comparison) -> bool:
@@ -203,7 +219,7 @@ def excludes_zero(comparison: Comparison) -> bool:
 
 
 def with_interval(comparison: Comparison, evaluation: Evaluation) -> str:
-    """`+0.470 (95% interval +0.401 to +0.538)`, with a true minus sign; one question has none."""
+    """`+0.470 (95% interval +0.401 to +0.538)`; one question has no interval."""
     if evaluation.questions < 2:
         return signed(comparison.difference)
     low, high = comparison.ci

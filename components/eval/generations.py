@@ -52,14 +52,9 @@ class Batch(Record):
     generations: list[Generation]
 
 
-def key_of(model: str, prompt: str) -> str:
-    """What a generation depends on, as one text.
-
-    Args:
-        model: all that decides the answer to a prompt: weights, type, engine, limit.
-        prompt: as the model reads it: question and documents are in it.
-    """
-    return hashlib.sha256(json.dumps([model, prompt]).encode()).hexdigest()[:32]
+def key_of(*parts: object) -> str:
+    """What a generation depends on, as one text."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 class Generations:
@@ -69,12 +64,13 @@ class Generations:
         path: the file.
         copies: a folder or `gs://` prefix that outlives this machine, or "". The file is fetched
             from there when it is not here, and copied there about once a minute and at the end.
+        fresh: whether to discard what either holds.
 
     Raises:
         StorageError: `copies` cannot be read.
     """
 
-    def __init__(self, path: Path, copies: str = "") -> None:
+    def __init__(self, path: Path, copies: str = "", *, fresh: bool = False) -> None:
         self.path = path
         self.copy = f"{copies.rstrip('/')}/{path.name}" if copies else ""
         self.copied = time.monotonic()
@@ -82,12 +78,15 @@ class Generations:
         self.seconds: dict[str, float] = {}
         self.weight_bytes: dict[str, int | None] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
+        if fresh:
+            path.unlink(missing_ok=True)
+            if copies:
+                storage.remove_files(copies, path.name.__eq__)
         if self.copy and not copies.startswith(storage.SCHEME):
             Path(copies).mkdir(parents=True, exist_ok=True)
         if self.copy and not path.exists():
             for _, text in storage.find(copies, path.name.__eq__):
-                with storage.atomic_write(path) as file:
-                    file.write(text)
+                storage.put(text, path)
         self.file = path.open("a+b")
         self._read()
 

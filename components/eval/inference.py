@@ -1,31 +1,28 @@
 """Ask every arm the same questions and judge the answers; an interruption loses one batch at most.
 
-The harness builds the prompts and scores the generations, an engine generates, and every finished
-batch is on disk before the next begins: an arm whose generations are complete is not loaded again.
-Knows nothing of statistics or reports.
+An engine generates, and every finished batch is on disk before the next begins: an arm whose
+generations are complete is not loaded again. Knows nothing of statistics or reports.
 """
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from components.core import progress
+from components.core import progress, quotes
+from components.core.chat import render_prompt
 from components.core.errors import DataError
 from components.core.fingerprints import check_base, fingerprint
-from components.core.models import (
-    choose_dtype,
-    context_length,
-    load_tokenizer,
-)
+from components.core.models import choose_dtype, context_length, load_tokenizer
 from components.core.raft_form import find_answer
 from components.core.records import Sample
-from components.eval import engines, quotes
-from components.eval.arms import Arm
+from components.eval import engines
+from components.eval.arms import PROMPTS, Arm
 from components.eval.config import EvalConfig
 from components.eval.generations import Batch, Generation, Generations, key_of
-from components.eval.harness import PromptTask, load_task
-from components.eval.questions import ContextLayout, EvalExample
+from components.eval.harness import METRICS, judge
+from components.eval.questions import ContextLayout, EvalExample, choose_rows
 
 PARTIAL = "generations.partial.jsonl"
 """What is finished so far, in the output folder of a run under way."""
@@ -47,6 +44,14 @@ class ArmRun(NamedTuple):
     weight_bytes: int | None
 
 
+class Prompted(NamedTuple):
+    """A question in one layout, as a prompt puts it: `ids` is what the model reads."""
+
+    layout: ContextLayout
+    example: EvalExample
+    ids: tuple[int, ...]
+
+
 def run_arms(
     config: EvalConfig, layouts: Sequence[tuple[ContextLayout, Sequence[EvalExample]]]
 ) -> list[ArmRun]:
@@ -61,65 +66,73 @@ def run_arms(
         DataError: a prompt with room for its generation does not fit the model.
         ModelError: a model or the adapter cannot be loaded.
     """
-    tokenizer = load_tokenizer(config.base_model)
     arms = config.variants()
-    tasks = {
-        prompt: [
-            load_task(config.task, prompt, layout, examples, tokenizer)
-            for layout, examples in layouts
-        ]
-        for prompt in dict.fromkeys(arm.prompt for arm in arms)
+    questions = _ask(config, arms, layouts)
+    sources = {config.base_model, *(arm.folder for arm in arms if arm.folder)}
+    # Once for all arms: an 8B model has 16 GB to read.
+    prints = {source: fingerprint(source) for source in sources}
+    for arm in arms:
+        if arm.folder:
+            check_base(arm.folder, config.base_model, prints[config.base_model])
+    groups = [
+        (engine, {arm: _model_of(arm, engine, config, prints) for arm in group})
+        for engine, group in engines.group_arms(arms, engines.choose_engine(config.engine))
+    ]
+    keys = {
+        key_of(model, item.ids)
+        for _, models in groups
+        for arm, model in models.items()
+        for item in questions[_reading(config, arm)]
     }
-    ids = _encode(config, [task for members in tasks.values() for task in members], tokenizer)
-    generations = Generations(Path(config.output) / PARTIAL, config.partial)
-    try:
-        sources = {config.base_model, *(arm.adapter for arm in arms if arm.adapter)}
-        # Once for all arms: an 8B model has 16 GB to read.
-        prints = {source: fingerprint(source) for source in sources}
-        for arm in arms:
-            if arm.adapter:
-                check_base(arm.adapter, config.base_model, prints[config.base_model])
-        runs = {}
-        for engine, group in engines.group_arms(arms, engines.choose_engine(config.engine)):
-            models = {arm: _model_of(arm, engine, config, prints) for arm in group}
+    copies = config.resume_location(sorted(keys))
+    generations = Generations(Path(config.output) / PARTIAL, copies, fresh=config.fresh)
+    runs = {}
+    with closing(generations):
+        for engine, models in groups:
             missing = [
-                engines.Request(arm, prompt, ids[prompt])
+                engines.Request(arm, ids)
                 for arm, model in models.items()
-                for prompt in dict.fromkeys(
-                    text for task in tasks[arm.prompt] for text in task.prompts
-                )
-                if key_of(model, prompt) not in generations.by_key
+                for ids in dict.fromkeys(item.ids for item in questions[_reading(config, arm)])
+                if key_of(model, ids) not in generations.by_key
             ]
             if missing:
-                longest = max(map(len, ids.values()))
-                _generate(engine, models, config, missing, longest, generations)
+                _generate(engine, models, config, missing, generations)
             for arm, model in models.items():
-                runs[arm.name] = _judge(arm, model, tasks[arm.prompt], generations)
-    finally:
-        generations.close()
+                items = questions[_reading(config, arm)]
+                runs[arm.name] = _judge(config, arm, model, items, generations)
     return [runs[arm.name] for arm in arms]
 
 
-def _encode(
-    config: EvalConfig, tasks: Sequence[PromptTask], tokenizer: Any
-) -> dict[str, tuple[int, ...]]:
-    """The token ids of every prompt."""
-    longest = context_length(config.base_model, tokenizer)
-    ids: dict[str, tuple[int, ...]] = {}
-    for task in tasks:
-        for example, prompt in zip(task.examples, task.prompts, strict=True):
-            # The chat template has written all special tokens itself.
-            ids[prompt] = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-            # A longer prompt would be cut on the left, without a word: documents lost.
-            if len(ids[prompt]) + config.max_new_tokens > longest:
-                raise DataError(
-                    f"question {example.id!r}: {len(ids[prompt])} prompt tokens and "
-                    f"{config.max_new_tokens} for the generation do not fit the model's "
-                    f"{longest}",
-                    path=config.questions,
-                    hint="Lower --distractors or --max-new-tokens.",
-                )
-    return ids
+def _ask(
+    config: EvalConfig,
+    arms: Sequence[Arm],
+    layouts: Sequence[tuple[ContextLayout, Sequence[EvalExample]]],
+) -> dict[tuple[str, str], list[Prompted]]:
+    """Every question in every layout, as each arm reads it (see `_reading`)."""
+    questions: dict[tuple[str, str], list[Prompted]] = {_reading(config, arm): [] for arm in arms}
+    for (prompt, adapter), items in questions.items():
+        rows = choose_rows(config.dataset, PROMPTS[prompt].examples, config.seed)
+        tokenizer = load_tokenizer(config.base_model, adapter)
+        longest = context_length(config.base_model, tokenizer)
+        for layout, examples in layouts:
+            for example in examples:
+                ids = render_prompt(tokenizer, PROMPTS[prompt].write(example, rows))
+                # A longer prompt would be cut on the left, without a word: documents lost.
+                if len(ids) + config.max_new_tokens > longest:
+                    raise DataError(
+                        f"question {example.id!r}: {len(ids)} prompt tokens and "
+                        f"{config.max_new_tokens} for the generation do not fit the model's "
+                        f"{longest}",
+                        path=config.questions or config.dataset,
+                        hint="Lower --distractors or --max-new-tokens.",
+                    )
+                items.append(Prompted(layout, example, tuple(ids)))
+    return questions
+
+
+def _reading(config: EvalConfig, arm: Arm) -> tuple[str, str]:
+    """The prompt of an arm, and the adapter whose chat template it is in."""
+    return arm.prompt, arm.folder or config.main_adapter
 
 
 def _generate(
@@ -127,7 +140,6 @@ def _generate(
     models: dict[Arm, str],
     config: EvalConfig,
     missing: Sequence[engines.Request],
-    longest: int,
     generations: Generations,
 ) -> None:
     """Have the arms that share an engine answer what they have not answered yet."""
@@ -135,59 +147,53 @@ def _generate(
     progress.say(f"  loading {arms} ({name})")
     started = monotonic()
     with (
-        engines.open_engine(name, list(models), config, longest) as engine,
+        closing(engines.generate(name, missing, config)) as batches,
         progress.task(arms, len(missing), "generations") as bar,
     ):
-        for completions in engine.generate(missing):
+        for completions, weight_bytes in batches:
             took, started = monotonic() - started, monotonic()
             for arm, model in models.items():
-                mine = [item for item in completions if item.request.arm == arm]
+                mine = [
+                    Generation(
+                        key=key_of(model, request.ids),
+                        text=completion.text,
+                        tokens_in=len(request.ids),
+                        tokens_out=len(completion.ids),
+                        truncated=completion.truncated,
+                    )
+                    for request, completion in completions
+                    if request.arm == arm
+                ]
                 if mine:
-                    share = took * len(mine) / len(completions)
-                    generations.add(_batch(model, mine, share, engine.weight_bytes))
+                    seconds = round(took * len(mine) / len(completions), 3)
+                    generations.add(
+                        Batch(
+                            model=model,
+                            weight_bytes=weight_bytes,
+                            seconds=seconds,
+                            generations=mine,
+                        )
+                    )
             bar.advance(len(completions))
 
 
-def _batch(
-    model: str, completions: Sequence[engines.Completion], seconds: float, size: int | None
-) -> Batch:
-    return Batch(
-        model=model,
-        weight_bytes=size,
-        seconds=round(seconds, 3),
-        generations=[
-            Generation(
-                key=key_of(model, item.request.prompt),
-                text=item.text,
-                tokens_in=len(item.request.ids),
-                tokens_out=len(item.ids),
-                truncated=item.truncated,
-            )
-            for item in completions
-        ],
-    )
-
-
-def _judge(arm: Arm, model: str, tasks: Sequence[PromptTask], generations: Generations) -> ArmRun:
-    answers = {
-        prompt: generations.by_key[key_of(model, prompt)]
-        for task in tasks
-        for prompt in task.prompts
-    }
-    texts = {prompt: generation.text for prompt, generation in answers.items()}
-    samples = [
-        [
-            _sample(arm.name, task.layout, example, scores, answers[prompt])
-            for example, prompt, scores in zip(
-                task.examples, task.prompts, task.score(texts), strict=True
-            )
-        ]
-        for task in tasks
-    ]
+def _judge(
+    config: EvalConfig,
+    arm: Arm,
+    model: str,
+    questions: Sequence[Prompted],
+    generations: Generations,
+) -> ArmRun:
+    answers = {item.ids: generations.by_key[key_of(model, item.ids)] for item in questions}
+    by_layout: dict[ContextLayout, list[Sample]] = {}
+    for item in questions:
+        sample = _sample(config, arm, item, answers[item.ids])
+        by_layout.setdefault(item.layout, []).append(sample)
+    samples, *others = by_layout.values()
     return ArmRun(
         arm=arm,
-        samples=samples[0],
-        others=samples[1:],
+        samples=samples,
+        others=others,
         tokens_in=sum(generation.tokens_in for generation in answers.values()),
         tokens_out=sum(generation.tokens_out for generation in answers.values()),
         seconds=round(generations.seconds[model], 3),
@@ -197,32 +203,34 @@ def _judge(arm: Arm, model: str, tasks: Sequence[PromptTask], generations: Gener
 
 def _model_of(arm: Arm, engine: str, config: EvalConfig, prints: dict[str, str]) -> str:
     """Everything but the prompt that decides what an arm answers."""
-    parts = [
+    return key_of(
+        arm.name,
         prints[config.base_model],
-        prints[arm.adapter] if arm.adapter else "no adapter",
+        prints[arm.folder] if arm.folder else "no adapter",
         f"{arm.bits}-bit",
         str(choose_dtype(config.dtype)),
         engine,
         f"up to {config.max_new_tokens} tokens, greedy",
-    ]
-    return key_of("\n".join(parts), arm.name)
+    )
 
 
-def _sample(
-    arm: str,
-    layout: ContextLayout,
-    example: EvalExample,
-    scores: dict[str, float],
-    generation: Generation,
-) -> Sample:
-    counts = quotes.check(generation.text, example.documents, example.golden)
+def _sample(config: EvalConfig, arm: Arm, item: Prompted, generation: Generation) -> Sample:
+    example, text = item.example, generation.text
+    counts = quotes.check(text, example.documents, example.golden)
+    doc = {
+        "dataset": config.task,
+        "answers": example.answers,
+        "marker": PROMPTS[arm.prompt].marker,
+        "corpus": config.documents,
+    }
+    scores = judge(doc, text)
     return Sample(
         question_id=example.id,
-        arm=arm,
+        arm=arm.name,
         question=example.question,
         gold=example.answers,
-        generation=generation.text,
-        answer=find_answer(generation.text)[0],
+        generation=text,
+        answer=find_answer(text)[0],
         **{name: scores[name] for name in ("f1", "em", "precision", "recall")},
         contains=bool(scores["contains"]),
         truncated=generation.truncated,
@@ -232,6 +240,9 @@ def _sample(
         quotes=counts.quotes,
         quotes_verbatim=counts.verbatim,
         quotes_oracle=counts.oracle,
-        distractors=layout.distractors,
-        oracle=layout.oracle,
+        distractors=item.layout.distractors,
+        oracle=item.layout.oracle,
+        kind=example.kind,
+        sources=example.sources,
+        official={name: value for name, value in scores.items() if name not in METRICS},
     )

@@ -4,103 +4,130 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
 
-from components.core.records import ArmResult, Comparison, CurvePoint, Sample
+from components.core.decoding import repeats_itself
+from components.core.raft_form import is_refusal
+from components.core.records import Abstention, ArmResult, Comparison, CurvePoint, Sample
+from components.core.statistics import DIGITS, mean, mean_interval, paired_difference
 from components.eval.inference import ArmRun
-from components.eval.statistics import DIGITS, mean, mean_interval, paired_difference
 
 COMPARED = ("f1", "contains")
+Figures = Callable[[Sequence[tuple[Sequence[str], str]]], dict[str, float]]
+"""A data set's official figures, from the right answers and the generation of each question."""
+
 DERIVED: dict[str, Callable[[Sample], bool]] = {
     "unanswered": lambda sample: not sample.answered,
     "empty": lambda sample: not sample.generation.strip(),
+    "looping": lambda sample: sample.truncated and repeats_itself(sample.generation),
     "quoted": lambda sample: sample.quotes > 0,
     "quoted_oracle": lambda sample: sample.quotes_oracle > 0,
+    "fabricated": lambda sample: sample.quotes > sample.quotes_verbatim,
 }
 """Metrics that are not fields of a sample."""
 
 
-def score_arm(run: ArmRun, resamples: int, seed: int) -> ArmResult:
-    """Means and intervals of one arm."""
+def score_arm(run: ArmRun, seed: int, figures: Figures | None = None) -> ArmResult:
+    """Means and intervals of one arm, and its data set's own figures."""
     quotes = sum(sample.quotes for sample in run.samples)
     verbatim = sum(sample.quotes_verbatim for sample in run.samples)
+    further = run.samples[0].official if run.samples else {}
     return ArmResult(
         name=run.arm.name,
         label=run.arm.label,
         tuned=run.arm.adapter is not None,
+        adapter=run.arm.adapter or "",
         bits=run.arm.bits,
         prompt=run.arm.prompt,
         n=len(run.samples),
         **_means(run.samples, "f1", "em", "precision", "recall", "contains", "truncated", *DERIVED),
-        **_intervals(run.samples, resamples, seed, "f1", "em", "contains"),
+        **_intervals(run.samples, seed, "f1", "em", "contains", "fabricated"),
         quotes_verbatim=round(verbatim / quotes, DIGITS) if quotes else None,
         weight_bytes=run.weight_bytes,
+        official={
+            **{name: mean([item.official[name] for item in run.samples]) for name in further},
+            **(figures([(item.gold, item.generation) for item in run.samples]) if figures else {}),
+        },
     )
 
 
-def curve(runs: Sequence[ArmRun], resamples: int, seed: int) -> list[CurvePoint]:
+def curve(runs: Sequence[ArmRun], seed: int) -> list[CurvePoint]:
     """Every arm at every layout, the comparison's first; nothing where that is the only one."""
-    if not any(run.others for run in runs):
-        return []
     return [
         CurvePoint(
             arm=run.arm.name,
             distractors=samples[0].distractors,
             oracle=samples[0].oracle,
             n=len(samples),
-            **_means(samples, "f1", "em", "contains", "truncated", "unanswered"),
-            **_intervals(samples, resamples, seed, "f1"),
+            **_means(samples, "f1", "em", "contains", "truncated", "unanswered", "fabricated"),
+            **_intervals(samples, seed, "f1", "fabricated"),
         )
         for run in runs
+        if run.others
         for samples in (run.samples, *run.others)
     ]
 
 
-def compare_arms(runs: Sequence[ArmRun], resamples: int, seed: int) -> list[Comparison]:
+def abstention(runs: Sequence[ArmRun], seed: int) -> list[Abstention]:
+    """How every arm refuses, where questions were asked without their oracle."""
+    results = []
+    for run in runs:
+        samples = [sample for layout in (run.samples, *run.others) for sample in layout]
+        absent = [is_refusal(item.answer) for item in samples if item.oracle == "absent"]
+        refused = [item.oracle == "absent" for item in samples if is_refusal(item.answer)]
+        if not absent:
+            continue
+        precise = refused and len(samples) > len(absent)
+        results.append(
+            Abstention(
+                arm=run.arm.name,
+                absent=len(absent),
+                refused=len(refused),
+                recall=mean(absent),
+                recall_ci=mean_interval(absent, seed),
+                precision=mean(refused) if precise else None,
+                precision_ci=mean_interval(refused, seed) if precise else None,
+            )
+        )
+    return results
+
+
+def compare_arms(runs: Sequence[ArmRun], seed: int) -> list[Comparison]:
     """Paired differences of each arm to those of its baselines that were asked too."""
     samples = {run.arm.name: run.samples for run in runs}
-    pairs = [
-        (run.arm.name, baseline)
-        for run in runs
-        for baseline in run.arm.baselines
-        if baseline in samples
-    ]
     comparisons = []
-    for arm, baseline in pairs:
-        for metric in COMPARED:
-            difference, ci, p_value = paired_difference(
-                _values(samples[arm], metric), _values(samples[baseline], metric), resamples, seed
-            )
-            comparisons.append(
-                Comparison(
-                    arm=arm,
-                    baseline=baseline,
-                    metric=metric,
-                    difference=difference,
-                    ci=ci,
-                    p_value=p_value,
+    for run in runs:
+        for baseline in run.arm.baselines:
+            if baseline not in samples:
+                continue
+            for metric in COMPARED:
+                difference, ci, p_value = paired_difference(
+                    _values(run.samples, metric), _values(samples[baseline], metric), seed
                 )
-            )
+                comparisons.append(
+                    Comparison(
+                        arm=run.arm.name,
+                        baseline=baseline,
+                        metric=metric,
+                        difference=difference,
+                        ci=ci,
+                        p_value=p_value,
+                    )
+                )
     return comparisons
 
 
 def retention(arms: Sequence[ArmResult]) -> float | None:
     """Share of the tuned model's F1 that 4-bit weights keep."""
-    for full, quantized in _quantized(arms):
+    for full, quantized in sorted(_quantized(arms), key=lambda pair: pair[0].adapter != "raft"):
         if full.tuned and full.f1:
             return round(quantized.f1 / full.f1, DIGITS)
     return None
 
 
 def memory_ratio(arms: Sequence[ArmResult]) -> float | None:
-    """Weight bytes in 4 bits over full ones."""
-    sizes = weight_sizes(arms)
-    return round(sizes[1] / sizes[0], DIGITS) if sizes else None
-
-
-def weight_sizes(arms: Sequence[ArmResult]) -> tuple[int, int] | None:
-    """Weight bytes in full and in 4 bits; of the base, which carries no adapter, if it ran."""
+    """Weight bytes in 4 bits over full ones; of the base, which carries no adapter, if it ran."""
     for full, quantized in sorted(_quantized(arms), key=lambda pair: pair[0].tuned):
         if full.weight_bytes and quantized.weight_bytes:
-            return full.weight_bytes, quantized.weight_bytes
+            return round(quantized.weight_bytes / full.weight_bytes, DIGITS)
     return None
 
 
@@ -120,10 +147,5 @@ def _means(samples: Sequence[Sample], *metrics: str) -> dict[str, Any]:
     return {metric: mean(_values(samples, metric)) for metric in metrics}
 
 
-def _intervals(
-    samples: Sequence[Sample], resamples: int, seed: int, *metrics: str
-) -> dict[str, Any]:
-    return {
-        f"{metric}_ci": mean_interval(_values(samples, metric), resamples, seed)
-        for metric in metrics
-    }
+def _intervals(samples: Sequence[Sample], seed: int, *metrics: str) -> dict[str, Any]:
+    return {f"{metric}_ci": mean_interval(_values(samples, metric), seed) for metric in metrics}

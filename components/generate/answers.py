@@ -11,17 +11,42 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from components.core.raft_form import ANSWER_MARKER, QUOTE_BEGIN, QUOTE_END, find_answer
+from components.core.raft_form import (
+    ANSWER_MARKER,
+    QUOTE_BEGIN,
+    QUOTE_END,
+    find_answer,
+    split_answer,
+)
 from components.generate.text import find_words, folded, normalized, on_word_boundaries, widen
 
 _QUOTE = re.compile(f"{QUOTE_BEGIN}(.*?){QUOTE_END}", re.DOTALL)
-_QUOTE_MARK = re.compile(f"{QUOTE_BEGIN}|{QUOTE_END}")
-_ANSWER_FORMS = re.compile(
-    r"\*{0,3}<\s{0,9}answer\s{0,9}>\*{0,3}\s{0,9}[:：]?\*{0,3}", re.IGNORECASE
+_QUOTE_MARK = re.compile(f"({QUOTE_BEGIN}|{QUOTE_END})")
+_QUOTE_FORMS = re.compile(
+    r"\*{0,3}(?:(?:\\?#){1,3}|[<\[])\s{0,3}(/?)(begin|end)[\s_\\-]{1,2}quote\s{0,3}"
+    r"(?:(?:\\?#){1,3}|[>\]])\*{0,3}",
+    re.IGNORECASE,
 )
-_CLOSING = re.compile(r"</\s*answer\s*>", re.IGNORECASE)
-_FENCE = re.compile(r"^\s*```\w*\s*$", re.MULTILINE)
 _AROUND = " \t\r\n\"'“”‘’«»*_"
+_SOURCE = r"\b(?:text|document|passage|context|article|paragraph|excerpt|section|source)s?"
+_NOT = r"(?:(?:does|do|did|is|are|was|were) not|\w+n t|not|cannot|can t)(?: be)?"
+_TELLS = r"(?:say|state|mention|specify|tell|give|provide|contain|include|indicate|answer|know)"
+_TOLD = (
+    r"(?:said|stated|mentioned|specified|given|provided|known|available|indicated|disclosed|"
+    r"answered|determined|found|inferred|clear|applicable|answerable)"
+)
+_NO_ANSWER = re.compile(
+    r"^(?:n a|unknown|unanswerable)$"
+    r"|^(?:there (?:is|was) )?no (?:answer|information|mention)\b"
+    r"|^(?:insufficient|not enough) (?:information|context)\b"
+    rf"|^(?:it |this |that |the (?:answer|information) )?{_NOT} (?:\w+ )?{_TOLD}\b"
+    rf"|^i {_NOT} (?:\w+ )?(?:know|tell|say|answer|determine|find)\b"
+    rf"|^it {_NOT} (?:say|state|mention|specify)\b"
+    rf"|{_SOURCE} (?:\w+ )?{_NOT} (?:\w+ )?{_TELLS}\b"
+    rf"|\b{_NOT} (?:\w+ )?{_TOLD} (?:in|by|from) (?:the|this) (?:\w+ )?{_SOURCE}\b"
+)
+"""Of a normalized text: "The text does not say.", "Not specified", "I don't know" …"""
+
 _NUMBER = re.compile(r"\d+")
 
 LEAST_CHARACTERS_TO_ALIGN = 12
@@ -40,6 +65,11 @@ class Checked:
     answer: str
     quotes: Counter[str]
 
+    def ending_in(self, answer: str) -> "Checked":
+        """The same reasoning with the answer as it was given, not as the teacher wrote it."""
+        reasoning = self.cot_answer.removesuffix(self.answer)
+        return Checked(reasoning + answer, answer, self.quotes)
+
 
 def check(cot_answer: str, question: str, oracle: str, similarity: float) -> Checked:
     """The answer with every quote verbatim from the oracle, ending in `<ANSWER>: …`.
@@ -55,9 +85,14 @@ def check(cot_answer: str, question: str, oracle: str, similarity: float) -> Che
         Unusable: no answer, or only the question again; no quote, or one that the oracle does
             not hold.
     """
-    reasoning, answer = split_answer(cot_answer)
+    reasoning, answer, marked = split_answer(_with_plain_marks(cot_answer))
+    if not answer:
+        raise Unusable("nothing after the answer marker" if marked else "no answer marker")
     if normalized(answer) == normalized(question):
         raise Unusable("answer is the question")
+    if _NO_ANSWER.search(normalized(answer)):
+        raise Unusable("the answer states that there is none")
+    reasoning = reasoning.replace(ANSWER_MARKER, "").strip()
     before, (reasoning, quotes) = reasoning, verify_quotes(reasoning, oracle, similarity)
     if quotes["aligned"] and _quotes(answer, before) and not _quotes(answer, reasoning):
         raise Unusable("answer not in the corrected quote")
@@ -68,21 +103,17 @@ def check(cot_answer: str, question: str, oracle: str, similarity: float) -> Che
     return Checked(row, answer, quotes)
 
 
-def split_answer(cot_answer: str) -> tuple[str, str]:
-    """Reasoning and answer, whichever way the marker is written; the last marker counts.
-
-    Raises:
-        Unusable: there is no marker, or nothing after it.
-    """
-    markers = list(_ANSWER_FORMS.finditer(cot_answer))
-    if not markers:
-        raise Unusable("no answer marker")
-    tail = _FENCE.sub("", _CLOSING.sub("", cot_answer[markers[-1].end() :]))
-    answer = find_answer(ANSWER_MARKER + _QUOTE_MARK.sub("", tail))[0].strip("* \t")
-    if not answer:
-        raise Unusable("nothing after the answer marker")
-    reasoning = cot_answer[: markers[-1].start()].replace(ANSWER_MARKER, "")
-    return reasoning.strip(), answer
+def _with_plain_marks(text: str) -> str:
+    """A text with the marks of quotes as RAFT has them, whatever the spelling."""
+    text = _QUOTE_FORMS.sub(
+        lambda mark: QUOTE_END if mark[1] or mark[2].lower() == "end" else QUOTE_BEGIN, text
+    )
+    pieces = text.split(QUOTE_BEGIN)
+    if QUOTE_END in text or len(pieces) % 2 == 0:
+        return text
+    # Some models end a quote with the mark that begins it.
+    ends = (QUOTE_END if number % 2 else QUOTE_BEGIN for number in range(len(pieces) - 1))
+    return "".join(part for pair in zip(pieces, [*ends, ""], strict=True) for part in pair)
 
 
 def _quotes(answer: str, reasoning: str) -> bool:
@@ -97,29 +128,18 @@ def verify_quotes(reasoning: str, oracle: str, similarity: float) -> tuple[str, 
     Raises:
         Unusable: it quotes nothing, its marks do not pair, or the oracle does not hold a quote.
     """
-    quotes: Counter[str] = Counter()
-    parts: list[str] = []
-    texts: list[str] = []
-    end, begun = 0, -1
-    for mark in _QUOTE_MARK.finditer(reasoning):
-        if (mark.group() == QUOTE_BEGIN) == (begun >= 0):
-            raise Unusable("quote marks do not pair")
-        if begun < 0:
-            parts += [reasoning[end : mark.start()], QUOTE_BEGIN]
-            begun = mark.end()
-        else:
-            text, how = find_quote(reasoning[begun : mark.start()], oracle, similarity)
-            quotes[how] += 1
-            texts.append(text)
-            parts += [text, QUOTE_END]
-            end, begun = mark.end(), -1
-    if begun >= 0:
-        raise Unusable("quote marks do not pair")
-    if not quotes:
+    pieces = _QUOTE_MARK.split(reasoning)  # text, mark, text, mark, …
+    marks = pieces[1::2]
+    if not marks:
         raise Unusable("no quote")
-    corrected = "".join([*parts, reasoning[end:]])
-    marks = [QUOTE_BEGIN, QUOTE_END] * len(texts)
-    if _QUOTE.findall(corrected) != texts or _QUOTE_MARK.findall(corrected) != marks:
+    if marks != [QUOTE_BEGIN, QUOTE_END] * (len(marks) // 2):
+        raise Unusable("quote marks do not pair")
+    quotes: Counter[str] = Counter()
+    for place in range(2, len(pieces), 4):
+        pieces[place], how = find_quote(pieces[place], oracle, similarity)
+        quotes[how] += 1
+    corrected = "".join(pieces)
+    if _QUOTE_MARK.split(corrected) != pieces:
         raise Unusable("a quote mark in the oracle")
     return corrected, quotes
 

@@ -1,4 +1,4 @@
-"""The generate stage as a Kubeflow component: what its settings do not say."""
+"""The generate stage as a Kubeflow component: inputs and outputs beyond its settings."""
 
 from components.core.declaration import Declaration, Output
 from components.generate.config import GenerateConfig

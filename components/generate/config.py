@@ -1,164 +1,211 @@
 """Settings of the generate stage."""
 
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
-from components.core.config import InputLocation, KeptLocation, StageConfig, flag, option
-from components.core.corpus.options import CorpusOptions
+from components.core.accelerator import GpuCount
+from components.core.config import JsonObject, StageConfig, flag, hardware_option, option_group
+from components.core.corpus.options import CorpusOptions, chunk_option, document_option
+from components.core.describe import RULES_WROTE, few_rows
+from components.core.locations import InputLocation, ResumeLocation
 
-READ_BY_MODELS = (
-    "teacher_endpoint", "teacher_model", "teacher_concurrency", "teacher_max_tokens",
-    "teacher_timeout", "teacher_requests_per_minute", "teacher_tokens_per_minute",
-    "question_prompt", "answer_prompt",
-)  # fmt: skip
-"""Settings that the extractive teacher never looks at."""
+NAME_A_MODEL = (
+    "teacher_endpoint",
+    "teacher_model",
+    "teacher_extra",
+    "question_prompt",
+    "answer_prompt",
+)
+"""Settings of those who want a model to write the rows."""
+
+OWN_FIELDS = ("messages", "model", "n", "stream")
+"""Of a request, that --teacher-extra may not set: replies could not be read, or be another's."""
+
+teacher_option = option_group("Teacher")
+row_option = option_group("Rows")
 
 
 class GenerateConfig(CorpusOptions, StageConfig):
     """Documents in, RAFT rows out."""
 
     stage: ClassVar[str] = "generate"
-    kept_beside_local: ClassVar[bool] = True
+    resume_dir_for_local: ClassVar[bool] = True
     not_part_of_identity: ClassVar[tuple[str, ...]] = (
         "teacher_concurrency",
         "teacher_timeout",
         "teacher_requests_per_minute",
         "teacher_tokens_per_minute",
+        "teacher_start_timeout",
+        "gpus",
+        "allow_cpu",
     )
 
-    eval_questions: InputLocation = option(
+    eval_questions: InputLocation = document_option(
         "",
         help="Questions in HotpotQA format that will test the model: rows that would give them "
         "away are skipped and counted.",
-        group="Documents",
     )
 
-    max_chunks: int = option(
-        100,
+    gold_questions: InputLocation = document_option(
+        "",
+        help="Questions in HotpotQA format with their answers: the teacher only explains these, "
+        "and the documents give the distractors.",
+    )
+
+    max_chunks: int = chunk_option(
+        300,
         ge=0,
-        help="Ask about at most this many chunks, sampled by seed; 0 asks about all.",
-        group="Chunks",
+        help="Ask about at most this many chunks, or gold questions, sampled by seed; 0 asks about "
+        "all.",
     )
 
-    teacher: Literal["extractive", "openai"] = option(
-        "extractive",
-        help="What writes questions and answers. extractive: rules, no model; openai: an "
-        "OpenAI-compatible endpoint.",
-        group="Teacher",
+    teacher: Literal["openai", "vllm", "extractive"] = teacher_option(
+        help="What writes questions and answers. openai: an OpenAI-compatible endpoint; vllm: a "
+        "server that the step starts on GPUs of its own; extractive: rules without a model, for "
+        "trials only.",
+        min_length=None,
     )
-    teacher_endpoint: str = option(
+    teacher_endpoint: str = teacher_option(
         "",
         help="Base URL of the endpoint, such as http://teacher:8000/v1. The key is read from "
         "OPENAI_API_KEY.",
-        group="Teacher",
     )
-    teacher_model: str = option("", help="Model that the endpoint serves.", group="Teacher")
-    teacher_concurrency: int = option(
-        16, ge=1, le=1024, help="Maximum concurrent requests.", group="Teacher"
+    teacher_model: str = teacher_option(
+        "", help="Model that the endpoint serves; with vllm a hub id, or a local or gs:// folder."
     )
-    teacher_max_tokens: int = option(
-        1024, ge=32, le=32_768, help="Maximum tokens in one answer.", group="Teacher"
+    teacher_concurrency: int = teacher_option(
+        16, ge=1, le=1024, help="Maximum concurrent requests."
     )
-    teacher_timeout: float = option(
-        120.0, gt=0, le=3600, help="Per-request timeout, seconds.", group="Teacher"
+    teacher_max_tokens: int = teacher_option(
+        1024, ge=32, le=32_768, help="Maximum tokens in one answer."
     )
-
-    teacher_requests_per_minute: int = option(
-        0, ge=0, help="Maximum requests per minute; 0: no limit.", group="Teacher"
+    teacher_timeout: float = teacher_option(
+        120.0, gt=0, le=3600, help="Per-request timeout, seconds."
     )
-    teacher_tokens_per_minute: int = option(
+    teacher_start_timeout: float = teacher_option(
+        3600.0,
+        gt=0,
+        le=24 * 3600,
+        help="With vllm: seconds that the server may take to download and load the model.",
+    )
+    teacher_requests_per_minute: int = teacher_option(
+        0, ge=0, help="Maximum requests per minute; 0: no limit."
+    )
+    teacher_tokens_per_minute: int = teacher_option(
         0,
         ge=0,
         help="Maximum tokens per minute, in and out, as estimated before a request; 0: no limit.",
-        group="Teacher",
     )
-    responses: KeptLocation = option(
+    teacher_max_cost: float = teacher_option(
+        0.0,
+        ge=0,
+        help="USD after which the teacher is asked nothing more; the dataset is finished with what "
+        "there is. By the price of a request in components/core/gpus.yaml, with vllm by that of "
+        "the GPUs' time. 0: no limit.",
+    )
+    teacher_extra: JsonObject = teacher_option(
+        {},
+        help="Further fields of every request, as JSON, such as "
+        '{"chat_template_kwargs": {"enable_thinking": false}}.',
+    )
+    responses: ResumeLocation = teacher_option(
         "",
         help="Folder or gs:// prefix that stores every paid response, so that an interrupted run, "
-        "or one that makes other rows, pays for none twice. Empty: next to the output.",
-        group="Teacher",
+        "or one that makes other rows, pays for none twice. Empty: in --state, or else next to the "
+        "output.",
     )
-    question_prompt: InputLocation = option(
-        "",
-        help="File with your own prompt for questions, with $chunk and $count.",
-        group="Teacher",
+    fresh: bool = teacher_option(
+        False,
+        help="Discard the responses of this model that earlier runs have stored, and pay again. Do "
+        "not set it in a Kubernetes Job: a retry would start over too.",
+        in_pipeline=False,
     )
-    answer_prompt: InputLocation = option(
+    gpus: GpuCount = hardware_option(
         "",
-        help="File with your own prompt for answers, with $chunk and $question.",
-        group="Teacher",
+        help="With vllm: GPUs that the model is spread over; a pipeline fills it in. Empty: all "
+        "that are there.",
+    )
+    allow_cpu: bool = hardware_option(
+        False,
+        help="With vllm: run on the CPU where there is no GPU, for trials with a small model.",
+    )
+    question_prompt: InputLocation = teacher_option(
+        "", help="File with your own prompt for questions, with $chunk and $count."
+    )
+    answer_prompt: InputLocation = teacher_option(
+        "", help="File with your own prompt for answers, with $chunk and $question."
     )
 
-    questions_per_chunk: int = option(1, ge=1, le=20, help="Questions per chunk.", group="Rows")
-    distractors: int = option(
-        3, ge=0, le=50, help="Other chunks shown next to the oracle.", group="Rows"
+    questions_per_chunk: int = row_option(1, ge=1, le=20, help="Questions per chunk.")
+    distractors: int = row_option(3, ge=0, le=50, help="Other chunks shown next to the oracle.")
+    distractor_choice: Literal["random", "bm25"] = row_option(
+        "random", help="random: any other chunks; bm25: those whose words fit the question best."
     )
-    distractor_choice: Literal["random", "bm25"] = option(
-        "random",
-        help="random: any other chunks; bm25: those whose words fit the question best.",
-        group="Rows",
-    )
-    quote_similarity: float = option(
+    quote_similarity: float = row_option(
         0.9,
         ge=0.5,
         le=1,
         help="Minimum similarity at which an inexact quote is corrected to the source text; at 1 "
         "only case, whitespace and typography may differ.",
-        group="Rows",
     )
-    oracle_probability: float = option(
+    oracle_probability: float = row_option(
         0.8,
         ge=0,
         le=1,
         help="Share of rows that keep the oracle; the others show a further distractor in its "
         "place (the paper's P).",
-        group="Rows",
     )
-    validation_fraction: float = option(
-        0.1, ge=0, le=0.5, help="Share of documents kept out of training.", group="Rows"
+    oracle_absent: Literal["answer", "no-quote", "refuse"] = row_option(
+        "refuse",
+        help="What a row answers whose oracle is not shown. answer: as if it were, with quotes "
+        "from it (the paper); no-quote: the answer, without a quote; refuse: that the documents "
+        "do not hold it.",
     )
-    shard: str = option(
-        "1/1",
-        pattern=r"^[1-9]\d{0,3}/[1-9]\d{0,3}$",
-        examples=["2/8"],
-        help="Which share of the chunks this run asks about; `raft merge` joins them.",
-        group="Rows",
+    validation_fraction: float = row_option(
+        0.1, ge=0, le=0.5, help="Share of documents kept out of training."
     )
 
-    @property
-    def teacher_name(self) -> str:
-        """The teacher, in words."""
-        if self.teacher == "extractive":
-            return "extractive, rules for trials"
-        return f"{self.teacher}, {self.teacher_model}"
-
-    @field_validator("shard")
+    @field_validator("teacher_extra")
     @classmethod
-    def _there_is_such_a_shard(cls, shard: str) -> str:
-        number, count = map(int, shard.split("/"))
-        if number > count:
-            raise ValueError(f"there are only {count}; the first is 1/{count}")
-        return shard
+    def _leaves_the_request_what_it_is(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        if own := [name for name in OWN_FIELDS if name in extra]:
+            raise ValueError(f"may not set {', '.join(own)}")
+        return extra
 
     @model_validator(mode="after")
     def _teacher_is_given_what_it_reads(self) -> Self:
-        """No rule-made rows for those who name a model, and no endpoint left to guess.
-
-        A pipeline passes every setting on, so one at its default was not given.
-        """
-        given = [flag(name) for name in READ_BY_MODELS if getattr(self, name) != self.default(name)]
-        if given and self.teacher == "extractive":
-            verb = "is" if len(given) == 1 else "are"
+        """No rule-made rows for those who name a model, and no endpoint left to guess."""
+        fields = [flag(name) for name in NAME_A_MODEL if getattr(self, name)]
+        if fields and self.teacher == "extractive":
             raise ValueError(
-                f"{', '.join(given)} {verb} given, but --teacher is extractive, which asks no "
-                "model; add --teacher openai"
+                f"{', '.join(fields)}: --teacher is extractive, which asks no model; add "
+                "--teacher openai"
             )
-        for name in ("teacher_endpoint", "teacher_model"):
-            if self.teacher == "openai" and not getattr(self, name):
+        if self.teacher == "vllm" and self.teacher_endpoint:
+            raise ValueError(
+                "--teacher-endpoint: --teacher is vllm, which starts a server of its own; leave it "
+                "out, or add --teacher openai"
+            )
+        needed = {"openai": ("teacher_endpoint", "teacher_model"), "vllm": ("teacher_model",)}
+        for name in needed.get(self.teacher, ()):
+            if not getattr(self, name):
+                endpoint = "--teacher-endpoint http://localhost:8000/v1 "
                 raise ValueError(
-                    f"{flag(name)} is missing: --teacher openai needs it, for example "
-                    "--teacher-endpoint http://localhost:8000/v1 "
+                    f"{flag(name)} is missing: --teacher {self.teacher} needs it, for example "
+                    f"{endpoint * (self.teacher == 'openai')}"
                     "--teacher-model meta-llama/Llama-3.3-70B-Instruct"
                 )
         return self
+
+    def notes(self) -> list[str]:
+        """What to know before the teacher is asked: its kind, and how many rows it can give."""
+        notes = [RULES_WROTE] if self.teacher == "extractive" else []
+        if self.max_chunks:
+            most = self.max_chunks * self.questions_per_chunk
+            notes.append(
+                f"at most {most:,} rows: --max-chunks {self.max_chunks} × --questions-per-chunk "
+                f"{self.questions_per_chunk}"
+            )
+            notes += few_rows(most)
+        return notes

@@ -1,10 +1,11 @@
 """The chunks of a corpus: on disk, mapped into memory, read by number.
 
-In memory a chunk takes 30 bytes, and its digest, which finds duplicates, some 80.
+In memory a chunk takes 12 bytes, and its digest, which finds duplicates, some 80.
 """
 
 import mmap
 import re
+import tempfile
 from array import array
 from collections import Counter
 from contextlib import closing
@@ -14,24 +15,22 @@ from pathlib import Path
 from components.core.corpus.documents import (
     digest,
     find_documents,
-    suffix_of,
     unreadable_document,
     unreadable_documents,
 )
+from components.core.corpus.formats import Unreadable
 from components.core.corpus.isolated_reader import CutDocument, read_all
-from components.core.corpus.unreadable import Unreadable
 from components.core.errors import DataError, printable
 from components.core.progress import say, task
+from components.core.raft_form import injected_markers
 from components.core.records import Chunk
-from components.core.storage import temporary_file
+from components.core.storage import writing
 from components.generate.config import GenerateConfig
 from components.generate.leaks import LeakGuard
-from components.generate.text import injected_markers
 
 HEADINGS = re.compile(r"(\s*#{1,6} .*(\n|$))+")
 
 NAMED = 100  # bad documents that the log and the report name
-NAMED_CHARACTERS = 300
 LISTED = 10  # of them, that the error of a stopped run names
 
 
@@ -39,14 +38,17 @@ class Corpus:
     """Chunks by number. `owners` holds the number of each one's document."""
 
     def __init__(self) -> None:
-        self._file = temporary_file("raft-corpus-")
+        self._place = Path(tempfile.gettempdir())
+        with writing(self._place):
+            self._file = tempfile.TemporaryFile(prefix="raft-corpus-")  # noqa: SIM115
         self._map: mmap.mmap | None = None
         self._ends = array("Q", [0])
         self.owners = array("I")
 
     def add(self, chunk: Chunk, owner: int) -> None:
         """Append a chunk."""
-        self._ends.append(self._ends[-1] + self._file.write(chunk.model_dump_json().encode()))
+        with writing(self._place):
+            self._ends.append(self._ends[-1] + self._file.write(chunk.model_dump_json().encode()))
         self.owners.append(owner)
         self._map = None
 
@@ -55,7 +57,8 @@ class Corpus:
 
     def __getitem__(self, number: int) -> Chunk:
         if self._map is None:
-            self._file.flush()
+            with writing(self._place):
+                self._file.flush()
             self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         return Chunk.model_validate_json(self._map[self._ends[number] : self._ends[number + 1]])
 
@@ -73,7 +76,6 @@ class Reading:
     chunks_left_out: Counter[str] = field(default_factory=Counter)
     errors: list[DataError] = field(default_factory=list)
     """Of the first bad documents, if these stop the run."""
-    suffixes_bad: Counter[str] = field(default_factory=Counter)
     _digests: set[bytes] = field(default_factory=set, init=False)
 
     def add(self, document: CutDocument, guard: LeakGuard | None) -> None:
@@ -84,23 +86,29 @@ class Reading:
         for chunk in document.chunks:
             if self._seen(digest(chunk.text)):
                 self.chunks_duplicate += 1
-            elif reason := _unfit(chunk, guard):
+            elif reason := unfit(chunk, guard):
                 self.chunks_left_out[reason] += 1
             else:
                 self.corpus.add(chunk, self.documents)
         self.documents += 1
 
+    def add_gold(self, chunk: Chunk, guard: LeakGuard | None) -> None:
+        """Add the oracle of a gold question, which the documents may hold as well."""
+        if reason := unfit(chunk, guard):
+            self.chunks_left_out[reason] += 1
+            return
+        self.corpus.add(chunk, self.documents + len(self.corpus))
+
     def skip(self, path: Path, error: Unreadable, config: GenerateConfig) -> None:
         """Count a document that cannot be read, and log it or keep its error for the end."""
         self.documents_bad[error.reason] += 1
         if config.on_bad_document == "stop":
-            self.suffixes_bad[suffix_of(path)] += 1
             if len(self.errors) < LISTED:
                 self.errors.append(unreadable_document(path, error))
         elif len(self.bad_documents) < NAMED:
             source = Path(config.documents)
             name = path.relative_to(source).as_posix() if source.is_dir() else path.name
-            self.bad_documents.append(f"{printable(name)[-NAMED_CHARACTERS:]}: {error.reason}")
+            self.bad_documents.append(f"{printable(name)}: {error.reason}")
             say(f"  skipped: {unreadable_document(path, error)}")
 
     def _seen(self, digest: bytes) -> bool:
@@ -129,17 +137,13 @@ def read_corpus(config: GenerateConfig, guard: LeakGuard | None) -> Reading:
             if part is not None:
                 reading.skip(path, part, config)
             bad = reading.documents_bad.total()
-            progress.advance(chunks=len(reading.corpus), **({"bad": bad} if bad else {}))
-    bad = reading.documents_bad.total()
+            progress.advance(chunks=len(reading.corpus), bad=bad)
     if reading.errors:
-        several = unreadable_documents(source, reading.errors, reading.suffixes_bad)
-        raise several if bad > 1 else reading.errors[0]
-    if bad > NAMED:
-        say(f"  skipped: {bad - NAMED:,} more")
+        raise unreadable_documents(source, reading.errors, reading.documents_bad.total())
     return reading
 
 
-def _unfit(chunk: Chunk, guard: LeakGuard | None) -> str:
+def unfit(chunk: Chunk, guard: LeakGuard | None) -> str:
     if HEADINGS.fullmatch(chunk.text):
         return "only a heading"
     if guard is not None and guard.knows_context(chunk.text):

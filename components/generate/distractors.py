@@ -25,8 +25,8 @@ def show(
 
     The oracle is kept with the given probability, else a further distractor takes its place and
     the position is None (RAFT paper, section 3: P). No chunk comes twice, and where the answer is
-    a span of the oracle, no other chunk holds it. Work does not grow with the pool, which may or
-    may not hold the oracle.
+    a span of the oracle, no other chunk holds it; none is a part of a gold question's oracle. Work
+    does not grow with the pool, which may or may not hold the oracle.
 
     Args:
         oracle: the chunk that answers the question.
@@ -46,14 +46,15 @@ def show(
     # One more than wanted, in case the oracle itself is drawn.
     drawn = rng.sample(pool, min(wanted + 1, len(pool)))
     position = rng.randrange(wanted + 1) if keep else None
-    needle = _plain(answer)
-    is_span = bool(needle) and find_words(needle, _plain(oracle.text)) >= 0
+    needle = " ".join(answer.casefold().split())
+    is_span = _holds(oracle.text, needle)
     others: dict[str, Chunk] = {}
     for number in chain(best, drawn, _further(pool, rng)):
         if len(others) == wanted:
             break
         chunk = chunk_of(number)
-        if chunk.id != oracle.id and not (is_span and _holds(chunk.text, needle)):
+        inside = chunk.id == oracle.id or (oracle.gold is not None and chunk.text in oracle.text)
+        if not inside and not (is_span and _holds(chunk.text, needle)):
             others.setdefault(chunk.id, chunk)
     if len(others) < wanted:
         raise Unusable("too few chunks without the answer")
@@ -72,7 +73,3 @@ def _holds(text: str, needle: str) -> bool:
     if needle.partition(" ")[0] not in folded:
         return False
     return find_words(needle, " ".join(folded.split())) >= 0
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())

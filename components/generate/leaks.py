@@ -1,19 +1,20 @@
 """Keep evaluation questions out of the training rows.
 
 A model that was trained on the paragraphs of the questions that test it remembers them, and its
-score says nothing about other documents. A chunk is skipped when it shares much of its text with
+score proves nothing about other documents. A chunk is skipped when it shares much of its text with
 a paragraph that answers an evaluation question; a row, when its question is such a question, word
 for word or nearly.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from components.core.errors import DataError
-from components.core.records import Question, explain
-from components.core.rows import fault_at, read_entries
+from components.core.json_entries import fault_at, read_entries
+from components.core.records import Question, RaftRow, explain
 from components.generate.text import normalized
 
 WORDS_IN_A_ROW = 8
@@ -22,29 +23,36 @@ LEAST_SHARE = 0.5
 
 LIKE_A_QUESTION = 90.0
 """Percent of similarity, words in any order, from which two questions are the same."""
+LIKE_A_WORD = 85.0
+"""The same of letters, from which two words are spellings of one."""
+LEAST_LETTERS = 4  # of a word that counts as a name: shorter ones are mostly grammar
 
 
 class LeakGuard:
     """What must not be given away: evaluation questions and the paragraphs that answer them."""
 
     def __init__(self, path: Path) -> None:
-        """Read a file in HotpotQA form.
+        """Read a file in HotpotQA form, or of rows that generate wrote.
 
         Raises:
             DataError: the file cannot be read, or contains no questions; names the row or line.
         """
         self.questions: list[str] = []
-        self._exact: set[str] = set()
         self._paragraphs: list[str] = []
         self._runs: dict[int, list[int]] = {}
         self._run_counts: list[int] = []
         kind, rows = read_entries(path, hint="Check --eval-questions.")
         for number, row in rows:
+            from_generate = isinstance(row, dict) and "cot_answer" in row
             try:
-                question = Question.model_validate(row)
+                if from_generate:
+                    raft = RaftRow.model_validate(row)
+                    self._add(raft.question, [raft.oracle_context])
+                else:
+                    question = Question.model_validate(row)
+                    self._add(question.question, question.oracles())
             except ValidationError as error:
                 raise fault_at(path, kind, number, explain(error)) from error
-            self._add(question)
         if not self.questions:
             raise DataError("contains no questions", path=path, hint="Check --eval-questions.")
 
@@ -70,22 +78,14 @@ class LeakGuard:
         from rapidfuzz import fuzz, process
 
         words = _in_order(question)
-        if words in self._exact:
-            return True
-        similar = process.extractOne(
-            words, self.questions, scorer=fuzz.ratio, score_cutoff=LIKE_A_QUESTION
+        similar = process.extract(
+            words, self.questions, scorer=fuzz.ratio, score_cutoff=LIKE_A_QUESTION, limit=None
         )
-        return similar is not None
+        return any(_names_are_equal(words, known) for known, *_ in similar)
 
-    def _add(self, question: Question) -> None:
-        words = _in_order(question.question)
-        self.questions.append(words)
-        self._exact.add(words)
-        oracles = {title for title, _ in question.supporting_facts}
-        for title, sentences in question.context:
-            paragraph = normalized("".join(sentences))
-            if title not in oracles or not paragraph:
-                continue
+    def _add(self, question: str, oracles: Iterable[str]) -> None:
+        self.questions.append(_in_order(question))
+        for paragraph in filter(None, map(normalized, oracles)):
             runs = _runs(paragraph.split())
             for run in runs:
                 self._runs.setdefault(run, []).append(len(self._paragraphs))
@@ -96,6 +96,22 @@ class LeakGuard:
 def _in_order(question: str) -> str:
     """The words of a question, sorted: questions are alike whatever the order of their words."""
     return " ".join(sorted(normalized(question).split()))
+
+
+def _names_are_equal(one: str, other: str) -> bool:
+    """Whether no name or number differs in two questions: "Who founded Kelden?", "… Kelmor?".
+
+    A longer word that only one of them has must be another spelling of one that the other has.
+    """
+    from rapidfuzz import fuzz
+
+    first, second = set(one.split()), set(other.split())
+    return all(
+        any(fuzz.ratio(word, spelling) >= LIKE_A_WORD for spelling in theirs - ours)
+        for ours, theirs in ((first, second), (second, first))
+        for word in ours - theirs
+        if len(word) >= LEAST_LETTERS or word.isdigit()
+    )
 
 
 def _runs(words: list[str]) -> set[int]:

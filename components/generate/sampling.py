@@ -2,7 +2,8 @@
 
 import random
 from array import array
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,62 +14,91 @@ from components.generate.corpus import Corpus
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """Which chunks are asked about, and which split each belongs to.
+class Split:
+    """What is held out of training.
 
     Attributes:
-        numbers: of the chunks to ask about, in corpus order; of all shards.
-        split_by: what is held out as a whole: documents, or chunks of the only document.
+        by: what is held out as a whole: documents, or chunks where no document can be.
         owners: by chunk number, what is held out or not with it.
         held_out: the owners in the validation split.
         pools: by split, numbers of the chunks that its rows may show.
     """
 
-    numbers: Sequence[int]
-    split_by: Literal["document", "chunk"]
+    by: Literal["document", "chunk"]
     owners: Sequence[int]
     held_out: set[int]
     pools: dict[str, Sequence[int]]
 
-    def split_of(self, number: int) -> str:
+    def of(self, number: int) -> str:
         """The split of a chunk."""
         return "validation" if self.owners[number] in self.held_out else "train"
 
-    def share(self, shard: str) -> Sequence[int]:
-        """One shard's part of the numbers: a run of them, so that shards follow each other."""
-        number, count = map(int, shard.split("/"))
-        size = len(self.numbers)
-        return self.numbers[(number - 1) * size // count : number * size // count]
 
+def sample(corpus: Corpus, showable: int, config: GenerateConfig) -> Sequence[int]:
+    """Numbers of the chunks to ask about, in corpus order, sampled by seed.
 
-def sample(corpus: Corpus, config: GenerateConfig) -> Sampling:
-    """Sample chunks by seed, and hold out documents, or the last chunks of an only document.
+    Of the corpus, the first `showable` chunks are those of documents; any others carry gold
+    questions, and are then the ones asked about.
 
     Raises:
-        ConfigError: a split has fewer chunks than a row must show.
+        ConfigError: the documents have fewer chunks than a row must show.
     """
-    everything: Sequence[int] = range(len(corpus))
-    numbers = everything
-    if 0 < config.max_chunks < len(corpus):
-        rng = random.Random(f"{config.seed}/chunks")
-        numbers = sorted(rng.sample(everything, config.max_chunks))
-    candidates = list(dict.fromkeys(corpus.owners[number] for number in numbers))
-    by_document = len(candidates) > 1
-    if by_document:
-        random.Random(f"{config.seed}/split").shuffle(candidates)
-    else:
-        candidates = list(numbers)  # the last ones, so that training text is in one piece
-    share = config.validation_fraction
-    count = min(max(round(len(candidates) * share), share > 0), len(candidates) - 1)
-    held_out = set(candidates[len(candidates) - count :])
-    owners = corpus.owners if by_document else everything
-    training = array("I", (number for number in everything if owners[number] not in held_out))
-    if len(training) < config.distractors + 1:
+    if showable < config.distractors + 1:
         raise ConfigError(
             f"--distractors {config.distractors}: the corpus gives "
-            f"{counted(len(training), 'chunk')} to choose from, and a row needs "
+            f"{counted(showable, 'chunk')} to choose from, and a row needs "
             f"{config.distractors + 1}",
             hint="Add documents, lower --distractors, or cut smaller with --chunk-tokens.",
         )
-    pools: dict[str, Sequence[int]] = {"train": training, "validation": everything}
-    return Sampling(numbers, "document" if by_document else "chunk", owners, held_out, pools)
+    candidates = range(showable if config.gold_questions else 0, len(corpus))
+    if not 0 < config.max_chunks < len(candidates):
+        return candidates
+    rng = random.Random(f"{config.seed}/chunks")
+    return sorted(rng.sample(candidates, config.max_chunks))
+
+
+def hold_out(
+    corpus: Corpus, showable: int, drafts: Mapping[int, int], config: GenerateConfig
+) -> Split:
+    """Hold out documents that gave rows, or chunks where that would leave too little to train on.
+
+    Args:
+        corpus: all chunks.
+        showable: how many of them, the first ones, rows may show as distractors.
+        drafts: by chunk number, usable drafts; in corpus order.
+        config: seed, share and distractors.
+    """
+    everything = range(len(corpus))
+    by: Literal["document", "chunk"] = "document"
+    owners: Sequence[int] = corpus.owners
+    documents = list(dict.fromkeys(corpus.owners[number] for number in drafts))
+    random.Random(f"{config.seed}/split").shuffle(documents)
+    held_out = _choose(owners, documents, drafts, config)
+    if not held_out:  # then the last chunks, so that training text is in one piece
+        by, owners = "chunk", everything
+        held_out = _choose(owners, list(drafts), drafts, config)
+    training = array("I", (number for number in range(showable) if owners[number] not in held_out))
+    return Split(by, owners, held_out, {"train": training, "validation": range(showable)})
+
+
+def _choose(
+    owners: Sequence[int], candidates: Sequence[int], drafts: Mapping[int, int],
+    config: GenerateConfig,
+) -> set[int]:  # fmt: skip
+    """The last candidates, but none with which training would lose more than it may.
+
+    It keeps half of the rows, and as many chunks as a row shows.
+    """
+    share = config.validation_fraction
+    wanted = max(round(len(candidates) * share), share > 0)
+    sizes, rows = Counter(owners), Counter[int]()
+    for number, count in drafts.items():
+        rows[owners[number]] += count
+    spare_chunks, spare_rows = len(owners) - config.distractors - 1, rows.total() // 2
+    chosen: set[int] = set()
+    for owner in reversed(candidates):
+        if len(chosen) < wanted and sizes[owner] <= spare_chunks and rows[owner] <= spare_rows:
+            chosen.add(owner)
+            spare_chunks -= sizes[owner]
+            spare_rows -= rows[owner]
+    return chosen

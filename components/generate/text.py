@@ -12,41 +12,16 @@ _LOOKALIKES = str.maketrans({
     "\u00ad": "", "\u200b": "", "\u2060": "", "\ufeff": "",
 })  # fmt: skip
 
-_MARKS = {
-    "holds one of RAFT's own marks": re.compile(
-        r"##(?:begin|end)_quote##|</?DOCUMENT>|<\s{0,9}/?\s{0,9}(?i:answer)\s{0,9}>"
-    ),
-    "holds a token of a chat template": re.compile(
-        r"<\|[^|<>\n]{1,40}\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<(?:bos|eos|/?s)>"
-    ),
-}
-
-# Scripts that put no spaces between words: Thai and Lao, Burmese, Khmer, and from Chinese radicals
-# on (kana, ideographs; Hangul does use spaces).
-_WITHOUT_SPACES = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x2E80, 0xABFF))
-_BEYOND = 0xF900
-
-
-def without_spaces(char: str) -> bool:
-    """Whether a character belongs to a script in which words are not set apart by spaces."""
-    code = ord(char)
-    return code >= _BEYOND or any(low <= code <= high for low, high in _WITHOUT_SPACES)
+WITHOUT_SPACES = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\uabff\uf900-\U0010ffff]"
+)
+"""A character of a script that puts no spaces between words: Thai and Lao, Burmese, Khmer, and from
+Chinese radicals on (kana, ideographs; Hangul does use spaces)."""
 
 
 def normalized(text: str) -> str:
     """Letters and digits of a text in one case, words one space apart: what makes texts equal."""
     return _NOT_WORDS.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
-
-
-def injected_markers(text: str) -> str:
-    """Why a text would end a quote, an answer, a document or a turn too early; "" if it would not.
-
-    Markers count, too, in characters that tokenizers drop or read as plain ones.
-    """
-    if not text.isascii():
-        plain = unicodedata.normalize("NFKC", text)
-        text = "".join(char for char in plain if unicodedata.category(char) != "Cf")
-    return next((reason for reason, marks in _MARKS.items() if marks.search(text)), "")
 
 
 def folded(text: str) -> tuple[str, list[int]]:
@@ -90,7 +65,7 @@ def _inside_word(text: str, place: int) -> bool:
     before, after = text[place - 1], text[place]
     if not (before.isalnum() and after.isalnum()):
         return False
-    return not (without_spaces(before) or without_spaces(after))
+    return not WITHOUT_SPACES.search(before + after)
 
 
 def find_words(needle: str, text: str) -> int:

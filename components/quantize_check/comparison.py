@@ -1,22 +1,25 @@
 """How far two models agree on the answers of a dataset, token by token."""
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from components.core.chat import Rendered
 from components.core.errors import ModelError
-from components.core.records import HeadComparison
 
 if TYPE_CHECKING:
     import torch
 
 
+@dataclass
 class Comparison:
     """Sums over answer tokens of what the models in 16 and 4 bits predict."""
 
-    def __init__(self) -> None:
-        self.tokens = self.agreed = 0
-        self.divergence = self.loss_16bit = self.loss_4bit = 0.0
+    tokens: int = 0
+    agreed: int = 0
+    divergence: float = 0.0
+    loss_16bit: float = 0.0
+    loss_4bit: float = 0.0
 
     def add(self, full: "torch.Tensor", small: "torch.Tensor", answer: list[int]) -> None:
         """Add one row: two (tokens, vocabulary) tables of log probabilities and the tokens."""
@@ -30,30 +33,15 @@ class Comparison:
         self.loss_16bit -= float(full.gather(1, gold).sum())
         self.loss_4bit -= float(small.gather(1, gold).sum())
 
-    @property
-    def token_agreement(self) -> float:
-        return self.agreed / self.tokens
-
-    @property
-    def mean_kl(self) -> float:
-        return self.divergence / self.tokens
-
-    @property
-    def perplexity_16bit(self) -> float:
-        return math.exp(self.loss_16bit / self.tokens)
-
-    @property
-    def perplexity_4bit(self) -> float:
-        return math.exp(self.loss_4bit / self.tokens)
-
-    def with_sizes(self, bytes_16bit: int, bytes_4bit: int) -> HeadComparison:
-        return HeadComparison(
-            weight_bytes_4bit=bytes_4bit,
-            memory_ratio=bytes_4bit / bytes_16bit,
-            token_agreement=self.token_agreement,
-            mean_kl=self.mean_kl,
-            perplexity_4bit=self.perplexity_4bit,
-        )
+    def figures(self) -> dict[str, Any]:
+        """Its fields of a `QuantizationReport`."""
+        return {
+            "tokens": self.tokens,
+            "token_agreement": self.agreed / self.tokens,
+            "mean_kl": self.divergence / self.tokens,
+            "perplexity_16bit": math.exp(self.loss_16bit / self.tokens),
+            "perplexity_4bit": math.exp(self.loss_4bit / self.tokens),
+        }
 
 
 def answer_log_probabilities(model: Any, row: Rendered) -> "torch.Tensor":

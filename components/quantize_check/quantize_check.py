@@ -1,24 +1,26 @@
 """The quantize-check stage: what 4-bit weights save and cost, before an evaluation is paid for.
 
 The adapter is merged once, in 32 bits; the tuned model is then loaded in 16 bits (bfloat16) and in
-NF4 with double quantization. Both read the validation rows with the teacher's answers (teacher
-forcing), and are compared token by token on the answers, a row at a time: at a vocabulary of 128k,
-the log probabilities of all rows would take gigabytes.
+NF4 with double quantization. Both answer the prompts of validation rows, and of training rows
+where those are too few; `gate` judges the answers. Both also read the rows with the teacher's
+answers (teacher forcing), and are compared token by token, a row at a time: at a vocabulary of
+128k, the log probabilities of all rows would take gigabytes.
 """
 
-import re
 import tempfile
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from components.core.chat import Rendered, render
+from components.core.decoding import end_tokens
+from components.core.describe import describe
 from components.core.errors import DataError, OutOfMemory
-from components.core.fingerprints import check_base
-from components.core.ledger import Ledger, peak_memory, stopwatch
+from components.core.fingerprints import check_base, read_training
+from components.core.ledger import Ledger
 from components.core.model_files import MERGED
 from components.core.models import (
     check_head_is_untied,
+    context_length,
     free_memory,
     lacks_memory,
     load_4bit,
@@ -26,33 +28,50 @@ from components.core.models import (
     load_tokenizer,
     save_merged,
 )
+from components.core.pages import REPORT, as_page, links_to
 from components.core.progress import headline, say, task
-from components.core.records import QuantizationReport, RaftRow, read_jsonl
-from components.core.storage import begin_artifact, finish_artifact, provenance, verify, write_json
-from components.core.weight_sizes import predict_weight_bytes, weight_bytes
+from components.core.records import (
+    AnswerPair,
+    GenerationReport,
+    QuantizationReport,
+    RaftRow,
+    read_jsonl,
+)
+from components.core.storage import (
+    begin_artifact,
+    finish_artifact,
+    provenance,
+    put,
+    verify,
+    write_json,
+    write_jsonl,
+)
+from components.core.weight_sizes import weight_bytes
+from components.quantize_check import gate
+from components.quantize_check.answers import CheckedRow, complete_rows, pair, read_as_model
 from components.quantize_check.comparison import Comparison, answer_log_probabilities
 from components.quantize_check.config import QuantizeCheckConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-EXPORT = "model"
+ANSWERS = "answers.jsonl"
 
 
 def run(config: QuantizeCheckConfig) -> QuantizationReport:
-    """Write `quantization.json` and `ledger.json`, and `model/` with `--export`.
+    """Write `quantization.json`, `answers.jsonl`, `report.html` and `ledger.json`.
 
     Raises:
         OutOfMemory: the memory cannot hold both models.
-        DataError: the dataset or adapter is missing or damaged, or there is no validation row.
+        DataError: the dataset or adapter is missing or damaged, or there is no row.
         ModelError: the base model or the adapter cannot be used.
     """
     output = Path(config.output)
     headline("quantize-check", f"{config.base_model} + {config.adapter} → {output}")
     verify(Path(config.dataset), "--dataset")
     verify(Path(config.adapter), "--adapter")
-    with Ledger("quantize-check", output, config.prices) as ledger:
-        tokenizer = load_tokenizer(config.base_model)
+    with Ledger("quantize-check", output) as ledger:
+        tokenizer = load_tokenizer(config.base_model, config.adapter)
         if config.quantize_lm_head:
             check_head_is_untied(config.base_model)
         rows, too_long = _read_rows(config, tokenizer)
@@ -61,19 +80,25 @@ def run(config: QuantizeCheckConfig) -> QuantizationReport:
         with tempfile.TemporaryDirectory(prefix=MERGED, dir=output) as scratch:
             merged = Path(scratch) / f"{MERGED}model"
             try:
-                report = _compare(config, tokenizer, rows, too_long, merged)
+                report, pairs = _compare(config, tokenizer, rows, too_long, merged, ledger)
             except (MemoryError, RuntimeError) as error:
                 if not lacks_memory(error):
                     raise
                 raise OutOfMemory(
                     "the memory cannot hold the model in 16 and in 4 bits at once",
                     hint="An 8B model needs about 24 GB for both, and 32 GB while the adapter is "
-                    "merged. Use a larger GPU (k8s/overlays), or lower --max-tokens.",
+                    "merged. Use a larger GPU (k8s/overlays), or lower --batch-size, "
+                    "--max-new-tokens or --max-tokens.",
                 ) from error
-            if config.export == "merged":
-                merged.rename(output / EXPORT)
-        ledger.count(tokens_in=2 * sum(len(row.ids) for row in rows))
+        training = read_training(config.adapter)
+        if training and training.template_mismatch:
+            verdict = f"{report.verdict}. {training.template_mismatch}"
+            report = report.model_copy(update={"verdict": verdict})
+        write_jsonl(output / ANSWERS, pairs)
         write_json(output / QuantizationReport.FILE, report)
+        links = links_to(output, [("generate", config.dataset), ("train", config.adapter)])
+        if description := describe(report):
+            put(as_page(description, links), output / REPORT)
     finish_artifact(output)
     say(f"  {report.verdict}")
     return report
@@ -81,34 +106,47 @@ def run(config: QuantizeCheckConfig) -> QuantizationReport:
 
 def _read_rows(
     config: QuantizeCheckConfig, tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[list[Rendered], int]:
-    """The first validation rows that fit, and how many before them did not."""
-    path = Path(config.dataset) / "validation.jsonl"
-    rows: list[Rendered] = []
+) -> tuple[list[CheckedRow], int]:
+    """The first rows that fit, those of the validation before the others, and how many do not."""
+    room = context_length(config.base_model, tokenizer) - config.max_new_tokens
+    splits: tuple[Literal["validation", "train"], ...] = ("validation", "train")
+    candidates = (
+        read_as_model(tokenizer, row, split)
+        for split in splits
+        for row in read_jsonl(Path(config.dataset) / f"{split}.jsonl", RaftRow)
+    )
+    rows: list[CheckedRow] = []
     too_long = 0
-    for row in read_jsonl(path, RaftRow):
-        rendered = render(tokenizer, row.instruction, row.cot_answer)
-        if len(rendered.ids) > config.max_tokens:
+    for row in candidates:
+        if len(row.taught.ids) > config.max_tokens or len(row.prompt) > room:
             too_long += 1
             continue
-        rows.append(rendered)
+        rows.append(row)
         if len(rows) == config.max_rows:
             break
-    message = f"{too_long} rows are longer than --max-tokens {config.max_tokens}"
+    message = (
+        f"{too_long} rows are longer than --max-tokens {config.max_tokens}, or leave no room for "
+        f"--max-new-tokens {config.max_new_tokens}"
+    )
     if not rows:
         raise DataError(
-            "no validation row to compare on" + f" ({message})" * bool(too_long),
-            path=path,
-            hint="Generate with --validation-fraction above 0, or raise --max-tokens.",
+            "no row to compare on" + f" ({message})" * bool(too_long),
+            path=config.dataset,
+            hint="Generate rows first, raise --max-tokens, or lower --max-new-tokens.",
         )
     if too_long:
-        say(f"  {message} and are skipped")
+        say(f"  {message}, and are skipped")
     return rows, too_long
 
 
 def _compare(
-    config: QuantizeCheckConfig, tokenizer: Any, rows: list[Rendered], too_long: int, merged: Path
-) -> QuantizationReport:
+    config: QuantizeCheckConfig,
+    tokenizer: Any,
+    rows: list[CheckedRow],
+    too_long: int,
+    merged: Path,
+    ledger: Ledger,
+) -> tuple[QuantizationReport, list[AnswerPair]]:
     import torch
 
     check_base(config.adapter, config.base_model)
@@ -117,105 +155,75 @@ def _compare(
     tokenizer.save_pretrained(merged)
     free_memory()
     say("  loading the model in 16 and in 4 bits")
-    with stopwatch() as seconds_16bit:
-        full = load_model(str(merged), torch.bfloat16)
-    with stopwatch() as seconds_4bit:
-        # By whether the output head is quantized.
-        small = {False: load_4bit(str(merged), None, torch.bfloat16)}
-    if config.quantize_lm_head:
-        small[True] = load_4bit(str(merged), None, torch.bfloat16, quantize_lm_head=True)
+    full = load_model(str(merged), torch.bfloat16)
+    small = load_4bit(str(merged), None, torch.bfloat16, quantize_lm_head=config.quantize_lm_head)
     # Right after loading: on a CPU bitsandbytes repacks weights at their first use.
-    bytes_16bit = weight_bytes(full)
-    bytes_4bit = {head: weight_bytes(model) for head, model in small.items()}
-    judged = small[config.quantize_lm_head]
-    kept = _kept_16bit(judged)
-    if config.export == "4bit":
-        judged.save_pretrained(Path(config.output) / EXPORT)
-        tokenizer.save_pretrained(Path(config.output) / EXPORT)
-    comparisons = {head: Comparison() for head in small}
+    sizes = weight_bytes(full), weight_bytes(small), _bytes_kept(small)
+    comparison = Comparison()
     with task("reading answers", len(rows), "rows") as progress:
         for row in rows:
-            reference = answer_log_probabilities(full, row)
-            for head, model in small.items():
-                comparisons[head].add(
-                    reference, answer_log_probabilities(model, row), row.ids[row.start :]
-                )
+            comparison.add(
+                answer_log_probabilities(full, row.taught),
+                answer_log_probabilities(small, row.taught),
+                row.taught.ids[row.taught.start :],
+            )
             progress.advance()
-    predicted = predict_weight_bytes(str(merged), quantize_lm_head=config.quantize_lm_head)
-    report = judge(
-        config,
-        comparisons[config.quantize_lm_head],
-        len(rows),
-        bytes_16bit,
-        bytes_4bit[config.quantize_lm_head],
-        sum(kept.values()),
+    completions = [
+        complete_rows(
+            model, tokenizer, rows, label=f"answering in {bits} bits",
+            max_new_tokens=config.max_new_tokens, batch_size=config.batch_size,
+            ends=end_tokens(config.base_model, tokenizer),
+        )
+        for model, bits in ((full, 16), (small, 4))
+    ]  # fmt: skip
+    ledger.count(
+        tokens_in=2 * sum(len(row.taught.ids) + len(row.prompt) for row in rows),
+        tokens_out=sum(len(one.ids) for answers in completions for one in answers),
     )
-    return report.model_copy(
-        update={
-            "rows_too_long": too_long,
-            "predicted_bytes_16bit": predicted[0],
-            "predicted_bytes_4bit": predicted[1],
-            "kept": kept,
-            "load_seconds_16bit": round(seconds_16bit[0], 3),
-            "load_seconds_4bit": round(seconds_4bit[0], 3),
-            "peak_memory_bytes": peak_memory(),
-            "quantize_lm_head": config.quantize_lm_head,
-            "lm_head_16bit": comparisons[False].with_sizes(bytes_16bit, bytes_4bit[False])
-            if config.quantize_lm_head
-            else None,
-            "exported": config.export,
-        }
-    )
+    pairs = [pair(*each) for each in zip(rows, *completions, strict=True)]
+    return report_on(config, comparison, pairs, too_long, *sizes), pairs
 
 
-def judge(
+def report_on(
     config: QuantizeCheckConfig,
     comparison: Comparison,
-    rows: int,
+    pairs: Sequence[AnswerPair],
+    too_long: int,
     bytes_16bit: int,
     bytes_4bit: int,
     bytes_kept: int,
 ) -> QuantizationReport:
-    """The figures, and whether they are within the limits."""
+    """The figures, and the verdict on answers and memory."""
+    outcome, reasons, figures = gate.judge(pairs, config.max_new_tokens)
     ratio = bytes_4bit / bytes_16bit
-    faults = []
-    if comparison.token_agreement < config.min_agreement:
-        faults.append(f"agreement is below {config.min_agreement:.1%}")
     if ratio > config.max_memory_ratio:
-        faults.append(f"memory is above {config.max_memory_ratio:.1%}")
+        # A doubt about the answers does not matter any more.
+        reasons = reasons if outcome == "fail" else []
+        reasons.append(f"memory is above {config.max_memory_ratio:.1%}")
+        outcome = "fail"
     measured = (
-        f"4-bit weights take {ratio:.1%} of the 16-bit ones "
+        f"{gate.measured(figures)}; 4-bit weights take {ratio:.1%} of the 16-bit ones "
         f"({bytes_4bit / 1e6:.2f} of {bytes_16bit / 1e6:.2f} MB; {bytes_kept / 1e6:.2f} MB stay in "
-        f"16 bits) and agree on {comparison.token_agreement:.1%} of {comparison.tokens} answer "
-        "tokens"
+        "16 bits)"
     )
     return QuantizationReport(
         weight_bytes_16bit=bytes_16bit,
         weight_bytes_4bit=bytes_4bit,
         memory_ratio=ratio,
         bytes_kept_16bit=bytes_kept,
-        rows=rows,
-        tokens=comparison.tokens,
-        token_agreement=comparison.token_agreement,
-        mean_kl=comparison.mean_kl,
-        perplexity_16bit=comparison.perplexity_16bit,
-        perplexity_4bit=comparison.perplexity_4bit,
-        min_agreement=config.min_agreement,
+        rows_too_long=too_long,
+        max_new_tokens=config.max_new_tokens,
+        about_rows=GenerationReport.warnings_of(Path(config.dataset)),
+        **figures,
+        **comparison.figures(),
         max_memory_ratio=config.max_memory_ratio,
-        passed=not faults,
-        decision="stop" if faults and config.gate == "stop" else "go",
-        verdict=f"{'PASS' if not faults else 'FAIL'}: {measured}"
-        + (f"; {' and '.join(faults)}" if faults else ""),
+        outcome=outcome,
+        decision="stop" if outcome == "fail" and config.gate == "stop" else "go",
+        verdict=f"{outcome.upper()}: {'; '.join([*reasons, measured])}",
     )
 
 
-def _kept_16bit(model: Any) -> dict[str, int]:
-    """Bytes of the weights that are not quantized, by name, those of all layers together.
-
-    Embeddings and the head make most of it, the more the smaller the model is.
-    """
-    kept: Counter[str] = Counter()
-    for name, tensor in model.named_parameters():
-        if tensor.is_floating_point():
-            kept[re.sub(r"\.\d+\.", ".*.", name)] += tensor.numel() * tensor.element_size()
-    return dict(kept)
+def _bytes_kept(model: Any) -> int:
+    """Of the weights that are not quantized: mostly embeddings and head."""
+    weights = [tensor for tensor in model.parameters() if tensor.is_floating_point()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in weights)

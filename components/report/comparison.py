@@ -6,47 +6,34 @@ without the settings behind it.
 
 import html
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
-
-from pydantic import BaseModel
 
 from components.core.chart import f1_chart
-from components.core.describe import with_interval
-from components.core.pages import Table, html_table, markdown_table, page, plain
-from components.core.records import ArmResult, Evaluation, TrainingRecord
+from components.core.describe import counted, with_interval
+from components.core.pages import Table, html_table, page
+from components.core.records import ArmResult, Evaluation, Record, TrainingRecord
+from components.report import figures
+from components.report.trial import Trial, score_of
 
-SETTINGS = ("rank", "alpha", "learning_rate", "target_modules", "epochs")
+CONDITIONS = ("questions", "task", "distractors", "oracle", "max_new_tokens", "seed")
+"""What must be equal in evaluations whose scores are compared."""
+
+SETTINGS = (
+    "rank", "alpha", "learning_rate", "target_modules", "epochs", "target", "keep_oracle",
+    "max_distractors",
+)  # fmt: skip
 """Settings in the table."""
 
-# On a phone wide tables scroll by themselves.
+NAMING = ("target_modules", "learning_rate", "target", "keep_oracle", "max_distractors")
+"""Settings that are part of a trial's name where the trials differ in them."""
+
+# On a phone the wide table scrolls by itself.
 STYLE = (
     "div { overflow-x: auto } td { min-width: 4.5rem } table { font-size: .9rem } "
     "svg { display: block; max-width: 36rem }"
 )
 
 
-class Trial(NamedTuple):
-    """One adapter's scores and the settings that made it."""
-
-    evaluation: Evaluation
-    training: TrainingRecord | None
-    place: str = ""
-    """Folder of the evaluation."""
-
-    @property
-    def arms(self) -> dict[str, ArmResult]:
-        return {arm.name: arm for arm in self.evaluation.arms}
-
-    def setting(self, name: str) -> str:
-        value = self.training.settings.get(name, "–") if self.training else "–"
-        return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-    @property
-    def title(self) -> str:
-        return f"{self.evaluation.base_model}, rank {self.setting('rank')}"
-
-
-def find_trials(records: Mapping[str, BaseModel]) -> list[Trial]:
+def find_trials(records: Mapping[str, Record]) -> list[Trial]:
     """The evaluations among records by path, each with the training record in its folder."""
     trials = []
     for path, record in records.items():
@@ -60,19 +47,11 @@ def find_trials(records: Mapping[str, BaseModel]) -> list[Trial]:
 
 def difference(trials: Sequence[Trial]) -> str:
     """What makes scores incomparable, in a sentence; "" where the conditions were equal."""
-    conditions: dict[str, set[str]] = {
-        "questions": {str(trial.evaluation.questions) for trial in trials},
-        "data set": {trial.evaluation.task for trial in trials},
-        "distractors": {str(trial.evaluation.distractors) for trial in trials},
-        "place of the oracle": {str(trial.evaluation.oracle) for trial in trials},
-        "max_new_tokens": {str(trial.evaluation.max_new_tokens) for trial in trials},
-        "seed of the questions": {str(trial.evaluation.seed) for trial in trials},
-    }
-    apart = [
-        f"{name} ({', '.join(sorted(values))})"
-        for name, values in conditions.items()
-        if len(values) > 1
-    ]
+    apart = []
+    for name in CONDITIONS:
+        values = sorted({str(getattr(trial.evaluation, name)) for trial in trials})
+        if len(values) > 1:
+            apart.append(f"{name} ({', '.join(values)})")
     if not apart:
         return ""
     return f"The runs differ in {', '.join(apart)}: compare their gains, not their scores."
@@ -85,7 +64,7 @@ def best(trials: Sequence[Trial]) -> list[str]:
     because another tokenizer counts other tokens.
     """
     sentences = []
-    scored = [(trial, arm) for trial in trials if (arm := _tuned(trial))]
+    scored = [(trial, arm) for trial in trials if (arm := trial.tuned)]
     if len(scored) > 1 and not difference(trials):
         first, arm = max(scored, key=lambda pair: pair[1].f1)
         others = [
@@ -99,92 +78,83 @@ def best(trials: Sequence[Trial]) -> list[str]:
         )
     for base in dict.fromkeys(trial.evaluation.base_model for trial in trials):
         losses = [
-            (trial.training.validation_loss, trial)
+            (trial.validation_loss, trial)
             for trial in trials
-            if trial.evaluation.base_model == base
-            and trial.training is not None
-            and trial.training.validation_loss is not None
+            if trial.evaluation.base_model == base and trial.validation_loss is not None
         ]
         if len(losses) > 1:
             loss, trial = min(losses, key=lambda pair: pair[0])
             sentences.append(f"Best by validation loss: {named(trial, trials)}, {loss:.4f}.")
+    for trial in trials:
+        if trial.training and trial.training.template_mismatch:
+            sentences.append(f"{named(trial, trials)}: {trial.training.template_mismatch}")
     return sentences
 
 
 def table(trials: Sequence[Trial]) -> Table:
     """Settings and scores, one row a trial."""
-    made, scored = settings(trials), scores(trials)
-    rows = [(*one, *other[1:]) for one, other in zip(made.rows, scored.rows, strict=True)]
-    return Table((*made.headings, *scored.headings[1:]), rows)
-
-
-def settings(trials: Sequence[Trial]) -> Table:
-    """What made each adapter."""
-    rows = [
-        (
-            named(trial, trials),
-            *(trial.setting(name) for name in SETTINGS),
-            _loss(trial.training),
-        )
-        for trial in trials
-    ]
-    headings = ("base model", *(name.replace("_", " ") for name in SETTINGS), "validation loss")
-    return Table(headings, rows)
-
-
-def scores(trials: Sequence[Trial]) -> Table:
-    """What each adapter reached."""
     arms = list(dict.fromkeys(name for trial in trials for name in trial.arms))
-    rows = [
-        (
-            named(trial, trials),
-            *(_score(trial.arms.get(name)) for name in arms),
-            _gain(trial.evaluation),
-            _share(trial.evaluation.retention),
-            _share(trial.evaluation.memory_ratio),
-        )
-        for trial in trials
+    tuned = [
+        name for name in arms if any(name in one.arms and one.arms[name].tuned for one in trials)
     ]
     headings = (
-        "base model",
+        "model",
         *(f"F1 {name}" for name in arms),
+        *(f"{what} {name}" for name in tuned for what in ("contains answer,", "cut off,")),
         "F1 gained by RAFT",
         "F1 kept in 4 bits",
         "memory in 4 bits",
+        "validation loss",
+        *(name.replace("_", " ") for name in SETTINGS),
     )
+    rows = [
+        (
+            named(trial, trials),
+            *(score_of(trial.arms.get(name)) for name in arms),
+            *(cell for name in tuned for cell in _answers(trial.arms.get(name))),
+            _gain(trial.evaluation),
+            _figure(trial.evaluation.retention, ".1%"),
+            _figure(trial.evaluation.memory_ratio, ".1%"),
+            _figure(trial.validation_loss, ".4f"),
+            *(trial.setting(name) for name in SETTINGS),
+        )
+        for trial in trials
+    ]
     return Table(headings, rows)
 
 
 def named(trial: Trial, trials: Sequence[Trial]) -> str:
-    """The model of a row, and the folder where others have the same."""
-    name = trial.evaluation.base_model
-    same = [other for other in trials if other.evaluation.base_model == name]
-    return name + f" ({trial.place})" * (len(same) > 1 and bool(trial.place))
+    """A trial's model and rank, what else tells it from the others, or else its folder."""
+    telling = [name for name in NAMING if len({other.setting(name) for other in trials}) > 1]
+    titles = [
+        ", ".join(
+            [
+                f"{one.evaluation.base_model}, rank {one.setting('rank')}",
+                *(f"{name.replace('_', ' ')} {one.setting(name)}" for name in telling),
+            ]
+        )
+        for one in (trial, *trials)
+    ]
+    return titles[0] + f" ({trial.place})" * (titles[1:].count(titles[0]) > 1)
 
 
 def render(trials: Sequence[Trial]) -> str:
     """The comparison as a page."""
     questions = sorted({trial.evaluation.questions for trial in trials})
-    counts = " and ".join(f"{count:,}" for count in questions)
+    sets = " and ".join(counted(count, "question") for count in questions)
     note = html.escape(difference(trials))
-    chart = f1_chart([(_title(trial, trials), trial.evaluation.arms) for trial in trials])
+    chart = f1_chart([(named(trial, trials), trial.evaluation.arms) for trial in trials])
+    tables = [*filter(None, [figures.methods(trials)]), *figures.ranks_and_layers(trials)]
+    curves = [figures.by_oracle_share(trials), figures.by_distractors(trials)]
     body = (
-        f"<p>F1 with 95 % intervals, on {counts} question{'s' * (questions != [1])}.</p>\n"
+        f"<p>F1 with 95 % intervals, on {sets}.</p>\n"
         + f"<p><b>{note}</b></p>\n" * bool(note)
         + "".join(f"<p>{html.escape(sentence)}</p>\n" for sentence in best(trials))
-        + f"{chart}\n<h2>Scores</h2>\n<div>{html_table(scores(trials))}</div>\n"
-        f"<h2>Settings</h2>\n<div>{html_table(settings(trials))}</div>"
+        + "".join(f"<div>{html_table(one)}</div>\n" for one in tables)
+        + "".join(f"{curve}\n" for curve in curves if curve)
+        + f"{chart}\n<div>{html_table(table(trials))}</div>"
     )
     return page("Models and settings compared", body, STYLE)
-
-
-def render_markdown(trials: Sequence[Trial]) -> str:
-    """The comparison as text."""
-    note = difference(trials)
-    parts = ["# Models and settings compared", *([f"> {plain(note)}"] if note else [])]
-    parts += [plain(sentence) for sentence in best(trials)]
-    parts += [markdown_table(scores(trials)), markdown_table(settings(trials))]
-    return "\n\n".join(parts) + "\n"
 
 
 def _gain(evaluation: Evaluation) -> str:
@@ -192,31 +162,13 @@ def _gain(evaluation: Evaluation) -> str:
     gain = evaluation.tuning_effect("f1")
     if gain is None:
         return "–"
-    if evaluation.questions < 2:
-        return f"{gain.difference:+.3f}"
-    low, high = gain.ci
-    p_value = "p < 0.001" if gain.p_value < 0.001 else f"p = {gain.p_value:.3f}"
-    return f"{gain.difference:+.3f} ({low:+.3f} – {high:+.3f}), {p_value}"
+    return with_interval(gain.difference, gain.ci, evaluation.questions, "+.3f")
 
 
-def _loss(training: TrainingRecord | None) -> str:
-    if training is None or training.validation_loss is None:
-        return "–"
-    return f"{training.validation_loss:.4f}"
+def _answers(arm: ArmResult | None) -> tuple[str, str]:
+    """Containment and truncation: whether a low F1 means wrong answers, long ones, or cut ones."""
+    return ("–", "–") if arm is None else (f"{arm.contains:.3f}", f"{arm.truncated:.1%}")
 
 
-def _tuned(trial: Trial) -> ArmResult | None:
-    return trial.arms.get("raft") or trial.arms.get("raft-4bit")
-
-
-def _score(arm: ArmResult | None) -> str:
-    return "–" if arm is None else with_interval(arm.f1, arm.f1_ci, arm.n)
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
-
-
-def _title(trial: Trial, trials: Sequence[Trial]) -> str:
-    same = [other for other in trials if other.title == trial.title]
-    return trial.title + f" ({trial.place})" * (len(same) > 1)
+def _figure(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)

@@ -6,30 +6,35 @@ results too.
 """
 
 from collections import defaultdict
-from pathlib import PurePosixPath
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from components.core.errors import StorageError
+from components.core.kubeflow import results_folder
 from components.core.ledger import LedgerEntry, RunLedger
 from components.core.records import (
     Evaluation,
     GenerationReport,
     QuantizationReport,
+    Record,
     Run,
     TrainingRecord,
 )
-from components.core.storage import LEDGER, MANIFEST, faults, find
+from components.core.storage import LEDGER, MANIFEST, faults, find, is_artifact, put
 
 FAILED_LEDGER = "ledger.failed-"
 STAGES = ("generate", "train", "quantize-check", "eval")
-KINDS: dict[str, type[BaseModel]] = {
-    kind.FILE: kind for kind in (GenerationReport, TrainingRecord, QuantizationReport, Evaluation)
+KINDS: dict[str, TypeAdapter[Any]] = {
+    GenerationReport.FILE: TypeAdapter(GenerationReport),
+    TrainingRecord.FILE: TypeAdapter(TrainingRecord),
+    QuantizationReport.FILE: TypeAdapter(QuantizationReport),
+    Evaluation.FILE: TypeAdapter(Evaluation),
+    LEDGER: TypeAdapter(LedgerEntry | RunLedger),
 }
-STAGE_OF = dict(zip(KINDS, STAGES, strict=True))
-
-R = TypeVar("R", bound=BaseModel)
+"""What is read of a finished artifact: the results in the order of their stages."""
 
 
 class RunResults(NamedTuple):
@@ -39,100 +44,74 @@ class RunResults(NamedTuple):
     last attempt of every step that never succeeded. notes: what could not be read.
     """
 
-    records: dict[str, BaseModel]
+    records: dict[str, Record]
     entries: list[LedgerEntry]
     failures: list[LedgerEntry]
     notes: list[str]
 
 
-def read(folders: tuple[str, ...]) -> RunResults:
-    """The finished results and all ledgers under the folders, in the order of the stages."""
-    texts: dict[str, str] = {}
+def read_runs(folders: Iterable[str], state: str) -> RunResults:
+    """The same as `read`, of runs whose results may be copies below `state`."""
+    return read({results_folder(folder, state) or folder: folder for folder in folders})
+
+
+def copy_results(artifact: Path, target: str) -> None:
+    """Copy what `read` reads of a finished artifact, its manifest last."""
+    if is_artifact(str(artifact)):
+        for name in (*KINDS, MANIFEST):
+            if (artifact / name).is_file():
+                put((artifact / name).read_text(encoding="utf-8"), f"{target}/{name}")
+
+
+def read(folders: Iterable[str] | Mapping[str, str]) -> RunResults:
+    """The finished results and all ledgers under the folders, in the order of the stages.
+
+    Args:
+        folders: local or `gs://`, read at any depth; of a copy, with the folder it is a copy of,
+            whose name the results have.
+    """
+    named = folders if isinstance(folders, Mapping) else {folder: folder for folder in folders}
+    by_folder: defaultdict[str, dict[str, str]] = defaultdict(dict)
     notes = []
-    for folder in folders:
+    for location, known_as in named.items():
         try:
-            texts |= dict(find(folder, _is_read))
+            for path, text in find(location, _is_read):
+                inside, _, name = path.removeprefix(location.rstrip("/")).rpartition("/")
+                by_folder[known_as.rstrip("/") + inside][name] = text
         except StorageError as error:
-            notes.append(f"{error} {error.hint}".strip())
-    texts, finished, damaged = _check(texts)
-    notes += damaged
-    records: dict[str, BaseModel] = {}
-    ledgers: dict[str, LedgerEntry] = {}
-    for path, text in sorted(texts.items(), key=lambda item: _stage_first(item[0])):
-        folder, _, name = path.rpartition("/")
-        if name.startswith(FAILED_LEDGER) or (name == LEDGER and folder in finished):
-            entry = _parse(text, LedgerEntry)
-            if entry is not None:
-                ledgers[path] = entry
-            elif _parse(text, RunLedger) is None:  # a summary writes one, too
-                notes.append(f"{path} is not a {LedgerEntry.__name__}.")
-        elif name in KINDS and folder in finished:
-            record = _parse(text, KINDS[name])
-            if record is None:
-                notes.append(f"{path} is no {KINDS[name].__name__} that this version can read.")
-            else:
-                records[path] = record
+            where = f"The results are below {location}. " if "://" in location else ""
+            notes.append(f"{where}{error} {error.hint}".strip())
+    results: list[tuple[int, str, Record]] = []
+    attempts: list[tuple[int, str, bool, str, LedgerEntry]] = []
+    for folder, texts in sorted(by_folder.items()):
+        # A checkpoint has a manifest as well, but is no result.
+        finished = MANIFEST in texts and Run.FILE not in texts
+        damaged = faults(texts, _is_read) if finished else {}
+        notes += [f"{folder}/{name} {fault}." for name, fault in damaged.items()]
+        kinds = KINDS if finished and MANIFEST not in damaged else {}
+        for name in sorted(texts.keys() - damaged.keys()):
+            failed = name.startswith(FAILED_LEDGER)
+            kind = KINDS[LEDGER] if failed else kinds.get(name)
+            try:
+                record = kind.validate_json(texts[name]) if kind else None
+            except ValidationError:
+                notes.append(f"{folder}/{name} is of a form that this version cannot read.")
+                continue
+            if isinstance(record, LedgerEntry):
+                attempts.append((_rank(record.stage), folder, not failed, name, record))
+            elif record and not isinstance(record, RunLedger):  # a summary's
+                results.append(([*KINDS].index(name), f"{folder}/{name}", record))
     # The name of a failed attempt's ledger has its time, so attempts sort by it; success is last.
-    attempts = sorted(ledgers, key=lambda path: _attempts_first(path, ledgers[path]))
-    last = {path.rpartition("/")[0]: ledgers[path] for path in attempts}
+    attempts.sort(key=lambda attempt: attempt[:4])
+    last = {folder: entry for _, folder, _, _, entry in attempts}
+    records = {path: record for _, path, record in sorted(results, key=lambda result: result[:2])}
     failures = [entry for entry in last.values() if entry.failed]
-    return RunResults(
-        _without_merged_shards(records), [ledgers[path] for path in attempts], failures, notes
-    )
-
-
-def _without_merged_shards(records: dict[str, BaseModel]) -> dict[str, BaseModel]:
-    """Where shards were merged, only the merged dataset is a result."""
-    shards = {
-        path: record.is_shard
-        for path, record in records.items()
-        if isinstance(record, GenerationReport)
-    }
-    if all(shards.values()):
-        return records
-    return {path: record for path, record in records.items() if not shards.get(path)}
-
-
-def _check(texts: dict[str, str]) -> tuple[dict[str, str], set[str], list[str]]:
-    """The undamaged texts, the finished folders, and a note on each damaged file."""
-    by_folder: dict[str, dict[str, str]] = defaultdict(dict)
-    for path, text in texts.items():
-        folder, _, name = path.rpartition("/")
-        by_folder[folder][name] = text
-    # A checkpoint has a manifest as well, but is no result.
-    finished = {
-        folder for folder, names in by_folder.items() if MANIFEST in names and Run.FILE not in names
-    }
-    damaged = {
-        f"{folder}/{name}": fault
-        for folder in sorted(finished)
-        for name, fault in faults(by_folder[folder], _is_read).items()
-    }
-    return (
-        {path: text for path, text in texts.items() if path not in damaged},
-        {folder for folder in finished if f"{folder}/{MANIFEST}" not in damaged},
-        [f"{path} {fault}." for path, fault in damaged.items()],
-    )
+    return RunResults(records, [entry for *_, entry in attempts], failures, notes)
 
 
 def _is_read(name: str) -> bool:
-    return name in (*KINDS, LEDGER, MANIFEST, Run.FILE) or name.startswith(FAILED_LEDGER)
-
-
-def _stage_first(path: str) -> tuple[int, str]:
-    return _rank(STAGE_OF.get(PurePosixPath(path).name, "")), path
-
-
-def _attempts_first(path: str, entry: LedgerEntry) -> tuple[int, str, bool, str]:
-    return _rank(entry.stage), str(PurePosixPath(path).parent), not entry.failed, path
+    return name in (*KINDS, MANIFEST, Run.FILE) or name.startswith(FAILED_LEDGER)
 
 
 def _rank(stage: str) -> int:
     return STAGES.index(stage) if stage in STAGES else len(STAGES)
-
-
-def _parse(text: str, kind: type[R]) -> R | None:
-    try:
-        return kind.model_validate_json(text)
-    except ValidationError:
-        return None

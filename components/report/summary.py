@@ -3,34 +3,33 @@
 A run that failed half-way has a summary too. Where several models were evaluated, a comparison
 page is added.
 
-Writes `summary.md`, `ledger.json` (the whole run's `RunLedger`) and, for two evaluations or more,
-`comparison.html`.
+Writes `summary.md`, `ledger.json` (the whole run's `RunLedger`) and, of evaluations,
+`comparison.html`; of a run with one adapter also `card.md`, its model card with the figures.
 """
 
-import json
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
+from components.core import card
 from components.core.config import Settings, TextList, option
-from components.core.describe import describe, ledger_table
+from components.core.describe import describe, duration, ledger_table
 from components.core.errors import DataError, StorageError
-from components.core.ledger import RunLedger, total
+from components.core.kubeflow import results_folder
+from components.core.ledger import LedgerEntry, RunLedger, total
+from components.core.locations import SCHEME
 from components.core.pages import as_markdown, markdown_table, plain
 from components.core.progress import headline, say
-from components.core.records import Evaluation, QuantizationReport, TrainingRecord
-from components.core.storage import (
-    LEDGER,
-    atomic_write,
-    begin_artifact,
-    finish_artifact,
-    write_json,
-)
+from components.core.records import Evaluation, GenerationReport, TrainingRecord
+from components.core.storage import LEDGER, begin_artifact, finish_artifact, put, write_json
+from components.core.use_it import use_it
 from components.report import comparison
-from components.report.results import STAGES, RunResults, read
+from components.report.outcome import Outcome, proven, reported
+from components.report.results import RunResults, read, read_runs
+from components.report.trial import Trial
 
-SUMMARY, COMPARISON = "summary.md", "comparison.html"
+SUMMARY, COMPARISON, CARD = "summary.md", "comparison.html", "card.md"
 
 
 class SummaryConfig(Settings):
@@ -47,6 +46,12 @@ class SummaryConfig(Settings):
     status: str = option(
         "", help="How the run ended, as JSON with a state; Kubeflow gives it.", group="Inputs"
     )
+    state: str = option(
+        "",
+        help="The run's field `state`. Where the run's own folder is not on gs://, its results are "
+        "read from the copies that its steps put there.",
+        group="Inputs",
+    )
 
 
 def run(config: SummaryConfig) -> RunLedger:
@@ -57,7 +62,7 @@ def run(config: SummaryConfig) -> RunLedger:
     """
     output = Path(config.output)
     headline("summary", f"{', '.join(config.folders) or 'nothing'} → {output}")
-    results = read(config.folders)
+    results = read_runs(config.folders, config.state)
     if not (results.records or results.entries or config.status):
         raise StorageError(
             " ".join(results.notes)
@@ -70,23 +75,23 @@ def run(config: SummaryConfig) -> RunLedger:
     write_json(output / LEDGER, ledger)
     trials = comparison.find_trials(results.records)
     if trials:
-        with atomic_write(output / COMPARISON) as file:
-            file.write(comparison.render(trials))
-    else:
-        (output / COMPARISON).unlink(missing_ok=True)
-    with atomic_write(output / SUMMARY) as file:
-        file.write(render(results, ledger, config.status))
+        put(comparison.render(trials), str(output / COMPARISON))
+    # A step's one folder is the whole run's, which its server knows by the last part.
+    run_id = config.folders[0].rpartition("/")[2] if config.status and config.folders else ""
+    put(render(results, proven(results, config.status, run_id)), str(output / SUMMARY))
+    if text := _card(results):
+        put(text, str(output / CARD))
     finish_artifact(output)
     say(f"  {len(results.records)} results, {len(results.entries)} ledger entries")
     return ledger
 
 
-def compare(folders: tuple[str, ...], output: Path) -> list[comparison.Trial]:
-    """Write `comparison.html` and `comparison.md`: the evaluations of finished runs side by side.
+def compare(folders: tuple[str, ...], output: Path) -> list[Trial]:
+    """Write `comparison.html`: the evaluations of finished runs side by side.
 
     Args:
         folders: runs or evaluations, local or `gs://`, read at any depth.
-        output: a folder, of which only these two files are replaced.
+        output: a folder, of which only this file is replaced.
 
     Raises:
         DataError: a folder holds no finished evaluation, or cannot be read.
@@ -104,93 +109,101 @@ def compare(folders: tuple[str, ...], output: Path) -> list[comparison.Trial]:
         trials += here
         for note in results.notes:
             say(f"  {note}")
-    with atomic_write(output / COMPARISON) as file:
-        file.write(comparison.render(trials))
-    with atomic_write(output / COMPARISON.replace(".html", ".md")) as file:
-        file.write(comparison.render_markdown(trials))
+    put(comparison.render(trials), str(output / COMPARISON))
     return trials
 
 
-def render(results: RunResults, ledger: RunLedger, status: str) -> str:
+def as_reported(outcome: Outcome, results: RunResults) -> str:
+    """The summary of a run whose server was asked."""
+    return render(results, reported(outcome, results))
+
+
+def so_far(run: str, state: str, uri: str, folder: str) -> str:
+    """The summary of a run under way, one artifact of which is still in a folder of its pod."""
+    own = {folder: uri} if Path(folder).is_dir() else {}
+    results = read({results_folder(run, state): run} | own)
+    return render(results, proven(results))
+
+
+def render(results: RunResults, outcome: Iterable[str]) -> str:
     """The summary in Markdown."""
-    parts = ["# RAFT run", *_outcome(results, status)]
+    ledger = total(results.entries)
+    parts = ["# RAFT run", *outcome]
     trials = comparison.find_trials(results.records)
     if len(trials) > 1:
         parts += ["## comparison", *map(plain, comparison.best(trials))]
         parts.append(markdown_table(comparison.table(trials)))
     else:
-        parts += [
-            as_markdown(description).rstrip()
-            for path, record in results.records.items()
-            if not _is_copy(path, results) and (description := describe(record)) is not None
-        ]
+        described = (describe(record) for record in results.records.values())
+        # Once: an evaluation contains a copy of its adapter's training record.
+        parts += dict.fromkeys(as_markdown(result).rstrip() for result in described if result)
+    parts += [*_places(results), *_use_it(results)]
     if ledger.stages:
         parts += ["## time and cost", markdown_table(ledger_table(ledger))]
+        if seconds := _waiting(ledger.stages):
+            what = "drivers, nodes, images, attempts without an entry"
+            parts.append(f"Between the steps: {duration(seconds)} ({what}).")
         if ledger.cost is None:
-            parts.append(
-                "*Not priced*: the price table has no entry for that hardware; a step's "
-                "`--prices` replaces the table."
-            )
+            parts.append("*Not priced*: components/core/gpus.yaml has no price of that hardware.")
     parts += [f"> {plain(note)}" for note in results.notes]
     return "\n\n".join(parts) + "\n"
 
 
-def _is_copy(path: str, results: RunResults) -> bool:
-    """Whether this is the copy of a training record that an evaluation contains."""
-    folder, _, name = path.rpartition("/")
-    return name == TrainingRecord.FILE and f"{folder}/{Evaluation.FILE}" in results.records
+def _places(results: RunResults) -> Iterable[str]:
+    """Where the adapters and reports are; an evaluation contains a copy of a training record."""
+    places = {}
+    for path, record in results.records.items():
+        folder = path.rpartition("/")[0]
+        if isinstance(record, TrainingRecord):
+            places[folder] = f"Adapter: `{folder}`"
+        elif isinstance(record, Evaluation):
+            places[folder] = f"Report: `{folder}/report.html`"
+    return places.values()
 
 
-def _outcome(results: RunResults, status: str) -> Iterator[str]:
-    """How the run ended, as far as its artifacts, its ledgers and Kubeflow prove it."""
-    state, message = _state(status)
-    done = Counter(entry.stage for entry in results.entries if not entry.failed)
-    closed = any(
-        isinstance(record, QuantizationReport) and record.decision == "stop"
-        for record in results.records.values()
-    )
-    missing = [stage for stage in STAGES if not done[stage] and not (closed and stage == "eval")]
-    if state:
-        yield _heading(state, missing, done) + (f" {plain(message)}" if message else "")
-    for entry in results.failures:
-        yield f"**{entry.stage} failed:** {plain(entry.failed)}"
-    if closed and not done["eval"]:
-        yield (
-            "**The gate is closed:** quantize-check failed and `gate` is `stop`, so eval did not "
-            "run. The adapter is finished. To evaluate it anyway, run again with `gate` set to "
-            "`warn`."
-        )
-    if missing and results.entries:
-        yield f"Without a result: {', '.join(missing)}."
+class _Tuned(NamedTuple):
+    """The one adapter of a run, where it is, and its evaluation where there is one."""
+
+    adapter: str
+    training: TrainingRecord
+    evaluated: str
+    evaluation: Evaluation | None
 
 
-def _heading(state: str, missing: list[str], done: Counter[str]) -> str:
-    """The first words of the summary.
-
-    Kubeflow reports FAILED only where a step's launcher did. Where a driver failed, the gate is
-    closed, or the run was terminated, it still reports RUNNING, and before version 2.17 so it does
-    for a success: then the results decide.
-    """
-    if state != "RUNNING":
-        return f"**{plain(state.capitalize())}.**"
-    if missing:
-        return (
-            f"**Ended early, before {missing[0]} had a result.** The run's page shows whether a "
-            "step failed or somebody terminated the run."
-        )
-    if done["eval"] > 1:  # of a study, whose number of trials no artifact tells
-        return f"**{done['eval']} trials are finished.**"
-    return "**Complete.**"
+def _tuned(results: RunResults) -> _Tuned | None:
+    """None where a run has several adapters, of which its reader chooses one, or none."""
+    by_folder = {path.rpartition("/")[0]: one for path, one in results.records.items()}
+    evaluations = {at: one for at, one in by_folder.items() if isinstance(one, Evaluation)}
+    adapters = {at: one for at, one in by_folder.items() if isinstance(one, TrainingRecord)}
+    if len(adapters) != 1 or len(evaluations) > 1:
+        return None
+    evaluated, evaluation = next(iter(evaluations.items()), ("", None))
+    return _Tuned(*next(iter(adapters.items())), evaluated, evaluation)
 
 
-def _state(status: str) -> tuple[str, str]:
-    """State and error message of Kubeflow's final status, which its runners spell differently."""
-    try:
-        final = json.loads(status or "{}")
-    except json.JSONDecodeError:
-        return "", ""
-    if not isinstance(final, dict):
-        return "", ""
-    error = final.get("error")
-    message = error.get("message", "") if isinstance(error, dict) else ""
-    return str(final.get("state", "")), str(message)
+def _use_it(results: RunResults) -> list[str]:
+    """Commands that use the run's adapter, where they can read it."""
+    tuned = _tuned(results)
+    if tuned is None or ("://" in tuned.adapter and not tuned.adapter.startswith(SCHEME)):
+        return []
+    commands = use_it(tuned.adapter, evaluation=tuned.evaluated)
+    return ["## use it", "\n".join(["```sh", *commands, "```"])]
+
+
+def _card(results: RunResults) -> str:
+    """The card of the run's adapter with its figures; "" where there is no such one."""
+    if (tuned := _tuned(results)) is None:
+        return ""
+    reports = [one for one in results.records.values() if isinstance(one, GenerationReport)]
+    text = card.write_card(tuned.training, reports[0] if len(reports) == 1 else None)
+    return card.with_figures(text, tuned.evaluation) if tuned.evaluation else text
+
+
+def _waiting(entries: list[LedgerEntry]) -> float:
+    """Seconds between the first attempt's start and the last one's end in which none worked."""
+    starts = sorted((entry.started, entry.seconds) for entry in entries if entry.started)
+    waited, until = timedelta(), starts[0][0] if starts else None
+    for start, seconds in starts:
+        waited += max(start - (until or start), timedelta())
+        until = max(start + timedelta(seconds=seconds), until or start)
+    return waited.total_seconds()

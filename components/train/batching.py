@@ -83,7 +83,7 @@ def passes(lengths: Sequence[int]) -> list[list[int]]:
 def packs(config: TrainConfig) -> bool:
     """Whether the rows of a batch follow each other without padding.
 
-    Only flash attention keeps such rows apart without computing what lies between them; with any
+    Only flash attention keeps such rows apart without computing what is between them; with any
     other, one long row costs more than short ones side by side.
     """
     if config.batching != "auto":

@@ -1,25 +1,20 @@
-"""When a training validates, saves and stops; importing this imports torch."""
+"""When a training saves and stops; importing this imports torch."""
 
 import math
-import random
 import sys
-import threading
 import time
 from contextlib import ExitStack, suppress
-from statistics import fmean
 from typing import Any
 
+import tensorboardX  # noqa: F401 (at once, or the first checkpoint would wait for it)
 import torch
 from transformers import TrainerCallback
 
-from components.core.errors import Diverged
 from components.core.progress import Task, say, task
 from components.train.answer_trainer import AnswerTrainer
 from components.train.checkpoints import Checkpoints, Resumed
-from components.train.config import TrainConfig
 from components.train.record import remove_extras, write_events
-from components.train.report import above_start, overfits
-from components.train.signals import STOPPED
+from components.train.signals import STOPPED, Events
 
 
 class Progress(TrainerCallback):
@@ -30,8 +25,8 @@ class Progress(TrainerCallback):
         self.task: Task | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.task = self.bar.enter_context(task("training", state.max_steps, "steps"))
-        self.task.advance(state.global_step)
+        running = task("training", state.max_steps, "steps", before=state.global_step)
+        self.task = self.bar.enter_context(running)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         for name, label in (("loss", "loss"), ("eval_loss", "validation")):
@@ -39,28 +34,12 @@ class Progress(TrainerCallback):
                 self.task.advance(int(name == "loss"), **{label: float(logs[name])})
 
 
-class Divergence(TrainerCallback):
-    """Ends a training whose loss is not a number, or stays above its start."""
-
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        for name, split in (("loss", "train"), ("eval_loss", "validation")):
-            if name in logs and not math.isfinite(logs[name]):
-                raise _diverged(f"the {split} loss is {logs[name]} at step {state.global_step}")
-        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-        late = 3 * state.global_step >= state.max_steps
-        if "loss" in logs and self.config.stop_on_divergence and late and above_start(losses):
-            raise _diverged(
-                f"after {state.global_step} steps the train loss is {fmean(losses[-5:]):.3f} (mean "
-                f"of five), and it began at {losses[0]:.3f}",
-                ", or continue despite it with --stop-on-divergence false",
-            )
+SAVING_SHARE = 0.05
+"""The share of the time that checkpoints may take, but for the first."""
 
 
 class Checkpointing(TrainerCallback):
-    """Validates after each epoch, saves every so many steps and at SIGTERM.
+    """Makes what the trainer saves a checkpoint; decides when to save, and stops at SIGTERM.
 
     A checkpoint always holds the state after a whole optimizer step. When SIGTERM comes within one,
     what the step has done so far to the random numbers and the token count is undone before the
@@ -70,68 +49,66 @@ class Checkpointing(TrainerCallback):
     def __init__(
         self,
         trainer: AnswerTrainer,
-        config: TrainConfig,
         checkpoints: Checkpoints,
         resumed: Resumed | None,
-        sigterm: threading.Event,
+        events: Events,
+        minutes: float,
     ) -> None:
-        self.trainer, self.config, self.checkpoints = trainer, config, checkpoints
-        self.resumed, self.sigterm = resumed, sigterm
+        self.trainer, self.checkpoints = trainer, checkpoints
+        self.resumed, self.events, self.minutes = resumed, events, minutes
         self.saved = resumed.run.step if resumed else 0
         self.seconds_before = resumed.run.seconds if resumed else 0.0
-        self.started = time.monotonic()
+        self.started = self.saved_at = self.step_began = self.save_began = time.monotonic()
+        self.seconds_saving = self.seconds_of_last_save = 0.0
+        self.noticed = False
         self.last_step: tuple[Any, ...] | None = None
-        self.steps_per_epoch = 1
         self.stopping = False
 
     def train(self) -> None:
         """Train from the start, or from the checkpoint, to the end.
 
         Raises:
-            Diverged: the loss is no number, or stays above its start.
+            Diverged: the loss is no number.
             SystemExit: SIGTERM came; what was trained is in a checkpoint.
         """
         self.trainer.add_callback(self)
         with suppress(_Complete):
             checkpoint = str(self.resumed.folder) if self.resumed else None
             self.trainer.train(resume_from_checkpoint=checkpoint)
-        self.validate_if_missing()
 
     @property
     def seconds(self) -> float:
         """Seconds of training, those before a stop included."""
         return self.seconds_before + time.monotonic() - self.started
 
-    def is_complete(self, state: Any) -> bool:
-        """Whether training has reached its last step, or overfitting where that ends it."""
-        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-        overfitted = self.config.stop_on_overfitting and overfits(losses)
-        return state.global_step >= state.max_steps or overfitted
-
     # ---- called by the trainer ---------------------------------------------------------------
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any
     ) -> None:
-        self.started = time.monotonic()
+        self.started = self.saved_at = time.monotonic()
         self.trainer.logged = self.started, state.num_input_tokens_seen
-        batches = len(train_dataloader)
-        self.steps_per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
-        if state.global_step % self.steps_per_epoch == 0 or self.is_complete(state):
+        steps_per_epoch = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
+        complete = state.global_step >= state.max_steps
+        if state.global_step and (state.global_step % steps_per_epoch == 0 or complete):
             self.validate_if_missing()
-            if self.is_complete(state):
-                raise _Complete
+        if complete:
+            raise _Complete
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.step_began = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.last_step = _random_state(), state.num_input_tokens_seen
-        last = state.global_step >= state.max_steps
+        cuda = torch.cuda.get_rng_state_all()
+        self.last_step = torch.get_rng_state(), cuda, state.num_input_tokens_seen
+        every, last = args.save_steps, state.global_step >= state.max_steps
+        # Each process has a clock of its own.
+        due = self.in_any_process(self.is_due())
         if self.is_stopping():
             control.should_log = control.should_save = True
-            return
-        if self.trainer.eval_dataset is not None:
-            control.should_evaluate = last or state.global_step % self.steps_per_epoch == 0
-        every = self.config.checkpoint_steps
-        control.should_save = every > 0 and not last and state.global_step % every == 0
+        elif not last:
+            control.should_save = due or (every > 0 and state.global_step % every == 0)
+        self.save_began = time.monotonic()
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.stop_at_sigterm()
@@ -140,13 +117,15 @@ class Checkpointing(TrainerCallback):
         self.stop_at_sigterm()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step < state.max_steps and self.is_complete(state):
-            control.should_training_stop = True
-            if self.trainer.is_world_process_zero():
-                say(f"  overfitting: stopped after step {state.global_step}")
+        # A validation comes before the save of its step, and is no part of the next one's speed.
+        self.save_began = time.monotonic()
+        self.trainer.logged = self.save_began, state.num_input_tokens_seen
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.add_checkpoint()
+        self.saved_at = time.monotonic()
+        self.seconds_of_last_save = self.saved_at - self.save_began
+        self.seconds_saving += self.seconds_of_last_save
 
     # ---- saving and stopping -----------------------------------------------------------------
 
@@ -162,13 +141,29 @@ class Checkpointing(TrainerCallback):
         self.saved = step
         self.stop_at_sigterm()
 
+    def is_due(self) -> bool:
+        """Whether to save after this step: the machine will be taken, or the next step is late."""
+        if self.events.preemption.is_set() and not self.noticed:
+            self.noticed = True
+            say("  notice of a preemption: saving a checkpoint")
+            return True
+        now = time.monotonic()
+        after_next_step = now - self.saved_at + now - self.step_began
+        saving = self.seconds_saving + self.seconds_of_last_save
+        return 0 < 60 * self.minutes < after_next_step and saving <= SAVING_SHARE * (
+            now - self.started
+        )
+
     def is_stopping(self) -> bool:
-        """Whether SIGTERM has come to any of the processes; all get the same answer."""
-        if not self.stopping:
-            accelerator = self.trainer.accelerator
-            received = torch.tensor(float(self.sigterm.is_set()), device=accelerator.device)
-            self.stopping = bool(accelerator.reduce(received).item())
+        """Whether SIGTERM has come to any of the processes."""
+        self.stopping = self.stopping or self.in_any_process(self.events.sigterm.is_set())
         return self.stopping
+
+    def in_any_process(self, condition: bool) -> bool:
+        """Whether something is so in any of the processes; all get the same answer."""
+        accelerator = self.trainer.accelerator
+        number = torch.tensor(float(condition), device=accelerator.device)
+        return bool(accelerator.reduce(number).item())
 
     def stop_at_sigterm(self) -> None:
         """Exit where SIGTERM has come, with what was trained in a checkpoint."""
@@ -176,47 +171,28 @@ class Checkpointing(TrainerCallback):
             return
         trainer = self.trainer
         if trainer.state.global_step > self.saved and self.last_step is not None:
-            random_state, trainer.state.num_input_tokens_seen = self.last_step
-            _set_random_state(random_state)
+            cpu, cuda, trainer.state.num_input_tokens_seen = self.last_step
+            torch.set_rng_state(cpu)
+            torch.cuda.set_rng_state_all(cuda)
             # Private: `control.should_save` would first finish the step, whose many passes may
             # take longer than a spot node has left.
             trainer._save_checkpoint(trainer.model, None)
             self.add_checkpoint()
         if trainer.is_world_process_zero():
-            outlook = self.checkpoints.outlook(self.saved)
-            say(f"  SIGTERM: stopped after step {self.saved}; {outlook}")
+            say(f"  SIGTERM: stopped after step {self.saved}; the same command resumes there")
         trainer.accelerator.wait_for_everyone()  # until it is durable
         sys.exit(STOPPED)
 
     def validate_if_missing(self) -> None:
         """Repeat the validation that a stop has interrupted."""
-        step = self.trainer.state.global_step
+        state = self.trainer.state
         done = any(
-            "eval_loss" in entry and entry["step"] == step
-            for entry in self.trainer.state.log_history
+            "eval_loss" in entry and entry["step"] == state.global_step
+            for entry in state.log_history
         )
-        if step and self.trainer.eval_dataset is not None and not done:
+        if self.trainer.eval_dataset is not None and not done:
             self.trainer.evaluate()
 
 
 class _Complete(Exception):
     """The checkpoint is of the last step: only its validation, at most, was missing."""
-
-
-def _diverged(reason: str, otherwise: str = "") -> Diverged:
-    return Diverged(
-        f"training diverged: {reason}",
-        hint=f"Lower --learning-rate or raise --warmup-ratio, with --fresh true{otherwise}.",
-    )
-
-
-def _random_state() -> tuple[Any, ...]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return random.getstate(), torch.get_rng_state(), cuda
-
-
-def _set_random_state(state: tuple[Any, ...]) -> None:
-    random.setstate(state[0])
-    torch.set_rng_state(state[1])
-    if state[2]:
-        torch.cuda.set_rng_state_all(state[2])

@@ -3,8 +3,10 @@
     CHECKPOINTS/checkpoint-20/    as the trainer writes it, then run.json, manifest.json last
     CHECKPOINTS/finished/         the adapter and training.json, once it is trained
 
+In `state`, CHECKPOINTS is a place of these settings, data and base alone, and stays for later runs.
+
 A folder without its manifest is incomplete and never resumed; one whose checksums do not match is
-skipped for an older one. `run.json` says what the checkpoint belongs to: resuming it under other
+skipped for an older one. `run.json` names what the checkpoint belongs to: resuming it under other
 settings is refused, and the difference named. This file knows nothing of torch: what a checkpoint
 contains is the trainer's.
 """
@@ -26,6 +28,8 @@ from components.train.config import TrainConfig
 CHECKPOINTS = "checkpoints"
 PREFIX = "checkpoint-"
 FINISHED = "finished"
+CHECKPOINTS_KEPT = 2
+"""The newest, and the one before it, should the newest be damaged."""
 
 
 class Resumed(NamedTuple):
@@ -41,28 +45,33 @@ class Checkpoints:
     Attributes:
         folder: where they are on this machine; also the trainer's output folder.
         remote: a gs:// prefix to which each is copied during training, or "".
-        kept: how many of the newest are kept.
         identity: what the weights depend on, by the flag's name.
+        shared: whether they are kept for later runs too, in `state`.
     """
 
     def __init__(
-        self, folder: Path, remote: str, kept: int, identity: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        remote: str,
+        identity: Mapping[str, str] | None = None,
+        *,
+        shared: bool = False,
     ) -> None:
         self.folder = folder
+        self.shared = shared
         self.remote = remote
-        self.kept = kept
         self.identity = dict(identity or {})
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._uploading: Future[None] | None = None
-        self._not_copied: set[str] = set()
 
     @classmethod
     def of(cls, config: TrainConfig, identity: Mapping[str, str] | None = None) -> Self:
         """Those of a training with these settings."""
-        local, remote = Path(config.output) / CHECKPOINTS, config.checkpoints
+        local, remote = Path(config.output) / CHECKPOINTS, config.resume_location(identity)
         if not remote.startswith(storage.SCHEME):
             local, remote = Path(remote or local), ""
-        return cls(local, remote.rstrip("/"), config.checkpoints_kept, identity)
+        shared = bool(config.state and not config.checkpoints)
+        return cls(local, remote.rstrip("/"), identity, shared=shared)
 
     @property
     def result(self) -> Path:
@@ -136,18 +145,16 @@ class Checkpoints:
     # ---- writing ---------------------------------------------------------------------------
 
     def add(self, folder: Path, step: int, seconds: float, *, wait: bool = False) -> None:
-        """Make a folder that the trainer has written a checkpoint; the oldest are removed.
+        """Make a folder that the trainer has written a checkpoint.
 
         Copying to gs:// runs during training, one checkpoint at a time; with `wait` the
         checkpoint is durable when this returns.
         """
         self._finish_artifact(folder, step, seconds)
-        if not self.remote:
-            self._prune_local(self.kept)
-        elif wait:
+        if self.remote and wait:
             # Ahead of an older one: when the machine goes away, the newest is what counts.
             self._publish_or_warn(folder)
-        else:
+        elif self.remote:
             self.wait()
             self._uploading = self._pool.submit(self._publish_or_warn, folder)
 
@@ -182,15 +189,6 @@ class Checkpoints:
         with suppress(OSError):  # not empty: somebody else's
             self.folder.rmdir()
 
-    def outlook(self, step: int) -> str:
-        """Where the same command resumes, in words."""
-        if f"{PREFIX}{step}" not in self._not_copied:
-            return "the same command resumes there"
-        return (
-            f"that is in {self.folder} only: if this disk is gone, the same command resumes "
-            f"with what {self.remote} has"
-        )
-
     def wait(self) -> None:
         """Until what is being copied is durable."""
         if self._uploading is not None:
@@ -208,20 +206,10 @@ class Checkpoints:
         try:
             storage.publish(folder, f"{self.remote}/{folder.name}", quiet=True)
             remote = [name for name in storage.folders(self.remote) if name.startswith(PREFIX)]
-            for name in sorted(remote, key=_step)[: -self.kept]:
+            for name in sorted(remote, key=_step)[:-CHECKPOINTS_KEPT]:
                 storage.remove(f"{self.remote}/{name}")
-            self._prune_local(1)
         except RaftError as error:
-            say(f"  {folder.name} could not be copied: {error}")
-            self._not_copied.add(folder.name)
-            self._prune_local(self.kept)
-
-    def _prune_local(self, kept: int) -> None:
-        complete = [
-            path for path in self.folder.glob(f"{PREFIX}*") if (path / storage.MANIFEST).exists()
-        ]
-        for path in sorted(complete, key=lambda path: _step(path.name))[:-kept]:
-            storage.remove(str(path))
+            say(f"  {folder.name} is on this disk only, it could not be copied: {error}")
 
 
 def _step(name: str) -> int:

@@ -1,4 +1,4 @@
-"""The train stage as a Kubeflow component: what its settings do not say."""
+"""The train stage as a Kubeflow component: inputs and outputs beyond its settings."""
 
 from components.core.declaration import Declaration, Output
 from components.train.config import TrainConfig
@@ -13,7 +13,9 @@ DECLARATION = Declaration(
             "LoRA adapter and tokenizer in safetensors, with the loss curve; never merged.",
         ),
         "metrics": Output("Metrics", "Validation loss, steps, tokens per second, peak memory."),
-        "settings": Output("Markdown", "The loss curve and the settings."),
+        "settings": Output(
+            "Markdown", "The adapter's card: rows, settings, losses, the prompt form."
+        ),
         "report": Output("HTML", "Curves, speed, memory, and warnings."),
     },
 )

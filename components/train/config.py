@@ -1,193 +1,229 @@
 """Settings of the train stage."""
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
+from components.core.accelerator import GpuStageConfig
 from components.core.config import (
-    InputLocation,
-    KeptLocation,
-    StageConfig,
+    JsonObject,
     TextList,
+    hardware_option,
+    input_option,
     option,
+    option_group,
 )
-from components.core.gpus import kinds
-
-if TYPE_CHECKING:
-    GpuKind = str
-else:
-    GpuKind = Literal[("", *kinds())]
+from components.core.gpus import GpuKind, kinds
+from components.core.locations import InputLocation, ResumeLocation
 
 SHAPES_WEIGHTS = {
-    "rank", "alpha", "dropout", "rslora", "target_modules", "method",
+    "rank", "alpha", "dropout", "target_modules", "method",
     "epochs", "learning_rate", "warmup_ratio", "batch_size", "gradient_accumulation", "batching",
-    "max_tokens", "stop_on_overfitting", "load_in_4bit", "seed",
+    "max_tokens", "load_in_4bit", "seed", "template_extra",
+    "target", "keep_oracle", "max_distractors",
 }  # fmt: skip
 """The settings on which the trained weights depend; a checkpoint is resumed under the same only."""
 
 
-class TrainConfig(StageConfig):
+RESERVED = ("messages", "add_generation_prompt", "bos_token", "eos_token", "strftime_now")
+"""Variables of chat templates that the stages or the model set."""
+
+row_option = option_group("Rows")
+lora_option = option_group("LoRA")
+optimizer_option = option_group("Optimizer")
+checkpoint_option = option_group("Checkpoints")
+
+
+class TrainConfig(GpuStageConfig):
     """A dataset and a base model in, a LoRA adapter out."""
 
     stage: ClassVar[str] = "train"
-    # A profile's own settings are recorded.
+    # The settings that `gpu` stands for are recorded.
     not_part_of_identity: ClassVar[tuple[str, ...]] = (
-        "profile",
+        *GpuStageConfig.not_part_of_identity,
+        "gpu",
+        "checkpoint_minutes",
         "checkpoint_steps",
-        "checkpoints_kept",
+        "report_to",
     )
 
-    dataset: InputLocation = option(
-        help="Folder with train.jsonl and validation.jsonl, as generate writes it.", group="Inputs"
+    dataset: InputLocation = input_option(
+        help="Folder with train.jsonl and validation.jsonl, as generate writes it, or one file of "
+        "RAFT rows."
     )
-    base_model: InputLocation = option(
-        help="Chat model to adapt: hub id, local folder or gs:// folder.", group="Inputs"
+    exclude: InputLocation = input_option(
+        "",
+        help="File of rows to skip, as the page of raft rows saves it: a row's id a line.",
+        in_pipeline=False,
     )
 
-    rank: int = option(64, ge=1, le=1024, help="Rank r of the LoRA matrices.", group="LoRA")
-    alpha: int = option(
-        64, ge=1, le=4096, help="LoRA scale: updates are multiplied by alpha / rank.", group="LoRA"
+    target: Literal["reasoning", "answer"] = row_option(
+        "reasoning",
+        help="What the model learns to write: the row's reasoning with its answer, or the answer "
+        "alone.",
     )
-    dropout: float = option(0.0, ge=0, lt=1, help="Dropout before the LoRA matrices.", group="LoRA")
-    target_modules: TextList = option(
+    keep_oracle: float = row_option(
+        1.0,
+        ge=0,
+        le=1,
+        help="Share P of the rows that show their oracle document, of those that have it; the "
+        "others are trained on the same answer without it.",
+    )
+    max_distractors: int = row_option(
+        -1,
+        ge=-1,
+        help="Distractors that a row shows; -1 is all that it has. With --keep-oracle 0, 0 is "
+        "training without documents (DSF).",
+    )
+
+    rank: int = lora_option(64, ge=1, le=1024, help="Rank r of the LoRA matrices.")
+    alpha: int = lora_option(
+        64, ge=1, le=4096, help="LoRA scale: updates are multiplied by alpha / rank."
+    )
+    dropout: float = lora_option(0.0, ge=0, lt=1, help="Dropout before the LoRA matrices.")
+    target_modules: TextList = lora_option(
         ("all-linear",),
         min_length=1,
         help="Layers that get an adapter: all-linear, or names such as q_proj,v_proj.",
-        group="LoRA",
     )
 
-    rslora: bool = option(
-        False,
-        help="Scale updates by alpha / sqrt(rank) instead (rsLoRA, arXiv 2312.03732).",
-        group="LoRA",
-    )
-    method: Literal["lora", "full"] = option(
+    method: Literal["lora", "full"] = lora_option(
         "lora",
         help="lora, or full: every weight is trained, for small models; the output is then a "
         "whole model, to pass as --base-model.",
-        group="LoRA",
     )
 
-    epochs: float = option(3.0, gt=0, le=1000, help="Passes over the rows.", group="Optimizer")
-    learning_rate: float = option(
-        2e-4, gt=0, le=1, help="Peak learning rate (cosine decay).", group="Optimizer"
+    template_extra: JsonObject = input_option(
+        {},
+        help="Values of the chat template's variables, as JSON, such as "
+        '{"enable_thinking": false}; they are saved with the adapter, whose template then has them '
+        "wherever it is used.",
     )
-    warmup_ratio: float = option(
-        0.05,
+    allow_template_mismatch: bool = input_option(
+        False,
+        help="Train although the base's chat template asks in another way than it teaches, or "
+        "ends no answer; the reports then warn of it.",
+    )
+
+    epochs: float = optimizer_option(3.0, gt=0, le=1000, help="Passes over the rows.")
+    learning_rate: float = optimizer_option(
+        0.0,
         ge=0,
-        lt=1,
-        help="Fraction of the steps over which the learning rate warms up.",
-        group="Optimizer",
+        le=1,
+        help="Peak learning rate (cosine decay to a tenth of it); 0: by the model's width.",
     )
-    batch_size: int = option(
-        4, ge=1, le=1024, help="Rows per device and forward pass.", group="Optimizer"
+    warmup_ratio: float = optimizer_option(
+        0.05, ge=0, lt=1, help="Fraction of the steps over which the learning rate warms up."
     )
-    gradient_accumulation: int = option(
-        4, ge=1, le=1024, help="Gradient accumulation steps.", group="Optimizer"
+    batch_size: int = optimizer_option(
+        4, ge=1, le=1024, help="Maximum rows per device and forward pass."
     )
-    max_tokens: int = option(
+    gradient_accumulation: int = optimizer_option(
+        0,
+        ge=0,
+        le=1024,
+        help="Passes of --batch-size rows to an optimizer step; 0: so that 16 rows share a step, "
+        "or fewer where there would be fewer than 48 steps.",
+    )
+    max_tokens: int = optimizer_option(
         4096,
         ge=64,
         le=1_048_576,
         help="Maximum sequence length in tokens; longer rows are skipped and counted, never "
         "truncated.",
-        group="Optimizer",
     )
-    stop_on_divergence: bool = option(
-        True,
-        help="Stop if, after a third of the steps, the loss is clearly above where it started; if "
-        "false, only warn. A NaN loss always stops training.",
-        group="Optimizer",
+    max_too_long: float = optimizer_option(
+        0.1, ge=0, le=1, help="Fail if more than this fraction of rows is too long."
     )
-    stop_on_overfitting: bool = option(
-        False,
-        help="Stop after an epoch whose validation loss is 2 % above the lowest before; if false, "
-        "only warn.",
-        group="Optimizer",
-    )
-    max_too_long: float = option(
-        0.1,
-        ge=0,
-        le=1,
-        help="Fail if more than this fraction of rows is too long.",
-        group="Optimizer",
-    )
-    profile: GpuKind = option(
+    gpu: GpuKind = hardware_option(
         "",
-        help="GPU whose training settings (components/core/gpus.yaml) replace the defaults; "
-        "explicit flags win.",
-        group="Hardware",
-        in_pipeline=False,
+        help="Kind of GPU whose training settings (components/core/gpus.yaml) replace the "
+        "defaults; explicit flags win.",
     )
-    processes: int = option(
+    processes: int = hardware_option(
         0,
         ge=0,
         le=64,
         help="Parallel processes, each with --batch-size rows; 0 is one for each GPU.",
-        group="Hardware",
     )
-    sharding: Literal["auto", "none", "full"] = option(
-        "auto",
-        help="full: processes share one copy of the model (FSDP2); none: each has its own; auto: "
-        "full where, by the estimate of `raft plan`, a whole one does not fit a GPU.",
-        group="Hardware",
+    sharding: Literal["none", "full"] = hardware_option(
+        "none",
+        help="full: processes share one copy of the base model (FSDP2); none: each has its own.",
     )
-    batching: Literal["auto", "packed", "grouped"] = option(
+    batching: Literal["auto", "packed", "grouped"] = hardware_option(
         "auto",
         help="packed: rows of a batch without padding; grouped: rows of similar length, padded; "
         "auto packs where a GPU has flash attention.",
-        group="Hardware",
     )
-    load_in_4bit: bool = option(
+    load_in_4bit: bool = hardware_option(
         False,
         help="Keep the base model in 4 bits (NF4) under the adapter (QLoRA, arXiv 2305.14314).",
-        group="Hardware",
     )
-    gradient_checkpointing: bool = option(
-        True, help="Recompute activations to save memory.", group="Hardware"
+    gradient_checkpointing: bool = hardware_option(
+        True, help="Recompute activations to save memory."
     )
-    dtype: Literal["auto", "bfloat16", "float32"] = option(
-        "auto", help="Type of the weights; auto is bfloat16 on a GPU that has it.", group="Hardware"
+    dtype: Literal["auto", "bfloat16", "float32"] = hardware_option(
+        "auto", help="Type of the weights; auto is bfloat16 on a GPU that has it."
     )
 
-    checkpoints: KeptLocation = option(
+    report_to: TextList = option(
+        (),
+        help="Trackers that transformers reports to as well, such as wandb or mlflow: their "
+        "packages must be installed, and read keys and addresses from their own variables "
+        "(WANDB_API_KEY, MLFLOW_TRACKING_URI).",
+        group="Tracking",
+    )
+
+    checkpoints: ResumeLocation = checkpoint_option(
         "",
         help="Folder (local or gs://) of checkpoints, from which a stopped run resumes; by default "
-        "checkpoints/ in a local --output, and OUTPUT-checkpoints next to one on gs://.",
-        group="Checkpoints",
+        "in --state, or else checkpoints/ in a local --output, and OUTPUT-checkpoints next to one "
+        "on gs://.",
         in_pipeline=False,
     )
-    checkpoint_steps: int = option(
-        20,
+    checkpoint_minutes: float = checkpoint_option(
+        10.0,
+        ge=0,
+        le=10_000,
+        help="Minutes of training that a kill may cost: a checkpoint is written at the last step "
+        "within them, or later where writing would take over 5 % of the time. 0: at SIGTERM only.",
+    )
+    checkpoint_steps: int = checkpoint_option(
+        0,
         ge=0,
         le=1_000_000,
-        help="Optimizer steps between checkpoints; 0 writes one at SIGTERM only.",
-        group="Checkpoints",
+        help="Also write a checkpoint every so many optimizer steps; 0: by --checkpoint-minutes "
+        "alone.",
     )
-    checkpoints_kept: int = option(
-        2, ge=1, le=1000, help="Checkpoints to keep.", group="Checkpoints"
-    )
-    fresh: bool = option(
+    fresh: bool = checkpoint_option(
         False,
         help="Discard earlier checkpoints and start over. Do not set it in a Kubernetes Job: a "
         "retry would start over too.",
-        group="Checkpoints",
         in_pipeline=False,
     )
 
+    @field_validator("template_extra")
+    @classmethod
+    def _names(cls, values: dict[str, Any]) -> dict[str, Any]:
+        for name in values:
+            if not name.isidentifier() or name in RESERVED:
+                raise ValueError(f"{name!r} is no variable that can be set")
+        return values
+
     @model_validator(mode="before")
     @classmethod
-    def _profile_before_defaults(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("profile") in kinds():
-            return {**kinds()[values["profile"]].training, **values}
+    def _settings_of_gpu_before_defaults(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("gpu") in kinds():
+            return {**kinds()[values["gpu"]].training, **values}
         return values
 
     @model_validator(mode="after")
     def _methods_that_agree(self) -> Self:
         if self.method == "full" and self.load_in_4bit:
             raise ValueError("--method full cannot train 4-bit weights; add --load-in-4bit false")
-        if self.sharding == "full" and self.load_in_4bit:
-            raise ValueError("--sharding full cannot split 4-bit weights; add --load-in-4bit false")
-        if self.sharding == "full" and self.processes == 1:
-            raise ValueError("--sharding full needs more than one process; add --processes 2")
+        if self.sharding == "full" and (self.method == "full" or self.load_in_4bit):
+            raise ValueError(
+                "--sharding full splits 16-bit weights under an adapter; add --method lora "
+                "--load-in-4bit false"
+            )
         return self

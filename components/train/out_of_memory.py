@@ -20,13 +20,12 @@ def explained(config: TrainConfig) -> Iterator[None]:
         if disk_is_full(error):
             raise StorageError(
                 f"--output {config.output}: the disk is full ({first_line(error)})",
-                hint="Make room, or lower --checkpoints-kept; the same command resumes from the "
-                "newest complete checkpoint.",
+                hint="Make room; the same command resumes from the newest complete checkpoint.",
             ) from error
         if not lacks_memory(error):
             raise
         gpus = int(os.environ.get("WORLD_SIZE", "1"))
-        steps = what_to_lower(config, gpus, split=config.sharding == "full")
+        steps = what_to_lower(config, gpus, config.sharding == "full")
         raise OutOfMemory(
             f"out of memory with {config.batch_size} rows of up to {config.max_tokens} tokens a "
             f"pass ({first_line(error)})",
@@ -46,15 +45,13 @@ def what_to_lower(config: TrainConfig, gpus: int, split: bool) -> Iterator[str]:
     if not config.gradient_checkpointing:
         yield "--gradient-checkpointing true"
     if half := config.batch_size // 2:
-        twice = config.gradient_accumulation * config.batch_size // half
-        yield f"--batch-size {half} --gradient-accumulation {twice} (the same result)"
+        passes = config.gradient_accumulation * config.batch_size // half
+        more = f" --gradient-accumulation {passes}" if passes else ""
+        yield f"--batch-size {half}{more} (the same result)"
     if config.method == "full":
         yield "--method lora"
-    elif not config.load_in_4bit and config.sharding != "full":
+    elif not config.load_in_4bit and not split:
         yield "--load-in-4bit true"
-    if not config.load_in_4bit:
-        if gpus > 1 and not split:
+        if gpus > 1:
             yield "--sharding full"
-        elif config.sharding != "none":
-            yield f"--processes {2 * gpus}, on as many GPUs"
     yield "a lower --max-tokens or --rank, or a larger GPU"

@@ -5,10 +5,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.core.fingerprints import hub_origin
 from components.core.gpus import of_device
 from components.core.ledger import peak_memory
 from components.core.models import choose_dtype
-from components.core.records import LossPoint, TrainingRecord
+from components.core.records import GenerationReport, LossPoint, TrainingRecord
 from components.train.batching import describe_batching
 from components.train.config import TrainConfig
 from components.train.memory import flops_per_token
@@ -25,17 +26,21 @@ def make_record(
     trainer: "SFTTrainer",
     seconds: float,
     parameters: tuple[int, int],
-    sharing: str,
 ) -> TrainingRecord:
     tokens = int(trainer.state.num_input_tokens_seen)
     curve = read_curve(trainer.state.log_history)
     validated = [point.loss for point in curve if point.split == "validation"]
     return TrainingRecord(
-        base_model=config.base_model,
+        # As it was given: the stage may read a copy that is gone afterwards.
+        base_model=hub_origin(config.base_model).partition("@")[0]
+        or config.recorded()["base_model"],
         rows_train=len(rows.train),
         rows_validation=len(rows.validation),
         rows_too_long=len(rows.too_long),
-        left_out=rows.too_long,
+        rows_unfit=len(rows.unfit),
+        rows_excluded=rows.excluded,
+        documents_shown=rows.documents,
+        left_out=[*rows.too_long, *map(str, rows.unfit)],
         steps=trainer.state.global_step,
         epochs=config.epochs,
         trainable_parameters=parameters[0],
@@ -45,13 +50,29 @@ def make_record(
         seconds=round(seconds, 3),
         mfu=_mfu(config, trainer, parameters, tokens, seconds),
         batching=describe_batching(config),
-        sharing=sharing,
+        sharing=describe_sharing(config),
         warnings=warnings(curve),
+        about_rows=GenerationReport.warnings_of(Path(config.dataset)),
         peak_memory_bytes=peak_memory(),
         curve=curve,
         validation_loss=validated[-1] if validated else None,
         settings=config.model_dump(mode="json"),
     )
+
+
+def is_split(config: TrainConfig) -> bool:
+    """Whether the processes share one copy of the base model."""
+    return config.sharding == "full" and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def describe_sharing(config: TrainConfig) -> str:
+    """How several processes hold the model; "" for one."""
+    number = int(os.environ.get("WORLD_SIZE", "1"))
+    if number == 1:
+        return ""
+    if is_split(config):
+        return f"one copy of the model on {number} processes (FSDP)"
+    return f"a whole model on each of {number} processes"
 
 
 def count_parameters(model: Any) -> tuple[int, int]:

@@ -42,26 +42,24 @@ def agrees(kernel: Any, device: str, dtype: Any) -> bool:
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    lengths, heads, shared, width = [5, 64, 17], 8, 2, 128
+    lengths, heads, shared, width = torch.tensor([5, 64, 17]), 8, 2, 128
     generator = torch.Generator().manual_seed(0)
 
     def tensor(heads: int) -> Any:
-        values = torch.randn(sum(lengths), heads, width, generator=generator)
+        values = torch.randn(int(lengths.sum()), heads, width, generator=generator)
         return values.to(device, dtype).requires_grad_()
 
     query, key, value = tensor(heads), tensor(shared), tensor(shared)
-    starts = torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32)
-    window = (-1, 0)  # causal
-    packed = kernel(query, key, value, starts, starts, max(lengths), max(lengths),
-                    window_size=window, enable_gqa=True)  # fmt: skip
-    alone = []
-    for row in zip(*(side.split(lengths) for side in (query, key, value)), strict=True):
-        q, k, v = (part.transpose(0, 1)[None].float() for part in row)
-        output = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        alone.append(output[0].transpose(0, 1))
-    expected = torch.cat(alone)
+    starts = torch.cat([torch.tensor([0]), lengths.cumsum(0)]).to(device, torch.int32)
+    longest = int(lengths.max())
+    packed = kernel(query, key, value, starts, starts, longest, longest,
+                    window_size=(-1, 0), enable_gqa=True)  # fmt: skip
+    row = torch.arange(len(lengths)).repeat_interleave(lengths)
+    before = (row[:, None] == row).tril().to(device)
+    q, k, v = (part.transpose(0, 1)[None].float() for part in (query, key, value))
+    plain = scaled_dot_product_attention(q, k, v, attn_mask=before, enable_gqa=True)
     weight = torch.randn(packed.shape, generator=generator).to(device)
-    outputs = [packed.float(), expected]
+    outputs = [packed.float(), plain[0].transpose(0, 1)]
     gradients = [torch.autograd.grad((out * weight).sum(), (query, key, value)) for out in outputs]
     pairs = [outputs, *zip(*gradients, strict=True)]
     return all(torch.allclose(a.float(), b.float(), atol=0.05, rtol=0.05) for a, b in pairs)

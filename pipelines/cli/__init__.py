@@ -10,18 +10,20 @@ from typing import NoReturn
 import click
 
 from pipelines.cli import cluster, ending, here
-from pipelines.cli.flags import StageCommand
+from pipelines.cli.flags import SettingsCommand, StageCommand
 from pipelines.stages import STAGES
 
 SECTIONS: dict[str, list[click.Command]] = {
-    "Stages": [StageCommand(name) for name in STAGES],
-    "Try and plan": [here.demo, here.plan],
-    "Results": [
-        StageCommand("summary"),
-        here.compare,
-        StageCommand("merge"),
-        StageCommand("export"),
+    "Stages": [*(StageCommand(name) for name in STAGES), here.run],
+    "Try and plan": [here.demo, here.reproduce, here.plan],
+    "Use the adapter": [
+        SettingsCommand("ask", "question"),
+        SettingsCommand("serve"),
+        StageCommand("merge-adapter"),
+        StageCommand("card"),
     ],
+    "Datasets": [SettingsCommand("rows", "dataset", required=True), StageCommand("export")],
+    "Results": [cluster.SummaryCommand(), here.compare],
     "Kubeflow and Kubernetes": [
         here.compile_,
         here.check,
@@ -68,5 +70,8 @@ def raft() -> None:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Entry point: run a command and exit with its code."""
-    ending.run(raft, sys.argv[1:] if arguments is None else arguments)
+    """Entry point: run a command and exit with its code; `raft` and `raft help` show help."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] in ([], ["help"]):
+        words = [*words[1:], "--help"]
+    ending.execute(raft, words)

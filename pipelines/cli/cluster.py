@@ -1,16 +1,13 @@
 """Commands that talk to a cluster or its Kubeflow: each declares flags and calls one function."""
 
-from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pipelines.cli.flags import Command, StageCommand
-from pipelines.stages import STAGES
-
-Decorator = Callable[[Any], Any]
+from pipelines.cli.flags import OVERLAY, Command, Decorator, StageCommand, text_flag, typed_flag
+from pipelines.stages import GPU_TEACHER, JOBS
 
 
 def _together(*options: Decorator) -> Decorator:
@@ -18,22 +15,18 @@ def _together(*options: Decorator) -> Decorator:
     return lambda function: reduce(lambda inner, option: option(inner), options[::-1], function)
 
 
-def _text(name: str, description: str, metavar: str = "TEXT") -> Decorator:
-    return click.option(name, default="", metavar=metavar, help=description)
-
-
-def _switch(name: str, description: str, default: bool) -> Decorator:
-    return click.option(name, type=bool, default=default, show_default=True, help=description)
-
-
+HOST: dict[str, Any] = {
+    "envvar": "KF_PIPELINES_ENDPOINT", "show_envvar": True, "metavar": "URL",
+    "help": "Kubeflow Pipelines server, such as http://localhost:8080 after kubectl -n kubeflow "
+    "port-forward svc/ml-pipeline-ui 8080:80.",
+}  # fmt: skip
+CA_CERTIFICATE: dict[str, Any] = {
+    "metavar": "FILE",
+    "help": "Authority of the server's certificate.",
+}
 SERVER = _together(
-    _text("--host", "Kubeflow Pipelines server. [default: KF_PIPELINES_ENDPOINT, or the one in the "
-          "cluster of the kubeconfig]", "URL"),
-    _text("--ca-certificate", "Authority of the server's certificate.", "FILE"),
-)  # fmt: skip
-PIPELINE = click.option(
-    "--pipeline", type=Path, default="pipelines/raft.yaml", show_default=True, metavar="FILE",
-    help="Compiled pipeline.",
+    click.option("--host", required=True, **HOST),
+    click.option("--ca-certificate", default="", **CA_CERTIFICATE),
 )  # fmt: skip
 PARAMETERS = _together(
     click.option(
@@ -44,31 +37,42 @@ PARAMETERS = _together(
         "--set", "settings", multiple=True, metavar="NAME=VALUE",
         help="A parameter; wins over the file. May be given many times.",
     ),
-    PIPELINE,
+    click.option(
+        "--pipeline", type=Path, default="pipelines/raft.yaml", show_default=True, metavar="FILE",
+        help="Compiled pipeline.",
+    ),
 )  # fmt: skip
 PODS = _together(
     click.option("--namespace", default="raft", show_default=True, help="Namespace of the pods."),
-    _text("--context", "Context of the kubeconfig. [default: the current one]"),
-    _text("--overlay", "Overlay of k8s/overlays to take the Job manifests from, or a "
-          "folder/of/your/own. [default: k8s/base]", "NAME"),
+    text_flag("--context", "Context of the kubeconfig. [default: the current one]"),
+    OVERLAY,
+)
+RETRIES = typed_flag(
+    "--retries", 3, click.IntRange(min=0),
+    "How often Kubeflow is asked to retry a run that fails; not where inputs are wrong.",
 )  # fmt: skip
 
 
 @click.command(cls=Command, short_help="Run the pipeline on a Kubeflow server.")
 @PARAMETERS
 @SERVER
-@click.option("--experiment", default="raft", show_default=True, help="The run's experiment.")
-@_text("--name", "The run's name. [default: the pipeline's and the time]")
-@_text("--namespace", "Your profile, on a server with several users.")
-@_text("--pipeline-root", "Where artifacts go. [default: the server's]", "URI")
-@_text("--service-account", "Account of the steps' pods. [default: the server's]")
-@_switch("--wait", "Watch the run until it ends.", default=True)
+@click.option(
+    "--experiment", "experiment_name", default="raft", show_default=True,
+    help="The run's experiment.",
+)  # fmt: skip
+@click.option("--name", "run_name", help="The run's name. [default: the pipeline's and the time]")
+@text_flag("--namespace", "Your profile, on a server with several users.")
+@text_flag("--pipeline-root", "Where artifacts go. [default: the server's]", "URI")
+@text_flag("--service-account", "Account of the steps' pods. [default: the server's]")
+@typed_flag("--wait", True, bool, "Watch the run until it ends.")
+@RETRIES
 def submit(**options: Any) -> None:
     """Check the parameters, start a run, and show its steps until it ends.
 
-    A token or cookies for the server are read from RAFT_KFP_TOKEN or RAFT_KFP_COOKIES, or from
-    kfp's own configuration. Exits with 0 when the run succeeded, 1 when it failed. The run's
-    link goes to standard output; Ctrl-C leaves the run running.
+    A token or cookies for the server are read from RAFT_KFP_TOKEN or RAFT_KFP_COOKIES. A run that
+    fails is retried, which resumes it, unless its inputs are wrong or somebody has terminated it.
+    Exits with 0 when the run succeeded, 2 when its inputs are wrong, 1 when it failed otherwise.
+    The run's link goes to standard output; Ctrl-C leaves the run running.
 
     \b
     Example:
@@ -81,18 +85,43 @@ def submit(**options: Any) -> None:
 
 @click.command(cls=Command, short_help="Watch a run on a Kubeflow server.")
 @click.argument("run_id")
-@PIPELINE
 @SERVER
+@click.option(
+    "--namespace", default="kubeflow", show_default=True,
+    help="Namespace of the run's pods; kubectl's cluster is asked what they wait for.",
+)  # fmt: skip
+@RETRIES
 def watch(**options: Any) -> None:
-    """Show a run's steps until it ends, as `raft submit` does.
+    """Show a run's steps until it ends, and retry it, as `raft submit` does.
 
     \b
     Example:
       raft watch 4d1c7a52-… --host https://kubeflow.example.com/pipeline
     """
-    from pipelines.cluster.submit import watch_run
+    from pipelines.cluster.watch import watch_run
 
     watch_run(**options)
+
+
+class SummaryCommand(StageCommand):
+    """`raft summary`, which sums up folders as a stage does, or a run that its server knows."""
+
+    def __init__(self) -> None:
+        super().__init__("summary")
+        self.help = f"{self.help}\n  raft summary RUN_ID --host http://localhost:8080"
+        self.params.append(click.Argument(["run_id"], required=False))
+        self.params.append(click.Option(["--host"], **HOST))
+        self.params.append(click.Option(["--ca-certificate"], default="", **CA_CERTIFICATE))
+
+    def invoke(self, ctx: click.Context) -> None:
+        if ctx.params["run_id"] is None:
+            return super().invoke(ctx)
+        if self.settings(ctx) or not ctx.params["host"]:
+            raise click.UsageError("a RUN_ID needs --host, and has no other flags", ctx)
+        from pipelines.cluster.runs import summarize_run
+
+        named = {name: ctx.params[name] for name in ("run_id", "host", "ca_certificate")}
+        summarize_run(**named)
 
 
 @click.command(cls=Command, short_help="Stop a run on a Kubeflow server.")
@@ -112,19 +141,16 @@ def terminate(**options: Any) -> None:
 
 @click.command(cls=Command, short_help="Check that a cluster has everything a run needs.")
 @PODS
-@_text("--service-account", "The pods' account. [default: the manifests']")
+@text_flag("--service-account", "The pods' account. [default: the manifests']")
 @PARAMETERS
-@_text("--pipeline-root", "Where artifacts will go.", "URI")
-@SERVER
-@_switch("--kubeflow", "Look for Kubeflow Pipelines.", default=True)
-@_switch("--scale-from-zero", "GPU nodes are made when needed; none need be there.", default=False)
+@typed_flag("--scale-from-zero", False, bool, "GPU nodes come when needed; none must be there.")
 def preflight(overlay: str, **options: Any) -> None:
-    """Check quota, policies, account, secrets, nodes, buckets, teacher, model and Kubeflow.
+    """Check quota, policies, account, secrets, nodes, teacher and base model.
 
-    Each check prints ok, missing (with the command that fixes it) or cannot tell. The API server
-    is asked to admit each stage's Job and pod in a dry run: nothing is changed. Exits with 2 when
-    something is missing. Buckets, teacher and model are those of --parameters and --set; without
-    them, the Jobs are checked alone. Reads HF_TOKEN and OPENAI_API_KEY.
+    Each check prints ok, missing (with the command that fixes it) or `cannot tell`. The API server
+    is asked to admit each stage's pod in a dry run: nothing is changed. Exits with 2 when
+    something is missing. Teacher and model are those of --parameters and --set; without them, the
+    Jobs are checked alone. Reads HF_TOKEN and OPENAI_API_KEY.
 
     \b
     Example:
@@ -141,19 +167,17 @@ def preflight(overlay: str, **options: Any) -> None:
     short_help="Run one stage as a Job on a Kubernetes cluster.",
     context_settings={"ignore_unknown_options": True},
 )
-@click.argument("stage", type=click.Choice(STAGES))
+@click.argument("name", metavar="STAGE", type=click.Choice(JOBS))
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
 @PODS
-@click.option("--detach", is_flag=True, help="Create the Job, print its name and leave it alone.")
-@click.option(
-    "--start-minutes", type=click.FloatRange(min=0), default=30, show_default=True,
-    help="Give up when the pod has not started by then.",
-)  # fmt: skip
-def job(stage: str, flags: tuple[str, ...], overlay: str, **options: Any) -> None:
+def job(name: str, flags: tuple[str, ...], overlay: str, **options: Any) -> None:
     """Run one stage from its Job manifest, with the flags after `--` instead of the manifest's.
 
-    Shows the log, says what the pod waits for, exits with the container's exit code and removes
-    the Job; so do Ctrl-C and SIGTERM. Without flags, the manifest's own are kept.
+    STAGE generate-gpu is generate with --teacher vllm.
+
+    Shows the log and the cluster's warnings, such as that no node takes the pod, exits with the
+    container's exit code and removes the Job; so do Ctrl-C and SIGTERM. Without flags, the
+    manifest's own are kept.
 
     \b
     Example:
@@ -164,7 +188,7 @@ def job(stage: str, flags: tuple[str, ...], overlay: str, **options: Any) -> Non
     from pipelines import manifests
     from pipelines.cluster.job import run_job
 
-    command = StageCommand(stage)
-    context = command.make_context(f"raft {stage}", list(flags)) if flags else None
+    command = StageCommand("generate" if name == GPU_TEACHER else name)
+    context = command.make_context(f"raft {command.stage}", list(flags)) if flags else None
     settings = command.settings(context) if context else None
-    run_job(stage, settings, jobs=manifests.overlay(overlay), **options)
+    run_job(name, settings, jobs=manifests.overlay(overlay), **options)

@@ -3,11 +3,13 @@
 import atexit
 import itertools
 import os
+import re
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from importlib.metadata import PackageNotFoundError, requires
 from typing import NoReturn
 
 import click
@@ -15,33 +17,47 @@ import click
 from components.core.config import flag
 from components.core.errors import RaftError, disk_is_full, for_terminal
 from components.core.redaction import guarded
+from pipelines.stages import COMMANDS, STAGES
+
+OTHERS_RESUME = {
+    "run": "the same command skips the stages that are finished and resumes the one that is not",
+    "submit": "the run continues in the cluster: raft watch RUN follows it",
+    "watch": "the run continues in the cluster",
+}
+"""What becomes of the work of commands that are no stages."""
+
+OTHER_NAMES = {
+    "bs4": "beautifulsoup4", "docx": "python-docx", "google": "google-cloud-storage",
+    "kfp_server_api": "kfp",
+}  # fmt: skip
+"""Libraries whose package has another name than their module."""
 
 USER_ERROR, OUR_ERROR = 2, 1
 TERMINATED = 128 + signal.SIGTERM
 
-# Libraries write too: each has an error of its own, and few say where.
+# Libraries write too: each has an error of its own, and few name the place.
 NO_PLACE = ("Read-only file system", "No usable temporary directory")
 
 
-def run(command: click.Command, arguments: list[str]) -> NoReturn:
+def execute(command: click.Command, arguments: list[str]) -> NoReturn:
     """Run a command and exit with 0, 2 (the user can fix it) or 1 (ours)."""
     # Left to itself, SIGTERM kills Python without running a single `finally`.
     signal.signal(signal.SIGTERM, _terminate)
-    # Once Python is cleaning up, the work is done, and its code stands.
+    # Once Python is cleaning up, the work is done, and its code is kept.
     atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
-    # For the shell's completion click writes bytes, which tell of nothing but our own flags.
+    # For the shell's completion click writes bytes, which contain nothing but our own flags.
     with nullcontext() if "_RAFT_COMPLETE" in os.environ else guarded():
-        _run(command, arguments)
+        _execute(command, arguments)
 
 
-def _run(command: click.Command, arguments: list[str]) -> NoReturn:
+def _execute(command: click.Command, arguments: list[str]) -> NoReturn:
     try:
         command.main(args=arguments, prog_name="raft", standalone_mode=False)
     except SystemExit as stopped:
         if stopped.code != TERMINATED:
             raise
-        # Train says by itself how far it has come.
-        _leave("stopped by SIGTERM; give the same command again" * isinstance(stopped, _Terminated))
+        # Train reports by itself how far it has come.
+        _leave(_stopped("stopped by SIGTERM", arguments) * isinstance(stopped, _Terminated))
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -52,11 +68,11 @@ def _run(command: click.Command, arguments: list[str]) -> NoReturn:
         _say(error.format_message(), f"{context.command_path} --help" if context else "")
         sys.exit(USER_ERROR)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
+        click.echo(_stopped("interrupted", arguments), err=True)
         sys.exit(130)
     except Exception as error:
         if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:  # which a library made this of
-            _leave("stopped by SIGTERM; give the same command again")
+            _leave(_stopped("stopped by SIGTERM", arguments))
         if "--debug" in arguments:
             _show_causes(error)
             traceback.print_exc()  # here, where secrets are taken out of it
@@ -64,8 +80,29 @@ def _run(command: click.Command, arguments: list[str]) -> NoReturn:
     sys.exit(0)
 
 
+def _stopped(how: str, arguments: Sequence[str]) -> str:
+    """How a command was stopped, and what the same command does when it is given again."""
+    name = arguments[0] if arguments else ""
+    resumes = COMMANDS[name].resumes if name in COMMANDS else OTHERS_RESUME.get(name, "")
+    return f"{how}; {resumes or 'give the same command again'}"
+
+
+def _extra(module: str, command: str) -> str:
+    """The one extra of the package that a command needs for a module that is missing."""
+    name = module.split(".", maxsplit=1)[0]
+    if command in STAGES and name != "google":
+        return command
+    wanted = OTHER_NAMES.get(name, name).lower().replace("_", "-")
+    with suppress(PackageNotFoundError):
+        for line in requires("raft-pipelines") or ():
+            library = re.match(r"([\w.-]+).*extra == .([\w-]+)", line)
+            if library and library[1] == wanted:
+                return library[2]
+    return "all"
+
+
 def _show_causes(error: BaseException) -> None:
-    """Let the traceback show what `raise ... from None` hides from a person."""
+    """Let the traceback show what `raise … from None` hides without --debug."""
     while error.__context__ is not None and error.__cause__ is None:
         error.__suppress_context__ = False
         error = error.__context__
@@ -93,15 +130,16 @@ def _explain(error: Exception, arguments: Sequence[str]) -> int:
     if isinstance(error, RaftError):
         problem, hint, code = str(error), error.hint, error.exit_code
     elif isinstance(error, ModuleNotFoundError):
-        problem = f"{error.name} is not installed"
-        hint, code = "pip install -e '.[all]' in a checkout of raft-pipelines", USER_ERROR
+        problem, code = f"{error.name} is not installed", USER_ERROR
+        extra = _extra(error.name or "", arguments[0] if arguments else "")
+        hint = f"pip install 'raft-pipelines[{extra}]'; in a checkout: pip install -e '.[{extra}]'"
     elif isinstance(error, PermissionError):
         problem, code = str(error), USER_ERROR
         hint = 'Give this user access to it; in docker, pass --user "$(id -u):$(id -g)".'
     elif disk_is_full(error) or any(word in str(error) for word in NO_PLACE):
         problem, code = f"{_output(arguments)}{error}", USER_ERROR
         hint = "Make room, or mount a folder that can be written, where --output and temporary "
-        hint += "files (TMPDIR, in a container /tmp) lie."
+        hint += "files (TMPDIR, in a container /tmp) are."
     else:
         problem = f"{type(error).__name__}: {error}"
         hint, code = "This is a fault of raft; --debug shows the traceback.", OUR_ERROR

@@ -1,31 +1,24 @@
 """Commands that run on this machine: each declares flags and calls one function."""
 
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from components.core.errors import ConfigError
-from pipelines.cli.flags import Command, PlanCommand
+from pipelines.cli.flags import OVERLAY, Command, PlanCommand, text_flag, typed_flag
 
 
-def _local_folder(_context: click.Context, _option: click.Parameter, value: str) -> Path:
+class LocalFolder(click.Path):
     """An output of a command that writes on this machine alone."""
-    if "://" in value:
-        raise click.BadParameter(f"{value} is no folder on this machine")
-    if Path(value).exists() and not Path(value).is_dir():
-        raise ConfigError(f"--output {value}: is a file, not a folder")
-    return Path(value)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "://" in str(value):
+            self.fail(f"{value} is no folder on this machine", param, ctx)
+        return super().convert(value, param, ctx)
 
 
-def _number(
-    flag: str, default: float, kind: click.IntRange | click.FloatRange, text: str
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    metavar = "X" if isinstance(default, float) else "N"
-    return click.option(
-        flag, default=default, show_default=True, metavar=metavar, type=kind, help=text
-    )
+FOLDER = LocalFolder(file_okay=False, path_type=Path)
 
 
 @click.command(
@@ -34,52 +27,111 @@ def _number(
 @click.option(
     "--output",
     required=True,
-    metavar="DIR",
-    callback=_local_folder,
+    type=FOLDER,
     help="Folder for everything the run makes.",
 )
-@_number(
-    "--seed", 0, click.IntRange(min=0), "Seed of documents, questions, training and evaluation."
-)
-@click.option(
-    "--docker",
-    is_flag=True,
-    help="Run the compiled pipeline, a container for every stage (make images VARIANT=cpu).",
-)
+@typed_flag("--seed", 0, click.IntRange(min=0), "Seed of all that is drawn and trained.")
 def demo(**options: Any) -> None:
     """Show RAFT at work in a few minutes, on a CPU, with nothing to download.
 
     Writes invented documents, makes RAFT rows with the extractive teacher, fine-tunes the shipped
     tiny model, checks it in 4 bits and scores all arms on questions about unseen documents.
     """
-    from pipelines.demo.demo import run
+    from pipelines.demo.demo import run_demo
 
-    run(**options)
+    run_demo(**options)
+
+
+@click.command(cls=Command, short_help="Run all four stages here, from one file of parameters.")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--output", default="run", show_default=True, type=FOLDER, help="Folder of the whole run."
+)
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE",
+    help="A parameter; wins over the file. May be given many times.",
+)  # fmt: skip
+def run(file: Path, settings: tuple[str, ...], output: Path) -> None:
+    """Run generate, train, quantize-check and eval on this machine.
+
+    FILE is YAML or JSON with a parameter's name and its value on each line: the file that `raft
+    submit` takes for a cluster. Given again, the command skips finished stages and resumes the one
+    that was stopped.
+
+    \b
+    Example:
+      raft run parameters.yaml --output run/
+    """
+    from pipelines.run import run_file
+
+    sys.exit(run_file(file, settings, output))
+
+
+@click.command(
+    cls=Command, short_help="Set up the post's or the paper's comparison, or run it tiny."
+)
+@click.argument("study", type=click.Choice(["post", "paper"]))
+@click.option("--output", required=True, type=FOLDER, help="Folder for what is written or made.")
+@click.option(
+    "--scale",
+    type=click.Choice(["tiny"]),
+    help="Run everything here, on the demo's world and its tiny model. "
+    "[default: write parameters.yaml, for the study on a cluster]",
+)
+@typed_flag("--seed", 0, click.IntRange(min=0), "Seed of documents, questions and trainings.")
+def reproduce(study: str, output: Path, scale: str | None, seed: int) -> None:
+    """Reproduce the comparisons of the post (models, ranks, layers) or of the paper (RAFT, DSF,
+    retrieval, without reasoning; shares of oracles; distractors).
+
+    \b
+    Examples:
+      raft reproduce paper --output paper/
+      raft reproduce paper --output paper/ --scale tiny
+    """
+    from pipelines.reproduce import reproduce
+
+    reproduce(study, output, scale or "", seed)
 
 
 @click.command(cls=PlanCommand, short_help="Estimate memory, time and cost of a training run.")
 @click.option("--base-model", required=True, metavar="MODEL", help="Folder, config.json or hub id.")
-@_number("--rows", 100, click.IntRange(min=1), "Rows to train on.")
-@_number(
+@click.option("--gpu", required=True, metavar="KIND", help="Kind of GPU, such as h100.")
+@click.option(
+    "--dataset",
+    default="",
+    metavar="FOLDER",
+    help="Rows to count and to measure with the model's tokenizer, instead of the next two flags.",
+)
+@typed_flag(
+    "--rows",
+    300,
+    click.IntRange(min=1),
+    "Rows to train on. raft generate gives at most --max-chunks × --questions-per-chunk.",
+)
+@typed_flag(
     "--row-tokens",
     1000,
     click.IntRange(min=1),
     "Tokens of a row in the mean; the longest is taken to have twice as many.",
 )
-@_number(
+@typed_flag(
     "--mfu", 0.35, click.FloatRange(0.01, 1), "Share of its peak that the GPU is taken to reach."
-)
-def plan(base_model: str, rows: int, row_tokens: int, mfu: float, **given: Any) -> None:
-    """Say how much memory, time and money a training will take, and whether it fits the GPU.
+)  # fmt: skip
+def plan(
+    base_model: str, dataset: str, rows: int, row_tokens: int, mfu: float, **flags: Any
+) -> None:
+    """Estimate the memory, time and cost of a training, and whether it fits the GPU.
 
     \b
     Example:
-      raft plan --base-model meta-llama/Llama-3.1-8B-Instruct --profile a100-40gb --rows 100
+      raft plan --base-model meta-llama/Llama-3.1-8B-Instruct --gpu a100-40gb --rows 300
     """
-    from pipelines.plan import run
+    from pipelines.plan import count_tokens, print_plan
 
-    settings = {name: value for name, value in given.items() if value is not None}
-    run(base_model, settings, rows, row_tokens, mfu)
+    settings = {name: value for name, value in flags.items() if value is not None}
+    if dataset:
+        rows, row_tokens = count_tokens(base_model, dataset)
+    print_plan(base_model, settings, rows, row_tokens, mfu)
 
 
 @click.command(cls=Command, short_help="Put finished runs side by side: one figure, one table.")
@@ -88,9 +140,8 @@ def plan(base_model: str, rows: int, row_tokens: int, mfu: float, **given: Any) 
     "--output",
     default="comparison",
     show_default=True,
-    metavar="DIR",
-    callback=_local_folder,
-    help="Folder that receives comparison.html and comparison.md.",
+    type=FOLDER,
+    help="Folder that receives comparison.html.",
 )
 def compare(runs: tuple[str, ...], output: Path) -> None:
     """Compare finished runs: the best, F1 of every arm, gains with intervals, what 4 bits keep.
@@ -116,50 +167,45 @@ def compare(runs: tuple[str, ...], output: Path) -> None:
     "--output",
     metavar="FILE",
     help="Where the compiled pipeline goes.  [default: pipelines/raft.yaml, with --overlay NAME "
-    "raft-NAME.yaml, with --manifests raft-manifests.yaml, with --shards raft-N-shards.yaml]",
+    "raft-NAME.yaml]",
 )
 @click.option(
     "--pipeline",
     type=click.Choice(["raft", "study"]),
     help="Which pipeline.  [default: both; with --output, raft]",
 )
-@click.option(
-    "--overlay",
-    default="",
-    metavar="NAME",
-    help="Take the steps' hardware from k8s/overlays/NAME instead of k8s/base.",
-)
-@click.option(
-    "--manifests",
-    "manifest_file",
-    default="",
-    metavar="FILE",
-    help="Take it from rendered manifests; - reads what `kubectl kustomize` pipes in.",
-)
-@_number(
-    "--shards",
-    1,
-    click.IntRange(1, 100),
-    "Let N pods write the rows of raft side by side; the rows are those of a single one.",
-)
+@OVERLAY
 @click.option(
     "--check",
     is_flag=True,
     help="Write nothing; fail if the file differs from what would be compiled.",
 )
-@click.option(
+@text_flag(
     "--registry",
-    metavar="HOST/PATH",
-    help="Where the images lie: written into k8s/base/kustomization.yaml, so that Jobs, overlays "
-    "and both pipelines follow. --tag and --digest are written there too.",
+    "Where the images are: written into k8s/base/kustomization.yaml, so that Jobs, overlays and "
+    "both pipelines follow. --tag and --digest are written there too.",
+    "HOST/PATH",
 )
-@click.option("--tag", metavar="TAG", help="The images' version.")
+@text_flag("--tag", "The images' version.")
 @click.option(
     "--digest",
     "digests",
     multiple=True,
     metavar="STAGE=sha256:...",
     help="A stage's image by digest; repeatable. `make push` gives those of what it pushed.",
+)
+@click.option(
+    "--parallelism",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="How many trials of the study run at once.  [default: all]",
+)
+@text_flag(
+    "--cache-volume",
+    "Keep base models of the hub on this volume claim, which train, quantize-check and eval mount, "
+    "instead of in the bucket. User 10001 must be able to write to it; several nodes at once need "
+    "the access mode ReadWriteMany.",
+    "CLAIM",
 )
 def compile_(**options: Any) -> None:
     """Compile the pipelines, or check that the committed files are up to date.
@@ -168,9 +214,8 @@ def compile_(**options: Any) -> None:
     Examples:
       raft compile
       raft compile --overlay h100 --output raft-h100.yaml
-      raft compile --shards 8
+      raft compile --pipeline study --parallelism 2 --cache-volume models --output study-2.yaml
       raft compile --registry europe-docker.pkg.dev/my-project/raft --tag 0.1.0
-      kubectl kustomize k8s/overlays/h100 | raft compile --manifests -
     """
     from pipelines.compile import compile_pipelines
 
@@ -182,15 +227,14 @@ def compile_(**options: Any) -> None:
 def check(paths: tuple[str, ...]) -> None:
     """Check Job manifests without a cluster: what leaves a pod waiting, or is easily mistaken.
 
-    PATH is a file of manifests, a folder with a kustomization.yaml, or - for standard input.
-    Without a PATH: k8s/base, the teacher, and every overlay, as kubectl renders it.
+    PATH is a file of manifests or a folder with a kustomization.yaml. Without a PATH: k8s/base
+    and every overlay, as kubectl renders it.
 
     \b
     Examples:
       raft check
       raft check k8s/base/train.yaml k8s/overlays/h100
-      kubectl kustomize k8s/overlays/h100 | raft check -
     """
-    from pipelines.check import check_manifests
+    from pipelines.manifests import check_manifests
 
     check_manifests(paths)

@@ -3,11 +3,14 @@
 Credentials stay in the kubeconfig and in the client.
 """
 
+import io
 import json
 import logging
 import os
-import time
-from collections.abc import Callable
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,12 @@ from components.core.errors import ClusterError, NotPermitted, first_line
 from components.core.redaction import keep_secret
 
 SECONDS_FOR_AN_ANSWER = 30
-SECONDS_WITHOUT_ANSWER = 300.0
-"""What runs in a cluster continues without us, so a server that restarts is waited for."""
+RETRIES: dict[str, Any] = {"total": 14, "backoff_factor": 1, "backoff_max": 30}
+"""What runs in a cluster continues without us, so a server that restarts is waited for: 5 min."""
+SETUP = (
+    "docs/gke.md sets up a cluster; namespace and account: kubectl apply -k k8s/base "
+    "-l app.kubernetes.io/component=setup"
+)
 
 
 class NoAnswer(ClusterError):
@@ -34,28 +41,12 @@ def connect(context: str = "") -> tuple[Any, Any]:
         ClusterError: there is no usable kubeconfig.
     """
     from kubernetes import client, config
-    from urllib3.exceptions import HTTPError
 
     class Api(client.ApiClient):
         def call_api(self, *arguments: Any, **options: Any) -> Any:
             options["_request_timeout"] = options["_request_timeout"] or SECONDS_FOR_AN_ANSWER
-            try:
+            with explained(f"the cluster at {settings.host}", client.ApiException, SETUP):
                 return super().call_api(*arguments, **options)
-            except HTTPError as error:
-                problem = f"the cluster at {settings.host} does not answer ({cause_of(error)})"
-                raise NoAnswer(problem, hint="kubectl cluster-info tries the same.") from error
-            except client.ApiException as error:
-                message = message_of(error)
-                if error.status == 404:
-                    hint = "kubectl apply -k k8s/base -l app.kubernetes.io/component=setup"
-                    raise NotThere(message, hint=hint) from error
-                # Quotas and policies answer with 403, too, but name no account.
-                if error.status == 401 or (error.status == 403 and 'User "' in message):
-                    hint = "kubectl auth whoami shows the account; ask for the permission."
-                    raise NotPermitted(message, hint=hint) from error
-                quota = "kubectl -n NAMESPACE describe resourcequota,limitrange shows the limits."
-                hint = quota if error.status == 403 else ""
-                raise ClusterError(f"the cluster refuses: {message}", hint=hint) from error
 
     settings = client.Configuration()
     path = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
@@ -63,47 +54,54 @@ def connect(context: str = "") -> tuple[Any, Any]:
         config.load_kube_config(path, context or None, settings, persist_config=False)
     except (config.ConfigException, OSError, ValueError, TypeError) as error:
         problem = f"no usable kubeconfig at {path} (KUBECONFIG): {first_line(error)}"
-        hint = "gcloud container clusters get-credentials CLUSTER --location LOCATION writes one."
-        raise ClusterError(problem, hint=hint) from error
-    guard(*settings.api_key.values(), settings.password)
+        raise ClusterError(problem, hint=SETUP) from error
+    for value in filter(None, (*settings.api_key.values(), settings.password)):
+        keep_secret(value.removeprefix("Bearer "))
     settings.retries = 1
-    return client.CoreV1Api(Api(settings)), client.BatchV1Api(Api(settings))
+    api = Api(settings)
+    return client.CoreV1Api(api), client.BatchV1Api(api)
 
 
-def poll(look: Callable[[], Any], seconds: float) -> Any:
-    """Look every so many seconds until there is something to return.
+def outlast_restarts(api: Any) -> None:
+    """Let a client, Kubernetes' or kfp's, wait for its server in the requests that follow."""
+    from urllib3 import Retry
 
-    Raises:
-        ClusterError: the server knows no such object or not this account, or it has not given an
-            answer for some minutes.
+    statuses = (429, 500, 502, 503, 504)
+    retry = Retry(**RETRIES, status_forcelist=statuses, raise_on_status=False)
+    api.rest_client.pool_manager.connection_pool_kw["retries"] = retry
+
+
+@contextmanager
+def explained(server: str, refusal: type[Exception], hint: str) -> Iterator[None]:
+    """Turn what a client, Kubernetes' or kfp's, raises into a `ClusterError`; mute its own words.
+
+    `refusal` is the client's ApiException.
     """
-    last_answer = time.monotonic()
-    while True:
-        try:
-            if found := look():
-                return found
-            last_answer = time.monotonic()
-        except ClusterError as error:
-            waits = time.monotonic() - last_answer < SECONDS_WITHOUT_ANSWER
-            if not waits or isinstance(error, (NotPermitted, NotThere)):
-                raise
-        time.sleep(seconds)
+    from urllib3.exceptions import HTTPError
+
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it reports each retry
+    try:
+        with warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()):
+            yield
+    except HTTPError as error:
+        # Without the connection that urllib3 describes before the cause.
+        cause = first_line(getattr(error, "reason", None) or error).rpartition(": ")[2]
+        raise NoAnswer(f"{server} does not answer ({cause})", hint=hint) from error
+    except refusal as error:
+        message, status = _message_of(error), getattr(error, "status", 0)
+        kind = {401: NotPermitted, 404: NotThere}.get(status, ClusterError)
+        # Quotas and policies answer with 403, too, but name no account.
+        if status == 403 and re.search("User [\"']", message):
+            kind = NotPermitted
+        # The error's own text has the response's headers, and with them cookies.
+        raise kind(f"{server} answers {status}: {message}", hint=hint) from None
+    except (ValueError, TypeError, AttributeError) as error:  # of a login page, for example
+        problem = f"{server} answers, but not as its API does ({first_line(error)})"
+        raise ClusterError(problem, hint=hint) from error
 
 
-def guard(*credentials: str | None) -> None:
-    """Keep a client's credentials out of what is printed, and its own reports of each retry."""
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    for value in filter(None, credentials):
-        keep_secret(str(value).removeprefix("Bearer "))
-
-
-def cause_of(error: object) -> str:
-    """Why there was no connection, without the connection that urllib3 describes before it."""
-    return first_line(getattr(error, "reason", None) or error).rpartition(": ")[2]
-
-
-def message_of(error: Any) -> str:
-    """What the body of an ApiException, of Kubernetes' client or kfp's, says in one line."""
+def _message_of(error: Any) -> str:
+    """The message in the body of an ApiException, on one line."""
     try:
         body = json.loads(error.body)
         text = body.get("message") or body.get("error")

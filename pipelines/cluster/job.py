@@ -15,9 +15,9 @@ from components.core.config import flag
 from components.core.errors import ClusterError, ConfigError, NotPermitted, RunError
 from components.core.progress import headline, say
 from pipelines import manifests
-from pipelines.cluster.connection import connect, poll
-from pipelines.cluster.parameters import is_local
+from pipelines.cluster.connection import connect, outlast_restarts
 from pipelines.k8s.job import Job
+from pipelines.parameters import is_local
 from pipelines.stages import config_class
 
 SECONDS_BETWEEN_LOOKS = 2.0
@@ -26,14 +26,12 @@ SECONDS_KEPT = 24 * 3600
 
 
 def run_job(
-    stage: str,
+    job_name: str,
     settings: Mapping[str, object] | None = None,
     *,
     namespace: str = "raft",
     context: str = "",
     jobs: Path = manifests.BASE,
-    detach: bool = False,
-    start_minutes: float = 30,
 ) -> None:
     """Run a stage in the cluster; its log goes to standard output.
 
@@ -42,35 +40,31 @@ def run_job(
 
     Raises:
         ConfigError: a setting or the manifest is wrong, or a location that a pod does not see.
-        ClusterError: the cluster cannot be reached or refuses, or the stage does not start.
+        ClusterError: the cluster cannot be reached or refuses.
         RunError: the stage failed; the exit code is the container's.
     """
-    arguments = None if settings is None else _flags(stage, settings)
-    body = job_body(manifests.load_all(jobs)[stage], namespace, arguments)
+    manifest = manifests.load_all(jobs)[job_name]
+    stage = manifest.stage
+    arguments = None if settings is None else _flags(manifest, settings)
+    body = job_body(manifest, namespace, arguments)
     name = body["metadata"]["name"]
     core, batch = connect(context)
+    batch.create_namespaced_job(namespace, body)
     try:
-        batch.create_namespaced_job(namespace, body)
-    except (KeyboardInterrupt, SystemExit):
-        _remove(batch, namespace, name)
-        raise
-    if detach:
-        print(name, flush=True)
-        say(f"  follow  kubectl -n {namespace} logs --follow job/{name}")
-        return say(f"  remove  kubectl -n {namespace} delete job {name}")
-    try:
+        outlast_restarts(batch.api_client)
         headline(stage, f"Job {name} in {namespace}")
-        _follow(core, batch, namespace, name, stage, start_minutes)
+        _follow(core, batch, namespace, name, stage)
     finally:
         _remove(batch, namespace, name)
 
 
-def _flags(stage: str, settings: Mapping[str, object]) -> list[str]:
+def _flags(manifest: Job, settings: Mapping[str, object]) -> list[str]:
     """The stage's settings, checked, as flags."""
-    config = config_class(stage)
+    config = config_class(manifest.stage)
     config.parse(settings)
     for name, value in settings.items():
-        if is_local(config, name, value) and "$(" not in str(value):  # a variable of the manifest
+        is_variable = "$(" in str(value)  # of the manifest
+        if not is_variable and is_local(config, name, value, manifest.pod.claims):
             problem = f"{flag(name)} {value!r} is a path on this machine, which no pod sees"
             hint = f"gcloud storage cp --recursive {value} gs://BUCKET/ brings a folder there."
             raise ConfigError(f"{problem} (allowed: gs://BUCKET/PREFIX)", hint=hint)
@@ -80,7 +74,7 @@ def _flags(stage: str, settings: Mapping[str, object]) -> list[str]:
 def job_body(job: Job, namespace: str, arguments: list[str] | None = None) -> dict[str, Any]:
     """The Job to create: the manifest's, with a new name and, if given, with other flags."""
     body: dict[str, Any] = job.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    name = f"raft-{job.stage}-{secrets.token_hex(3)}"
+    name = f"raft-{job.name}-{secrets.token_hex(3)}"
     body["metadata"] |= {"name": name, "namespace": namespace}
     body["spec"]["ttlSecondsAfterFinished"] = SECONDS_KEPT
     if arguments is not None:
@@ -97,35 +91,26 @@ def _remove(batch: Any, namespace: str, name: str) -> None:
         say(f"Job {name} was not removed ({error}): kubectl -n {namespace} delete job {name}")
 
 
-def _follow(
-    core: Any, batch: Any, namespace: str, name: str, stage: str, start_minutes: float
-) -> None:
+def _follow(core: Any, batch: Any, namespace: str, name: str, stage: str) -> None:
     """Stay with a Job through its pods, of which there is a new one after each failure."""
-    shown = last_line = ""
-    waiting_since = time.monotonic()
+    reported: set[str] = set()
+    printed: dict[str, int] = {}
     while True:
-        conditions, pod = poll(lambda: _look(core, batch, namespace, name), SECONDS_BETWEEN_LOOKS)
-        code, ending = 1, "no pod"
-        if pod is None or pod.status.phase == "Pending":
-            reason = _why_waiting(core, namespace, name, pod)
-            line = f"waiting: {reason}"
-            minutes = (time.monotonic() - waiting_since) / 60
-            if minutes > start_minutes or reason.startswith("InvalidImageName"):
-                problem = f"{stage} has not started in {minutes:.0f} min: {reason}"
-                raise ClusterError(problem, hint="raft preflight looks for what is missing.")
-        else:
-            waiting_since = time.monotonic()
-            code, ending = _exit(pod)
-            line = shown if pod.status.phase == "Running" else f"{pod.metadata.name}: {ending}"
-            if line != shown or pod.status.phase == "Running":
-                last_line = _print_log(core, namespace, pod.metadata.name, stage, last_line)
-        if line != shown:
-            shown = line
-            say(f"  {line}")
+        conditions, pod = _look(core, batch, namespace, name)
+        lines = _warnings(core, namespace, name)
+        phase = pod.status.phase if pod else "Pending"
+        code, ending = _exit(pod) if pod else (1, "no pod")
+        if phase != "Pending" and ending not in reported:
+            lines += _print_log(core, namespace, pod.metadata.name, stage, printed)
+        if phase in ("Succeeded", "Failed"):
+            lines.append(ending)
+        for line in lines:
+            if line not in reported:
+                say(f"  {line}")
+        reported.update(lines)
         if failed := conditions.get("Failed"):
-            why = f"{failed.reason} {failed.message or ''}"
-            hint = f"Raise the memory in k8s/base/{stage}.yaml." if "OOM" in ending else ""
-            failure = RunError(f"{stage} has failed with {ending}: {why}", hint=hint)
+            problem = f"{stage} has failed: {failed.reason} {failed.message or ''} ({ending})"
+            failure = RunError(problem)
             failure.exit_code = code or 1
             raise failure
         if "Complete" in conditions:
@@ -141,48 +126,38 @@ def _look(core: Any, batch: Any, namespace: str, name: str) -> tuple[dict[str, A
     return conditions, max(pods, key=lambda pod: pod.metadata.creation_timestamp, default=None)
 
 
-def _why_waiting(core: Any, namespace: str, name: str, pod: Any) -> str:
-    """Why the Job makes no pod (a quota, a policy, no service account), or the pod does not run."""
-    if pod is None:
-        selector = f"involvedObject.name={name},type=Warning"
-        with suppress(ClusterError, IndexError):  # not every account may see events
-            events = core.list_namespaced_event(namespace, field_selector=selector).items
-            return f"the Job can make no pod: {events[-1].message}"
-        return "the Job has no pod yet"
-    for condition in pod.status.conditions or []:
-        if condition.type == "PodScheduled" and condition.status == "False":
-            return f"no node takes the pod: {condition.message}"
-    for status in pod.status.container_statuses or []:
-        if status.state.waiting and status.state.waiting.message:
-            return f"{status.state.waiting.reason}: {status.state.waiting.message}"
-    return "the pod is being prepared"
+def _warnings(core: Any, namespace: str, name: str) -> list[str]:
+    """What the cluster reports of a Job and its pods: a full quota, no node, image or secret."""
+    with suppress(NotPermitted):  # not every account may see events
+        events = core.list_namespaced_event(namespace, field_selector="type=Warning").items
+        about = [event for event in events if event.involved_object.name.startswith(name)]
+        return [f"{event.reason}: {event.message}" for event in about]
+    return []
 
 
 def _exit(pod: Any) -> tuple[int, str]:
-    """Exit code of a pod's container, 1 where it has none, and the words for it and its reason."""
+    """Exit code of a pod's container, 1 where it has none, and the words for how it ended."""
     statuses = pod.status.container_statuses or []
     ended = next((status.state.terminated for status in statuses), None) or pod.status
     code = getattr(ended, "exit_code", 1)
-    return code, f"exit code {code} ({ended.reason or pod.status.phase})"
+    return code, f"{pod.metadata.name}: exit code {code} ({ended.reason or pod.status.phase})"
 
 
-def _print_log(core: Any, namespace: str, pod: str, stage: str, after: str) -> str:
-    """Print a log's lines after a time until the stream ends; the time of the last one."""
+def _print_log(
+    core: Any, namespace: str, pod: str, stage: str, printed: dict[str, int]
+) -> list[str]:
+    """Print what follows the printed lines of a pod's log, until the stream ends; why it cannot."""
     from urllib3.exceptions import HTTPError
 
-    last = after
-    options = {"follow": True, "timestamps": True, "_preload_content": False}
+    follow = {"follow": True, "_preload_content": False, "_request_timeout": (30, None)}
     try:
-        for line in core.read_namespaced_pod_log(
-            pod, namespace, container=stage, _request_timeout=(30, None), **options
-        ):
-            stamp, _, text = line.decode("utf-8", errors="replace").partition(" ")
-            stamp = stamp.removesuffix("Z")  # it would be greater than a further digit
-            if stamp > after:
-                last = stamp
-                print(text.removesuffix("\n"), flush=True)
-    except NotPermitted:
-        raise
-    except (HTTPError, ClusterError):
-        pass  # the node is gone, or the stream was cut: the next look tells
-    return last
+        stream = core.read_namespaced_pod_log(pod, namespace, container=stage, **follow)
+        for number, line in enumerate(stream):
+            if number >= printed.get(pod, 0):
+                print(line.decode("utf-8", errors="replace").removesuffix("\n"), flush=True)
+                printed[pod] = number + 1
+    except ClusterError as error:
+        return [f"no log: {error}"]
+    except HTTPError:
+        pass  # the stream was cut: the next look shows it
+    return []

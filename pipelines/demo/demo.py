@@ -9,34 +9,39 @@ import importlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from components.core.describe import arms
 from components.core.errors import ConfigError
-from components.core.ledger import RunLedger, merge
+from components.core.ledger import LedgerEntry, RunLedger, total
 from components.core.progress import headline, say
 from components.core.records import Evaluation, read_json
 from components.core.storage import LEDGER, atomic_write, write_json
+from components.core.use_it import use_it
 from pipelines.demo.world import articles, write_documents, write_questions
 from pipelines.stages import COMMANDS, config_class
 
 MODEL = Path(__file__).with_name("model")
-PIPELINE = Path(__file__).parents[1] / "raft.yaml"
 MARKER = "demo.json"
 STAGES = ("dataset", "adapter", "quantization", "evaluation")
-
 
 DOCUMENTS = 600
 UNSEEN_DOCUMENTS = 500
 QUESTIONS = 400  # about unseen documents
 DISTRACTORS = 3
 
+Flags = dict[str, dict[str, Any]]
+"""Settings by stage."""
 
-def _flags(seed: int) -> dict[str, dict[str, Any]]:
-    """What each stage is told beside its inputs and its output."""
-    flags: dict[str, dict[str, Any]] = {
+
+def _flags(seed: int) -> Flags:
+    """The settings of each stage but its inputs and its output."""
+    answers = {"max_new_tokens": 96, "batch_size": 50}  # twice what a RAFT answer takes
+    flags: Flags = {
         "generate": {
+            "teacher": "extractive",
             "max_chunks": 0,
             "questions_per_chunk": 3,
             "distractors": DISTRACTORS,
@@ -51,89 +56,80 @@ def _flags(seed: int) -> dict[str, dict[str, Any]]:
             "gradient_checkpointing": False,
         },
         # Embeddings, which stay in 16 bits, are a third of the model.
-        "quantize-check": {"max_memory_ratio": 0.6},
-        "eval": {"max_new_tokens": 96, "batch_size": 50},  # twice what a RAFT answer takes
+        "quantize-check": {"max_memory_ratio": 0.6, **answers},
+        "eval": answers,
     }
     return {stage: settings | {"seed": seed} for stage, settings in flags.items()}
 
 
-def run(output: Path, seed: int, *, docker: bool = False) -> Evaluation:
+def _run_here(output: Path, flags: Flags) -> None:
+    """The stages themselves, without the locks and the reuse of an earlier output."""
+    paths = inputs(output) | {name: output / name for name in STAGES}
+    paths["eval_questions"] = paths["questions"]
+    for (stage, settings), name in zip(flags.items(), STAGES, strict=True):
+        kind = config_class(stage)
+        # Fresh, because the folder may hold an earlier demo's.
+        fresh = {"fresh": True} if stage == "train" else {}
+        places = {key: str(path) for key, path in paths.items() if key in kind.model_fields}
+        config = kind(output=str(output / name), **places, **settings, **fresh)
+        importlib.import_module(COMMANDS[stage].work).run(config)
+
+
+def run_demo(
+    output: Path, seed: int, stages: Callable[[Path, Flags], None] = _run_here
+) -> Evaluation:
     """Run the demo into a folder, then print the table and where the report lies.
 
-    The arguments are those of `raft demo`; `output` may also be the folder of an earlier demo.
+    Args:
+        output: a new folder, or that of an earlier demo.
+        seed: of documents, questions, training and evaluation.
+        stages: makes the artifacts of all stages.
 
     Raises:
-        ConfigError: the folder holds something else, or an image is missing.
-        ClusterError: no Docker engine answers.
-        RunError: a container failed.
+        ConfigError: the folder holds something else.
     """
-    # Nothing is fetched: a hub that does not answer must not cost minutes.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    # Threads that spin while they wait take the cores from those that work.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     flags = _flags(seed)
-    _prepare(output, flags, seed)
-    (_run_in_containers if docker else _run_here)(output.resolve(), flags)
+    with atomic_write(begin_in(output, MARKER)) as file:
+        json.dump(flags, file, indent=2)
+    _prepare(output, seed)
+    stages(output.resolve(), flags)
     result = read_json(output / "evaluation" / Evaluation.FILE, Evaluation)
-    ledger = merge([output / name for name in STAGES])
+    ledger = total([read_json(output / name / LEDGER, LedgerEntry) for name in STAGES])
     write_json(output / LEDGER, ledger)
     _print_summary(result, ledger, output)
     return result
 
 
-def _run_here(output: Path, flags: dict[str, dict[str, Any]]) -> None:
-    """The stages themselves, without the locks and the reuse of an earlier output."""
-    dataset, adapter, quantization, evaluation = (str(output / name) for name in STAGES)
-    model = {"base_model": str(MODEL)}
-    places: dict[str, dict[str, Any]] = {
-        "generate": {"documents": str(output / "documents"), "output": dataset},
-        # Fresh, because the folder may hold an earlier demo's.
-        "train": {"dataset": dataset, "output": adapter, "fresh": True, **model},
-        "quantize-check": {"dataset": dataset, "adapter": adapter, "output": quantization, **model},
-        "eval": {
-            "questions": str(output / "questions.json"),
-            "adapter": adapter,
-            "quantization": quantization,
-            "output": evaluation,
-            **model,
-        },
+def begin_in(output: Path, marker: str) -> Path:
+    """Begin a run of all stages in a folder, which is new or an earlier run's.
+
+    Returns:
+        The file whose presence marks the folder as such a run's.
+
+    Raises:
+        ConfigError: the folder holds something else.
+    """
+    # Nothing is fetched: a hub that does not answer must not cost minutes.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # Threads that spin while they wait take the cores from those that work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if output.exists() and any(output.iterdir()) and not (output / marker).exists():
+        raise ConfigError(f"--output {output}: holds something else", hint="Give a new folder.")
+    output.mkdir(parents=True, exist_ok=True)
+    return output / marker
+
+
+def inputs(output: Path) -> dict[str, Path]:
+    """The files and folders that the stages start from."""
+    return {
+        "documents": output / "documents",
+        "questions": output / "questions.json",
+        "base_model": MODEL,
     }
-    for stage, settings in flags.items():
-        config = config_class(stage)(**places[stage], **settings)
-        importlib.import_module(COMMANDS[stage].work).run(config)
 
 
-def _run_in_containers(output: Path, flags: dict[str, dict[str, Any]]) -> None:
-    """The committed pipeline, then its artifacts where the stages themselves put them."""
-    from pipelines.local import run as run_pipeline
-
-    inputs = {
-        "documents": str(output / "documents"),
-        "questions": str(output / "questions.json"),
-        "base_model": str(MODEL),
-    }
-    steps = run_pipeline(
-        PIPELINE,
-        inputs,
-        flags,
-        output / "steps",
-        variant="cpu",
-        seen=[Path(place) for place in inputs.values()],
-    )
-    for stage, name in zip(flags, STAGES, strict=True):
-        shutil.rmtree(output / name, ignore_errors=True)
-        (steps / stage / name).rename(output / name)
-
-
-def _prepare(output: Path, flags: dict[str, dict[str, Any]], seed: int) -> None:
-    """Write the documents and the questions, in a folder that is new or an earlier demo's."""
-    if output.exists() and any(output.iterdir()) and not (output / MARKER).exists():
-        raise ConfigError(
-            f"--output {output}: the folder holds something else than a demo",
-            hint="Give a new folder.",
-        )
-    with atomic_write(output / MARKER) as file:
-        json.dump(flags, file, indent=2)
+def _prepare(output: Path, seed: int) -> None:
+    """Write the documents and the questions."""
     headline("demo", f"an invented world, seed {seed} → {output}")
     known = articles(DOCUMENTS, seed)
     unseen = articles(UNSEEN_DOCUMENTS, seed + 1, exclude={article.title for article in known})
@@ -146,22 +142,27 @@ def _prepare(output: Path, flags: dict[str, dict[str, Any]], seed: int) -> None:
 def _print_summary(result: Evaluation, ledger: RunLedger, output: Path) -> None:
     from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(box=box.SIMPLE_HEAD, title=f"{result.questions} questions about unseen documents")
     scores = arms(result)
-    for heading in scores.headings:
-        table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
+    columns = [Column(heading, no_wrap=True) for heading in scores.headings]
+    title = f"{result.questions} questions about unseen documents"
+    table = Table(*columns, box=box.SIMPLE_HEAD, title=title)
     for row in scores.rows:
         table.add_row(*row)
-    console = Console()
-    console.print(table)
+    Console().print(table)
     if result.retention is not None and result.memory_ratio is not None:
-        console.print(
+        print(
             f"4 bits keep {result.retention:.1%} of RAFT's F1 "
             f"in {result.memory_ratio:.1%} of the weight memory."
         )
-    console.print(
-        f"{ledger.seconds:.0f} s in all. Report: {output / 'evaluation' / 'report.html'}",
-        soft_wrap=True,
+    print(f"{ledger.seconds:.0f} s in all. Report: {output / 'evaluation' / 'report.html'}")
+    first = json.loads((output / "questions.json").read_text(encoding="utf-8"))[0]
+    commands = use_it(
+        str(output / "adapter"),
+        evaluation=str(output / "evaluation"),
+        documents=str(output / "questions.json"),
+        question=first["question"],
     )
+    print("Use it:", *commands, sep="\n  ")
+    print("next: your own documents. Write parameters.yaml (README.md): raft run parameters.yaml")

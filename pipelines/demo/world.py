@@ -1,10 +1,10 @@
 """An invented world for the demo: documents and questions that no language model has read.
 
-Every name is put together from word lists, so nothing can be known by heart: whoever answers
-right has found the sentence. All documents of a kind share their relations, so a distractor of
-the oracle's own kind often offers a wrong value that would fit the question, and only the
-entity's name tells them apart. Sentences have two plain shapes ("E was built in V." and "The
-captain of E is V."), the ones that the demo's rule-based teacher can turn into questions.
+Every name is put together from words of world.yaml, so nothing can be known by heart: whoever
+answers right has found the sentence. All documents of a kind share their relations, so a
+distractor of the oracle's own kind often offers a wrong value that would fit the question, and
+only the entity's name distinguishes them. Sentences have two plain shapes ("E was built in V." and
+"The captain of E is V."), the ones that the demo's rule-based teacher can turn into questions.
 
 A sample document (kind "ship") and one of its questions:
 
@@ -19,56 +19,13 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
 
-def words(text: str) -> list[str]:
-    """The words of a text: lists of words are easier to read and to edit without the quotes."""
-    return text.split()
-
-
-FIRST_NAMES = words(
-    "Ada Bram Cora Dane Elsa Finn Gwen Hugo Iris Jonas Kira Leo Mira Nils Opal Piet Quin Rosa Sven "
-    "Tara Ugo Vera Wim Xena Yara Zeno Abel Bea Cyril Dora Egon Fay Gil Hana Igor Jana Kurt Lena "
-    "Milo Nora Otto Pia Remy Sara Tom Una Viktor Wanda Yuri Zora"
-)
-LAST_NAMES = words(
-    "Voss Kell Maron Tidd Harrow Blythe Crane Dusk Elm Frost Gale Holt Ives Jarr Knox Lorne Marsh "
-    "North Orrin Pell Quill Rook Stone Thorn Usher Vale Wren Yarrow Zell Ash Birch Cole Drake "
-    "Ember Fenn Grove Hart Ingram Jute Kerr Lyle Moss Nash Oake Pryce Reed Sable Teal Ward York"
-)
-TOWN_HEADS = words(
-    "Kel Mor Tan Bel Dra Fen Gor Hal Ist Jun Lar Nor Os Pel Rin Sar Tol Ul Vin Wes Yor Zan Bri "
-    "Cal Dun"
-)
-TOWN_TAILS = words("den ford wick mere holm gate burg stad mouth ley")
-TOWNS = [head + tail for head in TOWN_HEADS for tail in TOWN_TAILS]
-ADJECTIVES = words(
-    "Amber Silver Crimson Hollow Golden Iron Quiet Broken Winter Summer Velvet Copper Scarlet "
-    "Misty Northern Southern Burning Frozen Hidden Ivory Jade Lunar Merry Noble Pale Royal Sunken "
-    "Twin Wild Zinc"
-)
-SHIP_NOUNS = words(
-    "Lantern Falcon Harbor Compass Anchor Eagle Raven Dolphin Heron Siren Trident Gull Swan "
-    "Mermaid Osprey"
-)
-RELIC_NOUNS = words(
-    "Crown Dagger Goblet Hammer Idol Jewel Mirror Medal Needle Urn Violin Bell Chalice Mask Ring"
-)
-BOOK_NOUNS = words(
-    "Garden Orchard Tower Bridge Fountain River Mountain Journey Letter Promise Shadow Island "
-    "Forest Valley Dream"
-)
-SCHOOL_NOUNS = words("Academy College Institute Seminary")
-TRADES = words(
-    "botany painting baking sailing law surgery poetry carpentry weaving singing pottery masonry "
-    "farming tailoring hunting printing mining brewing"
-)
-COLORS = words("red blue green yellow white black orange purple brown grey")
-GOODS = words(
-    "bread cheese honey salt apples pears figs rice tea coffee wine oil fish barley onions plums"
-)
-MATERIALS = words(
-    "bronze clay glass marble oak leather silk wool tin steel bone wax paper slate pearl coral"
-)
+WORLD = yaml.safe_load(Path(__file__).with_name("world.yaml").read_text(encoding="utf-8"))
+WORDS: dict[str, list[str]] = {
+    name: words.split() for name, words in WORLD.items() if name != "relations"
+}
+TOWNS = [head + tail for head in WORDS["town_heads"] for tail in WORDS["town_tails"]]
 YEARS = [str(year) for year in range(1840, 1940)]
 
 Draw = Callable[[random.Random], str]
@@ -100,66 +57,35 @@ def _one_of(values: Sequence[str]) -> Draw:
     return lambda rng: rng.choice(values)
 
 
+def _the(nouns: str) -> Draw:
+    return lambda rng: f"the {rng.choice(WORDS['adjectives'])} {rng.choice(WORDS[nouns])}"
+
+
 def _person(rng: random.Random) -> str:
-    return f"{rng.choice(FIRST_NAMES)} {rng.choice(LAST_NAMES)}"
-
-
-def _the(nouns: Sequence[str]) -> Draw:
-    return lambda rng: f"the {rng.choice(ADJECTIVES)} {rng.choice(nouns)}"
+    return f"{rng.choice(WORDS['first_names'])} {rng.choice(WORDS['last_names'])}"
 
 
 def _school(rng: random.Random) -> str:
-    return f"{rng.choice(TOWNS)} {rng.choice(SCHOOL_NOUNS)}"
+    return f"{rng.choice(TOWNS)} {rng.choice(WORDS['school_nouns'])}"
 
-
-_town, _year = _one_of(TOWNS), _one_of(YEARS)
-_goods, _material = _one_of(GOODS), _one_of(MATERIALS)
-_trade, _color = _one_of(TRADES), _one_of(COLORS)
 
 KINDS: dict[str, Draw] = {
     "person": _person,
-    "town": _town,
-    "ship": _the(SHIP_NOUNS),
-    "relic": _the(RELIC_NOUNS),
-    "book": _the(BOOK_NOUNS),
+    "town": _one_of(TOWNS),
+    "ship": _the("ship_nouns"),
+    "relic": _the("relic_nouns"),
+    "book": _the("book_nouns"),
     "school": _school,
 }
 """How entities of a kind are named."""
 
-RELATIONS = (
-    ("person", _town, "{e} was born in {v}.", "Where was {e} born?"),
-    ("person", _person, "{e} was taught by {v}.", "By whom was {e} taught?"),
-    ("person", _person, "The spouse of {e} is {v}.", "Who is the spouse of {e}?"),
-    ("person", _trade, "The trade of {e} is {v}.", "What is the trade of {e}?"),
-    ("person", _goods, "The favorite food of {e} is {v}.", "What is the favorite food of {e}?"),
-    ("town", _year, "{e} was founded in {v}.", "When was {e} founded?"),
-    ("town", _person, "The mayor of {e} is {v}.", "Who is the mayor of {e}?"),
-    ("town", _goods, "{e} is known for {v}.", "For what is {e} known?"),
-    ("town", _color, "The flag color of {e} is {v}.", "What is the flag color of {e}?"),
-    ("town", _trade, "The main trade of {e} is {v}.", "What is the main trade of {e}?"),
-    ("ship", _town, "{e} was built in {v}.", "Where was {e} built?"),
-    ("ship", _year, "{e} was launched in {v}.", "When was {e} launched?"),
-    ("ship", _person, "The captain of {e} is {v}.", "Who is the captain of {e}?"),
-    ("ship", _goods, "The cargo of {e} is {v}.", "What is the cargo of {e}?"),
-    ("ship", _material, "{e} is made of {v}.", "Of what is {e} made?"),
-    ("relic", _town, "{e} was found in {v}.", "Where was {e} found?"),
-    ("relic", _year, "{e} was lost in {v}.", "When was {e} lost?"),
-    ("relic", _person, "The owner of {e} is {v}.", "Who is the owner of {e}?"),
-    ("relic", _person, "{e} was stolen by {v}.", "By whom was {e} stolen?"),
-    ("relic", _material, "{e} is made of {v}.", "Of what is {e} made?"),
-    ("book", _person, "{e} was written by {v}.", "By whom was {e} written?"),
-    ("book", _town, "{e} was printed in {v}.", "Where was {e} printed?"),
-    ("book", _year, "{e} was sold in {v}.", "When was {e} sold?"),
-    ("book", _person, "The owner of {e} is {v}.", "Who is the owner of {e}?"),
-    ("book", _color, "The cover color of {e} is {v}.", "What is the cover color of {e}?"),
-    ("school", _person, "{e} was founded by {v}.", "By whom was {e} founded?"),
-    ("school", _year, "{e} was opened in {v}.", "When was {e} opened?"),
-    ("school", _person, "The director of {e} is {v}.", "Who is the director of {e}?"),
-    ("school", _trade, "The main subject of {e} is {v}.", "What is the main subject of {e}?"),
-    ("school", _color, "The badge color of {e} is {v}.", "What is the badge color of {e}?"),
-)
-"""What can be told of a kind: how the value is drawn, the sentence, and the question that it
-answers; {e} is the entity, {v} the value."""
+VALUES: dict[str, Draw] = {
+    "town": _one_of(TOWNS),
+    "person": _person,
+    "year": _one_of(YEARS),
+    **{name: _one_of(WORDS[name]) for name in ("goods", "material", "trade", "color")},
+}
+"""How values are drawn, by the names that world.yaml uses."""
 
 
 def _sentence_case(text: str) -> str:
@@ -169,10 +95,10 @@ def _sentence_case(text: str) -> str:
 def article(rng: random.Random, kind: str) -> Article:
     """Draw one document of a kind."""
     entity = KINDS[kind](rng)
-    told = [relation[1:] for relation in RELATIONS if relation[0] == kind]
+    relations = [relation[1:] for relation in WORLD["relations"] if relation[0] == kind]
     facts = []
-    for draw, sentence, question in rng.sample(told, rng.randint(2, 4)):
-        value = draw(rng)
+    for name, sentence, question in rng.sample(relations, rng.randint(2, 4)):
+        value = VALUES[name](rng)
         text = _sentence_case(sentence.format(e=entity, v=value))
         facts.append(Fact(text, question.format(e=entity), answer=value, subject=entity))
     return Article(_sentence_case(entity), kind, tuple(facts))
@@ -182,13 +108,10 @@ def articles(count: int, seed: int, exclude: Collection[str] = ()) -> list[Artic
     """Draw documents with unique titles, kinds in turn.
 
     Args:
-        count: How many.
+        count: How many; the smallest kind has 250 names.
         seed: The same seed gives the same documents.
         exclude: Titles that must not appear: give the training documents' titles to draw
             documents that the training has not seen.
-
-    Raises:
-        ValueError: A kind has no unused names left.
     """
     rng = random.Random(seed)
     taken = set(exclude)
@@ -196,16 +119,11 @@ def articles(count: int, seed: int, exclude: Collection[str] = ()) -> list[Artic
     drawn: list[Article] = []
     for index in range(count):
         kind = kinds[index % len(kinds)]
-        # 2,000 draws miss the last free one of 250 town names with a chance of 0.03 %.
-        draws = (article(rng, kind) for _ in range(2_000))
-        found = next((draw for draw in draws if draw.title not in taken), None)
-        if found is None:
-            raise ValueError(
-                f"count={count}: no unused name of kind {kind!r} after {len(taken)} titles; "
-                f"the smallest kind has {len(TOWNS)} names, so ask for fewer documents"
-            )
-        taken.add(found.title)
-        drawn.append(found)
+        draw = article(rng, kind)
+        while draw.title in taken:
+            draw = article(rng, kind)
+        taken.add(draw.title)
+        drawn.append(draw)
     return drawn
 
 
@@ -222,7 +140,7 @@ def write_questions(
 ) -> None:
     """Write questions in HotpotQA's own JSON form, each with its oracle and distractors.
 
-    Distractors are of the oracle's own kind: about two in three tell the asked relation of
+    Distractors are of the oracle's own kind: about two in three state the asked relation of
     another entity, so picking any value of the right sort is not enough.
 
     Args:
@@ -236,10 +154,10 @@ def write_questions(
     by_kind: dict[str, list[Article]] = {}
     for item in articles:
         by_kind.setdefault(item.kind, []).append(item)
-    asked = [(item, index) for item in articles for index in range(len(item.facts))]
+    facts = [(item, index) for item in articles for index in range(len(item.facts))]
     order: list[tuple[Article, int]] = []
     while len(order) < count:
-        order += rng.sample(asked, len(asked))
+        order += rng.sample(facts, len(facts))
     rows = []
     for number, (oracle, index) in enumerate(order[:count]):
         others = [item for item in by_kind[oracle.kind] if item.title != oracle.title]

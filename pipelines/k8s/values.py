@@ -8,21 +8,21 @@ with their GPUs (components/core/gpus.yaml).
 import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from functools import cache
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from components.core.gpus import PATH, gke_labels, of_label
-from pipelines.k8s.located import fault, meant, shown
+from components.core.gpus import LABEL, MACHINE_LABEL, PATH, RESOURCE, gke_labels, of_label
+from components.core.hardware import MEMORY
+from pipelines.k8s.located import fault, meant, short_path
 
 LABELS = Path(__file__).parents[2] / "k8s" / "labels.txt"
 
-GPU = "nvidia.com/gpu"
+SLICE = re.compile(r"nvidia\.com/mig-[1-9]g\.[0-9]+gb(\.me)?")
+"""A slice of a GPU as a resource of its own, as NVIDIA's device plugin names it (MIG, mixed)."""
+
 GKE = "cloud.google.com/"
-GKE_ACCELERATOR = f"{GKE}gke-accelerator"
-INSTANCE_TYPE = "node.kubernetes.io/instance-type"
 
 
 def _spelled(pattern: str, allowed: str, what: str = "a quantity") -> BeforeValidator:
@@ -37,10 +37,12 @@ def _spelled(pattern: str, allowed: str, what: str = "a quantity") -> BeforeVali
 Cpu = Annotated[str, _spelled(r"[0-9]+m|[0-9]+(\.[0-9]+)?", "cores such as 8, 0.5 or 500m")]
 """Cores, or thousandths of one."""
 
-Bytes = Annotated[str, _spelled(r"[0-9]+(Ki|Mi|Gi|Ti|M|G|T)?", "bytes such as 64Gi or 512Mi")]
+Bytes = Annotated[str, _spelled(MEMORY, "bytes such as 64Gi or 512Mi")]
 """Bytes with a binary or decimal suffix."""
 
-Count = Annotated[int, _spelled(r"[1-9][0-9]*", "whole GPUs, at least 1")]
+COUNT = "[1-9][0-9]*"
+
+Count = Annotated[int, _spelled(COUNT, "whole GPUs, at least 1")]
 """GPUs, which Kubernetes hands out whole."""
 
 
@@ -51,42 +53,26 @@ def amount(quantity: object) -> Decimal:
     return Decimal(parse_quantity(quantity))
 
 
-Image = Annotated[
-    str,
-    _spelled(
-        r"[a-z0-9]([\w.:/-]*[\w-])?(:(?!latest$)[\w][\w.-]{0,127}(@sha256:[0-9a-f]{64})?"
-        r"|@sha256:[0-9a-f]{64})",
-        "name:version or name@sha256:digest, never latest",
-        "a pinned image",
-    ),
-]
+IMAGE = (
+    r"(?!.*//)[a-z0-9]([\w.:/-]*[\w-])?(:(?!latest$)[\w][\w.-]{0,127}(@sha256:[0-9a-f]{64})?"
+    r"|@sha256:[0-9a-f]{64})"
+)
+PINNED = "name:version or name@sha256:digest, never latest"
 
-WORD = r"[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?"
+Image = Annotated[str, _spelled(IMAGE, PINNED, "a pinned image")]
 
+WORD = r"^([A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?)?$"
 
-def _check_labels(labels: dict[str, str]) -> dict[str, str]:
-    for key, value in labels.items():
-        for word in (key.partition("/")[2] or key, value):
-            if word and re.fullmatch(WORD, word, re.ASCII) is None:
-                raise fault(
-                    f"{word!r} is not allowed in a label "
-                    "(allowed: up to 63 of letters, digits, and -, _ and . inside)",
-                    key,
-                )
-    return labels
-
-
-@cache
-def _lines(path: Path) -> tuple[str, ...]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+Labels = dict[str, Annotated[str, Field(pattern=WORD)]]
 
 
 def _check_selector(selector: dict[str, str]) -> dict[str, str]:
-    for key, value in _check_labels(selector).items():
+    lines = LABELS.read_text(encoding="utf-8").splitlines()
+    labels = [line for line in lines if line.startswith(GKE)]
+    for key, value in selector.items():
         if key.startswith(GKE):
-            _check_known(key, "label of GKE", _lines(LABELS), LABELS, key)
-        if key == GKE_ACCELERATOR:
+            _check_known(key, "label of GKE", labels, LABELS, key)
+        if key == LABEL:
             _check_known(value, "GPU of GKE", gke_labels(), PATH, key)
     return selector
 
@@ -96,17 +82,16 @@ def _check_known(word: str, what: str, known: Sequence[str], file: Path, key: st
     if word not in known:
         raise fault(
             f"{word!r} is no {what}{meant(word, known)} (allowed: {', '.join(known)}; "
-            f"a new one needs a line in {shown(file)})",
+            f"a new one needs a line in {short_path(file)})",
             key,
         )
 
 
-Labels = Annotated[dict[str, str], AfterValidator(_check_labels)]
-Selector = Annotated[dict[str, str], AfterValidator(_check_selector)]
+Selector = Annotated[Labels, AfterValidator(_check_selector)]
 
 
 def check_fits(
-    selector: Mapping[str, str], gpus: int, asked: Mapping[str, str | None], *at: int | str
+    selector: Mapping[str, str], gpus: int, requests: Mapping[str, str | None], *at: int | str
 ) -> None:
     """Refuse requests for more than the machines with so many GPUs have.
 
@@ -115,28 +100,30 @@ def check_fits(
     Args:
         selector: the pod's node selector.
         gpus: how many it requests.
-        asked: quantities of `cpu` and `memory`.
+        requests: quantities of `cpu` and `memory`.
         at: where they are, for the error.
 
     Raises:
         PydanticCustomError: names the machine.
     """
-    kind = of_label(selector.get(GKE_ACCELERATOR, ""))
-    if not gpus or kind is None or INSTANCE_TYPE in selector:
+    kind = of_label(selector.get(LABEL, ""))
+    if not gpus or kind is None or MACHINE_LABEL in selector:
         return
     large_enough = [machine for machine in kind.machines if machine.gpus >= gpus]
     if not large_enough:
         largest = max(kind.machines, key=lambda machine: machine.gpus)
-        raise fault(f"{gpus}, more than any machine has ({largest.type}: {largest.gpus})", *at, GPU)
+        raise fault(
+            f"{gpus}, more than any machine has ({largest.type}: {largest.gpus})", *at, RESOURCE
+        )
     # The fewest GPUs that are enough; of those machines, the one with the most memory.
     machine = min(large_enough, key=lambda machine: (machine.gpus, -machine.memory))
     for name, whole in (("cpu", f"{machine.cpus}"), ("memory", f"{machine.memory}Gi")):
-        quantity = asked.get(name)
+        quantity = requests.get(name)
         if quantity and amount(quantity) >= amount(whole):
             raise fault(
-                f"{quantity}, which a node with {gpus} {selector[GKE_ACCELERATOR]} does not have "
+                f"{quantity}, which a node with {gpus} {selector[LABEL]} does not have "
                 f"({machine.type}: {whole}, of which it keeps a part for itself; a larger "
-                f"machine needs {INSTANCE_TYPE} in the nodeSelector)",
+                f"machine needs {MACHINE_LABEL} in the nodeSelector)",
                 *at,
                 name,
             )

@@ -68,7 +68,7 @@ def main() -> None:
     optimizer.step()
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            store = Checkpoints(Path(scratch), "gs://bucket/run-checkpoints", 2, {"rank": "64"})
+            store = Checkpoints(Path(scratch), "gs://bucket/run-checkpoints", {"rank": "64"})
             folder = Path(scratch) / "checkpoint-20"
             folder.mkdir()
             named = {str(number): weight.detach() for number, weight in enumerate(weights)}

@@ -69,13 +69,13 @@ def train(model: Path, shape: str, in_4bit: bool, scratch: Path) -> None:
         {"dataset": "-", "base_model": str(model), "output": str(scratch), "epochs": EPOCHS,
          "batch_size": BATCH, "gradient_accumulation": 1, "load_in_4bit": in_4bit}
     )  # fmt: skip
-    dataset = Rows(rows, [], [])
+    dataset = Rows(rows, [], [], [])
     made = trainer.build(config, load_tokenizer(str(model)), dataset, scratch)
     counts = count_parameters(made.model)
     started = time.perf_counter()
     made.train()
     seconds = time.perf_counter() - started
-    record = make_record(config, dataset, made, seconds, counts, "")
+    record = make_record(config, dataset, made, seconds, counts)
     on_gpu = torch.cuda.is_available()
     peak = torch.cuda.max_memory_reserved() if on_gpu else record.peak_memory_bytes
     # Eight rows of 512 tokens: no row is longer, so the plan is made for that length.

@@ -23,7 +23,7 @@ from components.core.records import Chunk, RaftRow
 from components.generate import generate
 from components.generate.config import GenerateConfig
 from components.generate.corpus import Reading
-from components.generate.teachers.teacher import Draft
+from components.generate.teachers import Draft
 
 SMALL, LARGE, ROWS = 10_000, 1_000_000, 100_000
 BM25_ROWS = 10_000
@@ -106,7 +106,8 @@ def measure(size: int, rows: int, choice: str = "random") -> tuple[float, float]
         started = time.perf_counter()
         generate.run(
             GenerateConfig(
-                documents=f"{scratch}/documents", output=f"{scratch}/out", max_chunks=asked,
+                teacher="extractive", documents=f"{scratch}/documents", output=f"{scratch}/out",
+                max_chunks=asked,
                 distractor_choice=choice,
             )
         )  # fmt: skip

@@ -101,7 +101,7 @@ def ours(model: Path, rows: list[dict[str, Any]], scratch: Path, **settings: Any
     config = TrainConfig.parse({"dataset": "-", "base_model": str(model), "output": str(scratch),
                                 "epochs": 1, "batch_size": BATCH, "gradient_accumulation": 1}
                                | settings)  # fmt: skip
-    return trainer.build(config, load_tokenizer(str(model)), Rows(rows, [], []), scratch)
+    return trainer.build(config, load_tokenizer(str(model)), Rows(rows, [], [], []), scratch)
 
 
 def theirs(model: Path, rows: list[dict[str, Any]], scratch: Path) -> Any:

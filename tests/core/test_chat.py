@@ -3,16 +3,19 @@
 Not tested: what a template writes. That is its makers' affair.
 """
 
+import copy
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from components.core.chat import IGNORED, render, render_prompt
+from components.core.chat import IGNORED, pin_template, render, render_prompt, render_question
 from components.core.models import load_tokenizer
 from components.core.raft_form import instruction
 
-PROMPT = instruction(["Ada Voss was born in Kelden.", "Kelden lies by a lake."], "Where was Ada?")
+DOCUMENTS, QUESTION = ["Ada Voss was born in Kelden.", "Kelden lies by a lake."], "Where was Ada?"
+PROMPT = instruction(DOCUMENTS, QUESTION)
 ANSWER = "##Reason: ##begin_quote##born in Kelden##end_quote##. <ANSWER>: Kelden"
 THOUGHT = "<think>\n\n</think>\n\n"
 ENDS_IN_THOUGHT = "{% if add_generation_prompt %}" + THOUGHT + "{% endif %}"
@@ -54,7 +57,7 @@ def test_a_prompt_is_how_the_conversation_begins(tokenizer: Any) -> None:
     assert rendered.labels[rendered.start :] == rendered.ids[rendered.start :]
 
 
-def test_eval_asks_the_same_prompt(tokenizer: Any) -> None:
+def test_the_stock_harness_asks_the_same_prompt(tokenizer: Any) -> None:
     """lm-eval renders a prompt to text, without special tokens of the tokenizer's own."""
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": PROMPT}], tokenize=False, add_generation_prompt=True
@@ -84,3 +87,45 @@ def test_a_template_that_rewrites_answers(tokenizer: Any, monkeypatch: pytest.Mo
     rendered = render(tokenizer, PROMPT, ANSWER)
     written = [token for token, mask in zip(rendered.ids, rendered.mask, strict=True) if mask]
     assert tokenizer.decode(written, skip_special_tokens=True).strip() == ANSWER.upper()
+
+
+def test_the_saved_template_has_the_form_of_raft(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What transformers and vLLM render of a request with documents is what was trained on."""
+    plain = render_prompt(tokenizer, PROMPT)
+    assert render_question(tokenizer, DOCUMENTS, QUESTION) == plain  # a template without it
+    monkeypatch.setattr(tokenizer, "chat_template", tokenizer.chat_template)
+    pin_template(tokenizer, {}, datetime.now(UTC))
+    assert render_prompt(tokenizer, PROMPT) == plain
+    assert render_question(tokenizer, DOCUMENTS, QUESTION) == plain
+    titled = [{"title": "", "text": text} for text in DOCUMENTS]
+    history = [
+        {"role": "user", "content": "Hello?"},
+        {"role": "assistant", "content": "Yes."},
+    ]
+    with_form, without = (
+        tokenizer.apply_chat_template(
+            [*history, {"role": "user", "content": content}, *history[1:]],
+            documents=documents,
+            tokenize=False,
+        )
+        for content, documents in ((QUESTION, titled), (PROMPT, None))
+    )
+    assert with_form == without and PROMPT in without
+
+
+def test_the_form_goes_in_front_of_a_question_in_parts(tokenizer: Any) -> None:
+    """vLLM hands a template that reads parts a list of them."""
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.chat_template = (
+        "{% for message in messages %}{% for part in message['content'] %}"
+        "{{ part['text'] }}{% endfor %}{% endfor %}"
+    )
+    pin_template(tokenizer, {}, datetime.now(UTC))
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": [{"type": "text", "text": QUESTION}]}],
+        documents=[{"title": "", "text": text} for text in DOCUMENTS],
+        tokenize=False,
+    )
+    assert text == PROMPT

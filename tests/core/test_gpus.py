@@ -12,8 +12,7 @@ def test_every_kind_has_every_field() -> None:
     for name, gpu in kinds().items():
         assert gpu.price is not None and 0 < gpu.price.usd < 20, name
         assert gpu.price.source and gpu.price.date >= "2024", name
-        assert {"batch_size", "gradient_accumulation"} <= set(gpu.training), name
-        assert gpu.training["batch_size"] * gpu.training["gradient_accumulation"] == 16, name
+        assert 16 % gpu.training["batch_size"] == 0, f"{name}: 16 rows share a step"
         assert gpu.memory_gib > 20 and gpu.bf16_tflops > 100, name
 
 
@@ -23,15 +22,6 @@ def test_a_device_and_a_label_are_of_one_kind() -> None:
     assert of_device("NVIDIA B999") is None and of_label("nvidia-tesla-t4") is None
     assert len(gke_labels()) > len(kinds())
     assert "nvidia-tesla-t4" in gke_labels()
-
-
-@pytest.mark.parametrize("field", ["title", "device", "gke_label", "memory_gib", "bf16_tflops",
-                                   "machines", "training", "pods"])  # fmt: skip
-def test_an_entry_without_a_field_is_refused(field: str) -> None:
-    entry = kinds()["l4"].model_dump()
-    del entry[field]
-    with pytest.raises(ValidationError, match=rf"(?m)^{field}\n.*Field required"):
-        Gpu.model_validate(entry)
 
 
 def test_a_misspelt_field_or_stage_is_refused() -> None:

@@ -53,10 +53,15 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
-TAG_WORDS = world.words(
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+TAG_WORDS = _words(
     "note item title begin end quote answer document text list part key value source page line"
 )
-COMMON_WORDS = world.words(
+COMMON_WORDS = _words(
     "a about after all also an and answer any are as at be because been before but by can choose "
     "come context could day did do does each even find first for found from gives go good had has "
     "have he here her his how if in into is it its just know known last like long look made make "
@@ -142,7 +147,7 @@ def train_tokenizer(vocabulary: int, seed: int) -> PreTrainedTokenizerFast:
 
 def markup(rng: random.Random) -> str:
     """Two words in some mark-up, never the RAFT form's own tags."""
-    inner = f"{rng.choice(world.ADJECTIVES)} {rng.choice(world.GOODS)}"
+    inner = f"{rng.choice(world.WORDS['adjectives'])} {rng.choice(world.WORDS['goods'])}"
 
     def tag() -> str:
         while True:

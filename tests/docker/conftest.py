@@ -3,6 +3,7 @@
 import builtins
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 
@@ -44,3 +45,22 @@ def own_print() -> Iterator[None]:
     before = builtins.print
     yield
     builtins.print = before
+
+
+@pytest.fixture(scope="module", autouse=True)
+def outputs_in_loops() -> Iterator[None]:
+    """Hand earlier steps' outputs into a loop: kfp.local 2.17 hands over the loop's item."""
+    from kfp.local.orchestrator import task_spec_utils as utils
+
+    made = utils.create_parameter_loop_iteration_task_spec
+
+    def repaired(task_spec: Any, item: Any, task_name: str) -> Any:
+        iteration = made(task_spec, item, task_name)
+        for name, given in task_spec.inputs.parameters.items():
+            if given.HasField("task_output_parameter"):
+                iteration.inputs.parameters[name].CopyFrom(given)
+        return iteration
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "create_parameter_loop_iteration_task_spec", repaired)
+        yield

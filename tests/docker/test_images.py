@@ -21,12 +21,12 @@ from components.core.storage import MANIFEST, fetch, publish, verify
 from components.core.storage.bucket import locate
 from components.generate import generate
 from components.generate.config import GenerateConfig
-from pipelines import local
 from pipelines.demo.world import articles, write_documents, write_questions
 from pipelines.stages import STAGES
 from tests.conftest import REPOSITORY
 from tests.docker.engine import docker
 from tests.docker.images import SECRETS
+from tests.docker.local import run_in_images
 from tests.gcs import Emulator, emulator
 
 pytestmark = pytest.mark.timeout(1800)
@@ -41,6 +41,9 @@ ARTIFACTS = {
     "train": "adapter",
     "quantize-check": "quantization",
     "eval": "evaluation",
+}
+SHORT = {
+    "quantize-check": " --max-rows 16",
 }
 SCHEME = "gs://bucket"
 
@@ -66,7 +69,10 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """One container of a stage, offline unless an option says otherwise."""
     network = () if any("--network" in str(option) for option in options) else ("--network=none",)
-    words = ("run", "--rm", *network, *options, f"raft-{stage}:{VERSION}", *flags)
+    teacher = ()
+    if stage == "generate" and not any(str(flag).startswith("--teacher=") for flag in flags):
+        teacher = ("--teacher=extractive",)
+    words = ("run", "--rm", *network, *options, f"raft-{stage}:{VERSION}", *teacher, *flags)
     return docker(host, *map(str, words))
 
 
@@ -81,14 +87,18 @@ def documented_lines() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def alone(images: str, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the four documented lines leave, each typed as it stands there."""
+    """The folder that the four documented lines leave, each typed as it stands there.
+
+    Answers are cut short: a model that was trained on a few rows does not stop by itself.
+    """
     lines = documented_lines()
     assert list(lines) == list(STAGES)
     folder = tmp_path_factory.mktemp("alone")
     shutil.copytree(inputs, folder / "data")
     for stage, line in lines.items():
+        offline = line.replace("docker run", "docker run --network none")  # there is no bridge
         done = subprocess.run(
-            line.replace("docker run", "docker run --network none"),  # the engine has no bridge
+            offline + SHORT.get(stage, ""),
             shell=True, cwd=folder, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -131,26 +141,27 @@ def test_the_committed_pipeline_in_containers_gives_the_bytes_of_the_stages_them
     images: str, inputs: Path, tmp_path: Path
 ) -> None:
     flags = {
-        "generate": {"max_chunks": 0, "questions_per_chunk": 3, "oracle_probability": 1.0},
+        "generate": {
+            "teacher": "extractive",
+            "max_chunks": 0,
+            "questions_per_chunk": 3,
+            "oracle_probability": 1.0,
+        },
         "train": {"epochs": 1.0, "batch_size": 8, "gradient_accumulation": 1},
-        "quantize-check": {"max_memory_ratio": 0.6},
+        "quantize-check": {"max_memory_ratio": 0.6, "max_rows": 16, "max_new_tokens": 96},
         "eval": {"max_new_tokens": 96, "batch_size": 50},
     }
-    steps = local.run(
-        REPOSITORY / "pipelines" / "raft.yaml",
-        {
-            "documents": str(inputs / "docs"),
-            "questions": str(inputs / "questions.json"),
-            "base_model": str(inputs / "model"),
-        },
-        flags,
-        tmp_path / "steps",
-        variant="cpu",
-        seen=[inputs],
-    )
+    places = {"documents": "docs", "questions": "questions.json", "base_model": "model"}
+    given = {name: inputs / place for name, place in places.items()}
+    steps = run_in_images("raft", tmp_path / "steps", given, flags)
     here = tmp_path / "dataset"
     generate.run(
-        GenerateConfig(documents=str(inputs / "docs"), output=str(here), **flags["generate"])
+        GenerateConfig(
+            documents=str(inputs / "docs"),
+            output=str(here),
+            eval_questions=str(inputs / "questions.json"),
+            **flags["generate"],
+        )
     )
     for name in ("train.jsonl", "validation.jsonl", "report.json", "README.md"):
         assert (steps / "generate" / "dataset" / name).read_bytes() == (here / name).read_bytes()
@@ -183,7 +194,7 @@ def test_generate_and_eval_read_and_write_a_bucket(
 
     made = run(
         images, "generate", f"--documents={SCHEME}/docs", f"--output={SCHEME}/dataset",
-        options=options,
+        "--max-chunks=0", "--oracle-probability=1", options=options,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     fetch(f"{SCHEME}/dataset", tmp_path / "dataset")
@@ -217,7 +228,7 @@ def test_credentials_that_cannot_be_read(images: str, tmp_path: Path) -> None:
                  "--env=GOOGLE_APPLICATION_CREDENTIALS=/key.json"),
     )  # fmt: skip
     assert done.returncode == 2
-    assert "credentials cannot be read" in done.stderr and "--user" in done.stderr
+    assert "Permission denied" in done.stderr and "--user" in done.stderr
 
 
 # ---- faults ------------------------------------------------------------------------------------
@@ -271,7 +282,7 @@ def test_no_space_left(images: str, tmp_path: Path, room: str) -> None:
     write_documents(articles(200, seed=3), tmp_path / "docs")
     done = small(images, tmp_path, "--user=0", f"--tmpfs=/data/dataset:size={room}")
     assert done.returncode == 2, done.stderr
-    assert "No space left on device" in done.stderr and "Make room" in done.stderr
+    assert "No space left on device" in done.stderr and "with room" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -403,26 +414,27 @@ def test_nothing_is_left_from_the_build(images: str, stage: str) -> None:
         "for path in pathlib.Path(components.__file__).parent.iterdir():\n"
         "    if path.is_dir() and path.name != '__pycache__': print(path.name)",
     )  # fmt: skip
-    rooms = {stage.replace("-", "_"), "core", "report"}
+    rooms = {stage.replace("-", "_"), "core", "report"} | ({"use"} if stage == "eval" else set())
     assert set(ours.stdout.split()) == rooms, "its own stage and no other"
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_no_layer_holds_a_secret_of_whoever_builds(images: str, stage: str) -> None:
-    """All layers are read, uncompressed, and the config, which has the history."""
+def test_no_layer_holds_a_secret_of_whoever_builds(images: str) -> None:
+    """All layers are read, uncompressed and each once, and the configs, which have the history."""
     wanted = {secret.encode() for secret in SECRETS.values()}
-    there = False  # what is known to be in it: the search would find a secret too
+    known = b"Adapt a language model to your own documents"
+    found = 0  # of what is known to be in each image: the search would find a secret too
+    names = [f"raft-{stage}:{VERSION}" for stage in STAGES]
     with subprocess.Popen(
-        ["docker", "--host", images, "save", f"raft-{stage}:{VERSION}"], stdout=subprocess.PIPE
+        ["docker", "--host", images, "save", *names], stdout=subprocess.PIPE
     ) as saving:
         assert saving.stdout is not None
         before = b""
         while block := saving.stdout.read(2**24):
             read = before + block
             assert not [secret for secret in wanted if secret in read]
-            there |= b"Adapt a language model to your own documents" in read
-            before = block[-100:]
-    assert saving.returncode == 0 and there
+            found += read.count(known)
+            before = block[-len(known) + 1 :]
+    assert saving.returncode == 0 and found >= len(STAGES)
 
 
 def test_the_code_lies_above_the_libraries_which_images_share(images: str) -> None:

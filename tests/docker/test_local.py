@@ -1,6 +1,7 @@
 """The committed pipelines, run for real: kfp.local with a container for every step.
 
-Not simulated: the compiled YAML, the placeholders, the commands, the stages, the tiny model.
+Not simulated: the compiled YAML (but for how long answers may be), the placeholders, the commands,
+the stages, the tiny model.
 Borrowed: containers mount the installed environment instead of the images of images/.
 Also, kfp.local ignores hardware, secrets and timeouts, and its backend is not
 the cluster's.
@@ -8,23 +9,43 @@ the cluster's.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from docker.types import Mount
 
 from components.core.ledger import RunLedger
-from components.core.records import Evaluation, QuantizationReport, TrainingRecord, read_json
-from pipelines.compile import compiled
+from components.core.records import (
+    Dropped,
+    Evaluation,
+    QuantizationReport,
+    TrainingRecord,
+    read_json,
+    read_jsonl,
+)
 from pipelines.demo.world import articles, write_documents, write_questions
-from pipelines.local import exit_codes_kept
+from pipelines.trials import completed
 from tests.conftest import REPOSITORY
 from tests.docker.engine import borrow_image, borrowed_environment, borrowed_folders
+from tests.docker.local import folder_of, run_compiled
 
 pytestmark = pytest.mark.timeout(1800)
+VLLM_ON_A_CPU = {
+    "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}  # fmt: skip
 STAGES = ("generate", "train", "quantize-check", "eval")
+SHORT = {
+    "generate": {"allow_cpu": True, "teacher_timeout": 900.0, "teacher_max_tokens": 32},
+    "quantize-check": {"max_rows": 16, "max_new_tokens": 96},
+    "eval": {"max_new_tokens": 96},
+}
+"""Constants of the committed pipelines with other values: a model that was trained on a few rows
+does not stop by itself, and answers 64 rows with 800 tokens each, twice; nor does a small teacher,
+which on a CPU writes some ten tokens a second to each of 16 requests."""
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +63,7 @@ class Run:
     """What a run left: status, and artifacts by step."""
 
     def __init__(self, root: Path, error: str) -> None:
-        self.error = error
-        (self.folder,) = (path for path in root.iterdir() if path.is_dir())
+        self.error, self.folder = error, folder_of(root)
 
     def artifact(self, step: str, name: str) -> Path:
         return self.folder / step / name
@@ -68,35 +88,43 @@ class Runner:
         self.inputs, self.model, self.folder = inputs, model, folder
         self.runs = 0
 
-    def __call__(self, name: str, *, compiled: Path | None = None, **parameters: object) -> Run:
-        from docker.types import Mount
-        from kfp import components, local
+    def __call__(
+        self,
+        name: str,
+        prefix: Path | None = None,
+        seen: Sequence[Path] = (),
+        attempts: int = 0,
+        **parameters: object,
+    ) -> Run:
+        """Run a pipeline; containers also see `seen`, and have the environment in `prefix`.
 
+        Steps are tried so often; 0 is as often as the pipeline says.
+        """
         self.runs += 1
         root = self.folder / f"{self.runs}"
         root.mkdir()
-        seen = [*borrowed_folders(), str(self.inputs)]
-        mounts = [Mount(path, path, type="bind", read_only=True) for path in seen]
-        local.init(
-            runner=local.DockerRunner(
-                entrypoint=[],
-                mounts=mounts,
-                environment=borrowed_environment(),
-                network_mode="none",
-                shm_size="512m",
-            ),
-            pipeline_root=str(root),
-        )
-        committed = REPOSITORY / "pipelines" / f"{name}.yaml"
-        pipeline = components.load_component_from_file(str(compiled or committed))
+        paths = [*borrowed_folders(), str(self.inputs), *map(str, seen)]
+        mounts = [Mount(path, path, type="bind", read_only=True) for path in paths]
+        environment = borrowed_environment()
+        if prefix:
+            environment |= {"PATH": f"{prefix}/bin:{environment['PATH']}", **VLLM_ON_A_CPU}
         given = {
             "documents": str(self.inputs / "documents"),
+            "teacher": "extractive",
             "questions": str(self.inputs / "questions.json"),
             "epochs": 1.0,
             "max_questions": 6,
         }
         try:
-            pipeline(**given | parameters)
+            run_compiled(
+                name,
+                root,
+                given | parameters,
+                SHORT,
+                attempts=attempts,
+                mounts=mounts,
+                environment=environment,
+            )
         except RuntimeError as error:
             return Run(root, str(error))
         return Run(root, "")
@@ -105,17 +133,12 @@ class Runner:
 @pytest.fixture(scope="module")
 def run(
     docker_host: str, inputs: Path, demo_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Runner]:
-    from kfp.local.orchestrator import task_executor
-
+) -> Runner:
     specification, _ = yaml.safe_load_all((REPOSITORY / "pipelines" / "raft.yaml").read_text())
     executors = specification["deploymentSpec"]["executors"].values()
-    borrow_image(docker_host, sorted({found["container"]["image"] for found in executors}))
-
-    with exit_codes_kept(), pytest.MonkeyPatch.context() as patch:
-        # The pauses between attempts are for clusters.
-        patch.setattr(task_executor.time, "sleep", lambda seconds: None)
-        yield Runner(inputs, demo_model, tmp_path_factory.mktemp("runs"))
+    images = {found["container"]["image"] for found in executors} | {"raft-generate-gpu:0.1.0"}
+    borrow_image(docker_host, sorted(image for image in images if "{{" not in image))
+    return Runner(inputs, demo_model, tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +150,6 @@ def whole(run: Runner) -> Run:
         learning_rate=3e-3,
         rank=8,
         alpha=16,
-        max_memory_ratio=1.0,
     )
 
 
@@ -137,7 +159,7 @@ def test_every_step_runs_and_leaves_its_artifacts(whole: Run) -> None:
     assert "license" in whole.artifact("generate", "card").read_text()
     assert (whole.artifact("train", "adapter") / "adapter_model.safetensors").exists()
     assert whole.artifact("quantize-check", "decision").read_text() == "go"
-    assert "agree on" in whole.artifact("quantize-check", "verdict").read_text()
+    assert "are the same, and F1 is" in whole.artifact("quantize-check", "verdict").read_text()
     report = whole.artifact("eval", "report").read_text()
     assert report == (whole.artifact("eval", "evaluation") / "report.html").read_text()
 
@@ -149,7 +171,7 @@ def test_metrics_are_announced_as_metadata(whole: Run) -> None:
     assert shown["raft_f1"] == next(arm.f1 for arm in result.arms if arm.name == "raft")
     check = whole.announced("quantize-check")["metrics"]["metadata"]
     assert 0 < check["memory_ratio"] < 1 and 0 <= check["token_agreement"] <= 1
-    assert re.match("PASS|FAIL", check["verdict"])
+    assert re.match("PASS|FAIL|INCONCLUSIVE", check["verdict"])
     for step in STAGES:
         for name, artifact in whole.announced(step).items():
             assert artifact["uri"] == str(whole.artifact(step, name))
@@ -174,35 +196,19 @@ def test_the_summary_tells_the_whole_run(whole: Run) -> None:
 
 
 def test_a_failed_check_closes_the_gate_and_the_run_still_succeeds(run: Runner) -> None:
-    stopped = run("raft", base_model=str(run.model), rank=2, max_memory_ratio=0.01, gate="stop")
+    # Embeddings, which stay in 16 bits, are so much of the model that 4 bits save less than half.
+    stopped = run("raft", base_model=str(run.model), rank=2, gate="stop")
     assert stopped.error == ""
     report = read_json(
         stopped.artifact("quantize-check", "quantization") / "quantization.json",
         QuantizationReport,
     )
-    assert not report.passed
+    assert report.outcome == "fail"
     assert stopped.artifact("quantize-check", "decision").read_text() == "stop"
     assert not (stopped.folder / "eval").exists()
     assert "The gate is closed" in stopped.artifact("quantize-check", "verdict").read_text()
     assert "**The gate is closed:**" in stopped.summary
     assert [entry.stage for entry in stopped.account.stages] == list(STAGES[:3])
-
-
-def test_shards_in_pods_of_their_own_make_the_rows_of_a_single_run(
-    run: Runner, whole: Run, tmp_path: Path
-) -> None:
-    path = tmp_path / "raft.yaml"
-    path.write_text(compiled(shards=3))
-    closed = {"rank": 2, "max_memory_ratio": 0.01, "gate": "stop"}
-    sharded = run("raft", compiled=path, base_model=str(run.model), **closed)
-    assert sharded.error == ""
-    for name in ("train.jsonl", "validation.jsonl"):
-        merged = sharded.artifact("merge", "dataset") / name
-        assert merged.read_bytes() == (whole.artifact("generate", "dataset") / name).read_bytes()
-    assert "license" in sharded.artifact("merge", "card").read_text()
-    stages = [entry.stage for entry in sharded.account.stages]
-    assert stages.count("generate") == 3 and stages.count("train") == 1
-    assert "## generate" in sharded.summary
 
 
 def test_a_failing_step_is_in_the_summary_with_every_attempt(run: Runner) -> None:
@@ -219,11 +225,13 @@ def test_a_failing_step_is_in_the_summary_with_every_attempt(run: Runner) -> Non
 
 def test_the_study_compares_its_trials(run: Runner) -> None:
     trials = [
-        {"base_model": str(run.model), "rank": rank, "alpha": 2 * rank, "learning_rate": 3e-3,
-         "target_modules": ["all-linear"]}
+        completed(
+            {"base_model": str(run.model), "rank": rank, "alpha": 2 * rank, "learning_rate": 3e-3,
+             "arms": ["base", "raft"]}
+        )
         for rank in (2, 8)
     ]  # fmt: skip
-    study = run("study", trials=trials, arms=["base", "raft"])
+    study = run("study", trials=trials)
     assert study.error == ""
     page = study.artifact("compare", "report").read_text()
     assert "<svg" in page
@@ -232,3 +240,35 @@ def test_the_study_compares_its_trials(run: Runner) -> None:
     assert "## comparison" in study.summary
     stages = [entry.stage for entry in study.account.stages]
     assert stages.count("generate") == 1 and stages.count("train") == stages.count("eval") == 2
+
+
+def test_a_teacher_of_its_own_is_served_in_the_step(
+    run: Runner, smollm2_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """SmolLM2 behind vLLM's CPU build, which the environment of `make test-vllm` has.
+
+    Its replies become no rows (docs/results.md), so the step ends after ten chunks and shows them:
+    rows by a served teacher, and the stages after it, are not tested in containers.
+    """
+    prefix = (REPOSITORY / ".venv-vllm").resolve()
+    if not (prefix / ".installed").exists():
+        pytest.skip("make test-vllm makes the environment with vLLM")
+    write_documents(articles(10, seed=5), tmp_path / "documents")
+    ended = run(
+        "raft",
+        prefix=prefix,
+        seen=[smollm2_model, tmp_path / "documents", prefix],
+        attempts=1,
+        documents=str(tmp_path / "documents"),
+        teacher="vllm",
+        teacher_model=str(smollm2_model),
+        max_chunks=10,
+        base_model=str(run.model),
+    )
+    log = "".join(capfd.readouterr())
+    assert "the teacher's server is ready after" in log, log[-5000:]
+    assert "no row could be made of the first 10 chunks" in ended.summary.replace("\\", "")
+    (entry,) = ended.account.stages
+    assert entry.stage == "generate" and "no row could be made" in entry.failed
+    dropped = [*read_jsonl(ended.artifact("generate", "dataset") / "dropped.jsonl", Dropped)]
+    assert len(dropped) >= 10 and all(row.reply for row in dropped)

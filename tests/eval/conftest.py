@@ -1,13 +1,17 @@
 """A random little chat model with an adapter, and questions for it: real files, made in seconds."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from components.core.records import Sample
+from components.eval.config import EvalConfig
 
+LIMIT = 24
+Stage = Callable[..., EvalConfig]
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>\n"
     "{{ message.content }}</s>\n{% endfor %}"
@@ -108,7 +112,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
-            max_position_embeddings=512,
+            max_position_embeddings=1024,
             initializer_range=0.4,
             tie_word_embeddings=False,
             bos_token_id=1,
@@ -130,23 +134,43 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def tiny_adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_adapter(model: Path, folder: Path, rank: int, layers: str | list[str]) -> Path:
     """A LoRA adapter of random weights, strong enough to change what the model says."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    folder = tmp_path_factory.mktemp("adapter")
     torch.manual_seed(1)
     settings = LoraConfig(
-        r=4,
-        lora_alpha=16,
-        target_modules="all-linear",
-        init_lora_weights=False,
+        r=rank, lora_alpha=16, target_modules=layers, init_lora_weights=False,
         task_type="CAUSAL_LM",
-    )
-    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), settings).save_pretrained(
-        folder
-    )
+    )  # fmt: skip
+    base = AutoModelForCausalLM.from_pretrained(model)
+    get_peft_model(base, settings).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_adapter(tiny_model, tmp_path_factory.mktemp("adapter"), 4, "all-linear")
+
+
+@pytest.fixture(scope="session")
+def configure(tiny_model: Path, tiny_adapter: Path, questions_file: Path) -> Stage:
+    """Makes the settings of an evaluation of the tiny model."""
+
+    def build(output: Path | str, **changes: object) -> EvalConfig:
+        return EvalConfig.parse(
+            {
+                "questions": str(questions_file),
+                "base_model": str(tiny_model),
+                "adapter": str(tiny_adapter),
+                "output": str(output),
+                "max_new_tokens": LIMIT,
+                "batch_size": 4,
+                "dtype": "float32",
+                **changes,
+            }
+        )
+
+    return build

@@ -1,42 +1,22 @@
-"""The whole stage, through the real lm-evaluation-harness, transformers, PEFT and bitsandbytes."""
+"""The whole stage, through the real transformers, PEFT and bitsandbytes."""
 
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from components.core.decoding import end_tokens
 from components.core.errors import ConfigError, DataError
-from components.core.records import Evaluation, Sample, read_json, read_jsonl
+from components.core.models import load_tokenizer
+from components.core.records import Evaluation, RaftRow, Sample, read_json, read_jsonl
 from components.core.storage import verify
-from components.eval.arms import DEFAULT_ARMS
+from components.eval.arms import DEFAULT_ARMS, Arm
 from components.eval.config import EvalConfig
 from components.eval.eval import run
-
-LIMIT = 24
-Stage = Callable[..., EvalConfig]
-
-
-@pytest.fixture(scope="session")
-def configure(tiny_model: Path, tiny_adapter: Path, questions_file: Path) -> Stage:
-    def build(output: Path, **changes: object) -> EvalConfig:
-        return EvalConfig.parse(
-            {
-                "questions": str(questions_file),
-                "base_model": str(tiny_model),
-                "adapter": str(tiny_adapter),
-                "output": str(output),
-                "max_new_tokens": LIMIT,
-                "batch_size": 4,
-                "dtype": "float32",
-                "resamples": 200,
-                **changes,
-            }
-        )
-
-    return build
+from components.generate import generate
+from tests.conftest import by_rules
+from tests.eval.conftest import LIMIT, Stage
 
 
 @pytest.fixture(scope="session")
@@ -53,16 +33,21 @@ def samples_of(folder: Path) -> dict[str, list[Sample]]:
     return arms
 
 
-def generate_plainly(config: EvalConfig, arm: str) -> list[tuple[str, bool]]:
+def generate_plainly(config: EvalConfig, arm: Arm) -> list[tuple[str, bool]]:
     """Each question alone, unpadded, with transformers (and PEFT) and nothing of ours."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from components.core.models import load_4bit
+
     tokenizer: Any = AutoTokenizer.from_pretrained(config.base_model)
-    model: Any = AutoModelForCausalLM.from_pretrained(config.base_model, dtype=torch.float32)
-    if arm == "raft":
-        model = PeftModel.from_pretrained(model, config.adapter)
+    model: Any
+    if arm.bits == 4:
+        model = load_4bit(config.base_model, arm.folder or None, torch.float32)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(config.base_model, dtype=torch.float32)
+        model = PeftModel.from_pretrained(model, arm.folder) if arm.folder else model
     answers = []
     for row in json.loads(Path(config.questions).read_text()):
         documents = "".join(f"<DOCUMENT>{''.join(text)}</DOCUMENT>\n" for _, text in row["context"])
@@ -88,42 +73,18 @@ def generate_plainly(config: EvalConfig, arm: str) -> list[tuple[str, bool]]:
     return answers
 
 
-@pytest.mark.parametrize("arm", ["base", "raft"])
+@pytest.mark.parametrize("number", range(4))
 def test_an_arm_answers_what_transformers_answers(
-    evaluated: Path, configure: Stage, arm: str
+    evaluated: Path, configure: Stage, number: int
 ) -> None:
-    answers = [(sample.generation, sample.truncated) for sample in samples_of(evaluated)[arm]]
-    assert answers == generate_plainly(configure(evaluated), arm)
-
-
-def test_the_4bit_arms_answer_what_4bit_models_answer(evaluated: Path, configure: Stage) -> None:
-    from components.core.models import choose_dtype, load_4bit, load_tokenizer
-    from components.eval.engines import end_tokens
-
     config = configure(evaluated)
-    tokenizer: Any = load_tokenizer(config.base_model)
-    assert end_tokens(config.base_model, tokenizer) == [2, 5]
-    for arm, adapter in (("base-4bit", None), ("raft-4bit", config.adapter)):
-        model: Any = load_4bit(config.base_model, adapter, choose_dtype("float32"))
-        for sample in samples_of(evaluated)[arm][:2]:
-            documents = "".join(f"<DOCUMENT>{text}</DOCUMENT>\n" for text in sample.documents)
-            prompt = tokenizer.apply_chat_template(
-                [{"role": "user", "content": documents + sample.question}],
-                add_generation_prompt=True,
-                return_tensors="pt",
-                return_dict=True,
-            )
-            output = model.generate(
-                **prompt,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                repetition_penalty=1.0,
-                max_new_tokens=LIMIT,
-                eos_token_id=[2, 5],
-                pad_token_id=0,
-            )[0][prompt["input_ids"].shape[1] :]
-            assert tokenizer.decode(output, skip_special_tokens=True) == sample.generation
+    arm = config.variants()[number]
+    answers = [(sample.generation, sample.truncated) for sample in samples_of(evaluated)[arm.name]]
+    assert answers == generate_plainly(config, arm)
+
+
+def test_a_generation_ends_at_every_token_that_the_model_names(tiny_model: Path) -> None:
+    assert end_tokens(str(tiny_model), load_tokenizer(str(tiny_model))) == [2, 5]
 
 
 def test_arms_come_in_order_and_answer_the_same_questions(evaluated: Path) -> None:
@@ -136,6 +97,7 @@ def test_arms_come_in_order_and_answer_the_same_questions(evaluated: Path) -> No
         ]
     assert arms["base"][0].oracle_indices == [1]
     assert len({tuple(sample.generation for sample in samples) for samples in arms.values()}) > 1
+    assert {sample.truncated for samples in arms.values() for sample in samples} == {True, False}
 
 
 def test_results_follow_from_samples(evaluated: Path, tiny_model: Path) -> None:
@@ -159,12 +121,6 @@ def test_results_follow_from_samples(evaluated: Path, tiny_model: Path) -> None:
     assert any("give no answer" in warning for warning in results.warnings)
 
 
-def test_some_generations_are_cut_and_some_are_not(evaluated: Path) -> None:
-    cut = [sample.truncated for samples in samples_of(evaluated).values() for sample in samples]
-    assert True in cut
-    assert False in cut
-
-
 def test_the_artifact_is_whole(evaluated: Path) -> None:
     verify(evaluated, "--evaluation")
     names = {path.name for path in evaluated.iterdir()}
@@ -182,19 +138,7 @@ def test_the_artifact_is_whole(evaluated: Path) -> None:
     assert (evaluated / "f1.svg").read_text(encoding="utf-8").startswith("<svg xmlns")
 
 
-def test_twice_the_same(configure: Stage, evaluated: Path, tmp_path: Path) -> None:
-    arms = ("base", "raft")
-    run(configure(tmp_path, arms=arms))
-
-    def comparable(folder: Path) -> list[dict[str, Any]]:
-        results = json.loads((folder / "results.json").read_text())
-        return [arm for arm in results["arms"] if arm["name"] in arms]
-
-    assert comparable(tmp_path) == comparable(evaluated)
-    assert samples_of(tmp_path) == {arm: samples_of(evaluated)[arm] for arm in arms}
-
-
-def test_further_layouts_make_curves_and_leave_the_comparison_alone(
+def test_further_layouts_make_a_table_and_leave_the_comparison_alone(
     configure: Stage, evaluated: Path, tmp_path: Path
 ) -> None:
     arms = ("base", "raft")
@@ -208,40 +152,34 @@ def test_further_layouts_make_curves_and_leave_the_comparison_alone(
         for oracle in ("present", "absent")
         for count in (-1, 0, 1)
     ]
+    every = [*others, *(sample for samples in samples_of(tmp_path).values() for sample in samples)]
     for point in result.curve:
-        shown = [
+        mine = [
             sample
-            for sample in (
-                *others,
-                *(item for arm in samples_of(tmp_path).values() for item in arm),
-            )
+            for sample in every
             if (sample.arm, sample.oracle, sample.distractors)
             == (point.arm, point.oracle, point.distractors)
         ]
-        assert point.n == len(shown) == 6
-        assert point.f1 == pytest.approx(sum(sample.f1 for sample in shown) / 6, abs=1e-6)
-        oracles, beside = (point.oracle == "present") * 1, 2 if point.distractors < 0 else None
-        for sample in shown:
+        assert point.n == len(mine) == 6
+        assert point.f1 == pytest.approx(sum(sample.f1 for sample in mine) / 6, abs=1e-6)
+        oracles = int(point.oracle == "present")
+        distractors = {-1: 2}.get(point.distractors, point.distractors)
+        for sample in mine:
             assert len(sample.oracle_indices) == oracles
-            assert len(sample.documents) - oracles == (
-                beside if beside is not None else point.distractors
-            )
-    assert "No oracle" in (tmp_path / "report.html").read_text(encoding="utf-8")
+            assert len(sample.documents) == oracles + distractors
+    assert "Distractors and the oracle" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_prompt_that_does_not_fit_is_refused(configure: Stage, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"question 'q\d': \d+ prompt tokens and 500 ") as caught:
-        run(configure(tmp_path, arms="base", max_new_tokens=500))
+    with pytest.raises(DataError, match=r"question 'q\d': \d+ prompt tokens and 1000 ") as caught:
+        run(configure(tmp_path, arms="base", max_new_tokens=1000))
     assert "--distractors" in caught.value.hint
     assert not (tmp_path / "manifest.json").exists()
 
 
-def test_further_adapters_are_arms(
-    configure: Stage, evaluated: Path, tiny_adapter: Path, tmp_path: Path
-) -> None:
-    for name in ("again", "b-4bit"):
-        shutil.copytree(tiny_adapter, tmp_path / "adapters" / name)
-    result = run(configure(tmp_path / "out", arms="base,raft", adapters=str(tmp_path / "adapters")))
+def test_further_adapters_are_arms(configure: Stage, tiny_adapter: Path, tmp_path: Path) -> None:
+    further = ",".join(f"{name}={tiny_adapter}" for name in ("again", "b-4bit"))
+    result = run(configure(tmp_path / "out", arms="base,raft", adapters=further))
     arms = samples_of(tmp_path / "out")
     assert list(arms) == ["base", "raft", "raft:again", "raft:b-4bit"]
     answers = [[sample.generation for sample in arms[name]] for name in list(arms)[1:]]
@@ -250,24 +188,22 @@ def test_further_adapters_are_arms(
     assert pairs == {("raft", "base"), ("raft:again", "base"), ("raft:b-4bit", "base")}
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "RAFT again, 32-bit" in page
-    with pytest.raises(DataError, match="no subfolder with an adapter_config"):
-        run(configure(tmp_path / "none", adapters=str(evaluated)))
 
 
 def test_arms_of_the_same_weights_share_a_model(
     configure: Stage, evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prompts belong to arms: the same model, asked in three ways, is loaded once."""
-    from components.eval.engines import transformers_engine
+    from components.eval import engines
 
     loaded: list[str] = []
-    load = transformers_engine.load_model
+    load = engines.load_model
 
     def counting(source: str, *arguments: Any) -> Any:
         loaded.append(source)
         return load(source, *arguments)
 
-    monkeypatch.setattr(transformers_engine, "load_model", counting)
+    monkeypatch.setattr(engines, "load_model", counting)
     result = run(configure(tmp_path, arms="base,base-rag,base-closed"))
     assert len(loaded) == 1
     arms = samples_of(tmp_path)
@@ -281,36 +217,25 @@ def test_arms_of_the_same_weights_share_a_model(
 
 
 @pytest.mark.parametrize(
-    ("arms", "problem"),
-    [
-        ("base,lora", "unknown arm 'lora' (allowed: base | raft | base-4bit | raft-4bit | "),
-        ("base,base", "arm 'base' is listed twice"),
-        ("[]", "names no arm"),
-    ],
-)
-def test_bad_arms_are_named(configure: Stage, tmp_path: Path, arms: str, problem: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        configure(tmp_path, arms=arms)
-    assert problem in str(caught.value)
-
-
-def test_the_harness_is_left_as_it_was(evaluated: Path) -> None:
-    import lm_eval.api.task
-    from tqdm import tqdm
-
-    assert lm_eval.api.task.tqdm is tqdm
-
-
-@pytest.mark.parametrize(
     ("changes", "problem"),
     [
+        ({"arms": "base,lora"}, "unknown arm 'lora' (allowed: base | base-4bit | base-rag | "),
+        ({"arms": "[]"}, "unknown arm '' (allowed: base | "),
         ({"oracle": "middle"}, "unknown place 'middle' (allowed: present | absent | first | last)"),
         ({"distractors": "0,-2"}, "-2 is too small (allowed: whole numbers >= -1)"),
-        ({"distractors": "4,4"}, "4 is listed twice"),
         ({"distractors": "many"}, "--distractors"),
         ({"distractors": ""}, "--distractors"),
         ({"engine": "tgi"}, "auto | transformers | vllm"),
-        ({"task": "squad"}, "unknown data set 'squad' (allowed: hotpotqa)"),
+        ({"task": "squad"}, "unknown data set 'squad' (allowed: apibench | hotpotqa | neutral"),
+        ({"retrieve": "bm25:5"}, "--retrieve: --documents is missing"),
+        ({"retrieve": "dense:5", "documents": "d"}, "--retrieve 'dense:5' (allowed: for example"),
+        ({"retrieve": "bm25:5", "documents": "d", "oracle": "absent"}, "say how given documents"),
+        ({"arms": "dsf-rag", "adapter": ""}, "--arms dsf-rag: its adapter is not given; add "),
+        ({"arms": "base-examples"}, "--arms base-examples: the training rows that it shows are "),
+        ({"adapters": "dsf"}, "'dsf' is no NAME=PATH"),
+        ({"adapters": "a=x,a=y"}, "a name is given twice"),
+        ({"adapters": "dsf=ftp://x"}, "ftp:// is not read here"),
+        ({"questions": ""}, "--questions is missing: give it a file, or --dataset a folder"),
     ],
 )
 def test_bad_settings_are_named(
@@ -321,22 +246,40 @@ def test_bad_settings_are_named(
     assert problem in str(caught.value)
 
 
-@pytest.mark.parametrize("given", [3, "3", "[3]", [3]])
+@pytest.mark.parametrize("value", [3, "3", "[3]", [3], "3,3"])
 def test_one_number_of_distractors_is_a_list_of_one(
-    configure: Stage, tmp_path: Path, given: object
+    configure: Stage, tmp_path: Path, value: object
 ) -> None:
-    assert configure(tmp_path, distractors=given).distractors == (3,)
+    assert configure(tmp_path, distractors=value).distractors == (3,)
 
 
 def test_a_missing_input_is_told_with_its_flag(configure: Stage, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     wrong = {
-        "quantization": (tmp_path / "empty", "no quantization.json in it", "Check --quantization"),
-        "questions": (tmp_path / "nope.json", "no such file or folder", "Check --questions"),
+        "quantization": (tmp_path / "empty", "empty/quantization.json: No such file"),
+        "questions": (tmp_path / "nope.json", "nope.json: No such file"),
+        "adapters": (f"dsf={tmp_path}/nope", "nope: no such file or folder"),
     }
-    for flag, (path, problem, hint) in wrong.items():
-        with pytest.raises(DataError, match=problem) as caught:
-            run(configure(tmp_path / "out", **{flag: str(path)}))
-        assert str(path) in str(caught.value) and caught.value.hint.startswith(hint)
-    with pytest.raises(DataError, match="no validation.jsonl in it"):
+    for flag, (path, problem) in wrong.items():
+        with pytest.raises(DataError, match=problem):
+            arms = "dsf" if flag == "adapters" else "base"
+            run(configure(tmp_path / "out", arms=arms, **{flag: str(path)}))
+    with pytest.raises(DataError, match="empty/validation.jsonl: No such file") as caught:
         run(configure(tmp_path / "out", questions=str(tmp_path / "empty")))
+    assert caught.value.hint.startswith("--questions takes a file, a folder of raft generate, or ")
+
+
+def test_without_questions_the_validation_rows_are_asked(
+    configure: Stage, texts: Path, tmp_path: Path
+) -> None:
+    config = by_rules(texts, tmp_path / "d")
+    generate.run(config)
+    (row,) = read_jsonl(tmp_path / "d" / "validation.jsonl", RaftRow)
+    settings = {"dataset": str(tmp_path / "d"), "arms": "base"}
+    result = run(configure(tmp_path / "rows", questions="", **settings))
+    (sample,) = samples_of(tmp_path / "rows")["base"]
+    assert (sample.question, sample.gold) == (row.question, [row.answer])
+    assert result.warnings[0].startswith("Rules wrote these questions")
+    result = run(configure(tmp_path / "questions", **settings))
+    assert len(samples_of(tmp_path / "questions")["base"]) == 6, "questions win"
+    assert not result.warnings[0].startswith("Rules")

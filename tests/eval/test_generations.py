@@ -2,25 +2,25 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from components.core import decoding
+from components.core.config import flag
 from components.core.errors import OutOfMemory
 from components.core.storage import checked_line
 from components.eval import engines, generations
-from components.eval.config import EvalConfig
-from components.eval.engines import transformers_engine
 from components.eval.eval import run
 from components.eval.generations import Batch, Generation, Generations, key_of
 from components.eval.inference import PARTIAL
 from tests.conftest import REPOSITORY
-from tests.eval.conftest import make_question
+from tests.eval.conftest import Stage, make_question
 from tests.gcs import BUCKET, emulator
 
 
@@ -64,72 +64,24 @@ def test_a_key_stands_for_model_and_prompt() -> None:
 
 
 @pytest.fixture(scope="module")
-def settings(
-    tiny_model: Path, tiny_adapter: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, object]:
+def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     source = tmp_path_factory.mktemp("many") / "questions.json"
     source.write_text(json.dumps([make_question(number) for number in range(40)]))
     return {
         "questions": str(source),
-        "base_model": str(tiny_model),
-        "adapter": str(tiny_adapter),
         "arms": "base,raft",
         "max_new_tokens": 60,
         "batch_size": 2,
-        "dtype": "float32",
-        "resamples": 100,
     }
 
 
 @pytest.fixture(scope="module")
-def undisturbed(settings: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(
+    configure: Stage, settings: dict[str, object], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     output = tmp_path_factory.mktemp("undisturbed")
-    run(EvalConfig.parse({**settings, "output": str(output)}))
+    run(configure(output, **settings))
     return output
-
-
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("seed", [1, 2])
-def test_killed_at_random_and_run_again(
-    settings: dict[str, object], undisturbed: Path, tmp_path: Path, seed: int
-) -> None:
-    """SIGKILL while it generates: nothing finished is asked again, and the bytes are the same."""
-    flags = [
-        text
-        for name, value in {**settings, "output": tmp_path / "out"}.items()
-        for text in (f"--{name.replace('_', '-')}", str(value))
-    ]
-    partial = tmp_path / "out" / PARTIAL
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines", "eval", *flags],
-        cwd=REPOSITORY,
-        stderr=subprocess.DEVNULL,
-    )
-    wanted = random.Random(seed).randint(1, 30)
-    while process.poll() is None:
-        if partial.exists() and partial.read_bytes().count(b"\n") >= wanted:
-            time.sleep(random.Random(seed).random() * 0.05)
-            os.kill(process.pid, signal.SIGKILL)
-        time.sleep(0.002)
-    assert process.returncode == -signal.SIGKILL
-    before = partial.read_bytes()
-    whole = before[: before.rfind(b"\n") + 1]
-    assert wanted <= whole.count(b"\n") < 40
-
-    asked: list[int] = []
-    answer = engines.Transformers._answer
-
-    def counting(self: engines.Transformers, requests: list[engines.Request]) -> object:
-        asked.append(len(requests))
-        return answer(self, requests)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engines.Transformers, "_answer", counting)
-        run(EvalConfig.parse({**settings, "output": str(tmp_path / "out")}))
-    assert len(asked) == 40 - whole.count(b"\n")
-    assert not partial.exists()
-    for name in ("samples.jsonl", "results.json", "f1.svg"):
-        assert (tmp_path / "out" / name).read_bytes() == (undisturbed / name).read_bytes(), name
 
 
 def test_a_run_resumes_from_a_copy_in_a_bucket(
@@ -154,15 +106,13 @@ def test_a_run_resumes_from_a_copy_in_a_bucket(
 
 @pytest.mark.timeout(300)
 def test_another_machine_resumes_a_preempted_run(
-    settings: dict[str, object], undisturbed: Path, tmp_path: Path
+    configure: Stage, settings: dict[str, object], undisturbed: Path, tmp_path: Path
 ) -> None:
     """SIGTERM, as a spot node gets it, with --output on gs://; then anew with an empty disk."""
     with emulator() as bucket:
-        flags = [
-            text
-            for name, value in {**settings, "output": f"gs://{BUCKET}/run/evaluation"}.items()
-            for text in (f"--{name.replace('_', '-')}", str(value))
-        ]
+        config = configure(f"gs://{BUCKET}/run/evaluation", **settings)
+        values = config.model_dump(exclude_defaults=True) | {"arms": settings["arms"]}
+        flags = [text for name, value in values.items() for text in (flag(name), str(value))]
 
         def start(machine: str) -> subprocess.Popen[str]:
             (tmp_path / machine).mkdir()
@@ -190,41 +140,59 @@ def test_another_machine_resumes_a_preempted_run(
         second = start("two")
         _, log = second.communicate()
         assert second.returncode == 0, log
-        kept = int(log.split("resuming from ")[1].split()[0])
-        assert 8 < kept < 80 and kept % 2 == 0
+        resumed = int(log.split("resuming from ")[1].split()[0])
+        assert 8 < resumed < 80 and resumed % 2 == 0
         name = "run/evaluation/samples.jsonl"
         samples = bucket.storage.get_file(BUCKET, name)
         assert samples == (undisturbed / "samples.jsonl").read_bytes()
 
 
-def test_a_gs_output_has_its_copies_beside_it(settings: dict[str, object]) -> None:
-    def partial(**changes: object) -> str:
-        return EvalConfig.parse({**settings, **changes}).partial
+def test_a_new_run_finds_the_generations_of_another(
+    configure: Stage,
+    settings: dict[str, object],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    state = {"state": str(tmp_path / "state")}
+    run(configure(tmp_path / "first", **settings, **state))
+    (copy,) = (tmp_path / "state" / "partial").glob(f"*/{PARTIAL}")
+    capsys.readouterr()
+    run(configure(tmp_path / "second", **settings, **state))
+    log = capsys.readouterr().err
+    assert "resuming from" in log and "loading base" not in log
+    pair = [(tmp_path / name / "samples.jsonl").read_bytes() for name in ("first", "second")]
+    assert pair[0] == pair[1]
+    copy.write_bytes(b"")
+    run(configure(tmp_path / "third", **settings, **state, fresh=True))
+    assert "resuming from" not in capsys.readouterr().err and copy.stat().st_size
 
-    assert partial(output="gs://b/run/evaluation/") == "gs://b/run/evaluation-partial"
-    assert partial(output="gs://b/x", partial="gs://b/y") == "gs://b/y"
-    assert partial(output="local") == ""
+
+def test_a_gs_output_has_its_copies_beside_it(configure: Stage) -> None:
+    assert configure("gs://b/run/evaluation/").partial == "gs://b/run/evaluation-partial"
+    assert configure("gs://b/x", partial="gs://b/y").partial == "gs://b/y"
+    assert configure("local").partial == ""
 
 
 def test_out_of_memory_says_what_to_change_and_keeps_what_is_there(
-    settings: dict[str, object], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    configure: Stage, settings: dict[str, object], undisturbed: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     import torch
 
-    config = EvalConfig.parse({**settings, "output": str(tmp_path)})
-    answer = engines.Transformers._answer
+    config = configure(tmp_path, **settings)
+    complete = decoding.complete
     batches = 0
 
-    def failing(self: engines.Transformers, requests: list[engines.Request]) -> object:
+    def failing(*arguments: Any, **limits: Any) -> object:
         nonlocal batches
         batches += 1
         if batches == 25:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return answer(self, requests)
+        return complete(*arguments, **limits)
 
-    monkeypatch.setattr(engines.Transformers, "_answer", failing)
+    monkeypatch.setattr(decoding, "complete", failing)
     with pytest.raises(
-        OutOfMemory, match="--batch-size 2: the memory ran out on arm raft"
+        OutOfMemory, match="arm base, raft: the memory ran out at --batch-size 2"
     ) as caught:
         run(config)
     assert "lower --batch-size resumes" in caught.value.hint
@@ -234,28 +202,34 @@ def test_out_of_memory_says_what_to_change_and_keeps_what_is_there(
     assert (tmp_path / "samples.jsonl").read_bytes() == (undisturbed / "samples.jsonl").read_bytes()
 
 
-def test_an_engine_gives_its_memory_back(settings: dict[str, object], tmp_path: Path) -> None:
+def test_an_engine_gives_its_memory_back(
+    configure: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import weakref
 
-    config = EvalConfig.parse({**settings, "output": str(tmp_path)})
+    loaded: list[Any] = []
+    complete = decoding.complete
+
+    def watched(model: Any, *arguments: Any, **limits: Any) -> object:
+        loaded.append(weakref.ref(model.get_input_embeddings().weight))
+        return complete(model, *arguments, **limits)
+
+    monkeypatch.setattr(decoding, "complete", watched)
+    config = configure(tmp_path)
     for arm in config.variants():
-        with engines.open_engine("transformers", [arm], config, 100) as engine:
-            assert isinstance(engine, engines.Transformers)
-            weights = weakref.ref(engine.model.get_input_embeddings().weight)
-            ids = tuple(engine.tokenizer("Where was Ada born?")["input_ids"])
-            list(engine.generate([engines.Request(arm, "p", ids)]))
-        assert weights() is None, arm.name
+        list(engines.generate("transformers", [engines.Request(arm, (1, 5, 6))], config))
+        assert loaded.pop()() is None, arm.name
 
 
 def test_a_model_that_does_not_fit_is_explained(
-    settings: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    configure: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 
     def load(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(transformers_engine, "load_model", load)
-    with pytest.raises(OutOfMemory, match="arm base: the memory cannot hold the model") as caught:
-        run(EvalConfig.parse({**settings, "output": str(tmp_path)}))
+    monkeypatch.setattr(engines, "load_model", load)
+    with pytest.raises(OutOfMemory, match="arm base, raft: the memory ran out") as caught:
+        run(configure(tmp_path))
     assert "--arms base-4bit,raft-4bit" in caught.value.hint

@@ -5,19 +5,15 @@ Skipped where Chromium is not installed (Debian: apt-get install chromium).
 
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from components.eval import report
+from tests.browser import BROWSER, OPTIONS
 from tests.eval.conftest import make_sample
-from tests.eval.test_report import HOSTILE, LEDGER, curved
-
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
+from tests.eval.test_report import HOSTILE, curved
 
 pytestmark = pytest.mark.skipif(
     not BROWSER and not os.environ.get("CI"), reason="chromium is not installed"
@@ -34,8 +30,8 @@ document.getElementById("frame").onload = event => {{
     smallest: Math.min(...[...page.querySelectorAll("svg text")].map(
       text => text.getBoundingClientRect().height)),
     bars: page.querySelectorAll("svg rect").length,
-    shown: Object.fromEntries([...page.querySelectorAll(".filter")].map(button => {{
-      page.querySelector(`label[for="${{button.id}}"]`).click();
+    shown: Object.fromEntries([...page.querySelectorAll("input")].map(button => {{
+      button.parentElement.click();
       const articles = [...page.querySelectorAll("article")];
       return [button.id, articles.filter(one => one.getClientRects().length).length];
     }})),
@@ -45,11 +41,7 @@ document.getElementById("frame").onload = event => {{
 
 def browse(address: str, scratch: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [
-            BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            f"--user-data-dir={scratch / 'profile'}", *options, address,
-        ],
+        [BROWSER, *OPTIONS, f"--user-data-dir={scratch / 'profile'}", *options, address],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
 
@@ -66,13 +58,13 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         }
     samples = [
         make_sample(
-            name, question_id=f"q{number}", f1=float(number % 3 > (name == "base")), **fields
+            name, question_id=f"q{number}", contains=number % 3 > (name == "base"), **fields
         )
         for name in ("base", "raft")
         for number in range(9)
     ]
     folder = tmp_path_factory.mktemp(request.param)
-    page = report.render(curved(), samples, None, [LEDGER])
+    page = report.render(curved(), samples, None)
     (folder / "report.html").write_text(page, encoding="utf-8")
     return folder
 
@@ -89,13 +81,13 @@ def visit(page: Path, scratch: Path) -> tuple[set[str], str]:
     )  # fmt: skip
     assert "</html>" in done.stdout
     events = json.loads(log.read_text(encoding="utf-8"))["events"]
-    asked = {
+    urls = {
         event["params"]["url"]
         for event in events
         if event.get("params", {}).get("initiator", "not an origin") != "not an origin"
         and not event["params"].get("url", "file:").startswith("file:")
     }
-    return asked, "\n".join(line for line in done.stderr.splitlines() if ":CONSOLE" in line)
+    return urls, "\n".join(line for line in done.stderr.splitlines() if ":CONSOLE" in line)
 
 
 def test_nothing_is_requested_and_the_console_is_silent(folder: Path, tmp_path: Path) -> None:
@@ -105,9 +97,9 @@ def test_nothing_is_requested_and_the_console_is_silent(folder: Path, tmp_path: 
 def test_a_request_and_a_message_would_be_seen(tmp_path: Path) -> None:
     page = tmp_path / "loud.html"
     page.write_text('<img src="http://127.0.0.1:9/x.png"><script>nothing()</script>')
-    asked, said = visit(page, tmp_path)
-    assert asked == {"http://127.0.0.1:9/x.png"}
-    assert "nothing is not defined" in said
+    urls, console = visit(page, tmp_path)
+    assert urls == {"http://127.0.0.1:9/x.png"}
+    assert "nothing is not defined" in console
 
 
 @pytest.mark.parametrize("width", [400, 1200])
@@ -119,10 +111,10 @@ def test_the_page_fits_a_phone_and_its_figure_is_readable(
         f"file://{folder}/probe.html", tmp_path, "--allow-file-access-from-files",
         "--virtual-time-budget=3000", "--dump-dom",
     )  # fmt: skip
-    found = json.loads(done.stdout.split('<pre id="out">')[1].split("</pre>")[0])
-    assert found["room"] <= width and found["width"] <= found["room"], "no sideways scrolling"
-    assert found["scripts"] == 0 and not found["alerted"]
-    assert found["bars"] == 2 and found["smallest"] >= 10
-    assert found["shown"] == {
-        "f-all": 9, "f-won": 3, "f-lost": 0, "f-both-right": 3, "f-both-wrong": 3,
+    probe = json.loads(done.stdout.split('<pre id="out">')[1].split("</pre>")[0])
+    assert probe["room"] <= width and probe["width"] <= probe["room"], "no sideways scrolling"
+    assert probe["scripts"] == 0 and not probe["alerted"]
+    assert probe["bars"] == 2 and probe["smallest"] >= 10
+    assert probe["shown"] == {
+        "outcome-0": 9, "outcome-1": 0, "outcome-2": 3, "outcome-3": 3, "outcome-4": 3,
     }  # fmt: skip

@@ -7,12 +7,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from components.core import describe
-from components.core.chart import COLORS
-from components.core.ledger import LedgerEntry
-from components.core.records import CurvePoint, Evaluation, QuantizationReport, Sample
-from components.eval import quotes, report
+from components.core import describe, pages, quotes
+from components.core.records import Abstention, CurvePoint, Evaluation, Sample
+from components.eval import breakdown, report
 from components.report import comparison
+from tests.core.test_kubeflow import REPORT
 from tests.eval.conftest import make_sample
 from tests.eval.test_findings import arm, evaluation
 
@@ -20,20 +19,6 @@ HOSTILE = (
     "<script>alert(1)</script> </script></style>--><img src=x onerror=alert(1)> "
     "\"'><svg/onload=x> {{ 7*7 }} ##begin_quote##never closed \x00\x1b[31m\u202egnp.exe &amp;"
     "\u200b\u200d\u2060\ufeff\xad\u061c\u2066\U000e0041"
-)
-LEDGER = LedgerEntry(
-    stage="eval",
-    seconds=75.0,
-    tokens_in=1234,
-    tokens_out=56,
-    requests=0,
-    gpu="",
-    gpu_count=0,
-    peak_memory_bytes=2_500_000_000,
-    peak_gpu_memory_bytes=0,
-    cost=None,
-    currency="USD",
-    prices_date="2024-10-01",
 )
 
 
@@ -59,9 +44,12 @@ class Page(HTMLParser):
             self.text += data
 
 
+LINKS = [pages.Link("dataset", "../dataset/report.html")]
+
+
 def render(samples: list[Sample], figures: Evaluation | None = None) -> str:
     figures = figures or evaluation((0.4, 0.3, 0.5), (0.0, -0.1, 0.1))
-    return report.render(figures, samples, None, [LEDGER])
+    return report.render(figures, samples, None)
 
 
 def pair(tuned: float, base: float, **changes: object) -> list[Sample]:
@@ -86,7 +74,7 @@ def test_hostile_text_stays_text() -> None:
     assert page.text.count("<script>alert(1)</script>") >= 2 * 2 + 4
     assert "{{ 7*7 }}" in page.text
     assert "##begin_quote##never closed" in page.text
-    assert not report.UNSEEN.search(page.text)
+    assert not pages.UNSEEN.search(page.text)
     assert "⟨U+0000⟩⟨U+001B⟩[31m⟨U+202E⟩gnp.exe" in page.text
     assert "⟨U+200B⟩⟨U+200D⟩⟨U+2060⟩⟨U+FEFF⟩⟨U+00AD⟩⟨U+061C⟩⟨U+2066⟩⟨U+E0041⟩" in page.text
 
@@ -121,29 +109,85 @@ def test_nothing_is_asked_of_the_network_and_no_script_runs() -> None:
     page = Page(render(pair(1, 0)))
     names = {tag for tag, _ in page.tags}
     assert names.isdisjoint({"script", "link", "img", "iframe", "object", "form", "base", "a"})
+    linked = Page(report.render(evaluation((0.4, 0.3, 0.5), (0, 0, 0)), pair(1, 0), None, LINKS))
+    addresses = [tags["href"] for tag, tags in linked.tags if "href" in tags]
+    assert addresses == ["../dataset/report.html"]
     assert not {name for _, attributes in page.tags for name in attributes} & {"src", "href"}
     assert not re.search(r"https?:|url\(|@import|//[a-z]", render(pair(1, 0)))
     policy = next(tags for tag, tags in page.tags if "http-equiv" in tags)["content"]
     assert str(policy).startswith("default-src 'none'")
 
 
-def test_outcomes_are_filters_with_counts() -> None:
+def test_questions_are_sorted_by_what_the_tables_count_losses_first() -> None:
+    """Not by F1: the last question has more of it from the base, whose text lacks the answer."""
     samples = [
         sample
-        for number, (tuned, base) in enumerate([(1, 0), (1, 0.2), (0, 1), (1, 0.5), (0.4, 0.1)])
-        for sample in pair(tuned, base, question_id=f"q{number}")
+        for number, (tuned, base, f1) in enumerate(
+            [
+                (True, False, 1),
+                (True, True, 1),
+                (False, True, 1),
+                (False, False, 0),
+                (True, False, 0),
+            ]
+        )
+        for sample in (
+            make_sample("base", question_id=f"q{number}", contains=bool(base), em=0, f1=1 - f1),
+            make_sample("raft", question_id=f"q{number}", contains=bool(tuned), em=f1, f1=f1),
+        )
     ]
     page = Page(render(samples))
-    outcomes = [tags["class"] for tag, tags in page.tags if tag == "article"]
-    assert sorted(map(str, outcomes)) == ["both-right", "both-wrong", "lost", "won", "won"]
+    outcomes = [str(tags["class"]).split()[0] for tag, tags in page.tags if tag == "article"]
+    assert outcomes == ["lost", "both-wrong", "both-right", "won", "won"]
     assert [tags["id"] for tag, tags in page.tags if tag == "input"] == [
-        "f-all",
-        "f-won",
-        "f-lost",
-        "f-both-right",
-        "f-both-wrong",
+        f"outcome-{number}" for number in range(5)
     ]
-    assert re.search(r"Won by RAFT\s*2", page.text)
+    assert re.search(r"lost 1\s*both wrong 1\s*both right 1\s*won 2", page.text)
+
+
+def test_every_answer_has_the_correct_one_beside_it_and_their_common_words_are_marked() -> None:
+    changes = {"gold": ["the Kelden Valley", "Mossby"], "answer": "in Kelden", "em": 0.0}
+    page = render(pair(0.5, 0, **changes, generation="It is Kelden valley. <ANSWER>: in Kelden"))
+    assert page.count('in <mark class="shared">Kelden</mark></p>') == 2
+    assert page.count('the <mark class="shared">Kelden</mark> Valley</p>') == 2, "the nearer one"
+    assert "contained:" not in Page(page).text, "an article may differ, which the excerpt may miss"
+    page = render(
+        pair(0.5, 0, **changes | {"gold": ["Kelden Valley"]}, generation="In Kelden valley")
+    )
+    assert page.count('…In <mark class="shared">Kelden valley</mark>…') == 2
+
+
+def test_types_and_documents_of_questions_have_tables_and_types_are_filters() -> None:
+    samples = [
+        sample
+        for number, (kind, tuned) in enumerate([("bridge", 1), ("bridge", 0), ("<b>", 1)])
+        for sample in pair(
+            1, 0, question_id=f"q{number}", kind=kind, sources=["ada.md", f"{number}.md"],
+            contains=bool(tuned),
+        )
+    ]  # fmt: skip
+    page = render(samples)
+    text = Page(page).text
+    assert re.search(r"By type of question.*bridge\s*2\s*0.50\s*0.50\s*<b>\s*1\s*1.00", text, re.S)
+    assert re.search(r"By document, losses first.*ada.md\s*3\s*0.67\s*0.67", text, re.S)
+    assert "0.md" not in text, "a document of one question is no group"
+    kinds = [tags["id"] for tag, tags in Page(page).tags if tags.get("name") == "kind"]
+    assert kinds == ["kind-0", "kind-1", "kind-2"]
+    assert page.count(' kind-1">') == 2 and "#kind-2:checked) article:not(.kind-2)" in page
+
+
+@pytest.mark.parametrize(
+    ("question", "kind"),
+    [
+        ("In what year was Ada born?", "what"),
+        ("Were Ada and Bram born in Kelden?", "yes or no"),
+        ("Ada was born where?", "where"),
+        ("Name Ada's brother.", "other"),
+        ("¿Dónde nació Ada?", "other"),
+    ],
+)
+def test_a_question_without_a_type_has_its_question_word(question: str, kind: str) -> None:
+    assert breakdown.kind_of(make_sample(question=question)) == kind
 
 
 def curved() -> Evaluation:
@@ -159,25 +203,23 @@ def curved() -> Evaluation:
     return evaluation((0.4, 0.3, 0.5), (0.0, -0.1, 0.1), curve=points)
 
 
-def test_curves_are_drawn_and_said_where_they_were_asked() -> None:
+def test_further_layouts_are_a_table() -> None:
     page = render(pair(1, 0), curved())
-    for tuned in (False, True):
-        assert page.count(f'<g class="curve" color="{COLORS[tuned, 16]}">') == 2
-    assert page.count("<circle") == 12
-    text = Page(page).text
-    assert "No oracle" in text and "Oracle first" not in text
-    assert "RAFT, 16-bit, oracle present: F1 0.600 with no distractor, 0.450 with all" in text
-    assert re.search(r"RAFT, 16-bit\s*present\s*all\s*0.4500.400 – 0.500", text)
-    assert "Without the oracle RAFT, 16-bit reaches F1 0.450; it answers 75% of the" in text
-    assert 'class="panels"' not in render(pair(1, 0))
+    row = r"RAFT, 16-bit\s*present\s*all\s*0.4500.400 – 0.500\s*0.450\s*25.0%\s*0.0%"
+    assert re.search(row, Page(page).text)
+    assert page.count("<svg") == 1, "one page, one chart"
+    assert "Distractors and the oracle" not in render(pair(1, 0))
 
 
-def test_time_and_cost_of_the_stages_before_are_on_the_page() -> None:
-    train = LEDGER.model_copy(update={"stage": "train", "seconds": 60.0})
-    page = Page(report.render(curved(), pair(1, 0), None, [train, LEDGER]))
-    for row in (("train", "done", "1 min 0 s", "CPU"), ("eval", "done", "1 min 15 s", "CPU")):
-        assert re.search(r"\s*".join(row), page.text)
-    assert "Prices of 2024-10-01" in page.text and "not priced" in page.text
+def test_refusals_have_their_intervals() -> None:
+    abstention = Abstention(
+        arm="raft", absent=200, refused=190, recall=0.9, recall_ci=(0.85, 0.95),
+        precision=0.95, precision_ci=(0.92, 0.98),
+    )  # fmt: skip
+    figures = evaluation((0.4, 0.3, 0.5), (0.0, -0.1, 0.1), abstention=[abstention])
+    text = Page(render(pair(1, 0), figures)).text
+    assert re.search(r"190\s*0.9000.850 – 0.950\s*0.9500.920 – 0.980", text)
+    assert "Without the oracle" not in render(pair(1, 0))
 
 
 def test_the_chart_is_a_file_too() -> None:
@@ -193,31 +235,27 @@ def test_the_chart_is_a_file_too() -> None:
     ]
 
 
-def test_quotes_are_highlighted_where_a_document_has_them() -> None:
-    quote = '<mark class="quote">Ada was born in Kelden.</mark>'
+def test_quotes_are_marked_and_those_of_nothing_struck() -> None:
     page = render(pair(1, 0, documents=["Bram bakes.", "Ada was born in Kelden. She <b>paints."]))
-    assert page.count(quote) == 1 + 2
-    assert f"{quote} She &lt;b&gt;paints." in page
+    assert page.count('<mark class="quote">Ada was born in Kelden.</mark>') == 2
+    assert "Ada was born in Kelden. She &lt;b&gt;paints." in page
     assert page.count('class="oracle"') == 1
-
-
-def test_quotes_of_nothing_are_struck() -> None:
     page = render(pair(1, 0, generation="##begin_quote##Ada flew.##end_quote## <ANSWER>: Kelden"))
     assert page.count('<mark class="invented">Ada flew.</mark>') == 2
 
 
-def test_the_page_stays_small() -> None:
+def test_the_page_holds_a_thousand_questions_and_stays_small() -> None:
     samples = [
         sample
-        for number in range(500)
+        for number in range(1000)
         for sample in pair(
             1, 0 if number % 10 else 1, question_id=f"q{number}", generation="word " * 5000
         )
     ]
     page = render(samples)
-    assert page.count("<article") == report.MAX_SAMPLES
-    assert page.count('<article class="both-right"') == report.MAX_SAMPLES // 2
-    assert len(page) < 400_000
+    assert page.count("<article") == 1000
+    assert page.count("<details") == report.MAX_DETAILED, "all are right in both"
+    assert len(page) < 1_500_000
     assert "(23,499 more characters)" in page
 
 
@@ -229,46 +267,12 @@ def test_one_arm_has_no_filters() -> None:
 
 
 def test_quantize_checks_own_figures_are_preferred() -> None:
-    measured = QuantizationReport(
-        weight_bytes_16bit=16_060_000_000,
-        weight_bytes_4bit=5_700_000_000,
-        memory_ratio=0.355,
-        bytes_kept_16bit=1,
-        rows=1,
-        tokens=1,
-        token_agreement=0.97,
-        mean_kl=0.01,
-        perplexity_16bit=2.0,
-        perplexity_4bit=2.1,
-        min_agreement=0.9,
-        max_memory_ratio=0.5,
-        passed=True,
-        verdict="Four bits will do.",
-    )
+    measured = REPORT.model_copy(update={"verdict": "Four bits will do"})
     figures = evaluation((0.4, 0.3, 0.5), (0.0, -0.1, 0.1), memory_ratio=0.355)
-    page = Page(report.render(figures, pair(1, 0), measured, [LEDGER]))
-    assert "4-bit weights take 5.7 GB instead of 16.1 GB in 16-bit: 35.5%" in page.text
-    assert "Four bits will do." in page.text
-    kept = {"model.embed_tokens.weight": 1_050_000_000}
-    more = measured.model_copy(update={"kept": kept, "quantize_lm_head": True})
-    page = Page(report.render(figures, pair(1, 0), more, [LEDGER]))
-    assert "Stays in 16 bits" in page.text
-    assert "model.embed_tokens.weight" in page.text and "1.05 GB" in page.text
-    assert "embeddings stay in full precision" in page.text
-
-
-@pytest.mark.parametrize(
-    ("count", "words"),
-    [
-        (12, "12 B"),
-        (1500, "1.5 kB"),
-        (2_500_000, "2.5 MB"),
-        (16_060_000_000, "16.1 GB"),
-        (2_000_000_000_000, "2000 GB"),
-    ],
-)
-def test_bytes_in_words(count: int, words: str) -> None:
-    assert report.bytes_in_words(count) == words
+    text = Page(report.render(figures, pair(1, 0), measured)).text
+    assert "4-bit weights take 35.5% of the full ones, measured by quantize-check" in text
+    assert "Four bits will do." in text
+    assert "35.5% of the full ones, measured in the arms" in Page(render(pair(1, 0), figures)).text
 
 
 def test_durations_in_words() -> None:
@@ -293,7 +297,9 @@ def test_one_question_has_no_interval() -> None:
     assert "on 1 question, too few" in body and "· 1 question ·" in body
 
     trial = comparison.Trial(one, None, "runs/a")
-    assert comparison.scores([trial]).rows[0][1:4] == ("0.000", "1.000", "+1.000")
+    table = comparison.table([trial])
+    cells = dict(zip(table.headings, table.rows[0], strict=True))
+    assert "+1.000" in cells.values() and not any(" to " in cell for cell in cells.values())
 
 
 def test_two_questions_have_intervals() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 
-from components.core.errors import ConfigError
 from components.core.raft_form import instruction
 from components.eval import harness
 from components.eval.arms import ARMS, PROMPTS
@@ -19,7 +18,7 @@ from components.eval.eval import run
 from components.eval.questions import DATASETS, TASKS, ContextLayout, EvalExample, arrange
 from components.eval.tasks.hotpotqa import hotpotqa
 from tests.conftest import REPOSITORY
-from tests.eval.conftest import make_question
+from tests.eval.conftest import Stage, make_question
 
 
 def hub_row(number: int) -> dict[str, Any]:
@@ -60,7 +59,13 @@ def test_the_hubs_rows_become_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loaded == [("hotpotqa/hotpot_qa", "distractor", "validation")]
     examples = [example(number) for number in range(3)]
     assert list(rows) == [
-        {**item.model_dump(), "prompt": PROMPTS["raft"].write(item), "marker": True}
+        {
+            **item.model_dump(),
+            "dataset": "hotpotqa",
+            "corpus": "",
+            "prompt": PROMPTS["raft"].write(item, ()),
+            "marker": True,
+        }
         for item in examples
     ]
 
@@ -71,37 +76,23 @@ def test_a_file_and_a_layout_are_named_by_metadata(questions_file: Path) -> None
     assert all(len(row["documents"]) == 2 for row in rows["validation"])
 
 
-@pytest.mark.parametrize(
-    ("choice", "problem"),
-    [
-        ({"oracle": "middle"}, "oracle 'middle' .allowed: present | absent"),
-        ({"prompt": "plain"}, "prompt 'plain' .allowed: raft | rag | closed"),
-    ],
-)
-def test_a_choice_that_is_none_is_named(
-    questions_file: Path, choice: dict[str, Any], problem: str
-) -> None:
-    with pytest.raises(ConfigError, match=problem.replace("|", r"\|")) as caught:
-        harness.load_rows("hotpotqa", str(questions_file), **choice)
-    assert "--metadata" in caught.value.hint
-
-
 def test_the_prompts() -> None:
     item = example(0, distractors=0)
     document, question = "Ada0 was born in Kelden 0. She paints.", "Where was Ada0 born?"
-    assert PROMPTS["raft"].write(item) == instruction([document], question)
-    assert PROMPTS["rag"].write(item) == (
+    assert PROMPTS["raft"].write(item, ()) == instruction([document], question)
+    assert PROMPTS["question"].write(item, ()) == question
+    assert PROMPTS["rag"].write(item, ()) == (
         f"Context information is below.\n\n{document}\n\nGiven the context information and not "
         f"prior knowledge, answer the question in a few words.\nQuestion: {question}\nAnswer:"
     )
-    assert PROMPTS["closed"].write(item) == (
+    assert PROMPTS["closed"].write(item, ()) == (
         f"Answer the question in a few words.\nQuestion: {question}\nAnswer:"
     )
 
 
 def test_a_generation_is_judged() -> None:
-    asked = {"answers": ["Kelden"], "marker": True}
-    judged = harness.score_generation(asked, ["In Kelden. <ANSWER>: the Kelden"])
+    expected = {"dataset": "hotpotqa", "answers": ["Kelden"], "marker": True}
+    judged = harness.score_generation(expected, ["In Kelden. <ANSWER>: the Kelden"])
     assert judged == {
         "f1": 1.0,
         "em": 1.0,
@@ -110,25 +101,37 @@ def test_a_generation_is_judged() -> None:
         "contains": 1.0,
         "unanswered": 0.0,
     }
-    asked["marker"] = False
-    plain = harness.score_generation(asked, ["Kelden"])
+    expected["marker"] = False
+    plain = harness.score_generation(expected, ["Kelden"])
     assert (plain["f1"], plain["unanswered"]) == (1.0, 0.0)
-    assert harness.score_generation(asked, [" "])["unanswered"] == 1.0
+    assert harness.score_generation(expected, [" "])["unanswered"] == 1.0
 
 
 def test_the_best_of_several_answers_counts() -> None:
-    asked = {"answers": ["Kelden", "the town of Kelden"], "marker": False}
-    judged = harness.score_generation(asked, ["Town of Kelden"])
+    expected = {"answers": ["Kelden", "the town of Kelden"], "marker": False}
+    judged = harness.score_answer(expected, "Town of Kelden")
     assert judged["f1"] == judged["em"] == judged["contains"] == 1.0
-    other = harness.score_generation(asked, ["Old Kelden"])
+    other = harness.score_answer(expected, "Old Kelden")
     assert (other["f1"], other["recall"]) == (pytest.approx(2 / 3), 1.0)
+
+
+def test_a_data_set_may_score_in_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def score(expected: dict[str, Any], generation: str) -> dict[str, float]:
+        right = float(generation == expected["answers"][0])
+        return {"f1": right, "unanswered": float(expected["marker"]), "style": 1.0}
+
+    monkeypatch.setattr(hotpotqa, "score", score, raising=False)
+    expected = {"dataset": "hotpotqa", "answers": ["Kelden"], "marker": False}
+    assert harness.score_generation(expected, ["Kelden"]) == {"f1": 1.0, "unanswered": 0.0}
+    assert harness.judge(expected, "Kelden")["style"] == 1.0
 
 
 def test_the_stock_harness_finds_the_tasks() -> None:
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=str(TASKS), include_defaults=False)
-    assert tuple(manager.all_subtasks) == DATASETS == ("hotpotqa",)
+    assert tuple(manager.all_subtasks) == DATASETS
+    assert DATASETS == ("apibench", "hotpotqa", "neutral", "pubmedqa")
 
 
 def test_defaults_agree_with_the_stage() -> None:
@@ -136,16 +139,16 @@ def test_defaults_agree_with_the_stage() -> None:
     text = (TASKS / "task.yaml").read_text(encoding="utf-8")
     settings = yaml.safe_load(text.replace("!function ", ""))
     assert settings["generation_kwargs"]["max_gen_toks"] == EvalConfig.default("max_new_tokens")
-    assert [metric["metric"] for metric in settings["metric_list"]] == list(
-        harness.score_generation({"answers": ["x"], "marker": True}, ["y"])
-    )
+    scored = harness.score_answer({"answers": ["x"], "marker": True}, "y")
+    assert [metric["metric"] for metric in settings["metric_list"]] == list(scored)
+    assert tuple(scored) == harness.METRICS
 
 
 def test_the_registry_is_sound() -> None:
     assert {arm.prompt for arm in ARMS.values()} <= PROMPTS.keys()
     for name, arm in ARMS.items():
         assert arm.name == name and set(arm.baselines) <= ARMS.keys() - {name}
-        assert arm.adapter is None or arm.adapter in EvalConfig.model_fields
+        assert (arm.bits == 4) == name.endswith("-4bit") and ARMS[name.removesuffix("-4bit")]
 
 
 @pytest.mark.timeout(300)
@@ -153,8 +156,8 @@ def test_the_registry_is_sound() -> None:
     ("prompt", "arm"), [("raft", "raft"), ("rag", "raft-rag"), ("closed", "raft-closed")]
 )
 def test_stock_lm_eval_and_the_stage_give_the_same_scores(
-    tiny_model: Path, tiny_adapter: Path, questions_file: Path, tmp_path: Path, prompt: str,
-    arm: str,
+    configure: Stage, tiny_model: Path, tiny_adapter: Path, questions_file: Path, tmp_path: Path,
+    prompt: str, arm: str,
 ) -> None:  # fmt: skip
     """The stock command line with the adapter, then the stage, with every prompt.
 
@@ -182,23 +185,11 @@ def test_stock_lm_eval_and_the_stage_give_the_same_scores(
     assert stock.returncode == 0, stock.stderr[-3000:]
     (written,) = tmp_path.glob("stock*.json")
     scores = json.loads(written.read_text(encoding="utf-8"))["results"]["hotpotqa"]
-    evaluation = run(
-        EvalConfig.parse(
-            {
-                "questions": str(questions_file),
-                "base_model": str(model),
-                "adapter": str(tiny_adapter),
-                "output": str(tmp_path / "evaluation"),
-                "arms": arm,
-                "distractors": 1,
-                "max_new_tokens": limit,
-                "batch_size": batch,
-                "dtype": "float32",
-                "resamples": 100,
-            }
-        )
-    )
-    (result,) = evaluation.arms
+    config = configure(
+        tmp_path / "evaluation", base_model=str(model), arms=arm, distractors=1,
+        max_new_tokens=limit, batch_size=batch,
+    )  # fmt: skip
+    (result,) = run(config).arms
     for metric in ("f1", "em", "precision", "recall", "contains", "unanswered"):
         assert getattr(result, metric) == pytest.approx(scores[f"{metric},none"], abs=1e-6)
     (logged,) = tmp_path.glob("samples_hotpotqa_*.jsonl")

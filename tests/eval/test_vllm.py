@@ -39,7 +39,6 @@ def config(demo_model: Path, world_adapter: Path, tmp_path_factory: pytest.TempP
             "arms": "base,raft",
             "max_new_tokens": LIMIT,
             "dtype": "float32",
-            "resamples": 100,
         }
     )
 
@@ -58,19 +57,16 @@ def requests(config: EvalConfig) -> list[engines.Request]:
             add_generation_prompt=True,
         )
         ids = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-        built += [engines.Request(arm, prompt, ids) for arm in config.variants()]
+        built += [engines.Request(arm, ids) for arm in config.variants()]
     return built
 
 
 def answers_of(name: str, config: EvalConfig, requests: list[engines.Request]) -> dict[Any, Any]:
-    arms = list({request.arm: None for request in requests})
-    longest = max(len(request.ids) for request in requests)
-    with engines.open_engine(name, arms, config, longest) as engine:
-        return {
-            (item.request.arm.name, item.request.prompt): (item.ids, item.text, item.truncated)
-            for batch in engine.generate(requests)
-            for item in batch
-        }
+    return {
+        (request.arm.name, request.ids): completion
+        for completions, _ in engines.generate(name, requests, config)
+        for request, completion in completions
+    }
 
 
 @pytest.mark.timeout(600)
@@ -100,20 +96,18 @@ def test_an_adapter_of_another_base_is_named(config: EvalConfig, tmp_path: Path)
     }
     save_file(weights, other / "adapter_model.safetensors")
     changed = config.model_copy(update={"adapter": str(other)})
-    with (
-        pytest.raises(ModelError, match=f"--adapter {other}: does not fit --base-model"),
-        engines.open_engine("vllm", changed.variants(), changed, 100),
-    ):
-        pass
+    requests = [engines.Request(arm, (1, 2, 3)) for arm in changed.variants()]
+    with pytest.raises(ModelError, match=f"--adapter {other}: does not fit --base-model"):
+        list(engines.generate("vllm", requests, changed))
 
 
 def test_who_speaks_for_the_4bit_arms_is_said(config: EvalConfig) -> None:
-    from components.eval.eval import _engine_notes
+    from components.eval.eval import engine_notes
 
     small = config.model_copy(update={"engine": "vllm", "arms": ("base", "raft-4bit")})
-    (note,) = _engine_notes(small)
+    (note,) = engine_notes(small)
     assert "includes that of the engines" in note or "adapter unmerged in 16" in note
-    assert _engine_notes(config.model_copy(update={"engine": "transformers"})) == []
+    assert engine_notes(config.model_copy(update={"engine": "transformers"})) == []
 
 
 @pytest.mark.timeout(600)

@@ -69,8 +69,8 @@ def test_the_diffs_apply_and_eval_runs_with_them(
             sys.executable, "-m", "pipelines", "eval", "--task", "musique",
             "--questions", questions, "--base-model", tiny_model, "--adapter", tiny_adapter,
             "--output", tmp_path / "out",
-            "--arms", "raft,base,base-rag,base-rag-4bit", "--max-new-tokens", "8",
-            "--dtype", "float32", "--resamples", "100",
+            "--arms", "raft,base,base-question,base-question-4bit", "--max-new-tokens", "8",
+            "--dtype", "float32",
         ],
         cwd=copy, env={**os.environ, "PYTHONPATH": str(copy)}, capture_output=True, text=True,
         check=False,
@@ -81,16 +81,16 @@ def test_the_diffs_apply_and_eval_runs_with_them(
     assert [(arm.name, arm.label, arm.bits) for arm in result.arms] == [
         ("raft", "RAFT", 16),
         ("base", "Base", 16),
-        ("base-rag", "Base (plain retrieval)", 16),
-        ("base-rag-4bit", "Base (plain retrieval)", 4),
+        ("base-question", "Base (question alone)", 16),
+        ("base-question-4bit", "Base (question alone)", 4),
     ]
     assert {(item.arm, item.baseline) for item in result.comparisons} == {
         ("raft", "base"),
-        ("base-rag-4bit", "base-rag"),
+        ("base-question", "base"),
     }
     assert 0 < (result.memory_ratio or 0) < 1, "its twin in 16 bits is found by the entry"
     samples = list(read_jsonl(tmp_path / "out" / "samples.jsonl", Sample))
     assert [sample.gold for sample in samples[:2]] == [["Kelden 0"], ["Kelden 1", "Old Kelden 1"]]
     assert all(sample.oracle_indices == [1] for sample in samples)
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "Base (plain retrieval), 4-bit" in page and "Kelden 1 / Old Kelden 1" in page
+    assert "Base (question alone), 4-bit" in page and "Kelden 1 / Old Kelden 1" in page

@@ -1,4 +1,4 @@
-"""Documents that are bombs, or broken on purpose; each with the reason for which it is left out.
+"""Documents that are bombs, or broken on purpose; each with the reason for which it is omitted.
 
 Small here; `pages` and the like say how large they are when they are unpacked.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 WORD = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
 PACKAGE = "http://schemas.openxmlformats.org/package/2006"
-OFFICE = "http://schemas.openxmlformats.org/officeDocument/2006/relationships/officeDocument"
+RELATIONS = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
 CONTENT = "application/vnd.openxmlformats-officedocument.wordprocessingml.document.main+xml"
 LAUGHS = (
     '<!DOCTYPE a [<!ENTITY a "ha">'
@@ -76,28 +76,57 @@ def page_tree(depth: int) -> bytes:
 # ---- DOCX --------------------------------------------------------------------------------------
 
 
-def docx(body: str, *, before: str = "", document: str = "", types: str = "") -> bytes:
-    """A DOCX with this body; `before` stands between its declaration and its root."""
+def docx(
+    body: str,
+    *,
+    before: str = "",
+    document: str = "",
+    types: str = "",
+    parts: dict[str, str | bytes] | None = None,
+) -> bytes:
+    """A DOCX with this body; `before` stands between its declaration and its root.
+
+    `parts` are notes and comments (`footnotes` and the like: XML), and embedded documents (their
+    type: bytes); their ids are part0, part1 and so on.
+    """
     document = document or (
-        f'<?xml version="1.0"?>{before}<w:document xmlns:w="{WORD}"><w:body>{body}</w:body>'
-        "</w:document>"
+        f'<?xml version="1.0"?>{before}<w:document xmlns:w="{WORD}" xmlns:r="{RELATIONS}"><w:body>'
+        f"{body}</w:body></w:document>"
     )
+    files: dict[str, tuple[str, str | bytes]] = {"word/document.xml": (CONTENT, document)}
+    relations = ""
+    for number, (kind, content) in enumerate((parts or {}).items()):
+        target, relation = f"part{number}", "aFChunk"
+        if isinstance(content, bytes):
+            files[f"word/{target}"] = (kind, content)
+        else:
+            root, relation = f'<w:{kind} xmlns:w="{WORD}">{content}</w:{kind}>', kind
+            files[f"word/{target}"] = (CONTENT.replace("document.main", kind), root)
+        relations += relationship(target, f"{RELATIONS}/{relation}", target)
     types = types or (
         f'<?xml version="1.0"?><Types xmlns="{PACKAGE}/content-types">'
         '<Default Extension="rels" '
         'ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
-        f'<Override PartName="/word/document.xml" ContentType="{CONTENT}"/></Types>'
+        + "".join(
+            f'<Override PartName="/{name}" ContentType="{kind}"/>'
+            for name, (kind, _) in files.items()
+        )
+        + "</Types>"
     )
-    relations = (
-        f'<?xml version="1.0"?><Relationships xmlns="{PACKAGE}/relationships"><Relationship '
-        f'Id="rId1" Type="{OFFICE}" Target="word/document.xml"/></Relationships>'
-    )
+    main = relationship("rId1", f"{RELATIONS}/officeDocument", "word/document.xml")
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("[Content_Types].xml", types)
-        archive.writestr("_rels/.rels", relations)
-        archive.writestr("word/document.xml", document)
+        for name, inner in (("_rels/.rels", main), ("word/_rels/document.xml.rels", relations)):
+            declared = f'<?xml version="1.0"?><Relationships xmlns="{PACKAGE}/relationships">'
+            archive.writestr(name, f"{declared}{inner}</Relationships>")
+        for name, (_, content) in files.items():
+            archive.writestr(name, content)
     return data.getvalue()
+
+
+def relationship(id: str, kind: str, target: str) -> str:
+    return f'<Relationship Id="{id}" Type="{kind}" Target="{target}"/>'
 
 
 def paragraph(text: str) -> str:
@@ -107,6 +136,15 @@ def paragraph(text: str) -> str:
 def cell(text: str, *, properties: str = "") -> str:
     inner = f"<w:tcPr>{properties}</w:tcPr>" if properties else ""
     return f"<w:tbl><w:tr><w:tc>{inner}{paragraph(text)}</w:tc></w:tr></w:tbl>"
+
+
+def merged_rows(text: str, rows: int) -> str:
+    """A table of one column, all of it one cell."""
+    first = (
+        f'<w:tr><w:tc><w:tcPr><w:vMerge w:val="restart"/></w:tcPr>{paragraph(text)}</w:tc></w:tr>'
+    )
+    more = "<w:tr><w:tc><w:tcPr><w:vMerge/></w:tcPr><w:p/></w:tc></w:tr>"
+    return f"<w:tbl>{first}{more * rows}</w:tbl>"
 
 
 def unpacks_to(megabytes: int) -> bytes:
@@ -211,8 +249,11 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: docx("<w:tbl><w:tr><w:tc>" * 5000 + "</w:tc></w:tr></w:tbl>" * 5000),
         "damaged DOCX",
     ),
-    "columns.docx": (
-        lambda: docx(cell("a", properties='<w:gridSpan w:val="2000000000"/>')),
+    "spans.docx": (
+        lambda: docx(cell("a", properties=f'<w:gridSpan w:val="{"9" * 5000}"/>')), "damaged DOCX",
+    ),
+    "rows.docx": (
+        lambda: docx(merged_rows("a" * 100_000, 20_000)),
         "takes too long or needs too much memory",
     ),
     "no-body.docx": (
@@ -233,8 +274,8 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "large.txt": (lambda: b"abc def. " * 300_000, "too large"),
     "same.txt": (lambda: "漢".encode() * 600_000, "takes too long"),
     "latin.txt": (lambda: b"caf\xe9", "not UTF-8 text"),
-    "utf-16.txt": (lambda: "Ada Voss was born.".encode("utf-16"), "not UTF-8 text"),
-    "utf-16-bare.txt": (lambda: "Ada Voss was born.".encode("utf-16-le"), "binary"),
+    "utf-16.txt": (lambda: "Ada Voss was born.".encode("utf-16")[:-1], "not UTF-16 text"),
+    "utf-16-bare.txt": (lambda: "Ada Voss was born.".encode("utf-16-le"), "not UTF-8 text"),
     "nul.md": (lambda: b"Ada Voss\0 was born.", "binary"),
     # JSON
     "nested.json": (lambda: b"[" * 100_000 + b"]" * 100_000, "malformed rows"),
@@ -252,7 +293,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "line.jsonl": (lambda: b'{"context": [["T", ["' + b"a " * 1_500_000 + b'"]]]}', "too large"),
     "nothing.json": (lambda: b" ", "empty"),
 }  # fmt: skip
-"""Name: what makes its bytes, and why it is left out with at most 2 MB and 4 seconds.
+"""Name: what makes its bytes, and why it is omitted with at most 2 MB and 4 seconds.
 
 `a or b` where it depends on the machine which limit is met first.
 """

@@ -13,12 +13,47 @@ counts go to results.json, from which `python -m tests.faults.table` writes the 
 """
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 
 import pytest
 
 from tests.faults import table
+
+Leave = Callable[..., tuple[int, str]]
+"""Runs `raft` with these arguments: its exit code, and everything that it printed."""
+
+
+@pytest.fixture
+def leave(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Leave:
+    """The command in this process."""
+    from components.core.progress import console
+    from pipelines.cli import main
+
+    monkeypatch.setenv("COLUMNS", "1000")
+
+    def run_raft(*arguments: object) -> tuple[int, str]:
+        console.cache_clear()
+        with pytest.raises(SystemExit) as end:
+            main([*map(str, arguments)])
+        return int(end.value.code or 0), "".join(capfd.readouterr())
+
+    return run_raft
+
+
+def refused(result: tuple[int, str], *names: object) -> str:
+    """Hold a result to be a mistake of the user's, and its error to name these; what was printed.
+
+    Of names in a tuple one is enough.
+    """
+    code, text = result
+    assert code == 2 and "Traceback" not in text and "fault of raft" not in text, text
+    assert all(char.isprintable() or char == "\n" for char in text)
+    error = text[text.index("error: ") :].replace("\n", " ")
+    for name in names:
+        among = name if isinstance(name, tuple) else (name,)
+        assert any(str(one) in error for one in among), text
+    return text
 
 
 @dataclass

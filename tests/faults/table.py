@@ -43,8 +43,8 @@ def load() -> dict[str, Row]:
 
 def save(rows: dict[str, Row]) -> None:
     """Keep the rows, sorted, one file for all."""
-    kept = {name: asdict(row) for name, row in sorted(rows.items())}
-    RESULTS.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    records = {name: asdict(row) for name, row in sorted(rows.items())}
+    RESULTS.write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def render(rows: dict[str, Row]) -> str:

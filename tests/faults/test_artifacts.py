@@ -1,6 +1,6 @@
 """Damaged artifacts: every file that a stage hands on, damaged in every way, and who notices.
 
-Whatever is sealed is caught by its manifest. What comes from outside (a base model, rows, an
+Whatever is finished is caught by its manifest. What comes from outside (a base model, rows, an
 adapter) has none: there a file that is cut off, empty, missing or something else is caught.
 """
 
@@ -19,12 +19,9 @@ from components.core.storage import MANIFEST, Manifest, ManifestFile, finish_art
 from components.core.storage.bucket import locate
 from components.eval.generations import Generations
 from components.train.checkpoints import Checkpoints
-from pipelines.cli import main
-from tests.faults.conftest import Tally
+from tests.faults.conftest import Leave, Tally, refused
 from tests.gcs import BUCKET, Emulator
 from tests.generate.teacher_server import teacher_server
-
-Leave = Callable[..., tuple[int, str]]
 
 
 def flipped(data: bytes) -> bytes:
@@ -43,37 +40,18 @@ DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
 }
 
 
+def damages_of(path: Path) -> list[str]:
+    """The ways that change a file: an empty one can only be replaced or lost."""
+    data = path.read_bytes()
+    return [how for how in DAMAGES if data or how not in ("a flipped bit", "truncated", "emptied")]
+
+
 def damage(path: Path, how: str) -> None:
     data = DAMAGES[how](path.read_bytes())
     if data is None:
         path.unlink()
     else:
         path.write_bytes(data)
-
-
-@pytest.fixture
-def leave(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Leave:
-    """Exit code and everything printed by a command."""
-    monkeypatch.setenv("COLUMNS", "1000")
-
-    def run(*arguments: object) -> tuple[int, str]:
-        from components.core.progress import console
-
-        console.cache_clear()
-        with pytest.raises(SystemExit) as left:
-            main([*map(str, arguments)])
-        out, err = capfd.readouterr()
-        return int(left.value.code or 0), out + err
-
-    return run
-
-
-def refused(found: tuple[int, str], *names: str) -> None:
-    """The user's to mend, in words that name what is damaged."""
-    code, said = found
-    assert code == 2 and "Traceback" not in said and "fault of raft" not in said, said
-    error = said[said.index("error: ") :]
-    assert any(name in error for name in names), said
 
 
 @pytest.fixture(scope="module")
@@ -93,22 +71,25 @@ def made(
     parts = {"base_model": str(demo_model), "adapter": str(world_adapter)}
     quantize_check.run(QuantizeCheckConfig(
         dataset=str(world_dataset), output=str(folder / "quantization"), max_rows=1,
-        export="merged", **parts,
+        max_new_tokens=4, **parts,
     ))  # fmt: skip
     evaluation.run(EvalConfig.parse({
         "questions": str(world_dataset), "output": str(folder / "evaluation"), "max_questions": 1,
-        "arms": "base", "max_new_tokens": 4, "resamples": 100, **parts,
+        "arms": "base", "max_new_tokens": 4, **parts,
     }))  # fmt: skip
-    export(ExportConfig(dataset=str(world_dataset), output=str(folder / "rows"), type="parquet"))
+    # A model as a part of an artifact.
+    shutil.copytree(demo_model, folder / "bundle" / "model")
+    finish_artifact(folder / "bundle")
+    export(ExportConfig(dataset=str(world_dataset), output=str(folder / "rows")))
     return {
         "dataset": world_dataset,
         "adapter": world_adapter,
         "model": demo_model,
-        **{name: folder / name for name in ("quantization", "evaluation", "rows")},
+        **{name: folder / name for name in ("quantization", "evaluation", "rows", "bundle")},
     }
 
 
-# ---- sealed --------------------------------------------------------------------------------------
+# ---- finished ------------------------------------------------------------------------------------
 
 
 def readers(made: dict[str, Path], broken: Path, out: Path) -> dict[str, list[list[object]]]:
@@ -125,7 +106,6 @@ def readers(made: dict[str, Path], broken: Path, out: Path) -> dict[str, list[li
             ["quantize-check", "--dataset", broken, *tuned, *to],
             ["eval", "--questions", broken, *tuned, *few, *to],
             ["export", "--dataset", broken, *to],
-            ["merge", "--shards", broken, *to],
         ],
         "adapter": [
             ["quantize-check", *dataset, *model, "--adapter", broken, *to],
@@ -135,7 +115,7 @@ def readers(made: dict[str, Path], broken: Path, out: Path) -> dict[str, list[li
         "evaluation": [["compare", broken, *to]],
         "rows": [
             ["export", "--dataset", broken, *to],
-            ["export", "--dataset", broken / "train.parquet", *to],
+            ["export", "--dataset", broken / "train.jsonl", *to],
         ],
     }
 
@@ -145,30 +125,30 @@ def readers(made: dict[str, Path], broken: Path, out: Path) -> dict[str, list[li
     "every command that reads it names the file and exits with 2",
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["dataset", "adapter", "quantization", "evaluation", "rows"])
-def test_a_sealed_artifact(
+def test_a_finished_artifact(
     made: dict[str, Path], kind: str, tmp_path: Path, leave: Leave, tally: Tally
 ) -> None:
     # A manifest beside a file may be anybody's, unless it still looks like one of ours.
     of_a_file = {(MANIFEST, "a flipped bit"), (MANIFEST, "truncated")}
-    of_a_file |= {("train.parquet", how) for how in DAMAGES}
+    of_a_file |= {("train.jsonl", how) for how in DAMAGES}
     files = [entry.path for entry in read_json(made[kind] / MANIFEST, Manifest).files]
     for name in [*files, MANIFEST]:
-        for how in DAMAGES:
+        for how in damages_of(made[kind] / name):
             broken, out = tmp_path / "broken", tmp_path / "out"
             shutil.copytree(made[kind], broken)
             damage(broken / name, how)
             for command in readers(made, broken, out)[kind]:
                 if kind == "evaluation" and name not in ("results.json", MANIFEST):
                     continue  # compare reads no other
-                if command[2] == broken / "train.parquet" and (name, how) not in of_a_file:
+                if command[2] == broken / "train.jsonl" and (name, how) not in of_a_file:
                     continue
-                found = leave(*command)
+                result = leave(*command)
                 if kind == "rows" and (name, how) == (MANIFEST, "missing"):
-                    assert found[0] == 0  # people make such folders, too: it has no ledger
+                    assert result[0] == 0  # people make such folders, too: it has no ledger
                 elif kind == "evaluation" and how == "missing":
-                    refused(found, "holds no finished evaluation")
+                    refused(result, "holds no finished evaluation")
                 else:
-                    refused(found, name)
+                    refused(result, name)
                     assert not (out / MANIFEST).exists()
                 tally.tried(1)
                 shutil.rmtree(out, ignore_errors=True)
@@ -183,37 +163,25 @@ def test_a_sealed_artifact(
 def test_a_part_of_an_artifact(
     made: dict[str, Path], tmp_path: Path, leave: Leave, tally: Tally
 ) -> None:
-    few = [
-        "--max-new-tokens",
-        4,
-        "--max-questions",
-        1,
-        "--arms",
-        "base",
-        "--output",
-        tmp_path / "out",
-    ]
+    def evaluate(questions: Path, model: Path) -> tuple[int, str]:
+        return leave(
+            "eval", "--questions", questions, "--base-model", model, "--adapter", made["adapter"],
+            "--max-new-tokens", 4, "--max-questions", 1, "--arms", "base",
+            "--output", tmp_path / "out",
+        )  # fmt: skip
+
     for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"):
         broken = tmp_path / name
-        shutil.copytree(made["quantization"], broken)
+        shutil.copytree(made["bundle"], broken)
         damage(broken / "model" / name, "a flipped bit")
-        refused(
-            leave("eval", "--questions", made["dataset"], "--base-model", broken / "model",
-                  "--adapter", made["adapter"], *few), name,
-        )  # fmt: skip
+        refused(evaluate(made["dataset"], broken / "model"), name)
         tally.tried(1)
     (broken / MANIFEST).rename(broken / "manifest.partial.json")
-    refused(
-        leave("eval", "--questions", made["dataset"], "--base-model", broken / "model",
-              "--adapter", made["adapter"], *few), "not finished",
-    )  # fmt: skip
+    refused(evaluate(made["dataset"], broken / "model"), "not finished")
     rows = tmp_path / "rows"
     shutil.copytree(made["dataset"], rows)
     damage(rows / "validation.jsonl", "a flipped bit")
-    refused(
-        leave("eval", "--questions", rows / "validation.jsonl", "--base-model", made["model"],
-              "--adapter", made["adapter"], *few), "validation.jsonl",
-    )  # fmt: skip
+    refused(evaluate(rows / "validation.jsonl", made["model"]), "validation.jsonl")
     tally.tried(2)
 
 
@@ -230,8 +198,8 @@ def test_a_summary_of_damaged_results(
             shutil.copytree(made["quantization"], broken)
             shutil.copytree(made["evaluation"], tmp_path / "run" / "evaluation")
             damage(broken / name, how)
-            code, said = leave("summary", "--folders", tmp_path / "run", "--output", out)
-            assert code == 0, said
+            code, printed = leave("summary", "--folders", tmp_path / "run", "--output", out)
+            assert code == 0, printed
             text = (out / "summary.md").read_text().replace("\\", "")
             assert f"{name} is" in text or (name, how) == (MANIFEST, "missing"), text
             assert "4-bit weights take" not in text or name == "ledger.json"
@@ -252,7 +220,7 @@ BASE = (
 
 @pytest.mark.fault(
     "Damaged artifacts", "every file of a base model from outside, in six ways (a flipped bit of a "
-    "weight cannot be told without a finish_artifact)",
+    "weight cannot be known without a manifest)",
     "named; exit code 2",
 )  # fmt: skip
 @pytest.mark.parametrize("name", BASE)
@@ -266,13 +234,12 @@ def test_a_base_model(
         broken, out = tmp_path / "broken", tmp_path / "out"
         shutil.copytree(made["model"], broken)
         damage(broken / name, how)
-        found = leave(
+        result = leave(
             "eval", "--questions", made["dataset"], "--base-model", broken, "--adapter",
             made["adapter"], "--arms", "base", "--max-new-tokens", 4, "--output", out,
         )  # fmt: skip
-        words = [name.split(".", maxsplit=1)[0].replace("_", " "), name]
-        refused(found, *words, *also.get(name, []))
-        early = "loading base" not in found[1]
+        words = (name.split(".", maxsplit=1)[0].replace("_", " "), name, *also.get(name, []))
+        early = "loading base" not in refused(result, words)
         assert early or (name, how) == ("model.safetensors", "missing")
         tally.tried(1)
         shutil.rmtree(broken)
@@ -294,12 +261,12 @@ def test_weights_of_another_model(
 
     def attempt(*words: str, adapter: Path = unbound) -> None:
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
-        found = leave(
+        result = leave(
             "eval", "--questions", made["dataset"], "--base-model", broken, "--adapter", adapter,
             "--arms", "raft", "--max-new-tokens", 4, "--max-questions", 1, "--output",
             tmp_path / "out",
         )  # fmt: skip
-        refused(found, *words)
+        refused(result, words)
         tally.tried(1)
 
     broken = tmp_path / "broken"
@@ -312,10 +279,11 @@ def test_weights_of_another_model(
 
     index = {"metadata": {}, "weight_map": {lost: "model-2.safetensors"}}
     (broken / "model.safetensors.index.json").write_text(json.dumps(index))
-    attempt("names 'model-2.safetensors', which is not in the folder")
+    (broken / "model.safetensors").unlink()
+    attempt("model-2.safetensors")
     index["weight_map"][lost] = "../../model.safetensors"  # type: ignore[index]
     (broken / "model.safetensors.index.json").write_text(json.dumps(index))
-    attempt("names '../../model.safetensors', which is not in the folder")
+    attempt("model.safetensors.index.json: weight_map", "'../../model.safetensors'")
     (broken / "model.safetensors.index.json").unlink()
 
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
@@ -348,21 +316,19 @@ def test_kept_responses(texts: Path, tmp_path: Path, leave: Leave, tally: Tally)
                    "--teacher-concurrency", 1, "--overwrite", "true"]  # fmt: skip
         assert leave(*command)[0] == 0
         rows = (tmp_path / "dataset" / "train.jsonl").read_bytes()
-        (kept,) = (tmp_path / "dataset-responses").iterdir()
-        whole = kept.read_bytes()
-        lines = whole.splitlines(keepends=True)
-        asked = len(server.seen)
-        assert asked == len(lines)
+        (responses,) = (tmp_path / "dataset-responses").iterdir()
+        lines = responses.read_bytes().splitlines(keepends=True)
+        assert len(server.seen) == len(lines)
         for number in range(0, len(lines), 4):
             broken = [flipped(line) if n == number else line for n, line in enumerate(lines)]
-            kept.write_bytes(b"".join(broken))
+            responses.write_bytes(b"".join(broken))
             before = len(server.seen)
-            code, said = leave(*command)
-            assert code == 0 and "1 response there cannot be read" in said, said
+            code, printed = leave(*command)
+            assert code == 0 and "1 response there cannot be read" in printed, printed
             assert len(server.seen) == before + 1
             assert (tmp_path / "dataset" / "train.jsonl").read_bytes() == rows
             for piece in (tmp_path / "dataset-responses").iterdir():
-                if piece != kept:
+                if piece != responses:
                     piece.unlink()
             tally.tried(1)
 
@@ -378,7 +344,7 @@ def test_kept_generations(
     command = [
         "eval", "--questions", made["dataset"], "--base-model", made["model"], "--adapter",
         made["adapter"], "--arms", "base", "--max-new-tokens", 8, "--batch-size", 1,
-        "--max-questions", 3, "--resamples", 100,
+        "--max-questions", 3,
     ]  # fmt: skip
     add, batches = Generations.add, []
 
@@ -398,8 +364,8 @@ def test_kept_generations(
         # Of two batches the first, but for a file that is gone or another.
         damage(partial, how)
         batches.clear()
-        code, said = leave(*command, "--output", out)
-        assert code == 0, said
+        code, printed = leave(*command, "--output", out)
+        assert code == 0, printed
         assert (out / "samples.jsonl").read_bytes() == samples
         assert len(batches) in (2, 3), "something damaged was used"
         tally.tried(1)
@@ -413,9 +379,9 @@ def test_checkpoints(tmp_path: Path, capfd: pytest.CaptureFixture[str], tally: T
     from components.core.progress import console
 
     def make() -> Checkpoints:
-        checkpoints = Checkpoints(tmp_path / "kept", "", 2, {"rank": "4"})
+        checkpoints = Checkpoints(tmp_path / "saved", "", {"rank": "4"})
         for step in (10, 20):
-            folder = tmp_path / "kept" / f"checkpoint-{step}"
+            folder = tmp_path / "saved" / f"checkpoint-{step}"
             folder.mkdir(parents=True)
             for name in ("model.safetensors", "optimizer.pt", "trainer_state.json"):
                 (folder / name).write_bytes(os.urandom(5000))
@@ -426,12 +392,12 @@ def test_checkpoints(tmp_path: Path, capfd: pytest.CaptureFixture[str], tally: T
         for how in DAMAGES:
             console.cache_clear()
             checkpoints = make()
-            damage(tmp_path / "kept" / "checkpoint-20" / name, how)
-            found = checkpoints.newest()
-            assert found is not None and found.run.step == 10
-            said = capfd.readouterr().err
-            assert "is skipped" in said or (name, how) == (MANIFEST, "missing")
-            shutil.rmtree(tmp_path / "kept")
+            damage(tmp_path / "saved" / "checkpoint-20" / name, how)
+            newest = checkpoints.newest()
+            assert newest is not None and newest.run.step == 10
+            log = capfd.readouterr().err
+            assert "is skipped" in log or (name, how) == (MANIFEST, "missing")
+            shutil.rmtree(tmp_path / "saved")
             tally.tried(1)
 
 
@@ -455,9 +421,10 @@ def test_a_manifest_that_leads_out(
     entry = ManifestFile.model_construct(path=name, size=4, crc32c=storage.checksum(outside))
     (broken / MANIFEST).write_text(Manifest(files=[entry]).model_dump_json())
     for command in (
-        ["merge", "--shards", broken, "--output", tmp_path / "merged"],
-        ["generate", "--documents", texts, "--output", broken, "--overwrite", "true"],
-    ):
+        ["export", "--dataset", broken, "--output", tmp_path / "exported"],
+        ["generate", "--teacher", "extractive", "--documents", texts, "--output", broken,
+         "--overwrite", "true"],
+    ):  # fmt: skip
         refused(leave(*command), "outside the artifact")
     assert outside.read_text() == "keep"
     assert (broken / "train.jsonl").read_bytes() == (made["dataset"] / "train.jsonl").read_bytes()
@@ -481,8 +448,8 @@ def test_another_version(
             path.write_text(json.dumps(row))
 
     cases = {
-        "dataset": {"train.jsonl": "question", "report.json": "rows"},
-        "adapter": {"training.json": "curve", "ledger.json": "seconds"},
+        "dataset": {"train.jsonl": "question"},
+        "adapter": {"training.json": "curve"},
         "quantization": {"quantization.json": "verdict"},
     }
     for kind, files in cases.items():
@@ -492,10 +459,8 @@ def test_another_version(
             edit(broken / name, lost)
             finish_artifact(broken)
             command = readers(made, broken, tmp_path / "out")[kind][-1]
-            code, said = leave(*command)
-            assert code == 2 and name in said, said
-            assert ("invented" if change == "newer" else lost) in said, said
-            assert "another version of raft-pipelines" in said, said
+            field = "invented" if change == "newer" else lost
+            refused(leave(*command), name, field, "another version of raft-pipelines")
             shutil.rmtree(broken)
             shutil.rmtree(tmp_path / "out", ignore_errors=True)
             tally.tried(1)
@@ -525,13 +490,12 @@ def test_on_gcs(
                 blob.upload_from_string(data)
             # What an earlier try has fetched whole is used, whatever became of it since.
             shutil.rmtree(tmp_path / f"raft-{os.getuid()}", ignore_errors=True)
-            found = leave("merge", "--shards", uri, "--output", tmp_path / "out")
-            if (name, how) == (MANIFEST, "missing"):
-                refused(found, "manifest.json is missing")
-            else:
-                refused(found, f"{uri}/{name}", f"{uri}: {name} is damaged")
+            result = leave("export", "--dataset", uri, "--output", tmp_path / "out")
+            damaged_words = (f"{uri}/{name}", f"{uri}: {name} is damaged")
+            is_missing = (name, how) == (MANIFEST, "missing")
+            refused(result, "manifest.json is missing" if is_missing else damaged_words)
             assert not (tmp_path / "out").exists()
             blob.upload_from_string(good)
             tally.tried(1)
-    assert leave("merge", "--shards", uri, "--output", tmp_path / "out")[0] == 0
+    assert leave("export", "--dataset", uri, "--output", tmp_path / "out")[0] == 0
     verify(tmp_path / "out", "--output")

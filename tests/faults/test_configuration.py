@@ -4,7 +4,6 @@ Each attack ends with exit code 2, names the file, line or value, shows no trace
 of the attacker, and leaves what was there as it was.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -13,25 +12,22 @@ from pathlib import Path
 import pytest
 
 from components.core.errors import ModelError
-from components.core.model_files import SECONDS_OF_A_TEMPLATE, check_adapter
+from components.core.model_files import check_adapter
 from components.core.models import load_model, load_tokenizer
 from components.core.storage import checksum
-from tests.conftest import Raft
-from tests.faults.conftest import Tally
+from tests.conftest import REPOSITORY, Raft, edit_json
+from tests.faults.conftest import Leave, Tally, refused
 from tests.gcs import Emulator
 from tests.generate.teacher_server import good, teacher_server
 
 KIND = "Hostile configuration"
 
 
-def refused(raft: Raft, *arguments: object) -> str:
-    """Run a command that must be refused; what it says."""
-    done = raft(*arguments, timeout=60)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr and "fault of raft" not in done.stderr
-    assert done.stdout == ""
-    assert all(char.isprintable() or char == "\n" for char in done.stderr)
-    return done.stderr
+def generate(documents: object, output: object, *more: object) -> list[object]:
+    """A command line, in which later flags take the place of earlier ones."""
+    flags = {"--teacher": "extractive", "--documents": documents, "--output": output}
+    flags |= dict(zip(more[::2], more[1::2], strict=True))
+    return ["generate", *(word for pair in flags.items() for word in pair)]
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -71,23 +67,15 @@ NAMES = {
     KIND, "gs:// names that are none, and other schemes, as every kind of location",
     "refused before anything is read, paid for or written",
 )  # fmt: skip
-def test_locations(
-    raft: Raft, texts: Path, tmp_path: Path, tally: Tally, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from pipelines.cli import main
-
-    flags = {"--documents": str(texts), "--output": str(tmp_path / "out")}
+def test_locations(raft: Raft, leave: Leave, texts: Path, tmp_path: Path, tally: Tally) -> None:
     for name, complaint in NAMES.items():
         for flag in ("--documents", "--output", "--responses"):
-            given = [word for pair in {**flags, flag: name}.items() for word in pair]
-            with pytest.raises(SystemExit) as leave:
-                main(["generate", *given])
-            said = capsys.readouterr().err
-            assert leave.value.code == 2
-            assert f"error: {flag} {name!r}: " in said and complaint in said
+            command = generate(texts, tmp_path / "out", flag, name)
+            refused(leave(*command), f"error: {flag} {name!r}: ", complaint)
             assert not (tmp_path / "out").exists()
             tally.tried(1)
-    assert complaint in refused(raft, "generate", "--documents", name, "--output", tmp_path / "o")
+    done = raft(*command)
+    assert done.stdout == "" and refused((done.returncode, done.stderr), complaint)
 
 
 @pytest.mark.fault(
@@ -95,17 +83,14 @@ def test_locations(
     "taken as they are: the artifact lies there, under that very name",
 )  # fmt: skip
 def test_odd_paths_on_gs(
-    texts: Path, gcs: Emulator, tmp_path: Path, tally: Tally, capsys: pytest.CaptureFixture[str]
+    texts: Path, gcs: Emulator, tmp_path: Path, tally: Tally, leave: Leave
 ) -> None:
-    from pipelines.cli import main
-
     for name in ("a b'\"+&=", "ü/漢", "a/", "*", "$(touch x)"):
-        with pytest.raises(SystemExit) as leave:
-            main(["generate", "--documents", str(texts), "--output", f"gs://bucket/{name}"])
-        assert leave.value.code == 0, capsys.readouterr().err
-        with pytest.raises(SystemExit) as leave:
-            main(["export", "--dataset", f"gs://bucket/{name}", "--output", str(tmp_path / "back")])
-        assert leave.value.code == 0, capsys.readouterr().err
+        code, text = leave(*generate(texts, f"gs://bucket/{name}"))
+        assert code == 0, text
+        code, text = leave("export", "--dataset", f"gs://bucket/{name}",
+                           "--output", tmp_path / "back")  # fmt: skip
+        assert code == 0, text
         assert len((tmp_path / "back" / "train.jsonl").read_text().splitlines()) == 9
         shutil.rmtree(tmp_path / "back")
         tally.tried(1)
@@ -118,65 +103,54 @@ def test_odd_paths_on_gs(
     "refused; every input is as it was",
 )
 def test_outputs_on_inputs(
-    raft: Raft, texts: Path, demo_model: Path, tmp_path: Path, tally: Tally
+    leave: Leave, texts: Path, demo_model: Path, tmp_path: Path, tally: Tally
 ) -> None:
     dataset, other, file = tmp_path / "dataset", tmp_path / "other", tmp_path / "file"
-    assert raft("generate", "--documents", texts, "--output", dataset).returncode == 0
+    assert leave(*generate(texts, dataset))[0] == 0
     shutil.copytree(dataset, other)
     file.write_text("kept")
     link = tmp_path / "link"
     link.symlink_to(dataset)
+    exported, new = tmp_path / "exported", tmp_path / "new"
+    export = ["export", "--dataset", dataset, "--output"]
+    assert leave(*export, exported)[0] == 0
     before = contents(tmp_path)
-    each_other = "overlap"
-    attacks = [
-        (texts, each_other), (texts / "sub", each_other), (tmp_path, each_other),
-        ("/", each_other), (texts / "Townaa.txt", each_other),
+    attacks: list[tuple[list[object], str]] = [
+        *(
+            (generate(texts, output), "overlap")
+            for output in (texts, texts / "sub", tmp_path, "/", texts / "Townaa.txt")
+        ),
+        (generate(texts, new, "--responses", texts), "overlap"),
+        (generate(texts, new, "--responses", new / "kept"), "all of which becomes the artifact"),
+        (generate(texts, exported), "holds what raft export wrote"),
+        *(
+            ([*export, output], "overlap")
+            for output in (dataset, dataset / "adapter", link, tmp_path)
+        ),
+        ([*export, other], "holds what raft generate wrote"),
+        ([*export, file], "is a file"),
+        (["demo", "--output", "gs://b/x"], "is no folder on this machine"),
+        (["compare", dataset, "--output", "gs://b/x"], "is no folder on this machine"),
+        # The stages that load models ask the same, before they load any.
+        (["train", "--dataset", dataset, "--base-model", demo_model, "--output", dataset],
+         "overlap"),
     ]  # fmt: skip
-    for output, complaint in attacks:
-        said = refused(raft, "generate", "--documents", texts, "--output", output)
-        assert complaint in said and str(output) in said
-    said = refused(
-        raft, "generate", "--documents", texts, "--output", tmp_path / "new", "--responses", texts
-    )
-    assert each_other in said
-    attacks = [
-        (dataset, each_other), (dataset / "adapter", each_other), (link, each_other),
-        (tmp_path, each_other), (other, "holds what raft generate wrote"), (file, "is a file"),
-    ]  # fmt: skip
-    for output, complaint in attacks:
-        assert complaint in refused(raft, "export", "--dataset", dataset, "--output", output)
-    # What other commands wrote is as safe, and what is kept is not cleared with the artifact.
-    exported = tmp_path / "exported"
-    assert raft("export", "--dataset", dataset, "--output", exported).returncode == 0
-    before = contents(tmp_path)
-    assert "holds what raft export wrote" in refused(
-        raft, "generate", "--documents", texts, "--output", exported
-    )
-    assert "all of which becomes the artifact" in refused(
-        raft, "generate", "--documents", texts, "--output", tmp_path / "new", "--responses",
-        tmp_path / "new" / "kept",
-    )  # fmt: skip
-    for command in (["demo"], ["compare", dataset]):
-        assert "is no folder on this machine" in refused(raft, *command, "--output", "gs://b/x")
-    # The stages that load models ask the same, before they load any.
-    assert each_other in refused(
-        raft, "train", "--dataset", dataset, "--base-model", demo_model, "--output", dataset
-    )
+    for command, complaint in attacks:
+        refused(leave(*command), complaint, (command[command.index("--output") + 1], texts))
+        tally.tried(1)
     assert contents(tmp_path) == before
-    tally.tried(5 + 1 + len(attacks) + 4 + 1)
 
 
 @pytest.mark.fault(
     KIND, "a pipe or a device as an input", "refused at once; not read until memory or time end"
 )
-def test_inputs_that_never_end(raft: Raft, texts: Path, tmp_path: Path, tally: Tally) -> None:
+def test_inputs_that_never_end(leave: Leave, texts: Path, tmp_path: Path, tally: Tally) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    for flag in ("--question-prompt", "--eval-questions", "--prices", "--documents"):
+    for flag in ("--question-prompt", "--eval-questions", "--documents"):
         for source in (pipe, Path("/dev/zero")):
-            flags = {"--documents": texts, "--output": tmp_path / "out", flag: source}
-            said = refused(raft, "generate", *(word for pair in flags.items() for word in pair))
-            assert f"{flag} {source}: neither a file nor a folder" in said
+            command = generate(texts, tmp_path / "out", flag, source)
+            refused(leave(*command), f"{flag} {source}: neither a file nor a folder")
             tally.tried(1)
 
 
@@ -189,13 +163,13 @@ def test_inputs_that_never_end(raft: Raft, texts: Path, tmp_path: Path, tally: T
     [
         ["generate", "--seed", "1", "--output", "o", "--seed=2"],
         ["train", "--rank", "16", "--rank", "16"],
-        ["compile", "--shards", "2", "--shards", "3"],
-        ["plan", "--rank", "8", "--profile", "l4", "--rank", "16"],
+        ["compile", "--tag", "2", "--tag", "3"],
+        ["plan", "--rank", "8", "--gpu", "l4", "--rank", "16"],
     ],
     ids=lambda words: words[0],
 )
-def test_a_flag_twice(command: list[str], raft: Raft) -> None:
-    assert "is given 2 times" in refused(raft, *command)
+def test_a_flag_twice(command: list[str], leave: Leave) -> None:
+    refused(leave(*command), "is given 2 times")
 
 
 PROMPTS = {
@@ -213,23 +187,15 @@ PROMPTS = {
 @pytest.mark.fault(
     KIND, "prompts with missing, unknown and malformed placeholders", "refused by the name"
 )
-def test_prompts(
-    texts: Path, tmp_path: Path, tally: Tally, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from pipelines.cli import main
-
+def test_prompts(texts: Path, tmp_path: Path, tally: Tally, leave: Leave) -> None:
     prompt = tmp_path / "prompt.md"
     for text, complaint in PROMPTS.items():
         prompt.write_bytes(text if isinstance(text, bytes) else text.encode())
-        with pytest.raises(SystemExit) as leave:
-            main([
-                "generate", "--documents", str(texts), "--output", str(tmp_path / "out"),
-                "--teacher", "openai", "--teacher-endpoint", "http://127.0.0.1:9/v1",
-                "--teacher-model", "m", "--question-prompt", str(prompt),
-            ])  # fmt: skip
-        said = capsys.readouterr().err
-        assert leave.value.code == 2
-        assert f"--question-prompt {prompt}: " in said and complaint in said
+        command = generate(
+            texts, tmp_path / "out", "--teacher", "openai", "--teacher-model", "m",
+            "--teacher-endpoint", "http://127.0.0.1:9/v1", "--question-prompt", prompt,
+        )  # fmt: skip
+        refused(leave(*command), f"--question-prompt {prompt}: ", complaint)
         tally.tried(1)
 
 
@@ -238,7 +204,7 @@ def test_prompts(
     "sent to the teacher as they are; nothing in a document is a placeholder",
 )  # fmt: skip
 def test_a_prompt_is_no_format_string(
-    texts: Path, tmp_path: Path, raft: Raft, monkeypatch: pytest.MonkeyPatch
+    texts: Path, tmp_path: Path, leave: Leave, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attack = "{chunk.__class__} {0} %s %(chunk)s {{x}} {% raw %} \\g<0>"
     (tmp_path / "prompt.md").write_text(f"{attack} $$5\n<DOCUMENT>\n$chunk\n</DOCUMENT>\n$count")
@@ -246,15 +212,14 @@ def test_a_prompt_is_no_format_string(
         path.write_text(path.read_text() + "It costs $chunk and ${count} and $evil.\n")
     monkeypatch.setenv("OPENAI_API_KEY", "")  # set, and empty: as not set
     with teacher_server(good) as server:
-        done = raft(
-            "generate", "--documents", texts, "--output", tmp_path / "out", "--teacher", "openai",
-            "--teacher-endpoint", server.endpoint, "--teacher-model", "m",
-            "--question-prompt", tmp_path / "prompt.md",
-        )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    asked = [body["messages"][0]["content"] for body in server.seen]
-    assert sum(text.startswith(f"{attack} $5\n") for text in asked) == 10
-    assert all("It costs $chunk and ${count} and $evil." in text for text in asked)
+        code, text = leave(*generate(
+            texts, tmp_path / "out", "--teacher", "openai", "--teacher-model", "m",
+            "--teacher-endpoint", server.endpoint, "--question-prompt", tmp_path / "prompt.md",
+        ))  # fmt: skip
+    assert code == 0, text
+    prompts = [body["messages"][0]["content"] for body in server.seen]
+    assert sum(prompt.startswith(f"{attack} $5\n") for prompt in prompts) == 10
+    assert all("It costs $chunk and ${count} and $evil." in prompt for prompt in prompts)
 
 
 QUESTIONS = {
@@ -275,26 +240,16 @@ QUESTIONS = {
 
 @pytest.mark.fault(KIND, "questions that are no questions", "refused with file and row")
 def test_questions(
-    demo_model: Path,
-    world_adapter: Path,
-    tmp_path: Path,
-    tally: Tally,
-    capsys: pytest.CaptureFixture[str],
+    demo_model: Path, world_adapter: Path, tmp_path: Path, tally: Tally, leave: Leave
 ) -> None:
-    from pipelines.cli import main
-
     path = tmp_path / "questions.json"
     for text, complaint in QUESTIONS.items():
         path.write_text(text, encoding="utf-8")
-        with pytest.raises(SystemExit) as leave:
-            main([
-                "eval", "--questions", str(path), "--base-model", str(demo_model),
-                "--adapter", str(world_adapter), "--output", str(tmp_path / "out"),
-            ])  # fmt: skip
-        said = capsys.readouterr().err
-        assert leave.value.code == 2, said
-        assert f"error: {path}" in said and complaint in said
-        assert "\x1b" not in said
+        result = leave(
+            "eval", "--questions", path, "--base-model", demo_model, "--adapter", world_adapter,
+            "--output", tmp_path / "out",
+        )  # fmt: skip
+        refused(result, f"error: {path}", complaint)
         tally.tried(1)
     assert not (tmp_path / "out").exists()
 
@@ -308,9 +263,9 @@ JOB = "apiVersion: batch/v1\nkind: Job\nmetadata: {name: x}\n"
 MANIFESTS = {
     LAUGHS + JOB + "spec: *a11\n": ":1: a0: not understood",
     JOB + "spec: {template: {spec: {containers: *a}}}\n": ":4: not YAML",
-    "a: !!python/object/apply:os.system [touch owned]\n": ":1: a value of the kind",
-    "a: !!python/name:os.system\n": ":1: a value of the kind",
-    JOB + "spec: !evil {}\n": ":4: a value of the kind !evil",
+    "a: !!python/object/apply:os.system [touch owned]\n": ":1: could not determine a con",
+    "a: !!python/name:os.system\n": ":1: could not determine a con",
+    JOB + "spec: !evil {}\n": ":4: could not determine a constructor for the tag '!evil'",
     "kind: Job\nkind: Pod\n": ":2: kind is written twice, first in line 1",
     "a:\n\t- b\n": ":2: not YAML",
     'a: "\\ud800"\n': ":1: not YAML",
@@ -322,14 +277,14 @@ MANIFESTS = {
     "a: !!int x\n": ":1: x: ",
     "a: !!timestamp x\n": ":1: x: ",
     "a: !!bool x\n": ":1: x: ",
-    "<<: {kind: Job}\n": ":1: a value of the kind",
-    "a: &a [*a]\n": ":1: not a Kubernetes object",
-    "just a text\n": ":1: not a Kubernetes object",
-    "apiVersion: v1\nkind: [Job]\n": ":2: kind ['Job']",
-    "apiVersion: v1\nkind: Job\nmetadata: 7\n": ":3: metadata: not a mapping",
+    "<<: {kind: Job}\n": ":1: could not determine a constructor",
+    "a: &a [*a]\n": ": holds no Job",
+    "just a text\n": ": holds no Job",
+    "apiVersion: v1\nkind: [Job]\n": ": holds no Job",
+    "apiVersion: v1\nkind: Job\nmetadata: 7\n": ":3: metadata 7: Input should be a valid dict",
     JOB + "spec: {}\n---\n" + JOB + "spec: {}\n": ":9: ",
     "%YAML 9.9\n---\na: b\n": ":1: not YAML",
-    "": "holds nothing",
+    "": "holds no Job",
     "\0": "not YAML",
     b"\xff\xfe": "not UTF-8",
 }
@@ -339,28 +294,20 @@ MANIFESTS = {
     KIND,
     "YAML: a billion laughs, Python objects, other tags, keys twice or no text, deep nesting, "
     "impossible dates, several documents, wrong types, a tab",
-    "every one refused with file and line, at once; no code runs",
+    "every one refused with its file, and with the line that is to blame, at once; no code runs",
 )
 def test_manifests(
-    raft: Raft, tmp_path: Path, tally: Tally, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    from pipelines.cli import main
-
+    raft: Raft, leave: Leave, tmp_path: Path, tally: Tally, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for number, (text, complaint) in enumerate(MANIFESTS.items()):
         path = tmp_path / f"{number}.yaml"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        for command in (["check", str(path)], ["compile", "--manifests", str(path)]):
-            with pytest.raises(SystemExit) as leave:
-                main([*command, "--output", "x"] if command[0] == "compile" else command)
-            said = capsys.readouterr().err
-            assert leave.value.code == 2, (text[:80], said)
-            if command[0] == "check":
-                assert f"{path.name}{complaint}" in said or complaint in said, (text[:80], said)
-            tally.tried(1)
+        refused(leave("check", path), (f"{path.name}{complaint}", complaint))
+        tally.tried(1)
     # What crashes an interpreter would have ended this one too; and once as a process of its own.
-    assert "nested more than 100 deep" in refused(raft, "check", tmp_path / "8.yaml")
+    done = raft("check", tmp_path / "8.yaml", timeout=60)
+    assert refused((done.returncode, done.stderr), "nested more than 100 deep")
     assert not (tmp_path / "owned").exists()
 
 
@@ -370,7 +317,7 @@ def test_manifests(
 @pytest.mark.parametrize(
     ("patch", "complaint"),
     [
-        ("a: !!python/object/apply:os.system [touch owned]\n", "a value of the kind"),
+        ("a: !!python/object/apply:os.system [touch owned]\n", "could not determine a constructor"),
         ("- a\n", "patches"),
         (JOB + "spec: {$patch: replace}\n", "patches Job x"),
         ("? [a]\n: b\n", "a key that is not a text"),
@@ -378,27 +325,17 @@ def test_manifests(
     ],
     ids=["object", "list", "directive", "key", "deep"],
 )
-def test_overlays(patch: str, complaint: str, raft: Raft, tmp_path: Path) -> None:
-    base = Path(__file__).parents[2] / "k8s" / "base"
+def test_overlays(patch: str, complaint: str, leave: Leave, tmp_path: Path) -> None:
+    base = REPOSITORY / "k8s" / "base"
     (tmp_path / "patch.yaml").write_text(patch)
     (tmp_path / "kustomization.yaml").write_text(
         "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
         f"resources: [{base}]\npatches: [{{path: patch.yaml}}]\n"
     )
-    said = refused(raft, "check", tmp_path)
-    assert "patch.yaml:1: " in said and complaint in said
+    refused(leave("check", tmp_path), "patch.yaml:1: ", complaint)
 
 
 # ---- models ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def model(demo_model: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(demo_model, tmp_path / "model"))
-
-
-def changed(path: Path, **values: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | values), encoding="utf-8")
 
 
 class Evil:
@@ -440,11 +377,11 @@ def test_code_of_a_model(kind: str, model: Path, tmp_path: Path) -> None:
         "from transformers import LlamaConfig as C, LlamaForCausalLM as M, "
         "PreTrainedTokenizerFast as T\n"
     )
-    changed(
+    edit_json(
         model / "config.json", model_type=kind,
         auto_map={"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"},
     )  # fmt: skip
-    changed(
+    edit_json(
         model / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", "evil.T"]},
         **({"tokenizer_class": "EvilTokenizer"} if kind == "evil" else {}),
     )  # fmt: skip
@@ -471,22 +408,17 @@ TEMPLATES = {
     "{{ raise_exception('no') }}": "no",
     "{{ a.b.c }}": "undefined",
     "always the same": "omits the messages",
-    "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"
-    "{% endfor %}{% endfor %}{% endfor %}": f"more than {SECONDS_OF_A_TEMPLATE / 10:g} seconds",
 }
 
 
 @pytest.mark.fault(
-    KIND, "chat templates that leave the sandbox, never end, fill memory, or say nothing",
+    KIND, "chat templates that leave the sandbox, fill memory, or say nothing",
     "refused by the template's fault; no code runs",
 )  # fmt: skip
 def test_chat_templates(
     model: Path, tmp_path: Path, tally: Tally, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        "components.core.model_files.SECONDS_OF_A_TEMPLATE", SECONDS_OF_A_TEMPLATE / 10
-    )
     for template, complaint in TEMPLATES.items():
         (model / "chat_template.jinja").write_text(template, encoding="utf-8")
         with pytest.raises(ModelError, match=complaint) as refusal:
@@ -516,7 +448,7 @@ def test_adapters(world_adapter: Path, tmp_path: Path, tally: Tally) -> None:
     good = (adapter / "adapter_config.json").read_text("utf-8")
     for field, values in ADAPTERS.items():
         (adapter / "adapter_config.json").write_text(good)
-        changed(adapter / "adapter_config.json", **values)
+        edit_json(adapter / "adapter_config.json", **values)
         with pytest.raises(ModelError, match=f"adapter_config.json: {field}"):
             check_adapter(str(adapter))
         tally.tried(1)
@@ -538,7 +470,7 @@ def test_an_adapter_with_another_base(
     from components.core.models import load_tuned
 
     adapter = Path(shutil.copytree(world_adapter, tmp_path / "adapter"))
-    changed(
+    edit_json(
         adapter / "adapter_config.json",
         base_model_name_or_path="evil/model", revision="../../evil",
     )  # fmt: skip
@@ -558,5 +490,5 @@ def test_empty_variables(
         monkeypatch.setenv(name, "")
     else:
         monkeypatch.setenv(name, os.pathsep + os.environ.get(name, ""))
-    done = raft("generate", "--documents", texts, "--output", tmp_path / "out")
+    done = raft(*generate(texts, tmp_path / "out"))
     assert done.returncode == 0, done.stderr

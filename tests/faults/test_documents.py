@@ -8,14 +8,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from components.core.raft_form import ANSWER_MARKER, QUOTE_BEGIN, QUOTE_END, find_answer
+from components.core.raft_form import ANSWER_MARKER, QUOTE_BEGIN, QUOTE_END, REFUSAL, find_answer
 from components.core.records import GenerationReport, RaftRow, read_json, read_jsonl
 from tests.conftest import REPOSITORY
 from tests.faults.bombs import BOMBS, docx, paragraph
@@ -30,30 +29,28 @@ SMALL = (
 
 @dataclass
 class Done:
-    """What a command did: exit code, output, seconds, and the most memory of one process."""
+    """What a command did: exit code, output, and the most memory of one process."""
 
     code: int
-    said: str
-    seconds: float
+    text: str
     peak_bytes: int
 
 
-def generate(documents: Path, output: Path, *flags: str) -> Done:
+def generate(documents: Path, output: Path, *flags: str, teacher: str = "extractive") -> Done:
     """The real command; its memory includes that of the processes that it waited for."""
-    command = [sys.executable, "-m", "pipelines", "generate", "--documents", str(documents)]
-    started = time.monotonic()
-    with tempfile.NamedTemporaryFile() as told:
+    with tempfile.NamedTemporaryFile() as peak:
         done = subprocess.run(
-            [sys.executable, "-c", MEASURED, told.name, *command, "--output", str(output), *flags],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd=REPOSITORY,
-        )
-        kilobytes = int(told.read())
-    seconds = time.monotonic() - started
-    said = done.stdout.decode()
-    assert "Traceback" not in said
-    return Done(done.returncode, said, seconds, kilobytes * 1024)
+            [
+                *(sys.executable, "-c", MEASURED, peak.name),
+                *(sys.executable, "-m", "pipelines", "generate", "--teacher", teacher),
+                *("--documents", str(documents), "--output", str(output), *flags),
+            ],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=REPOSITORY,
+        )  # fmt: skip
+        kilobytes = int(peak.read())
+    text = done.stdout.decode()
+    assert "Traceback" not in text
+    return Done(done.returncode, text, kilobytes * 1024)
 
 
 # A process of its own between: what a process starts has at first its peak of memory, and that of
@@ -74,6 +71,10 @@ def rows(output: Path) -> list[RaftRow]:
     ]  # fmt: skip
 
 
+def report(output: Path) -> GenerationReport:
+    return read_json(output / "report.json", GenerationReport)
+
+
 @pytest.mark.fault(
     KIND,
     "PDF, DOCX, HTML, text and JSON bombs, broken and wrongly encoded files, in one folder",
@@ -85,16 +86,15 @@ def test_bombs_are_named_and_counted(texts: Path, tmp_path: Path, tally: Tally) 
     for name, (make, _) in BOMBS.items():
         (texts / name).write_bytes(make())
     done = generate(texts, tmp_path / "out", "--on-bad-document", "skip", *SMALL)
-    assert done.code == 0, done.said
-    report = read_json(tmp_path / "out" / "report.json", GenerationReport)
-    found = dict(entry.split(": ", 1) for entry in report.bad_documents)
-    assert found.keys() == BOMBS.keys()
+    assert done.code == 0, done.text
+    counts = report(tmp_path / "out")
+    reasons = dict(entry.split(": ", 1) for entry in counts.bad_documents)
+    assert reasons.keys() == BOMBS.keys()
     for name, (_, reason) in BOMBS.items():
-        assert found[name] in reason.split(" or "), name
-    assert report.documents_bad == Counter(found.values())
-    assert report.documents == 10
-    for name in BOMBS:
-        assert f"skipped: {texts / name}" in done.said
+        assert reasons[name] in reason.split(" or "), name
+        assert f"skipped: {texts / name}" in done.text
+    assert counts.documents_bad == Counter(reasons.values())
+    assert counts.documents == 10
     for file in ("train.jsonl", "validation.jsonl"):
         assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "plain" / file).read_bytes()
     assert done.peak_bytes < 700e6
@@ -107,14 +107,14 @@ def test_bombs_are_named_and_counted(texts: Path, tmp_path: Path, tally: Tally) 
     "one of them, and bad documents are to stop the run",
     "exit 2 names it; nothing is written",
 )
-@pytest.mark.parametrize("name", ["columns.docx", "zip.docx", "nested.html", "nested.json"])
+@pytest.mark.parametrize("name", ["rows.docx", "zip.docx", "nested.html", "nested.json"])
 def test_a_bomb_stops_the_run(texts: Path, tmp_path: Path, name: str) -> None:
     make, reason = BOMBS[name]
     (texts / name).write_bytes(make())
     done = generate(texts, tmp_path / "out", *SMALL)
     assert done.code == 2
-    assert f"error: {texts / name}" in done.said
-    assert reason == "malformed rows" or any(one in done.said for one in reason.split(" or "))
+    assert f"error: {texts / name}" in done.text
+    assert reason == "malformed rows" or any(one in done.text for one in reason.split(" or "))
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
 
 
@@ -125,9 +125,9 @@ def test_a_file_that_needs_too_much_memory(texts: Path, tmp_path: Path) -> None:
     done = generate(
         texts, tmp_path / "out", "--on-bad-document", "skip", "--document-memory-mb", "400"
     )
-    report = read_json(tmp_path / "out" / "report.json", GenerationReport)
-    assert report.documents_bad == {"needs too much memory": 1}
-    assert (report.documents, len(rows(tmp_path / "out"))) == (10, 10)
+    counts = report(tmp_path / "out")
+    assert counts.documents_bad == {"needs too much memory": 1}
+    assert (counts.documents, len(rows(tmp_path / "out"))) == (10, 10)
     assert done.peak_bytes < 400e6
 
 
@@ -135,24 +135,25 @@ def test_a_file_that_needs_too_much_memory(texts: Path, tmp_path: Path) -> None:
 def test_the_reader_is_killed(texts: Path, tmp_path: Path) -> None:
     """As the kernel does when a container has no memory left."""
     from components.core.corpus import isolated_reader
-    from components.core.corpus.unreadable import Unreadable
+    from components.core.corpus.formats import Unreadable
     from components.generate.config import GenerateConfig
 
-    config = GenerateConfig(documents=str(texts), output=str(tmp_path / "out"))
-    found, (victim, _) = [], (texts / "Towne.txt", None)
-    victim.unlink()
+    config = GenerateConfig(
+        teacher="extractive", documents=str(texts), output=str(tmp_path / "out")
+    )
+    kinds, victim = {}, texts / "Towne.txt"
     victim.write_text("漢" * 300_000, encoding="utf-8")  # some seconds' work
     for path, cut in isolated_reader.read_all(config):
-        found.append((path.name, type(cut).__name__))
+        kinds.setdefault(path.name, type(cut))
         if path.name == "Townd.txt" and cut is None:
             children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
             readers = [pid for pid in map(int, children) if b"isolated_reader" in command_of(pid)]
             os.kill(readers[0], signal.SIGKILL)
         if isinstance(cut, Unreadable):
             assert str(cut) == "needs too much memory"
-    assert ("Towne.txt", "Unreadable") in found
-    assert {name for name, kind in found if kind == "CutDocument"} == {
-        path.name for path in texts.iterdir() if path != victim
+    assert kinds.pop(victim.name) is Unreadable
+    assert kinds == {
+        path.name: isolated_reader.CutDocument for path in texts.iterdir() if path != victim
     }
 
 
@@ -170,16 +171,10 @@ def test_links_pipes_and_sockets(texts: Path, tmp_path: Path, tally: Tally) -> N
     secret.parent.mkdir()
     secret.write_text("Secretia was founded in 1999.\n")
     reasons = {
-        "absolute.txt": "a link out of the folder",
-        "relative.txt": "a link out of the folder",
-        "zero.txt": "a link out of the folder",
-        "folder": "a link to a folder",
-        "itself": "a link to a folder",
-        "circle.txt": "cannot be read",
-        "nothing.txt": "cannot be read",
-        "pipe.txt": "no file",
-        "pipe.pdf": "no file",
-        "socket.txt": "no file",
+        **dict.fromkeys(("absolute.txt", "relative.txt", "zero.txt"), "a link out of the folder"),
+        **dict.fromkeys(("folder", "itself"), "a link to a folder"),
+        **dict.fromkeys(("circle.txt", "nothing.txt"), "cannot be read"),
+        **dict.fromkeys(("pipe.txt", "pipe.pdf", "socket.txt"), "no file"),
     }
     (texts / "absolute.txt").symlink_to(secret)
     (texts / "relative.txt").symlink_to("../outside/secret.txt")
@@ -202,9 +197,9 @@ def test_links_pipes_and_sockets(texts: Path, tmp_path: Path, tally: Tally) -> N
     (texts / "..data" / "in.txt").write_text("Insidia was founded in 1777.\n")
     (texts / "inside.txt").symlink_to("..data/in.txt")
     done = generate(texts, tmp_path / "out", "--on-bad-document", "skip")
-    report = read_json(tmp_path / "out" / "report.json", GenerationReport)
-    assert dict(entry.split(": ") for entry in report.bad_documents) == reasons
-    assert report.documents == 11
+    counts = report(tmp_path / "out")
+    assert dict(entry.split(": ") for entry in counts.bad_documents) == reasons
+    assert counts.documents == 11
     for path in (tmp_path / "out").iterdir():
         assert b"Secretia" not in path.read_bytes()
     assert "Insidia" in "".join(row.instruction for row in rows(tmp_path / "out"))
@@ -236,12 +231,12 @@ def test_names(texts: Path, tmp_path: Path, tally: Tally) -> None:
         os.close(outer)
     os.close(inner)
     done = generate(texts, tmp_path / "out", "--on-bad-document", "skip")
-    assert done.code == 0, done.said
-    assert all(char.isprintable() or char == "\n" for char in done.said)
-    report = read_json(tmp_path / "out" / "report.json", GenerationReport)
-    assert report.documents == 10 + len(names)
-    assert report.documents_bad == {"damaged PDF": len(names), "cannot be read": 1}
-    assert all(entry.isprintable() for entry in report.bad_documents)
+    assert done.code == 0, done.text
+    assert all(char.isprintable() or char == "\n" for char in done.text)
+    counts = report(tmp_path / "out")
+    assert counts.documents == 10 + len(names)
+    assert counts.documents_bad == {"damaged PDF": len(names), "cannot be read": 1}
+    assert all(entry.isprintable() for entry in counts.bad_documents)
     ids = {row.document_id for row in rows(tmp_path / "out")}
     assert len(ids) == 10 + len(names)
     assert all(id.isprintable() for id in ids)
@@ -258,8 +253,8 @@ def test_a_name_in_an_error(texts: Path, tmp_path: Path) -> None:
     (texts / "a\n\x1b]0;owned\x07error: all is well.pdf").write_bytes(b"no PDF")
     done = generate(texts, tmp_path / "out")
     assert done.code == 2
-    assert r"a\n\x1b]0;owned\x07error: all is well.pdf: damaged PDF" in done.said
-    assert all(char.isprintable() or char == "\n" for char in done.said)
+    assert r"a\n\x1b]0;owned\x07error: all is well.pdf: damaged PDF" in done.text
+    assert all(char.isprintable() or char == "\n" for char in done.text)
 
 
 @pytest.mark.fault(
@@ -303,14 +298,14 @@ def test_marks_in_documents_are_left_out(texts: Path, tmp_path: Path, tally: Tal
     for number, text in enumerate(FORGERIES.values()):
         (texts / f"Forgia{number}.txt").write_text(text, encoding="utf-8")
     assert generate(texts, tmp_path / "out").code == 0
-    report = read_json(tmp_path / "out" / "report.json", GenerationReport)
-    assert report.chunks_left_out == {
+    assert report(tmp_path / "out").chunks_left_out == {
         "holds one of RAFT's own marks": 6, "holds a token of a chat template": 5,
     }  # fmt: skip
     assert len(rows(tmp_path / "out")) == 10
     for row in rows(tmp_path / "out"):
         assert FORGED not in row.model_dump_json()
-        assert find_answer(row.cot_answer) == (row.answer, True)
+        taught = REFUSAL if row.oracle_index is None else row.answer
+        assert find_answer(row.cot_answer) == (taught, True)
     tally.tried(len(FORGERIES))
 
 
@@ -347,12 +342,11 @@ def test_instructions_to_the_teacher(
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with teacher_server(obeys) as server:
         done = generate(
-            texts, tmp_path / "out", "--teacher", "openai", "--teacher-endpoint", server.endpoint,
-            "--teacher-model", "m",
+            texts, tmp_path / "out", "--teacher-endpoint", server.endpoint,
+            "--teacher-model", "m", "--oracle-probability", "1", teacher="openai",
         )  # fmt: skip
-    assert done.code == 0, done.said
-    report = read_json(tmp_path / "out" / "report.json", GenerationReport)
-    assert sum(report.dropped.values()) == len(orders)
+    assert done.code == 0, done.text
+    assert sum(report(tmp_path / "out").dropped.values()) == len(orders)
     for row in rows(tmp_path / "out"):
         quote = row.cot_answer.split(QUOTE_BEGIN)[1].split(QUOTE_END)[0]
         assert quote in row.oracle_context
@@ -370,8 +364,8 @@ def test_rows_that_repeat_themselves(texts: Path, tmp_path: Path) -> None:
         '{"context": 5, "context": ' + json.dumps(context) + "}\n", encoding="utf-8"
     )
     done = generate(texts, tmp_path / "out", "--document-timeout", "30")
-    assert done.code == 0, done.said
-    assert read_json(tmp_path / "out" / "report.json", GenerationReport).documents == 20_010
+    assert done.code == 0, done.text
+    assert report(tmp_path / "out").documents == 20_010
 
 
 @pytest.mark.fault(KIND, "tens of thousands of spaces in a sentence", "asked about at once")
@@ -398,7 +392,7 @@ def test_many_files(texts: Path, tmp_path: Path, tally: Tally) -> None:
         (texts / f"n{number}.txt").write_text(f"Town{number}n was founded in {number}.\n")
     done = generate(texts, tmp_path / "out", "--max-chunks", "10")
     assert done.code == 0
-    assert read_json(tmp_path / "out" / "report.json", GenerationReport).documents == 3010
+    assert report(tmp_path / "out").documents == 3010
     grown = (done.peak_bytes - few.peak_bytes) / 3000
     assert grown < 5000
     tally.tried(3000)

@@ -16,11 +16,11 @@ from tests.faults.conftest import Tally
 from tests.faults.fuzz.targets import TARGETS
 
 CORPUS = Path(__file__).with_name("fuzz") / "corpus"
-KEPT = sorted(CORPUS.glob("*/*.json"))
+FINDINGS = sorted(CORPUS.glob("*/*.json"))
 
 
 @pytest.mark.fault("Fuzzing", "inputs that once broke a parser", "its properties hold")
-@pytest.mark.parametrize("path", KEPT, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("path", FINDINGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_what_was_found(path: Path) -> None:
     TARGETS[path.parent.name].check(json.loads(path.read_text(encoding="utf-8")))
 
@@ -45,5 +45,5 @@ def test_fresh_inputs(name: str, tally: Tally) -> None:
 
 
 def test_every_finding_has_its_target() -> None:
-    assert KEPT and {path.parent.name for path in KEPT} <= TARGETS.keys()
-    assert sum(path.stat().st_size for path in KEPT) < 200_000
+    assert FINDINGS and {path.parent.name for path in FINDINGS} <= TARGETS.keys()
+    assert sum(path.stat().st_size for path in FINDINGS) < 200_000

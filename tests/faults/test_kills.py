@@ -21,7 +21,6 @@ import pytest
 
 from components.core.records import read_json
 from components.core.storage import MANIFEST, PARTIAL_MANIFEST, SCHEME, Manifest, fetch, verify
-from components.core.storage.artifacts import LOCK
 from components.generate import generate
 from components.generate.config import GenerateConfig
 from pipelines.demo.world import articles, write_documents, write_questions
@@ -29,7 +28,7 @@ from tests.conftest import lacking
 from tests.faults import memory
 from tests.faults.conftest import Tally
 from tests.faults.warm import Mother, Order, Run
-from tests.gcs import BUCKET, Emulator, emulator
+from tests.gcs import BUCKET, Emulator, emulator, upload_files
 from tests.generate.teacher_server import TeacherServer, teacher_server
 
 pytestmark = pytest.mark.timeout(3600)
@@ -58,13 +57,13 @@ class Command:
     records: dict[str, set[str]] = field(default_factory=dict)
     counted: str = ""
 
-    def same(self, found: Path, wanted: Path) -> None:
+    def same(self, artifact: Path, whole: Path) -> None:
         """Hold an artifact against that of a run that was not disturbed."""
-        assert names_in(found) == names_in(wanted)
+        assert names_in(artifact) == names_in(whole)
         for name in self.files:
-            assert (found / name).read_bytes() == (wanted / name).read_bytes(), name
+            assert (artifact / name).read_bytes() == (whole / name).read_bytes(), name
         for name, apart in self.records.items():
-            pair = [json.loads((place / name).read_text("utf-8")) for place in (found, wanted)]
+            pair = [json.loads((place / name).read_text("utf-8")) for place in (artifact, whole)]
             one, other = ({k: v for k, v in item.items() if k not in apart} for item in pair)
             assert one == other, name
 
@@ -100,21 +99,17 @@ COMMANDS = {
         ),
         Command(
             "quantize-check",
-            "--dataset {dataset} --base-model {model} --adapter {adapter}",
-            records={
-                "quantization.json": {
-                    "load_seconds_16bit", "load_seconds_4bit", "peak_memory_bytes",
-                },
-            },
+            "--dataset {dataset} --base-model {model} --adapter {adapter} --max-rows 8 "
+            "--max-new-tokens 24",
+            files=("quantization.json", "answers.jsonl"),
         ),
         Command(
             "eval",
             "--questions {questions} --base-model {model} --adapter {adapter} --batch-size 4 "
-            "--arms base,raft,raft-4bit --max-new-tokens 24 --resamples 100",
+            "--arms base,raft,raft-4bit --max-new-tokens 24",
             files=("samples.jsonl", "results.json", "f1.svg"),
-            counted="components.eval.engines:Transformers._answer",
+            counted="components.core.decoding:complete",
         ),
-        Command("merge", "--shards {shard1},{shard2}", files=DATASET),
         Command("export", "--dataset {dataset} --format chat", files=DATASET[:2]),
     )
 }  # fmt: skip
@@ -136,9 +131,9 @@ class Workshop:
     def line(self, command: Command, output: str) -> list[str]:
         """The command line, reading where it writes: in folders or in the bucket."""
         place = f"{SCHEME}{BUCKET}/in" if output.startswith(SCHEME) else str(self.inputs)
-        names = ("towns", "dataset", "model", "adapter", "shard1", "shard2", "questions.json")
-        given = {name.split(".")[0]: f"{place}/{name}" for name in names}
-        flags = command.flags.format(teacher=self.teacher.endpoint, **given)
+        names = ("towns", "dataset", "model", "adapter", "questions.json")
+        inputs = {name.split(".")[0]: f"{place}/{name}" for name in names}
+        flags = command.flags.format(teacher=self.teacher.endpoint, **inputs)
         return [command.name, *flags.split(), "--output", output]
 
     def whole(self, command: Command) -> "Whole":
@@ -161,13 +156,13 @@ def workshop(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     unseen = articles(24, seed=8, exclude={article.title for article in known})
     write_questions(unseen, 12, 3, 8, inputs / "questions.json")
     shutil.copytree(demo_model, inputs / "model")
-    for name, shard in (("dataset", "1/1"), ("shard1", "1/2"), ("shard2", "2/2")):
-        generate.run(
-            GenerateConfig(
-                documents=str(inputs / "documents"), output=str(inputs / name), shard=shard,
-                validation_fraction=0.2,
-            )
-        )  # fmt: skip
+    generate.run(
+        GenerateConfig(
+            teacher="extractive", documents=str(inputs / "documents"),
+            output=str(inputs / "dataset"),
+            validation_fraction=0.2,
+        )
+    )  # fmt: skip
     with (
         emulator() as bucket,
         teacher_server(seconds=0.03) as teacher,
@@ -177,17 +172,8 @@ def workshop(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         patch.setenv("STORAGE_EMULATOR_HOST", bucket.url)
         made = Workshop(mother, inputs, bucket, teacher, folder)
         shutil.copytree(made.whole(COMMANDS["train"]).output, inputs / "adapter")
-        upload(inputs, "in")
+        upload_files(inputs, "in")
         yield made
-
-
-def upload(folder: Path, prefix: str) -> None:
-    from google.cloud import storage
-
-    bucket = storage.Client(project="test").bucket(BUCKET)
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        blob = bucket.blob(f"{prefix}/{path.relative_to(folder).as_posix()}")
-        blob.upload_from_filename(str(path))
 
 
 class Whole:
@@ -197,14 +183,14 @@ class Whole:
         chain = Chain(workshop, command, "folder", random.Random(0))
         with memory.limit() as limit:
             run = chain.start(group=str(limit.folder) if limit else "")
-            assert run.wait() == 0, run.said()
+            assert run.wait() == 0, run.printed()
             self.memory = limit.most() if limit is not None else 0
         self.output = Path(chain.output)
         verify(self.output, "--output")
         self.seconds = run.seconds
         self.changes = chain.changes.stat().st_size
         self.calls = chain.calls_of_attempt
-        self.asked = Counter(map(prompt_of, workshop.teacher.seen[chain.first_call :]))
+        self.prompts = Counter(map(prompt_of, workshop.teacher.seen[chain.first_call :]))
 
 
 def prompt_of(body: dict[str, Any]) -> str:
@@ -283,7 +269,7 @@ class Chain:
         if run.code == 0:
             self.check_finished(run)
             return False
-        self.check_said(run, kind)
+        self.check_log(run, kind)
         self.kills.append(kind)
         whole = self.check_unfinished()
         if self.command.name == "train":
@@ -293,19 +279,19 @@ class Chain:
             self.is_up_to_date += 1
         return True
 
-    def check_said(self, run: Run, kind: str) -> None:
-        said = run.said()
-        assert "Traceback" not in said and "Exception" not in said, said
+    def check_log(self, run: Run, kind: str) -> None:
+        log = run.printed()
+        assert "Traceback" not in log and "Exception" not in log, log
         if kind != "SIGTERM":
             # Where the kernel takes a process of its own instead, the command says what happened.
-            explained = kind == "out of memory" and "error: " in said
-            assert run.code == -signal.SIGKILL or explained, (run.code, said)
+            explained = kind == "out of memory" and "error: " in log
+            assert run.code == -signal.SIGKILL or explained, (run.code, log)
             return
         if run.code == -signal.SIGTERM:  # before the command had begun to listen
-            assert not said, said
+            assert not log, log
             return
-        assert run.code == TERMINATED, (run.code, said)
-        assert "SIGTERM" in said.splitlines()[-1], said
+        assert run.code == TERMINATED, (run.code, log)
+        assert "SIGTERM" in log.splitlines()[-1], log
 
     def check_unfinished(self) -> bool:
         """What a killed run has left is never taken for a whole artifact, unless it is one."""
@@ -323,10 +309,8 @@ class Chain:
         if not (copy / MANIFEST).exists():
             assert all(path.name.startswith(".") for path in copy.iterdir())
             return False
-        for kept in ("checkpoints", "generations.partial.jsonl", PARTIAL_MANIFEST):
-            remove(copy / kept)
-        for left in (LOCK, PARTIAL_MANIFEST):  # the next attempt takes it away
-            (copy / left).unlink(missing_ok=True)
+        for resume_state in ("checkpoints", "generations.partial.jsonl", PARTIAL_MANIFEST):
+            remove(copy / resume_state)
         self.command.same(copy, self.whole.output)
         return True
 
@@ -337,19 +321,18 @@ class Chain:
         self.check_finished(run)
 
     def check_finished(self, run: Run) -> None:
-        assert run.code == 0, run.said()
-        found = Path(self.output)
+        assert run.code == 0, run.printed()
+        artifact = Path(self.output)
         if self.remote:
-            found = self.folder / "fetched"
-            shutil.rmtree(found, ignore_errors=True)
-            fetch(self.output, found)
-        verify(found, "--output")
-        self.command.same(found, self.whole.output)
+            artifact = self.folder / "fetched"
+            shutil.rmtree(artifact, ignore_errors=True)
+            fetch(self.output, artifact)
+        verify(artifact, "--output")
+        self.command.same(artifact, self.whole.output)
         left = [p.name for p in self.machine.rglob("*") if p.is_file() and p.suffix != ".lock"]
         assert not left, f"left in TMPDIR: {left}"
         if self.command.name == "train":
             self.count_steps(run, "")
-        if self.command.name == "train":
             self.check_steps()
         elif self.command.name == "generate" and not self.lost_with_a_machine:
             self.check_paid()
@@ -358,16 +341,16 @@ class Chain:
 
     def check_paid(self) -> None:
         """Calls: none is missing, and only what was under way at a kill was made twice."""
-        asked = Counter(map(prompt_of, self.workshop.teacher.seen[self.first_call :]))
-        assert asked.keys() == self.whole.asked.keys()
-        assert asked.total() - len(asked) <= WIDTH * len(self.kills)
+        prompts = Counter(map(prompt_of, self.workshop.teacher.seen[self.first_call :]))
+        assert prompts.keys() == self.whole.prompts.keys()
+        assert prompts.total() - len(prompts) <= WIDTH * len(self.kills)
 
     def count_steps(self, run: Run, kind: str) -> None:
         """Keep how far an attempt came, and what the one before it has lost."""
-        said = run.said()
-        resumed = re.search(r"resuming after step (\d+)", said)
+        log = run.printed()
+        resumed = re.search(r"resuming after step (\d+)", log)
         begun = int(resumed[1]) if resumed else 0
-        if "already trained" in said:
+        if "already trained" in log:
             begun = self.whole.calls
         elif not resumed and not self.calls_of_attempt:
             return  # it was killed before it could go on
@@ -485,7 +468,7 @@ class Attack:
                 limit.allow(int(share * self.workshop.whole(self.command).memory))
                 run = chain.start(group=str(limit.folder))
                 run.wait()
-                assert run.code == 0 or limit.kills(), run.said()
+                assert run.code == 0 or limit.kills(), run.printed()
             share *= 0.8  # what was kept in caches needed not be there
             return run
 
@@ -493,12 +476,12 @@ class Attack:
 
     def note(self) -> None:
         """Say in the table what training has lost."""
-        said = []
+        words = []
         for kind in sorted({kind for kind, _ in self.lost}):
-            lost = [steps for found, steps in self.lost if found == kind]
-            said.append(f"at most {max(lost)} to {kind} (mean {sum(lost) / len(lost):.1f})")
-        if said:
-            self.tally.note(f"training, {self.place}: steps lost {', '.join(said)}")
+            lost = [steps for end, steps in self.lost if end == kind]
+            words.append(f"at most {max(lost)} to {kind} (mean {sum(lost) / len(lost):.1f})")
+        if words:
+            self.tally.note(f"training, {self.place}: steps lost {', '.join(words)}")
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -521,8 +504,8 @@ def test_killed_at_random_moments(workshop: Workshop, stage: str, place: str, ta
 @pytest.mark.parametrize("name", list(COMMANDS))
 @pytest.mark.fault(
     "Killed anywhere",
-    "SIGKILL before a random change of a file (open, rename, remove, …) of every stage, `raft "
-    "merge` and `raft export`: while the marker, the rows, a checkpoint, the manifest are written",
+    "SIGKILL before a random change of a file (open, rename, remove, …) of every stage and `raft "
+    "export`: while the marker, the rows, a checkpoint, the manifest are written",
     "the same bytes; nothing half-written is taken for whole",
 )
 def test_killed_before_a_change_of_a_file(workshop: Workshop, name: str, tally: Tally) -> None:

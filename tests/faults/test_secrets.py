@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,16 +20,14 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-import yaml
 
 from components.core import breaker, redaction
 from components.core.storage import bucket
-from pipelines.cli import main
-from pipelines.cluster import submit
+from pipelines.cluster import watch
 from tests.conftest import REPOSITORY
-from tests.faults.conftest import Tally
+from tests.faults.conftest import Leave, Tally
 from tests.generate.teacher_server import Answer, asks_for_answer, good, teacher_server
-from tests.pipelines.kfp_server import KfpServer, serving
+from tests.pipelines.kubeflow.server import KfpServer, serving
 from tests.pipelines.kubernetes_server import kubeconfig
 
 SECRETS = {
@@ -43,19 +41,19 @@ SECRETS = {
     "google": "MIIEgoogleprivatekeyline0123456789",
 }
 
-RUN = ["--set", "documents=gs://bucket/documents", "--set", "questions=gs://bucket/q.json"]
-
-Leave = Callable[..., tuple[int, str]]
+RUN = [
+    "--set", "documents=gs://bucket/documents", "--set", "questions=gs://bucket/q.json",
+    "--set", "teacher=extractive",
+]  # fmt: skip
 
 
 def spellings(secret: str) -> set[bytes]:
     """A secret as a log may spell it."""
     data = secret.encode()
-    found = {data, quote(secret, safe="").encode(), json.dumps(secret)[1:-1].encode()}
-    return found | {
-        base64.b64encode(data).rstrip(b"="),
-        base64.urlsafe_b64encode(data).rstrip(b"="),
-    }
+    return {
+        data, quote(secret, safe="").encode(), json.dumps(secret)[1:-1].encode(),
+        base64.b64encode(data).rstrip(b"="), base64.urlsafe_b64encode(data).rstrip(b"="),
+    }  # fmt: skip
 
 
 def leaks(text: bytes) -> list[str]:
@@ -65,9 +63,11 @@ def leaks(text: bytes) -> list[str]:
 
 
 def search(folder: Path) -> tuple[int, list[str]]:
-    """How many files there are, and which hold a secret; those that gave it aside."""
-    files = [path for path in folder.rglob("*") if path.is_file() and "given" not in path.parts]
-    return len(files), [f"{path}: {found}" for path in files if (found := leaks(path.read_bytes()))]
+    """How many files there are, and which hold a secret; the credentials' own aside."""
+    files = [
+        path for path in folder.rglob("*") if path.is_file() and "credentials" not in path.parts
+    ]
+    return len(files), [f"{path}: {names}" for path in files if (names := leaks(path.read_bytes()))]
 
 
 class Echo(BaseHTTPRequestHandler):
@@ -79,9 +79,9 @@ class Echo(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
         sent = f"{self.requestline} {dict(self.headers)} {body[:200]}"
         bearer = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        said = {"error": {"message": f"Incorrect API key provided: {bearer}", "code": "401"},
+        answer = {"error": {"message": f"Incorrect API key provided: {bearer}", "code": "401"},
                 "message": f"no such account: {sent}", "detail": sent}  # fmt: skip
-        data = json.dumps(said).encode()
+        data = json.dumps(answer).encode()
         self.send_response(401, "Unauthorized")
         self.send_header("X-Error-Message", f"Invalid token {bearer}")
         self.send_header("Set-Cookie", f"session={bearer}")
@@ -114,9 +114,9 @@ def echo() -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """All credentials, where each is looked for."""
-    folder = tmp_path / "given"
+    folder = tmp_path / "credentials"
     folder.mkdir()
     for name in ("OPENAI_API_KEY", "HF_TOKEN", "RAFT_KFP_TOKEN", "RAFT_KFP_COOKIES"):
         monkeypatch.setenv(name, SECRETS[name])
@@ -127,31 +127,13 @@ def given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         "private_key": f"-----BEGIN PRIVATE KEY-----\n{SECRETS['google']}\n-----END",
     }))  # fmt: skip
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(account))
-    config = yaml.safe_load(kubeconfig("http://127.0.0.1:9", folder / "kubeconfig").read_text())
-    config["users"][0]["user"] = {"token": SECRETS["kubeconfig"]}
-    (folder / "kubeconfig").write_text(yaml.safe_dump(config))
+    kubeconfig("http://127.0.0.1:9", folder / "kubeconfig", token=SECRETS["kubeconfig"])
     monkeypatch.setenv("KUBECONFIG", str(folder / "kubeconfig"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     for name in ("HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, f"http://someone:{SECRETS['proxy']}@127.0.0.1:9")
-    monkeypatch.setattr(submit, "SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(watch, "SECONDS_BETWEEN_LOOKS", 0.01)
     return folder
-
-
-@pytest.fixture
-def leave(capfd: pytest.CaptureFixture[str]) -> Leave:
-    """Exit code and everything printed by a command."""
-
-    def run(*arguments: object) -> tuple[int, str]:
-        from components.core.progress import console
-
-        console.cache_clear()
-        with pytest.raises(SystemExit) as left:
-            main([*map(str, arguments)])
-        out, err = capfd.readouterr()
-        return int(left.value.code or 0), out + err
-
-    return run
 
 
 def teacher_flags(endpoint: str, documents: Path, output: Path) -> list[object]:
@@ -162,18 +144,14 @@ def teacher_flags(endpoint: str, documents: Path, output: Path) -> list[object]:
 @pytest.mark.fault("Secrets", "a teacher that repeats the key in its answers", "found nowhere")
 @pytest.mark.parametrize("as_file", [False, True])
 def test_a_reply_that_repeats_the_key(
-    texts: Path,
-    tmp_path: Path,
-    given: Path,
-    leave: Leave,
-    monkeypatch: pytest.MonkeyPatch,
+    texts: Path, tmp_path: Path, credentials: Path, leave: Leave, monkeypatch: pytest.MonkeyPatch,
     as_file: bool,
-) -> None:
+) -> None:  # fmt: skip
     key = SECRETS["OPENAI_API_KEY"]
     if as_file:
-        (given / "key").write_text(key + "\n")
+        (credentials / "key").write_text(key + "\n")
         monkeypatch.delenv("OPENAI_API_KEY")
-        monkeypatch.setenv("OPENAI_API_KEY_FILE", str(given / "key"))
+        monkeypatch.setenv("OPENAI_API_KEY_FILE", str(credentials / "key"))
 
     def repeats(body: dict[str, Any]) -> Answer:
         answer = good(body)
@@ -182,52 +160,37 @@ def test_a_reply_that_repeats_the_key(
         return answer
 
     with teacher_server(repeats) as server:
-        code, said = leave(*teacher_flags(server.endpoint, texts, tmp_path / "dataset"))
-    assert code == 0, said
-    assert not leaks(said.encode())
-    count, found = search(tmp_path)
-    assert count >= 6 and not found
-    assert redaction.SHOWN in (tmp_path / "dataset" / "train.jsonl").read_text()
+        code, printed = leave(*teacher_flags(server.endpoint, texts, tmp_path / "dataset"))
+    assert code == 0, printed
+    assert not leaks(printed.encode())
+    count, leaking = search(tmp_path)
+    assert count >= 6 and not leaking
+    assert redaction.MASK in (tmp_path / "dataset" / "train.jsonl").read_text()
 
 
 @pytest.mark.fault("Secrets", "servers that repeat what they were sent in a 401", "found nowhere")
 @pytest.mark.parametrize("debug", [False, True])
 def test_a_refusal_that_repeats_the_key(
-    texts: Path, tmp_path: Path, given: Path, echo: str, leave: Leave, tally: Tally,
+    texts: Path, tmp_path: Path, credentials: Path, echo: str, leave: Leave, tally: Tally,
     monkeypatch: pytest.MonkeyPatch, debug: bool,
 ) -> None:  # fmt: skip
-    config = yaml.safe_load((given / "kubeconfig").read_text())
-    config["clusters"][0]["cluster"]["server"] = echo
-    (given / "kubeconfig").write_text(yaml.safe_dump(config))
-    monkeypatch.setenv("HF_ENDPOINT", echo)
-    (tmp_path / "rows.jsonl").write_text(ROW)
+    kubeconfig(echo, credentials / "kubeconfig", token=SECRETS["kubeconfig"])
     commands: list[list[object]] = [
         teacher_flags(f"{echo}/v1", texts, tmp_path / "dataset"),
         ["submit", *RUN, "--host", echo],
-        ["submit", *RUN],
         ["watch", "some-run", "--host", echo],
         ["terminate", "some-run", "--host", echo],
         ["job", "train"],
-        ["preflight", "--host", echo],
-        ["export", "--dataset", tmp_path / "rows.jsonl", "--output", tmp_path / "out",
-         "--push-to-hub", "me/rows"],
-    ]  # fmt: skip
+        ["preflight"],
+    ]
     for command in commands:
-        code, said = leave(*command, *(["--debug"] if debug else []))
-        assert not leaks(said.encode()), (command, said)
+        code, printed = leave(*command, *(["--debug"] if debug else []))
+        assert not leaks(printed.encode()), (command, printed)
         if command[0] != "preflight":  # which says what it cannot tell, and goes on
-            assert code in (1, 2), (command, said)
-            assert ("Traceback" in said) == debug, said
+            assert code in (1, 2), (command, printed)
+            assert ("Traceback" in printed) == debug, printed
         tally.tried(1)
     assert not search(tmp_path)[1]
-
-
-ROW = json.dumps({
-    "id": "seed_task_0", "type": "general", "question": "Where was Ada born?",
-    "context": {"title": [["Ada"]], "sentences": [["Ada was born in Kelden."]]},
-    "oracle_context": "Ada was born in Kelden.", "cot_answer": "<ANSWER>: Kelden",
-    "instruction": "<DOCUMENT>Ada was born in Kelden.</DOCUMENT>\nWhere was Ada born?",
-})  # fmt: skip
 
 
 @pytest.mark.fault(
@@ -243,14 +206,17 @@ def test_passwords_in_urls(
     for command, allowed in (
         (teacher_flags("http://teacher.invalid/v1", texts, tmp_path / "a"), "cannot be reached"),
         (teacher_flags(f"{inside}/v1", texts, tmp_path / "b"), "--teacher-endpoint"),
-        (["submit", *RUN, "--set", f"teacher_endpoint={inside}/v1"], "user name or password"),
+        (["submit", *RUN, "--host", "http://127.0.0.1:9", "--set", "teacher=openai",
+          "--set", f"teacher_endpoint={inside}/v1", "--set", "teacher_model=m"],
+         "user name or password"),
         (["submit", *RUN, "--host", inside], "127.0.0.1:9"),
-        (["generate", "--documents", f"{inside}/x", "--output", tmp_path / "c"], "--documents"),
+        (["generate", "--teacher", "extractive", "--documents", f"{inside}/x",
+            "--output", tmp_path / "c"], "--documents"),
     ):  # fmt: skip
-        code, said = leave(*command)
-        assert code == 2, said
-        assert not leaks(said.encode()), said
-        assert allowed in said
+        code, printed = leave(*command)
+        assert code == 2, printed
+        assert not leaks(printed.encode()), printed
+        assert allowed in printed
         tally.tried(1)
     assert not search(tmp_path)[1]
 
@@ -258,60 +224,54 @@ def test_passwords_in_urls(
 @pytest.mark.fault("Secrets", "a Google key that cannot be used", "found nowhere")
 @pytest.mark.parametrize("debug", [False, True])
 def test_a_google_key(
-    tmp_path: Path, given: Path, leave: Leave, debug: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, credentials: Path, leave: Leave, debug: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bucket, "SECONDS_OF_RETRIES", 0.5)  # nobody answers for a token
     for text in (None, "{", SECRETS["google"], json.dumps([SECRETS["google"]])):
         if text is not None:
-            (given / "google.json").write_text(text)
-        code, said = leave(
-            "merge",
-            "--shards",
-            "gs://bucket/a",
-            "--output",
-            tmp_path / "out",
-            *(["--debug"] * debug),
-        )
+            (credentials / "google.json").write_text(text)
+        code, printed = leave("export", "--dataset", "gs://bucket/a", "--output", tmp_path / "out",
+                           *(["--debug"] * debug))  # fmt: skip
         assert code in (1, 2)
-        assert not leaks(said.encode()), said
-        assert ("Traceback" in said) == debug, said
+        assert not leaks(printed.encode()), printed
+        assert ("Traceback" in printed) == debug, printed
     assert not search(tmp_path)[1]
 
 
 @pytest.mark.fault("Secrets", "all stages, a pipeline compiled and submitted", "found nowhere")
 def test_runs_that_succeed(
-    world_dataset: Path,
-    world_adapter: Path,
-    demo_model: Path,
-    tmp_path: Path,
-    leave: Leave,
+    world_dataset: Path, world_adapter: Path, demo_model: Path, tmp_path: Path, leave: Leave,
     tally: Tally,
-) -> None:
+) -> None:  # fmt: skip
     model = ["--base-model", demo_model, "--adapter", world_adapter]
     with serving(KfpServer()) as kfp:
         commands: list[list[object]] = [
-            ["export", "--dataset", world_dataset, "--output", tmp_path / "export",
-             "--type", "parquet"],
+            ["export", "--dataset", world_dataset, "--output", tmp_path / "export"],
             ["quantize-check", "--dataset", world_dataset, *model, "--max-rows", 1,
-             "--export", "4bit", "--output", tmp_path / "quantization"],
+             "--max-new-tokens", 4, "--output", tmp_path / "quantization"],
+            ["merge-adapter", *model, "--bits", 4, "--output", tmp_path / "merged"],
+            ["card", "--adapter", world_adapter, "--output", tmp_path / "published"],
+            ["rows", world_dataset, "--output", tmp_path / "rows.html"],
+            ["serve", "--adapter", world_adapter],
+            ["ask", "--adapter", world_adapter, "--documents", world_dataset.parent / "documents",
+             "--max-new-tokens", 4, "Where was it built?"],
             ["eval", "--questions", world_dataset, *model, "--output", tmp_path / "evaluation",
-             "--max-questions", 1, "--arms", "base,raft", "--max-new-tokens", 4,
-             "--resamples", 100],
+             "--max-questions", 1, "--arms", "base,raft", "--max-new-tokens", 4],
             ["summary", "--folders", tmp_path, "--output", tmp_path / "summary"],
             ["compile", "--output", tmp_path / "raft.yaml"],
             ["check"],
-            ["plan", "--base-model", demo_model, "--profile", "l4"],
+            ["plan", "--base-model", demo_model, "--gpu", "l4"],
             ["submit", *RUN, "--host", kfp.url],
         ]  # fmt: skip
         for command in commands:
-            code, said = leave(*command)
-            assert code == 0, said
-            assert not leaks(said.encode()), said
+            code, printed = leave(*command)
+            assert code == 0, printed
+            assert not leaks(printed.encode()), printed
             tally.tried(1)
         (run,) = kfp.runs.values()
         assert not leaks(json.dumps(run.request).encode())
-    count, found = search(tmp_path)
-    assert count >= 20 and not found
+    count, leaking = search(tmp_path)
+    assert count >= 20 and not leaking
 
 
 @pytest.mark.fault("Secrets", "a training that is stopped: its checkpoints", "found nowhere")
@@ -330,10 +290,10 @@ def test_checkpoints(world_dataset: Path, demo_model: Path, tmp_path: Path) -> N
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.2)
     os.kill(process.pid, signal.SIGTERM)
-    said, _ = process.communicate(timeout=120)
-    assert not leaks(said.encode())
-    count, found = search(tmp_path)
-    assert count >= 10 and not found
+    printed, _ = process.communicate(timeout=120)
+    assert not leaks(printed.encode())
+    count, leaking = search(tmp_path)
+    assert count >= 10 and not leaking
 
 
 def test_the_search_finds_what_it_looks_for() -> None:
@@ -357,6 +317,6 @@ def test_what_is_no_secret_is_shown(
 def test_no_build_asks_for_a_secret(stage: str) -> None:
     lines = (REPOSITORY / "images" / stage / "Dockerfile").read_text().splitlines()
     declared = [line.split()[1] for line in lines if line.split()[:1] in (["ARG"], ["ENV"])]
-    assert declared and not [name for name in declared if redaction._SAYS_SO.search(name)]
+    assert declared and not [name for name in declared if redaction.SAYS_SO.search(name)]
     copied = [line for line in lines if line.startswith(("COPY", "ADD"))]
     assert copied and not [line for line in copied if line.split()[1:2] in (["."], ["./"])]

@@ -56,9 +56,9 @@ def test_a_transfer_under_way_is_not_waited_for(
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.terminate()
-    _, said = process.communicate(timeout=GRACE)
-    assert process.returncode == 128 + signal.SIGTERM, said
-    assert said.splitlines()[-1].startswith("stopped by SIGTERM"), said
+    _, log = process.communicate(timeout=GRACE)
+    assert process.returncode == 128 + signal.SIGTERM, log
+    assert log.splitlines()[-1].startswith("stopped by SIGTERM"), log
     gcs.fault = lambda method, path: 0
     again = subprocess.run(line, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
@@ -70,18 +70,12 @@ def test_a_transfer_under_way_is_not_waited_for(
     "143; the same command trains nothing again",
 )
 def test_it_is_heard_after_the_last_step(
-    world_dataset: Path,
-    demo_model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    world_dataset: Path, demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:
-    settings = TrainConfig.parse(
-        {
-            "dataset": str(world_dataset), "base_model": str(demo_model),
-            "output": str(tmp_path / "out"), "rank": 2, "epochs": 1,
-            "batch_size": 12, "gradient_accumulation": 1, "gradient_checkpointing": False,
-        }
+) -> None:  # fmt: skip
+    settings = TrainConfig(
+        dataset=str(world_dataset), base_model=str(demo_model), output=str(tmp_path / "out"),
+        rank=2, epochs=1, batch_size=12, gradient_accumulation=1, gradient_checkpointing=False,
     )  # fmt: skip
     finish = Checkpoints.finish
 

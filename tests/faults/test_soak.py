@@ -18,11 +18,11 @@ ROWS = 3000
     "by kind; memory is flat",
 )
 def test_a_long_run_counts_exactly_and_does_not_grow(tmp_path: Path, tally: Tally) -> None:
-    found = soak(ROWS, tmp_path)
-    assert found.dropped == {REFUSED: ROWS // EVERY, UNQUOTED: ROWS // EVERY}
-    assert found.rows + sum(found.dropped.values()) == ROWS
-    assert Counter(found.served) == Counter(found.failed) + Counter(good=found.requests)
-    assert sum(found.failed.values()) > 0.02 * found.requests
-    assert found.memory[3] < 1.1 * found.memory[1]
+    result = soak(ROWS, tmp_path)
+    assert result.dropped == {REFUSED: ROWS // EVERY, UNQUOTED: ROWS // EVERY}
+    assert result.rows + sum(result.dropped.values()) == ROWS
+    assert Counter(result.served) == Counter(result.failed) + Counter(good=result.requests)
+    assert sum(result.failed.values()) > 0.02 * result.requests
+    assert result.memory[3] < 1.1 * result.memory[1]
     tally.tried(ROWS)
-    tally.note(f"{sum(found.failed.values())} of {sum(found.served.values())} calls failed")
+    tally.note(f"{sum(result.failed.values())} of {sum(result.served.values())} calls failed")

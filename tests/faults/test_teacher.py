@@ -57,38 +57,30 @@ def documents(tmp_path: Path) -> Path:
 
 def ask(documents: Path, output: Path, endpoint: str, **settings: Any) -> dict[str, Any]:
     """Run the stage; what is in its ledger."""
-    settings = {
-        "documents": str(documents),
-        "output": str(output),
-        "teacher": "openai",
-        "teacher_endpoint": endpoint,
-        "teacher_model": "teacher-7b",
-        "teacher_concurrency": 4,
-        "max_chunks": 0,
-    } | settings
-    generate.run(GenerateConfig.parse(settings))
-    found: dict[str, Any] = json.loads((output / "ledger.json").read_text(encoding="utf-8"))
-    return found
+    defaults = {
+        "documents": str(documents), "output": str(output), "teacher": "openai",
+        "teacher_endpoint": endpoint, "teacher_model": "teacher-7b", "teacher_concurrency": 4,
+        "oracle_probability": 1, "max_chunks": 0,
+    }  # fmt: skip
+    generate.run(GenerateConfig.parse(defaults | settings))
+    return read(output / "ledger.json")
+
+
+def read(path: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record
 
 
 def rows(output: Path) -> dict[str, RaftRow]:
     """The rows of a dataset by chunk; every one checked against its document."""
-    made = [
-        row
-        for split in ("train", "validation")
-        for row in read_jsonl(output / f"{split}.jsonl", RaftRow)
-    ]
+    files = [output / "train.jsonl", output / "validation.jsonl"]
+    made = [row for file in files for row in read_jsonl(file, RaftRow)]
     for row in made:
         name, year = row.oracle_context.split()[0], row.oracle_context.split()[4].rstrip(".")
         quote = f"##begin_quote##{name} was founded in {year}.##end_quote##"
         assert row.question == f"When was {name} founded?" and row.answer == year
         assert row.cot_answer == f"{quote} so\n<ANSWER>: {year}"
     return {row.chunk_id: row for row in made}
-
-
-def report(output: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((output / "report.json").read_text(encoding="utf-8"))
-    return found
 
 
 def sometimes(fault: Reply, rng: random.Random, failed: Counter[str], kind: str = "") -> Reply:
@@ -200,20 +192,18 @@ def test_a_call_that_fails_is_made_again(
             assert len(server.seen) == 80 + failed[kind]
         assert failed[kind] and ledger["requests_failed"] == failed
         assert ledger["requests"] == 80
-        assert len(rows(output)) == 40 and not report(output)["dropped"]
+        assert len(rows(output)) == 40 and not read(output / "report.json")["dropped"]
 
 
 USAGES: dict[str, Any] = {
-    "missing": None,
-    "a list": [1, 2],
-    "a word": "many",
+    "missing": None, "a list": [1, 2], "a word": "many",
     "negative": {"prompt_tokens": -5, "completion_tokens": -1},
     "words": {"prompt_tokens": "many", "completion_tokens": "few"},
     "null": {"prompt_tokens": None, "completion_tokens": None, "prompt_tokens_details": None},
     "huge": {"prompt_tokens": 10**400, "completion_tokens": 10**18},
     "halves": {"prompt_tokens": 1.5, "completion_tokens": True},
     "details": {"prompt_tokens": 10, "prompt_tokens_details": {"cached_tokens": -(10**30)}},
-}
+}  # fmt: skip
 
 
 @pytest.mark.fault(
@@ -289,7 +279,7 @@ def test_a_chunk_that_gets_no_answer_costs_its_own_row(
         output = tmp_path / f"out{number}"
         with teacher_server(reply) as server:
             ask(documents, output, server.endpoint, teacher_concurrency=concurrency)
-        assert len(rows(output)) == 39 and report(output)["dropped"] == {reason: 1}
+        assert len(rows(output)) == 39 and read(output / "report.json")["dropped"] == {reason: 1}
 
 
 @pytest.mark.fault(
@@ -325,11 +315,11 @@ def test_an_endpoint_that_is_only_silent_is_left(documents: Path, tmp_path: Path
 
 @pytest.mark.fault(
     KIND,
-    "the model's name is wrong (404, or 400 with model_not_found)",
+    "the key or the model's name is wrong (401, 404, or 400 with model_not_found)",
     "stops after one call, names the model",
 )
-@pytest.mark.parametrize(("status", "code"), [(404, None), (400, "model_not_found")])
-def test_a_wrong_model_is_named(
+@pytest.mark.parametrize(("status", "code"), [(401, None), (404, None), (400, "model_not_found")])
+def test_a_wrong_key_or_model_is_named(
     documents: Path, tmp_path: Path, status: int, code: str | None
 ) -> None:
     refuses = sends(status=status, code=code, text="no such model")
@@ -337,7 +327,7 @@ def test_a_wrong_model_is_named(
         ask(documents, tmp_path / "out", server.endpoint)
     assert f"--teacher-model teacher-7b: HTTP {status} (no such model)" in str(error.value)
     assert error.value.exit_code == 2 and "--teacher-model teacher-7b" in error.value.hint
-    assert len(server.seen) <= 2, "one with the schema, one without"
+    assert len(server.seen) == 1
 
 
 @pytest.mark.fault(
@@ -379,11 +369,11 @@ def test_a_clock_that_jumps_disturbs_no_pause(
     monkeypatch.setattr(time, "time", lambda: true_time() + rng.uniform(-3e8, 3e8))
     monkeypatch.setattr(chat_protocol, "datetime", Jumping)
     for number in tally.tries(1):
-        asked_at: list[float] = []
+        request_times: list[float] = []
 
-        def reply(body: dict[str, Any], asked_at: list[float] = asked_at) -> Answer:
-            asked_at.append(time.monotonic())
-            if len(asked_at) != 5:
+        def reply(body: dict[str, Any], request_times: list[float] = request_times) -> Answer:
+            request_times.append(time.monotonic())
+            if len(request_times) != 5:
                 return good(body)
             now = datetime.now(UTC).replace(year=2001)  # the endpoint's clock is wrong as well
             dates = {"Date": now, "Retry-After": now + timedelta(seconds=2)}
@@ -397,9 +387,9 @@ def test_a_clock_that_jumps_disturbs_no_pause(
                 teacher_concurrency=1, teacher_requests_per_minute=1200,
             )  # fmt: skip
         assert len(rows(output)) == 40
-        assert 1.9 < asked_at[5] - asked_at[4] < 10
+        assert 1.9 < request_times[5] - request_times[4] < 10
         # 20 a second, and 20 at once; the leak goes on during the pause.
-        assert 2 <= asked_at[-1] - asked_at[0] < 30
+        assert 2 <= request_times[-1] - request_times[0] < 30
 
 
 @pytest.fixture
@@ -439,10 +429,7 @@ def mixed(documents: Path) -> Iterator[tuple[Reply, Counter[str], dict[str, int]
     "runs to its end; every row right, every kind counted exactly",
 )
 def test_all_faults_at_once(
-    documents: Path,
-    tmp_path: Path,
-    mixed: tuple[Reply, Counter[str], dict[str, int]],
-    tally: Tally,
+    documents: Path, tmp_path: Path, mixed: tuple[Reply, Counter[str], dict[str, int]], tally: Tally
 ) -> None:
     reply, failed, dropped = mixed
     for number in tally.tries(1):
@@ -454,33 +441,36 @@ def test_all_faults_at_once(
                     sys.executable, "-m", "pipelines", "generate", "--documents", str(documents),
                     "--output", str(output), "--max-chunks", "0", "--teacher", "openai",
                     "--teacher-endpoint", server.endpoint, "--teacher-model", "teacher",
-                    "--teacher-concurrency", "16",
+                    "--teacher-concurrency", "16", "--oracle-probability", "1",
                 ],
                 capture_output=True, text=True, cwd=REPOSITORY, timeout=300,
             )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert len(rows(output)) == 40 - sum(dropped.values())
-        assert report(output)["dropped"] == dropped
-        ledger = json.loads((output / "ledger.json").read_text(encoding="utf-8"))
+        assert read(output / "report.json")["dropped"] == dropped
+        ledger = read(output / "ledger.json")
         assert ledger["requests_failed"] == failed
         assert ledger["requests"] + sum(failed.values()) == len(server.seen)
         tally.note(f"{sum(failed.values())} of {len(server.seen)} calls failed")
 
 
 @pytest.mark.fault(
-    KIND, "a question in JSON within JSON holds half a character", "stored with ? in its place"
+    KIND,
+    "an answer, or a question in JSON within JSON, holds half a character",
+    "stored with ? in its place",
 )
-def test_half_a_character_in_a_question_is_stored(documents: Path, tmp_path: Path) -> None:
+def test_half_a_character_is_stored(documents: Path, tmp_path: Path) -> None:
     def broken(body: dict[str, Any]) -> Answer:
         answer = good(body)
-        if not asks_for_answer(body):
-            answer.text = answer.text.replace("When", "\\ud83d When")
+        answer.text = answer.text.replace("When", "\\ud83d When")
+        answer.text = answer.text.replace(" so\n", " so \ud83d \ud83d\ude00\n")
         return answer
 
     with teacher_server(broken) as server:
         ask(documents, tmp_path / "out", server.endpoint)
     made = list(read_jsonl(tmp_path / "out" / "train.jsonl", RaftRow))
     assert len(made) == 36 and all(row.question.startswith("? When was") for row in made)
+    assert all("so ? \U0001f600" in row.cot_answer for row in made)
 
 
 @pytest.mark.fault(
@@ -494,11 +484,12 @@ def test_an_error_cannot_write_to_the_terminal(
     hostile = sends(status=400, raw=b'{"error": {"message": "\\u001b[2J\\u001b[31mgone\\u0007"}}')
     with teacher_server(hostile) as server, pytest.raises(TeacherError) as error:
         ask(documents, tmp_path / "out", server.endpoint)
-    shown = f"{error.value}{error.value.hint}{capsys.readouterr().err}"
-    assert "[31mgone" in shown and "\x1b" not in shown and "\x07" not in shown
+    printed = f"{error.value}{error.value.hint}{capsys.readouterr().err}"
+    assert "[31mgone" in printed and "\x1b" not in printed and "\x07" not in printed
 
 
 BAD_URLS: dict[str, str] = {
+    "localhost:8000/v1": "begins neither",
     "http://": "names no host",
     "http://a..b/v1": "is no URL",
     "http://localhost:99999/v1": "is no URL",
@@ -526,12 +517,18 @@ def all_but_small(fault: Reply) -> Reply:
     "stops after a few chunks",
 )
 @pytest.mark.parametrize("make", [lambda fault: fault, all_but_small])
-@pytest.mark.parametrize("name", ["500", "429", "a page", "content empty", "reset at once"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("500", "HTTP 500"), ("429", "HTTP 429"), ("content empty", "empty answer"),
+        ("a page", "unreadable|does not answer as"), ("reset at once", "connection failed|cannot"),
+    ],
+)  # fmt: skip
 def test_an_endpoint_that_answers_nothing_is_left(
-    documents: Path, tmp_path: Path, name: str, make: Callable[[Reply], Reply]
+    documents: Path, tmp_path: Path, name: str, message: str, make: Callable[[Reply], Reply]
 ) -> None:
     with teacher_server(make(PASSING[name][1])) as server:
-        with pytest.raises(TeacherError):
+        with pytest.raises(TeacherError, match=message):
             ask(documents, tmp_path / "out", server.endpoint)
         assert len(server.seen) <= 80, "of 40 chunks"
     assert not (tmp_path / "out" / "train.jsonl").exists()

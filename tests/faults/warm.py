@@ -28,7 +28,7 @@ from tests.conftest import REPOSITORY
 LIBRARIES = (
     "torch", "transformers", "transformers.models.llama.modeling_llama", "peft", "trl",
     "bitsandbytes", "datasets", "lm_eval", "aiohttp", "google.cloud.storage",
-    "pyarrow.parquet", "tensorboardX", "components.train.trainer", "components.eval.eval",
+    "tensorboardX", "components.train.trainer", "components.eval.eval",
     "components.generate.generate", "components.quantize_check.quantize_check",
 )  # fmt: skip
 
@@ -122,7 +122,7 @@ class Run:
         if late:
             self.signal(signal.SIGKILL)
             self._waiting.join()
-        assert not late, f"still running after {seconds} s:\n{self.said()}"
+        assert not late, f"still running after {seconds} s:\n{self.printed()}"
         assert self.code is not None
         return self.code
 
@@ -136,7 +136,7 @@ class Run:
         if self.code is None:
             os.kill(self.pid, number)
 
-    def said(self) -> str:
+    def printed(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
 
@@ -209,13 +209,13 @@ def mind_changes(order: Order) -> None:
     folders = tuple(order.under)
     seen = [0]
 
-    def hook(event: str, given: tuple[Any, ...]) -> None:
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
             # Of os.open and open: path, mode, flags.
-            change = bool(given[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+            change = bool(arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
         else:
             change = event in CHANGES
-        if not change or not any(str(path).startswith(folders) for path in given[:2]):
+        if not change or not any(str(path).startswith(folders) for path in arguments[:2]):
             return
         seen[0] += 1
         if seen[0] == order.kill_at:

@@ -87,13 +87,14 @@ def encoded(body: dict[str, Any], answer: Answer) -> bytes:
 
 
 class TeacherServer:
-    """A server on loopback. `seen` holds the bodies of its requests, in their order.
+    """A server on loopback. `seen` holds the bodies of its requests, in their order; `paths` too.
 
     `authorized` holds the value of every Authorization header that came, whatever the method.
     """
 
-    def __init__(self, reply: Reply, *, seconds: float = 0.0) -> None:
+    def __init__(self, reply: Reply, *, seconds: float = 0.0, port: int = 0) -> None:
         self.seen: list[dict[str, Any]] = []
+        self.paths: list[str] = []
         self.authorized: list[str] = []
         self.most_at_once = self._at_once = 0
         lock = threading.Lock()
@@ -104,6 +105,11 @@ class TeacherServer:
             disable_nagle_algorithm = True
 
             def do_GET(self) -> None:  # what a client makes of a redirected POST
+                if self.path in ("/health", "/metrics"):  # of vLLM's server
+                    self.send_response(200)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
                 outer.authorized += self.headers.get_all("Authorization") or []
                 self.send_error(405)
 
@@ -112,6 +118,7 @@ class TeacherServer:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with lock:
                     outer.seen.append(body)
+                    outer.paths.append(self.path)
                     outer._at_once += 1
                     outer.most_at_once = max(outer.most_at_once, outer._at_once)
                 time.sleep(seconds)
@@ -147,8 +154,11 @@ class TeacherServer:
             def handle_error(self, *_: object) -> None:
                 pass
 
-        self._http = Server(("127.0.0.1", 0), Handler)
+        self._http = Server(("127.0.0.1", port), Handler)
         self.endpoint = f"http://127.0.0.1:{self._http.server_port}/v1"
+
+    def serve(self) -> None:
+        self._http.serve_forever()
 
     def start(self) -> None:
         threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.generate.answers import Unusable, check, find_quote, split_answer, verify_quotes
+from components.generate.answers import Unusable, check, find_quote, verify_quotes
 
 MARKS = ["##begin_quote##", "##end_quote##", "<ANSWER>:", "<DOCUMENT>", "</DOCUMENT>"]
 HOSTILE = st.lists(
@@ -14,29 +14,59 @@ HOSTILE = st.lists(
 ).map("".join)
 
 
+SENTENCE = "Velm was founded in 1812."
+QUOTE = f"##begin_quote##{SENTENCE}##end_quote##"
+
+
 @pytest.mark.parametrize(
-    ("text", "answer"),
+    ("text", "reason"),
     [
-        ("so <ANSWER>: Kelden", "Kelden"),
-        ("so <ANSWER>:\n\n  Kelden  \nbye", "Kelden"),
-        ("<ANSWER>: no, wait. <ANSWER>: **Kelden**", "Kelden"),
-        ("**<ANSWER>:** Kelden", "Kelden"),
-        ("**<ANSWER>**: Kelden", "Kelden"),
-        ("<ANSWER> Kelden", "Kelden"),
-        ("<Answer>：Kelden", "Kelden"),
-        ("<ANSWER>Kelden</ANSWER>", "Kelden"),
-        ("<ANSWER>:\n```python\nusers.get()\n```", "users.get()"),
-        ("<ANSWER>: ##begin_quote##Kelden##end_quote##", "Kelden"),
+        (f"{QUOTE} so it was 1812.", "no answer marker"),
+        (f"{QUOTE} so\n<ANSWER>:", "nothing after the answer marker"),
+        (f"{QUOTE} so\n<ANSWER>: ** \n", "nothing after the answer marker"),
+        ("", "no answer marker"),
     ],
 )
-def test_an_answer_is_found_in_every_form(text: str, answer: str) -> None:
-    assert split_answer(text)[1] == answer
+def test_without_an_answer_a_draft_is_unusable(text: str, reason: str) -> None:
+    with pytest.raises(Unusable, match=reason):
+        check(text, "When was it founded?", SENTENCE, 0.9)
 
 
-@pytest.mark.parametrize("text", ["Kelden", "so <ANSWER>:", "<ANSWER>: ** \n", ""])
-def test_without_an_answer_a_draft_is_unusable(text: str) -> None:
-    with pytest.raises(Unusable, match="answer marker"):
-        split_answer(text)
+@pytest.mark.parametrize(
+    "answer",
+    ["The text does not say.", "Not specified", "It isn't mentioned in the passage.", "N/A",
+     "I don't know.", "The year cannot be determined from the given text.", "Unknown.",
+     "There is no information about that", "The document doesn't explicitly state it."],
+)  # fmt: skip
+def test_an_answer_that_there_is_none_is_refused(answer: str) -> None:
+    with pytest.raises(Unusable, match="the answer states that there is none"):
+        check(f"{QUOTE}\n<ANSWER>: {answer}", "When was it founded?", SENTENCE, 0.9)
+
+
+@pytest.mark.parametrize(
+    "answer", ["None", "Not a king", "The Unknown Man", "It does not contain sugar", "No smoking"]
+)
+def test_an_answer_with_a_negation_is_one(answer: str) -> None:
+    checked = check(f"{QUOTE}\n<ANSWER>: {answer}", "When was it founded?", SENTENCE, 0.9)
+    assert checked.answer == answer
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        ("##Begin_Quote##", "##END_QUOTE##"),
+        ("## begin_quote ##", "## end_quote ##"),
+        ("**##begin_quote##**", "**##end_quote##**"),
+        ("<begin_quote>", "<end_quote>"),
+        ("<begin_quote>", "</begin_quote>"),
+        ("[begin quote]", "[end quote]"),
+        ("\\#\\#begin\\_quote\\#\\#", "\\#\\#end\\_quote\\#\\#"),
+        ("##begin_quote##", "##begin_quote##"),
+    ],
+)
+def test_quote_marks_are_read_in_every_spelling(begin: str, end: str) -> None:
+    checked = check(f"As {begin}{SENTENCE}{end} says\n<ANSWER>: 1812", "When?", SENTENCE, 0.9)
+    assert checked.cot_answer == f"As {QUOTE} says\n<ANSWER>: 1812"
 
 
 def test_a_row_ends_in_one_marker_and_the_answer() -> None:
@@ -56,25 +86,22 @@ ORACLE = "Ada Voss was born\nin  Kelden, in 1850. “She sails” – the party 
 
 
 @pytest.mark.parametrize(
-    ("quote", "found", "how"),
+    ("quote", "exact", "how"),
     [
         (" Ada Voss was born\nin  Kelden", "Ada Voss was born\nin  Kelden", "verbatim"),
         ("Ada Voss was born in Kelden, in 1850.", "Ada Voss was born\nin  Kelden, in 1850.",
          "equal"),
         ("ada voss WAS born in Kelden", "Ada Voss was born\nin  Kelden", "equal"),
-        ('"She sails" - the', "“She sails” – the", "equal"),
+        ('"She sails" - the', "She sails” – the", "equal"),
         ("the party of Kelden's mayor won...", "the party of Kelden’s mayor won", "equal"),
         ("Ada Voss is born in Kelden, in 1850", "Ada Voss was born\nin  Kelden, in 1850",
          "aligned"),
         ("the party of Keldens mayor wo", "the party of Kelden’s mayor won", "aligned"),
     ],
 )  # fmt: skip
-def test_quotes_are_corrected(quote: str, found: str, how: str) -> None:
-    text, found_how = find_quote(quote, ORACLE, 0.85)
-    assert (text.removeprefix("“") if how == "equal" else text, found_how) == (
-        found.removeprefix("“") if how == "equal" else found, how,
-    )  # fmt: skip
-    assert text in ORACLE
+def test_quotes_are_corrected(quote: str, exact: str, how: str) -> None:
+    assert exact in ORACLE
+    assert find_quote(quote, ORACLE, 0.85) == (exact, how)
 
 
 @pytest.mark.parametrize(

@@ -52,5 +52,5 @@ def test_nothing_to_ask(text: str, tmp_path: Path) -> None:
 
 def test_several_questions_are_about_different_sentences(tmp_path: Path) -> None:
     text = "Kelden was founded in 1850. The mayor of Kelden is Ada Voss."
-    asked = ask(text, tmp_path, questions=2)
-    assert {answer for _, answer in asked} == {"1850", "Ada Voss"}
+    pairs = ask(text, tmp_path, questions=2)
+    assert {answer for _, answer in pairs} == {"1850", "Ada Voss"}

@@ -6,8 +6,8 @@ import pytest
 from components.core.errors import DataError
 from components.core.records import RaftRow, read_jsonl
 from components.generate import generate
-from components.generate.config import GenerateConfig
 from components.generate.leaks import LeakGuard
+from tests.conftest import by_rules
 from tests.eval.conftest import make_question
 
 PARAGRAPH = (
@@ -51,6 +51,7 @@ def test_contexts(tmp_path: Path, text: str, known: bool) -> None:
         ("Ada Voss was born in which harbour town?", True),
         ("In which harbor town was Ada Voss born?", True),
         ("In which harbour town did Bram Kell die?", False),
+        ("In which harbour town was Ada Kell born?", False),
     ],
 )
 def test_questions(tmp_path: Path, question: str, known: bool) -> None:
@@ -58,18 +59,14 @@ def test_questions(tmp_path: Path, question: str, known: bool) -> None:
 
 
 def test_no_row_shows_a_paragraph_that_answers_an_evaluation_question(
-    shared_data: Path, tmp_path: Path
+    hotpotqa: Path, tmp_path: Path
 ) -> None:
-    source = shared_data / "hotpotqa" / "dev_distractor.json"
     report = generate.run(
-        GenerateConfig(
-            documents=str(source), output=str(tmp_path / "out"), eval_questions=str(source),
-            max_chunks=300,
-        )
-    )  # fmt: skip
+        by_rules(hotpotqa, tmp_path / "out", eval_questions=str(hotpotqa), max_chunks=300)
+    )
     oracles = {
         "".join(sentences).strip()
-        for row in json.loads(source.read_text(encoding="utf-8"))
+        for row in json.loads(hotpotqa.read_text(encoding="utf-8"))
         for title, sentences in row["context"]
         if title in {name for name, _ in row["supporting_facts"]}
     }
@@ -77,6 +74,14 @@ def test_no_row_shows_a_paragraph_that_answers_an_evaluation_question(
     for split in ("train", "validation"):
         for row in read_jsonl(tmp_path / "out" / f"{split}.jsonl", RaftRow):
             assert not {row.oracle_context, *row.context.sentences[0]} & oracles
+
+
+def test_rows_of_generate_are_guarded_too(tmp_path: Path, texts: Path) -> None:
+    made = by_rules(texts, tmp_path / "out")
+    generate.run(made)
+    (row,) = read_jsonl(tmp_path / "out" / "validation.jsonl", RaftRow)
+    rows = LeakGuard(tmp_path / "out" / "validation.jsonl")
+    assert rows.knows_question(row.question) and rows.knows_context(row.oracle_context)
 
 
 def test_questions_that_are_none_are_named(tmp_path: Path) -> None:

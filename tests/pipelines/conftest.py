@@ -4,17 +4,24 @@ import copy
 import json
 import re
 import subprocess
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
 
-from components.core.hardware import HardwareConfig, Placement, output_name
+from components.core.hardware import HardwareConfig
+from components.core.progress import console
 from pipelines import manifests
+from pipelines.cli import main
+from pipelines.cluster import connection, kubeflow, watch
 from pipelines.compile import compiled
 from pipelines.k8s import kustomize
 from pipelines.k8s.located import read
+from tests.conftest import REPOSITORY
+from tests.gcs import Emulator
+from tests.pipelines.kubeflow.server import KfpServer, serving
 
 # libyaml's parser where it is there: hundreds of pipelines are read.
 FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -63,7 +70,13 @@ def tasks_of(pipeline: dict) -> dict[str, dict]:
     }
 
 
-CHANNEL = re.compile(r"\{\{\$\.inputs\.parameters\['pipelinechannel--(?:hardware-)?(\w+)'\]\}\}")
+def form_values(pipeline: dict, **given: object) -> dict[str, object]:
+    """The pipeline's parameters in a run: what it is given, or their defaults."""
+    declared = pipeline["root"]["inputDefinitions"]["parameters"]
+    return {name: entry.get("defaultValue") for name, entry in declared.items()} | given
+
+
+CHANNEL = re.compile(r"\{\{\$\.inputs\.parameters\['pipelinechannel--hardware-(\w+)'\]\}\}")
 
 
 def as_started(pipeline: dict, **given: object) -> dict:
@@ -73,38 +86,37 @@ def as_started(pipeline: dict, **given: object) -> dict:
     """
     older = {"cpuLimit", "cpuRequest", "memoryLimit", "memoryRequest", "count", "type"}
     compiled = tasks_of(pipeline)["hardware"]["inputs"]["parameters"]["compiled"]
-    settings = {"compiled": compiled["runtimeValue"]["constant"], "output": "-", **given}
-    resolved = HardwareConfig.parse(settings).placements()
+    values = form_values(pipeline, **given)
+    known = {name: value for name, value in values.items() if value is not None}
+    fields = {name: known[name] for name in HardwareConfig.model_fields.keys() & known.keys()}
+    settings = {"compiled": compiled["runtimeValue"]["constant"], "output": "-", **fields}
+    resolved = HardwareConfig.parse(settings).outputs()
 
-    def filled(value: object, stage: str) -> object:
+    def filled(value: object) -> object:
         if isinstance(value, dict):
-            return {key: filled(entry, stage) for key, entry in value.items() if key not in older}
+            return {key: filled(entry) for key, entry in value.items() if key not in older}
         if isinstance(value, str) and (match := CHANNEL.fullmatch(value)):
-            return of_hardware(match[1], stage)
+            return getattr(resolved, match[1])
         return value
 
-    def of_hardware(name: str, stage: str) -> object:
-        # Behind the gate the outputs are parameters of the nested pipeline, without the stage.
-        return getattr(resolved, name if name not in FIELDS else output_name(stage, name))
-
     executors: dict = copy.deepcopy(pipeline["deploymentSpec"]["executors"])
-    for name, executor in executors.items():
-        resources = executor["container"].get("resources", {})
-        executor["container"]["resources"] = filled(resources, name.removeprefix("exec-"))
+    for executor in executors.values():
+        container = executor["container"]
+        container["resources"] = filled(container.get("resources", {}))
+        container["image"] = filled(container["image"])
     platforms = copy.deepcopy(pipeline["platforms"]["kubernetes"]["deploymentSpec"]["executors"])
-    for name, settings in platforms.items():
-        stage = name.removeprefix("exec-")
+    for settings in platforms.values():
+        for secret in settings.get("secretAsEnv", []):
+            source = secret["secretNameParameter"]
+            if "componentInputParameter" in source:
+                secret["secretName"] = values[source_of(source)]
         selector, tolerations = settings.get("nodeSelector", {}), settings.get("tolerations", [])
         if "nodeSelectorJson" in selector:
-            selector["labels"] = of_hardware(source_of(selector.pop("nodeSelectorJson")), stage)
+            selector["labels"] = getattr(resolved, source_of(selector.pop("nodeSelectorJson")))
         if tolerations and "tolerationJson" in tolerations[0]:
-            settings["tolerations"] = list(
-                of_hardware(source_of(tolerations[0]["tolerationJson"]), stage)
-            )
+            source = source_of(tolerations[0]["tolerationJson"])
+            settings["tolerations"] = list(getattr(resolved, source))
     return {"executors": executors, "platforms": platforms}
-
-
-FIELDS = set(Placement.model_fields)
 
 
 def source_of(channel: dict) -> str:
@@ -113,6 +125,18 @@ def source_of(channel: dict) -> str:
         return channel["taskOutputParameter"]["outputParameterKey"]
     name = channel["componentInputParameter"].removeprefix("pipelinechannel--")
     return name.removeprefix("hardware-")
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    """Replace the first place of a text in a file."""
+    text = path.read_text()
+    assert old in text, old
+    path.write_text(text.replace(old, new, 1))
+
+
+def line_of(path: Path, text: str) -> int:
+    """The line in which a text first begins."""
+    return path.read_text().split(text)[0].count("\n") + 1
 
 
 def leaves(value: object, path: str = "") -> dict[str, object]:
@@ -147,7 +171,7 @@ def compile_objects(objects: list[dict], path: Path) -> dict:
     from pipelines.raft import pipeline
 
     path.write_text(yaml.dump_all(objects, Dumper=FAST_DUMPER))
-    jobs = manifests.all_jobs(read(path), path.name)
+    jobs = manifests.jobs_among(read(path))
     with ThreadPoolExecutor(1) as thread:
         found = thread.submit(pipeline, jobs).result()
     return MessageToDict(found.pipeline_spec) | MessageToDict(found.platform_spec)
@@ -163,6 +187,59 @@ def kubectl_kustomize(folder: Path) -> list[dict]:
 def job_of(objects: list[dict], stage: str) -> dict:
     (job,) = [found for found in objects if found["metadata"]["name"] == f"raft-{stage}"]
     return job
+
+
+Leave = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def leave(capfd: pytest.CaptureFixture[str]) -> Leave:
+    """Exit code, standard output and standard error of a command."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        console.cache_clear()  # it keeps the standard error of an earlier test
+        with pytest.raises(SystemExit) as left:
+            main([*map(str, arguments)])
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return int(left.value.code or 0), out, err
+
+    return run
+
+
+PIPELINE = REPOSITORY / "pipelines" / "raft.yaml"
+INPUTS = {
+    "documents": "gs://bucket/documents",
+    "questions": "gs://bucket/questions.json",
+    "teacher": "extractive",
+}
+
+
+@pytest.fixture
+def server(gcs: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
+    """A Kubeflow server that is asked without pauses."""
+    monkeypatch.setattr(watch, "SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(watch, "SECONDS_BEFORE_RETRY", 0.01)
+    monkeypatch.setitem(connection.RETRIES, "backoff_factor", 0.01)
+    monkeypatch.setenv("KUBECONFIG", "/nowhere")
+    for name in (kubeflow.TOKEN, kubeflow.COOKIES, "KF_PIPELINES_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    with serving(KfpServer()) as kfp:
+        yield kfp
+
+
+@pytest.fixture
+def parameters(tmp_path: Path) -> Path:
+    path = tmp_path / "parameters.yaml"
+    path.write_text(yaml.safe_dump(INPUTS), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def submitted(leave: Leave, server: KfpServer, parameters: Path) -> Leave:
+    """The same of `raft submit` with parameters and the server."""
+    words = ("submit", "--pipeline", PIPELINE, "--parameters", parameters, "--host", server.url)
+    return lambda *more: leave(*words, *more)
 
 
 @pytest.fixture(scope="session")

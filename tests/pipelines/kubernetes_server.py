@@ -3,8 +3,7 @@
 What can be read is a folder of recorded answers, by path; a change to them makes another cluster.
 Jobs can be created, followed and deleted: a play gives the pods and the Job's conditions, one frame
 for each time that the pods are looked at. A dry run stores nothing; what it is asked to admit is
-kept in `dry_runs`, and answered by a recorded refusal under `POST pods` or `POST pods train`, or
-`jobs`.
+kept in `dry_runs`, and answered by a recorded refusal under `POST pods` or `POST pods train`.
 """
 
 import json
@@ -47,47 +46,26 @@ class Frame:
 
     pods: list[dict[str, Any]] = field(default_factory=list)
     conditions: list[dict[str, Any]] = field(default_factory=list)
+    warnings: dict[str, str] = field(default_factory=dict)
+    """Events about the Job and its pods: reason to message."""
 
 
-def pod(
-    phase: str,
-    *,
-    uid: str = "1",
-    waiting: tuple[str, str] | None = None,
-    exit_code: int | None = None,
-    reason: str = "",
-    unschedulable: str = "",
-) -> dict[str, Any]:
-    """A stage's pod in one of its states, as the API shows it."""
-    state: dict[str, Any] = {}
-    if waiting:
-        state = {"waiting": {"reason": waiting[0], "message": waiting[1]}}
-    elif exit_code is not None:
-        state = {"terminated": {"exitCode": exit_code, "reason": reason or "Error"}}
-    elif phase == "Running":
-        state = {"running": {"startedAt": "2026-01-02T03:04:05Z"}}
-    entry: dict[str, Any] = {
+def pod(phase: str, *, uid: str = "1", ended: tuple[int, str] | None = None) -> dict[str, Any]:
+    """A stage's pod in one of its states, as the API shows it; exit code and reason if it ended."""
+    state: dict[str, Any] = {"running": {"startedAt": "2026-01-02T03:04:05Z"}}
+    if ended:
+        state = {"terminated": {"exitCode": ended[0], "reason": ended[1]}}
+    status = {"name": "train", "state": state, "image": "raft-train:0.1.0", "imageID": "",
+              "ready": False, "restartCount": 0}  # fmt: skip
+    return {
         "metadata": {
             "name": f"pod-{uid}",
             "uid": uid,
             "creationTimestamp": f"2026-01-02T03:04:0{uid}Z",
         },
         "spec": {"containers": [{"name": "train", "image": "raft-train:0.1.0"}]},
-        "status": {"phase": phase},
+        "status": {"phase": phase, "containerStatuses": [] if phase == "Pending" else [status]},
     }
-    if state:
-        entry["status"]["containerStatuses"] = [
-            {"name": "train", "state": state, "image": "raft-train:0.1.0", "imageID": "",
-             "ready": False, "restartCount": 0}
-        ]  # fmt: skip
-    if unschedulable:
-        entry["status"]["conditions"] = [
-            {"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
-             "message": unschedulable}
-        ]  # fmt: skip
-    else:
-        entry["spec"]["nodeName"] = "gke-a100-1"
-    return entry
 
 
 COMPLETE = [{"type": "Complete", "status": "True"}]
@@ -104,16 +82,18 @@ class KubernetesServer:
     answers: dict[str, Any] = field(default_factory=dict)
     play: list[Frame] = field(default_factory=list)
     logs: dict[str, list[str]] = field(default_factory=dict)
-    """Pod to the lines of its log, each with its time."""
+    """Pod to the lines of its log."""
     cut_log_after: int = 0
     """The first stream of a log ends after that many lines."""
     broken: int = 0
     """That many looks at the pods get a 503 first."""
     url: str = ""
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    created: list[dict[str, Any]] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
     dry_runs: list[dict[str, Any]] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+    selectors: list[str] = field(default_factory=list)
     frame: Frame = field(default_factory=Frame)
     log_opened: threading.Event = field(default_factory=threading.Event)
     endless_log: bool = False
@@ -123,7 +103,7 @@ class KubernetesServer:
             return self._change_job(method, *match.groups(), body)
         if (match := JOBS.fullmatch(path)) and match[2] in self.jobs:
             return self.jobs[match[2]] | {"status": {"conditions": self.frame.conditions}}
-        if PODS.fullmatch(path) and self.jobs:
+        if PODS.fullmatch(path) and self.jobs and path not in self.answers:
             if self.broken:
                 self.broken -= 1
                 return status(503, "ServiceUnavailable", "etcd is electing a leader")
@@ -133,18 +113,26 @@ class KubernetesServer:
         if path in self.answers:
             answer: dict[str, Any] = self.answers[path]
             return answer
+        if path.endswith("/events"):
+            return {"kind": "EventList", "apiVersion": "v1", "items": list(self._events())}
         kind, _, name = path.rpartition("/")
         return status(404, "NotFound", f'{kind.rpartition("/")[2]} "{name}" not found')
+
+    def _events(self) -> Iterator[dict[str, Any]]:
+        """The warnings of the frame, and one about something else."""
+        about = [
+            (f"{name}-x1", *entry) for name in self.jobs for entry in self.frame.warnings.items()
+        ]
+        for name, reason, message in [("other", "BackOff", "crashes"), *about]:
+            yield {"metadata": {"name": "e"}, "involvedObject": {"name": name},
+                   "type": "Warning", "reason": reason, "message": message}  # fmt: skip
 
     def dry_run(self, path: str, query: dict[str, list[str]], body: bytes) -> dict[str, Any]:
         """Admit an object or refuse it, and store nothing."""
         assert query == {"dryRun": ["All"], "fieldValidation": ["Strict"]}
         entry: dict[str, Any] = json.loads(body)
         self.dry_runs.append(entry)
-        template = entry
-        if entry["kind"] == "Job":
-            template = _with_defaults(entry)["spec"]["template"]
-        stage = template["metadata"]["labels"]["app.kubernetes.io/component"]
+        stage = entry["metadata"]["labels"]["app.kubernetes.io/component"]
         kind = path.rpartition("/")[2]
         for key in (f"POST {kind} {stage}", f"POST {kind}"):
             if key in self.answers:
@@ -170,6 +158,7 @@ class KubernetesServer:
         assert job["metadata"]["namespace"] == namespace
         assert all(isinstance(text, str) for text in _container(job)["args"])
         self.jobs[job["metadata"]["name"]] = job
+        self.created.append(json.loads(body))
         return _with_defaults(job)
 
 
@@ -187,6 +176,15 @@ def _container(job: dict[str, Any]) -> dict[str, Any]:
     return container
 
 
+def _selected(answer: dict[str, Any], query: dict[str, list[str]]) -> dict[str, Any]:
+    """The nodes of a list that have the labels of a query."""
+    if answer.get("kind") != "NodeList" or not query.get("labelSelector"):
+        return answer
+    wanted = dict(pair.split("=") for pair in query["labelSelector"][0].split(","))
+    nodes = [n for n in answer["items"] if wanted.items() <= n["metadata"]["labels"].items()]
+    return answer | {"items": nodes}
+
+
 class Handler(BaseHTTPRequestHandler):
     """Routes of the API; `server.cluster` is the `KubernetesServer`."""
 
@@ -197,19 +195,20 @@ class Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         cluster: KubernetesServer = self.server.cluster  # type: ignore[attr-defined]
-        parts = urlsplit(self.path.replace("//", "/"))  # kfp's way through the API server's proxy
+        parts = urlsplit(self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         query = parse_qs(parts.query)
         dry = "dry run of " if "dryRun" in query else ""
         cluster.requests.append(f"{dry}{self.command} {parts.path}")
+        cluster.selectors += query.get("labelSelector", [])
         log = PODS.fullmatch(parts.path)
-        if log and log[2]:
+        if log and log[2] and parts.path not in cluster.answers:
             self._stream(cluster, log[2], query)
             return
         if dry:
             answer = cluster.dry_run(parts.path, query, body)
         else:
-            answer = cluster.answer(self.command, parts.path, body)
+            answer = _selected(cluster.answer(self.command, parts.path, body), query)
         text = json.dumps(answer).encode()
         self.send_response(answer["code"] if answer.get("kind") == "Status" else 200)
         self.send_header("Content-Type", "application/json")
@@ -226,8 +225,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        assert query["follow"] == ["True"]
-        assert query["timestamps"] == ["True"]
+        assert query.get("follow") == ["True"] or "tailLines" in query
         text = "".join(f"{line}\n" for line in lines).encode()
         for start in range(0, len(text), 23):  # a line may come in pieces
             piece = text[start : start + 23]
@@ -255,18 +253,15 @@ def serving(cluster: KubernetesServer) -> Iterator[KubernetesServer]:
         server.server_close()
 
 
-def kubeconfig(url: str, path: Path) -> Path:
+def kubeconfig(url: str, path: Path, context: str = "test", token: str = "kube-t0ken") -> Path:
     """Write a kubeconfig that leads to a server."""
-    path.write_text(
-        yaml.safe_dump(
-            {
-                "apiVersion": "v1",
-                "kind": "Config",
-                "current-context": "test",
-                "clusters": [{"name": "test", "cluster": {"server": url}}],
-                "users": [{"name": "test", "user": {"token": "kube-t0ken"}}],
-                "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-            }
-        )
-    )
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": context,
+        "clusters": [{"name": "c", "cluster": {"server": url}}],
+        "users": [{"name": "u", "user": {"token": token}}],
+        "contexts": [{"name": context, "context": {"cluster": "c", "user": "u"}}],
+    }
+    path.write_text(yaml.safe_dump(config))
     return path

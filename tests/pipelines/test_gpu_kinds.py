@@ -31,12 +31,12 @@ B200 = """
 
 READERS = """
 import json, sys
-from components.core.ledger import read_prices
+from components.core.ledger import cost_of
 from components.train.config import TrainConfig
 
-given = {"dataset": "d", "base_model": "m", "output": "o", "profile": "b200"}
+given = {"dataset": "d", "base_model": "m", "output": "o", "gpu": "b200"}
 config = TrainConfig.parse(given)
-print(json.dumps([config.batch_size, read_prices().gpu_hour["NVIDIA B200"]]))
+print(json.dumps([config.batch_size, cost_of(0, "NVIDIA B200", 3600)]))
 """
 
 LLAMA_3_8B = {
@@ -62,7 +62,7 @@ def test_a_new_kind_is_one_entry(tmp_path: Path) -> None:
     readers = python("-c", READERS)
     assert json.loads(readers.stdout) == [5, 36.0], readers.stderr
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_3_8B), encoding="utf-8")
-    plan = ("-m", "pipelines", "plan", "--base-model", "config.json", "--profile")
+    plan = ("-m", "pipelines", "plan", "--base-model", "config.json", "--gpu")
     planned = python(*plan, "b200")
     assert "on one NVIDIA B200" in planned.stdout and " USD, if" in planned.stdout, planned.stderr
     assert "b200 | a100-40gb | a100-80gb" in python(*plan, "b300").stderr

@@ -14,8 +14,10 @@ import pytest
 import yaml
 from kfp import compiler, dsl, kubernetes
 
+from components.train.config import TrainConfig
+from pipelines.cli.flags import StageCommand
 from pipelines.cluster import kubeflow
-from pipelines.compile import compiled
+from pipelines.stages import without_defaults
 from tests.conftest import REPOSITORY
 from tests.pipelines.conftest import FAST_LOADER
 from tests.pipelines.kubeflow.driver import Backend, as_text
@@ -26,7 +28,11 @@ from tests.pipelines.kubeflow.server import KfpServer, serving
 from tests.pipelines.kubeflow.specification import Refused, check_pipeline
 from tests.pipelines.recorded_runs import pipeline_of_ed2a150, with_all_parameters
 
-INPUTS = {"documents": "gs://bucket/documents", "questions": "gs://bucket/questions.json"}
+INPUTS = {
+    "documents": "gs://bucket/documents",
+    "questions": "gs://bucket/questions.json",
+    "teacher": "extractive",
+}
 V2_16_1 = Backend("2.16.1", template_defaults=False)
 V2_17_0 = Backend()
 V2_17_1 = Backend("2.17.1")
@@ -138,17 +144,6 @@ def test_the_committed_pipelines_run_to_the_end(
             assert [entry["key"] for entry in pod.tolerations] == [GPU]
 
 
-def test_a_pipeline_of_several_shards_runs_to_the_end() -> None:
-    documents = list(yaml.load_all(compiled(shards=3), FAST_LOADER))
-    run = run_of(documents, **INPUTS).to_the_end()
-    assert run.state == "SUCCEEDED", run.tasks.driver_logs
-    shares = [pod.args[pod.args.index("--shard") + 1] for pod in pods(run, "generate")]
-    assert shares == ["1/3", "2/3", "3/3"]
-    (merge,) = pods(run, "merge")
-    datasets = merge.executor_input["inputs"]["artifacts"]["shards"]["artifacts"]
-    assert len({artifact["uri"] for artifact in datasets}) == 3
-
-
 def test_k24_the_hardware_step_steers_the_others() -> None:
     run = raft(
         train_gpus="2", memory="8Gi", node_selector={"pool": "a"}, tolerations=[{"key": "b"}]
@@ -161,8 +156,60 @@ def test_k24_the_hardware_step_steers_the_others() -> None:
     assert train.tolerations == evaluation.tolerations == [{"key": "b"}]
 
 
+@pytest.mark.parametrize("name", ["raft", "study"])
+def test_the_kind_of_gpu_steers_the_steps(name: str) -> None:
+    run = run_of(committed(name), **INPUTS, gpu="l4", memory="30Gi").to_the_end()
+    assert run.state == "SUCCEEDED", run.tasks.driver_logs
+    for step in ("train", "quantize-check", "eval"):
+        for pod in pods(run, step):
+            assert pod.resources["requests"] == {"cpu": "8", "memory": "30Gi"}
+            assert pod.resources["limits"] == {"cpu": "12", "memory": "30Gi", GPU: "1"}
+            assert pod.node_selector == {"cloud.google.com/gke-accelerator": "nvidia-l4"}
+
+
+def trained_with(**parameters: object) -> TrainConfig:
+    """The settings of the train step in a run, as its command line becomes them."""
+    (pod,) = pods(raft(**parameters).to_the_end(), "train")
+    command = StageCommand("train")
+    given = command.settings(command.make_context("train", list(pod.started_with)))
+    return TrainConfig.parse(without_defaults(TrainConfig, given))
+
+
+def test_the_kind_of_gpu_sets_the_training_settings_that_fit() -> None:
+    plain, l4, own = (
+        trained_with(),
+        trained_with(gpu="l4"),
+        trained_with(gpu="l4", max_tokens=3000, rank=8),
+    )
+    assert (plain.batch_size, plain.gradient_accumulation, plain.max_tokens) == (4, 0, 4096)
+    assert (l4.batch_size, l4.gradient_accumulation, l4.max_tokens) == (1, 0, 2048)
+    assert (l4.load_in_4bit, l4.rank, plain.load_in_4bit) == (True, 64, False)
+    assert (own.batch_size, own.max_tokens, own.rank) == (1, 3000, 8), "what a run says wins"
+
+
+@pytest.mark.parametrize("name", ["raft", "study"])
+def test_k22_the_secrets_are_those_of_the_run(name: str) -> None:
+    """A name reaches the pods behind the gate and in the loop, and an empty one ends the run."""
+    named = {"huggingface_secret": "hub", "teacher_secret": "key"}
+    run = run_of(committed(name), **INPUTS, **named).to_the_end()
+    assert run.state == "SUCCEEDED", run.tasks.driver_logs
+    read = {pod.task: pod.secrets for pod in run.tasks.pods if pod.secrets}
+    assert read == {
+        "hardware": {"HF_TOKEN": "hub"},
+        "generate": {"HF_TOKEN": "hub", "OPENAI_API_KEY": "key"},
+        "train": {"HF_TOKEN": "hub"},
+        "quantize-check": {"HF_TOKEN": "hub"},
+        "eval": {"HF_TOKEN": "hub"},
+    }
+    run = run_of(committed(name), **INPUTS, huggingface_secret="").to_the_end()
+    assert run.state == "FAILED"
+    assert run.tasks.driver_logs["hardware"] == "Expected a non-empty string"
+    assert "train" not in steps(run)
+
+
 @pytest.mark.parametrize(
-    ("name", "value"), [("train_gpus", "two"), ("memory", "64GB"), ("memory", "lots")]
+    ("name", "value"),
+    [("train_gpus", "two"), ("memory", "64GB"), ("memory", "lots"), ("gpu", "a200")],
 )
 def test_hardware_that_makes_no_sense_ends_in_the_hardware_step(name: str, value: str) -> None:
     run = raft(**{name: value}).to_the_end()
@@ -400,7 +447,7 @@ FAILURES: dict[str, Callable[[], Run]] = {
     "killed": lambda: raft(executors={"eval": in_turn(KILLED, Result())}),
     "deleted for ever": lambda: raft(executors={"train": in_turn(*[DELETED] * 4, Result())}),
     "driver": lambda: raft(faults={"quantize-check": 1}),
-    "gate's driver": lambda: raft(faults={"condition-1": 1}),
+    "gate's driver": lambda: raft(faults={"condition-2": 1}),
 }
 
 
@@ -585,7 +632,7 @@ def test_k15_tasks_have_states_only_from_their_start() -> None:
     run.to_the_end()
     omitted = {task["display_name"] for task in details(run) if "state" not in task}
     assert omitted == {
-        "quantize-check", "quantize-check-driver", "gated-eval", "gated-eval-driver",
+        "quantize-check", "quantize-check-driver", "condition-2", "condition-2-driver",
     }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.conftest import REPOSITORY
-from tests.pipelines.conftest import tasks_of
+from tests.pipelines.conftest import edit, tasks_of
 
 
 @pytest.fixture
@@ -35,12 +35,6 @@ def raft(tree: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def edit(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert text.count(old) == 1, old
-    path.write_text(text.replace(old, new))
-
-
 def read(tree: Path, name: str) -> dict:
     specification, _ = yaml.safe_load_all((tree / "pipelines" / f"{name}.yaml").read_text())
     return specification
@@ -53,13 +47,12 @@ def help_of(tree: Path, stage: str) -> str:
 def test_a_new_setting(tree: Path) -> None:
     edit(
         tree / "components" / "train" / "config.py",
-        "    rank: int = option(",
-        "    loraplus_ratio: float = option(\n"
-        '        1.0, ge=1, help="Learning rate of B over A.", '
-        'group="LoRA"\n    )\n    rank: int = option(',
+        "    rank: int = lora_option(",
+        "    loraplus_ratio: float = lora_option(\n"
+        '        1.0, ge=1, help="Learning rate of B over A."\n    )\n    rank: int = lora_option(',
     )
     raft(tree, "compile")
-    assert "--loraplus-ratio X Learning rate of B over A. [default: 1.0;" in help_of(tree, "train")
+    assert "--loraplus-ratio VALUE Learning rate of B over A. [default" in help_of(tree, "train")
     for name in ("raft", "study"):
         specification = read(tree, name)
         declared = specification["components"]["comp-train"]["inputDefinitions"]["parameters"]
@@ -76,8 +69,8 @@ def test_a_new_setting(tree: Path) -> None:
 def test_a_default(tree: Path) -> None:
     edit(
         tree / "components" / "train" / "config.py",
-        "rank: int = option(64,",
-        "rank: int = option(48,",
+        "rank: int = lora_option(64,",
+        "rank: int = lora_option(48,",
     )
     raft(tree, "compile")
     assert "Rank r of the LoRA matrices. [default: 48;" in help_of(tree, "train")

@@ -1,10 +1,13 @@
 """kubectl renders every overlay, the pipeline follows each field, and faults are placed."""
 
 import copy
+import itertools
+import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -12,13 +15,15 @@ import yaml
 from components.core.errors import ConfigError
 from components.core.hardware import GPU_STEPS, OVERRIDES
 from pipelines import manifests
+from pipelines.form import SECRETS
 from pipelines.k8s import kustomize
 from pipelines.k8s.job import Job
-from pipelines.k8s.located import StrictModel, model_in
-from pipelines.stages import STAGES
+from pipelines.k8s.located import StrictModel
+from pipelines.stages import GPU_TEACHER, JOBS, STAGES
 from tests.pipelines.conftest import (
     as_started,
     compile_objects,
+    form_values,
     job_of,
     kubectl_kustomize,
     leaves,
@@ -26,8 +31,10 @@ from tests.pipelines.conftest import (
     tasks_of,
 )
 
-OVERLAYS = {"a100-80gb", "cpu-smoke", "h100", "h200", "kueue", "l4", "spot"}
-TEACHER = manifests.BASE / "teacher"
+OVERLAYS = {
+    "a100-80gb", "compute-class", "cpu-smoke", "flex-start", "h100", "h200", "kueue", "l4", "spot",
+}  # fmt: skip
+SERVERS = [manifests.BASE / "serve"]
 
 
 def by_name(objects: list[dict]) -> dict[tuple[str, str], dict]:
@@ -40,22 +47,23 @@ def test_every_overlay_is_there() -> None:
     assert set(sources()) == OVERLAYS | {"base"}
 
 
-@pytest.mark.parametrize("folder", [*sources().values(), TEACHER], ids=lambda path: path.name)
+@pytest.mark.parametrize("folder", [*sources().values(), *SERVERS], ids=lambda path: path.name)
 def test_we_render_what_kubectl_renders(folder: Path) -> None:
     ours = by_name([document.value for document in kustomize.render(folder)])
     theirs = by_name(kubectl_kustomize(folder))
     assert ours == theirs
-    assert len(ours) == (3 if folder == TEACHER else 13)
+    assert len(ours) == {"serve": 3, "compute-class": 15}.get(folder.name, 14)
 
 
 @pytest.mark.parametrize("name", sorted(OVERLAYS))
 def test_an_overlay_only_patches_and_opens_with_its_commands(name: str) -> None:
     folder = manifests.OVERLAYS / name
     kustomization = yaml.safe_load((folder / kustomize.FILE).read_text())
-    assert kustomization["resources"] == ["../../base"]
+    base, *own = kustomization["resources"]
+    assert base == "../../base"
     patches = {patch["path"] for patch in kustomization["patches"]}
     files = {path.name for path in folder.iterdir()}
-    assert files == patches | {kustomize.FILE}
+    assert files == patches | {*own, kustomize.FILE}
     for file in files:
         head = (folder / file).read_text().split("\napiVersion")[0]
         for word in ("apply", "check", "remove"):
@@ -66,7 +74,7 @@ def test_an_overlay_only_patches_and_opens_with_its_commands(name: str) -> None:
 @pytest.mark.parametrize("name", sources())
 def test_selecting_a_stage_selects_one_job(name: str, rendered: dict[str, list[dict]]) -> None:
     """`kubectl apply -k FOLDER -l app.kubernetes.io/component=train` must start train alone."""
-    for stage in STAGES:
+    for stage in JOBS:
         chosen = [
             entry
             for entry in rendered[name]
@@ -98,7 +106,7 @@ def asked_by_job(job: dict) -> dict[str, Any]:
             for mount in container["volumeMounts"]
         ],
         "environment": [
-            (entry["name"], entry["valueFrom"]["secretKeyRef"]) for entry in container["env"]
+            [entry["name"], entry["valueFrom"]["secretKeyRef"]] for entry in container["env"]
         ],
         "user": {
             key: str(pod["securityContext"][key])
@@ -120,6 +128,13 @@ def asked_by_task(pipeline: dict, stage: str, **given: object) -> dict[str, Any]
     resources = container["resources"]
     accelerator = resources.get("accelerator", {})
     declared = pipeline["components"][f"comp-{stage}"]["inputDefinitions"]["parameters"]
+    inputs = tasks_of(pipeline)[stage]["inputs"]["parameters"]
+    form = form_values(pipeline, **given)
+    values = {name: form[name] for name in inputs.keys() & form.keys()} | {
+        name: source["runtimeValue"]["constant"]
+        for name, source in inputs.items()
+        if "runtimeValue" in source
+    }
     assert accelerator.get("resourceType", "nvidia.com/gpu") == "nvidia.com/gpu"
     assert set(platform) <= {
         "emptyDirMounts", "nodeSelector", "podMetadata", "secretAsEnv", "securityContext",
@@ -136,23 +151,21 @@ def asked_by_task(pipeline: dict, stage: str, **given: object) -> dict[str, Any]
         "tolerations": platform.get("tolerations", []),
         "volumes": platform["emptyDirMounts"],
         "environment": [
-            (
+            [
                 entry["keyToEnv"][0]["envVar"],
                 {
                     "name": entry["secretName"],
                     "key": entry["keyToEnv"][0]["secretKey"],
                     "optional": entry["optional"],
                 },
-            )
+            ]
             for entry in platform["secretAsEnv"]
         ],
         "user": {key: str(value) for key, value in platform["securityContext"].items()},
         "flags": {
-            name: f"{source['runtimeValue']['constant']:g}"
-            for name, source in tasks_of(pipeline)[stage]["inputs"]["parameters"].items()
-            if "runtimeValue" in source
-            and name in declared
-            and source["runtimeValue"]["constant"] != declared[name]["defaultValue"]
+            name: value if isinstance(value, str) else re.sub(r"\.0$", "", json.dumps(value))
+            for name, value in values.items()
+            if name in declared and value != declared[name].get("defaultValue", value)
         },
     }
 
@@ -162,7 +175,31 @@ def asked_by_task(pipeline: dict, stage: str, **given: object) -> dict[str, Any]
 def test_the_task_asks_for_what_the_job_asks_for(
     name: str, stage: str, rendered: dict[str, list[dict]], pipelines: dict[str, dict]
 ) -> None:
-    assert asked_by_task(pipelines[name], stage) == asked_by_job(job_of(rendered[name], stage))
+    asked, found = (
+        asked_by_job(job_of(rendered[name], stage)),
+        asked_by_task(pipelines[name], stage),
+    )
+    if stage == "generate":  # which has the volumes and variables of its Job with GPUs as well
+        with_gpus = asked_by_job(job_of(rendered[name], GPU_TEACHER))
+        asked["volumes"] = with_gpus["volumes"]
+        asked["environment"] = [*asked["environment"], *with_gpus["environment"]]
+        asked["flags"] = {k: v for k, v in with_gpus["flags"].items() if k != "teacher"}
+    assert found == asked
+
+
+@pytest.mark.parametrize("name", sources())
+def test_with_a_teacher_of_its_own_generate_asks_for_what_that_job_asks_for(
+    name: str, rendered: dict[str, list[dict]], pipelines: dict[str, dict]
+) -> None:
+    asked = asked_by_job(job_of(rendered[name], GPU_TEACHER))
+    found = asked_by_task(pipelines[name], "generate", teacher="vllm")
+    same = ("image", "requests", "limits", "gpus", "selector", "tolerations", "volumes", "user")
+    assert {key: found[key] for key in same} == {key: asked[key] for key in same}
+    if name != "cpu-smoke":
+        one = asked_by_task(pipelines[name], "generate", teacher="vllm", teacher_gpus="1")
+        assert one["gpus"] == {"1"} and one["image"] == asked["image"]
+        assert one["requests"] == {"cpu": "6000m", "memory": "65536Mi"}
+        assert one["limits"] == {"cpu": "11000m", "memory": "65536Mi"}
 
 
 def test_what_the_overlays_change(pipelines: dict[str, dict]) -> None:
@@ -176,16 +213,19 @@ def test_what_the_overlays_change(pipelines: dict[str, dict]) -> None:
         "l4": "nvidia-l4",
         "spot": "nvidia-tesla-a100",
         "kueue": "nvidia-tesla-a100",
+        "flex-start": "nvidia-tesla-a100",
+        "compute-class": None,
         "cpu-smoke": None,
     }
     assert asked["spot"]["selector"]["cloud.google.com/gke-spot"] == "true"
     assert len(asked["spot"]["tolerations"]) == 2
+    assert asked["flex-start"]["selector"]["cloud.google.com/gke-flex-start"] == "true"
+    assert asked["compute-class"]["selector"] == {"cloud.google.com/compute-class": "raft-gpu"}
+    assert len(asked["compute-class"]["tolerations"]) == 3
     assert asked["kueue"]["labels"]["kueue.x-k8s.io/queue-name"] == "raft"
     assert asked["cpu-smoke"]["gpus"] == {"0"}
     assert asked["cpu-smoke"]["tolerations"] == []
-    assert asked["l4"]["flags"] == {
-        "batch_size": "1", "gradient_accumulation": "16", "max_tokens": "2048",
-    }  # fmt: skip
+    assert asked["l4"]["flags"] == {"batch_size": "1", "max_tokens": "2048"}
 
 
 @pytest.mark.parametrize("name", sources())
@@ -213,6 +253,7 @@ class Edit:
     change: Callable[[dict], None]
     """Gets the template of the pod."""
     leaves: dict[str, object]
+    stages: tuple[str, ...] = ("train",)
     choosable: bool = False
     """Whether a run can be started with another value: the leaves are those of the run, then."""
 
@@ -278,6 +319,34 @@ def flag(template: dict) -> None:
 
 
 SECRET = f"{CONTAINER}.env.valueFrom.secretKeyRef"
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
+
+
+def near(kind: str, terms: object) -> Edit:
+    """Node affinity, all parts of which the step has in one JSON object."""
+    place = f"{PLATFORM}.nodeAffinity.0.nodeAffinityJson.runtimeValue.constant"
+    return Edit(
+        (f"{POD}.affinity.nodeAffinity.{kind}",),
+        set_in("pod", "affinity", {"nodeAffinity": {kind: terms}}),
+        leaves({kind: terms}, place),
+    )
+
+
+TERM = {
+    "matchExpressions": [{"key": "pool", "operator": "In", "values": ["a", "b"]}],
+    "matchFields": [{"key": "metadata.name", "operator": "NotIn", "values": ["n"]}],
+}
+
+
+def claim(template: dict) -> None:
+    template["spec"]["volumes"].append(
+        {"name": "data", "persistentVolumeClaim": {"claimName": "docs"}}
+    )
+    container_of(template)["volumeMounts"].append(
+        {"name": "data", "mountPath": "/data", "subPath": "a"}
+    )
+
 
 EDITS = {
     "label": Edit(
@@ -311,15 +380,14 @@ EDITS = {
     "cpu request": Edit(
         (f"{CONTAINER}.resources.requests.cpu",),
         set_in("resources", "requests", "cpu", "1500m"),
-        {
-            f"{EXECUTOR}.resources.cpuRequest": 1.5,
-            f"{EXECUTOR}.resources.resourceCpuRequest": "1500m",
-        },
+        {"requests.cpu": "1500m"},
+        choosable=True,
     ),
     "cpu limit": Edit(
         (f"{CONTAINER}.resources.limits.cpu",),
         set_in("resources", "limits", "cpu", "30"),
-        {f"{EXECUTOR}.resources.cpuLimit": 30.0, f"{EXECUTOR}.resources.resourceCpuLimit": "30"},
+        {"limits.cpu": "30"},
+        choosable=True,
     ),
     "memory request": Edit(
         (f"{CONTAINER}.resources.requests.memory",),
@@ -388,15 +456,15 @@ EDITS = {
     "variable of a secret": Edit(
         (f"{CONTAINER}.env.name",),
         set_in("env", 0, "name", "HUGGING_FACE_HUB_TOKEN"),
-        {f"{PLATFORM}.secretAsEnv.0.keyToEnv.0.envVar": "HUGGING_FACE_HUB_TOKEN"},
+        {"environment.0.0": "HUGGING_FACE_HUB_TOKEN"},
+        choosable=True,
     ),
     "secret": Edit(
         (f"{SECRET}.name",),
         set_in("env", 0, "valueFrom", "secretKeyRef", "name", "team"),
-        {
-            f"{PLATFORM}.secretAsEnv.0.secretName": "team",
-            f"{PLATFORM}.secretAsEnv.0.secretNameParameter.runtimeValue.constant": "team",
-        },
+        {"environment.0.1.name": "team"},
+        (*GPU_STEPS, GPU_TEACHER),
+        choosable=True,
     ),
     "key of the secret": Edit(
         (f"{SECRET}.key",),
@@ -428,6 +496,11 @@ EDITS = {
         set_in("volumeMounts", 0, "mountPath", "/scratch"),
         {f"{PLATFORM}.emptyDirMounts.0.mountPath": "/scratch"},
     ),
+    "deadline of an attempt": Edit(
+        (f"{POD}.activeDeadlineSeconds",),
+        set_in("pod", "activeDeadlineSeconds", 3600),
+        {f"{PLATFORM}.activeDeadlineSeconds": "3600"},
+    ),
     "user": Edit(
         (f"{POD}.securityContext.runAsUser",),
         set_in("pod", "securityContext", "runAsUser", 20002),
@@ -443,11 +516,33 @@ EDITS = {
         set_in("pod", "securityContext", "runAsNonRoot", False),
         {f"{PLATFORM}.securityContext.runAsNonRoot": False},
     ),
+    "claim": Edit(
+        (f"{POD}.volumes.persistentVolumeClaim.claimName", f"{CONTAINER}.volumeMounts.subPath"),
+        claim,
+        leaves(
+            {
+                "constant": "docs",
+                "mountPath": "/data",
+                "pvcNameParameter": {"runtimeValue": {"constant": "docs"}},
+                "subPath": "a",
+            },
+            f"{PLATFORM}.pvcMount.0",
+        ),
+    ),
+    "required node": near(REQUIRED, {"nodeSelectorTerms": [TERM]}),
+    "preferred node": near(PREFERRED, [{"weight": 7, "preference": TERM}]),
     "flag": Edit((f"{CONTAINER}.args",), flag, {f"{TASK}.dropout.runtimeValue.constant": 0.25}),
 }
 
 IDENTITY = {"apiVersion", "kind", "metadata.name", f"{CONTAINER}.name", f"{CONTAINER}.command"}
 """Fields that say what the Job is; another value is refused."""
+
+
+def model_in(annotation: Any) -> type[StrictModel] | None:
+    """The model that a field holds, or a list of; None where it holds plain values."""
+    if isinstance(annotation, type) and issubclass(annotation, StrictModel):
+        return annotation
+    return next(filter(None, map(model_in, get_args(annotation))), None)
 
 
 def fields(model: type[StrictModel], path: str = "") -> Iterator[tuple[str, bool]]:
@@ -467,11 +562,17 @@ def test_every_field_that_is_understood_is_edited_below() -> None:
     understood = {path for path, job_only in fields(Job) if not job_only}
     edited = {path for edit in EDITS.values() for path in edit.fields}
     assert edited == understood - IDENTITY
-    assert (len(edited), len(EDITS), len(sources())) == (31, 27, 8)
+    assert (len(edited), len(EDITS), len(sources())) == (36, 31, 10)
+    assert {name for name, _ in where_edited()} == {*sources()}
 
 
-@pytest.mark.parametrize("edit", EDITS)
-@pytest.mark.parametrize("name", sources())
+def where_edited() -> list[tuple[str, str]]:
+    """Every edit in the base and in one overlay; all overlays have some of the edits."""
+    names = itertools.cycle(sorted(OVERLAYS))
+    return [(name, edit) for edit in EDITS for name in ("base", next(names))]
+
+
+@pytest.mark.parametrize(("name", "edit"), where_edited())
 def test_an_edit_changes_exactly_that(
     name: str,
     edit: str,
@@ -480,14 +581,25 @@ def test_an_edit_changes_exactly_that(
     tmp_path: Path,
 ) -> None:
     objects = copy.deepcopy(rendered[name])
-    template = job_of(objects, "train")["spec"]["template"]
-    EDITS[edit].change(template)
+    for stage in EDITS[edit].stages:
+        EDITS[edit].change(job_of(objects, stage)["spec"]["template"])
     edited = compile_objects(objects, tmp_path / "objects.yaml")
     before, after, expected = pipelines[name], edited, EDITS[edit].leaves
     if EDITS[edit].choosable:
         before, after = (asked_of_all(pipeline) for pipeline in (before, after))
-        expected = {f"train.{key}": leaf for key, leaf in expected.items()}
+        leaves_of_train = expected.items()
+        expected = {f"{s}.{key}": leaf for s in EDITS[edit].stages for key, leaf in leaves_of_train}
+        # After generate's own.
+        if (of_teacher := f"{GPU_TEACHER}.environment.0.1.name") in expected:
+            expected["generate.environment.1.1.name"] = expected.pop(of_teacher)
     found, changed = leaves(before), leaves(after)
+    # The first step asks the hub with the variables of train.
+    of_hardware = {
+        key.replace("exec-train", "exec-hardware"): leaf
+        for key, leaf in expected.items()
+        if ".env." in key or ".secretAsEnv." in key
+    }
+    expected = expected | of_hardware
     expected = {key: leaf for key, leaf in expected.items() if found.get(key) != leaf}
     assert expected
     assert {key: leaf for key, leaf in changed.items() if found.get(key) != leaf} == expected
@@ -501,8 +613,31 @@ def asked_of_all(pipeline: dict, **given: object) -> dict[str, Any]:
     return {stage: found | {"gpus": min(found["gpus"])} for stage, found in asked.items()}
 
 
-CHOSEN = {
+CHOSEN: dict[str, tuple[Any, dict[str, str]]] = {
+    "gpu": (
+        "h200",
+        {"train.flags.gpu": "h200"}
+        | {
+            f"{stage}.{key}": value
+            for stage in GPU_STEPS
+            for key, value in {
+                "gpus": "1",
+                "requests.cpu": "20",
+                "limits.cpu": "26",
+                "requests.memory": "240Gi",
+                "limits.memory": "240Gi",
+                "selector.cloud.google.com/gke-accelerator": "nvidia-h200-141gb",
+            }.items()
+        },
+    ),
+    "huggingface_secret": (
+        "team",
+        {f"{stage}.environment.0.1.name": "team" for stage in GPU_STEPS}
+        | {"generate.environment.1.1.name": "team"},
+    ),
+    "teacher_secret": ("team", {"generate.environment.0.1.name": "team"}),
     "train_gpus": ("4", {"train.gpus": "4"}),
+    "teacher_gpus": ("2", {}),  # of a teacher that has GPUs alone
     "memory": (
         "999Gi",
         {f"{stage}.{end}.memory": "999Gi" for stage in GPU_STEPS for end in ("requests", "limits")},
@@ -533,10 +668,11 @@ def test_a_run_can_be_started_on_other_hardware(
     value, expected = CHOSEN[field]
     before = leaves(asked_of_all(pipelines[name]))
     after = leaves(asked_of_all(pipelines[name], **{field: value}))
+    expected = {key: leaf for key, leaf in expected.items() if before.get(key) != leaf}
     assert {key: leaf for key, leaf in after.items() if before.get(key) != leaf} == expected
     gone = before.keys() - after.keys()
     assert all(key.split(".")[1] in ("selector", "tolerations") for key in gone)
-    assert CHOSEN.keys() == OVERRIDES.keys()
+    assert CHOSEN.keys() == {*OVERRIDES, *SECRETS.values()}
 
 
 def test_a_step_keeps_its_own_manifest_until_a_run_overrides_it(
@@ -562,25 +698,30 @@ JOB_ONLY: dict[str, tuple[tuple[Any, ...], Any]] = {
     "metadata.labels": (("metadata", "labels", "team"), "a"),
     "spec.backoffLimit": (("spec", "backoffLimit"), 9),
     "spec.podFailurePolicy": (("spec", "podFailurePolicy"), {"rules": []}),
+    "spec.activeDeadlineSeconds": (("spec", "activeDeadlineSeconds"), 60),
     "spec.suspend": (("spec", "suspend"), True),
     "spec.ttlSecondsAfterFinished": (("spec", "ttlSecondsAfterFinished"), 60),
     f"{POD}.serviceAccountName": (("POD", "serviceAccountName"), "other"),
     f"{POD}.priorityClassName": (("POD", "priorityClassName"), "other"),
+    f"{POD}.runtimeClassName": (("POD", "runtimeClassName"), "nvidia"),
+    f"{POD}.affinity.podAffinity": (("POD", "affinity"), {"podAffinity": {}}),
+    f"{POD}.affinity.podAntiAffinity": (("POD", "affinity"), {"podAntiAffinity": {}}),
     f"{POD}.terminationGracePeriodSeconds": (("POD", "terminationGracePeriodSeconds"), 5),
     f"{POD}.securityContext.fsGroup": (("POD", "securityContext", "fsGroup"), 5),
     f"{POD}.securityContext.seccompProfile": (
         ("POD", "securityContext", "seccompProfile"), {"type": "Unconfined"},
     ),
     f"{POD}.restartPolicy": (("POD", "restartPolicy"), "Never"),  # the only value
-    f"{CONTAINER}.envFrom": (("CONTAINER", "envFrom"), []),
-    f"{CONTAINER}.securityContext.allowPrivilegeEscalation": (
-        ("CONTAINER", "securityContext", "allowPrivilegeEscalation"), True,
-    ),
-    f"{CONTAINER}.securityContext.capabilities": (
+    **{
+        f"{CONTAINER}.resources.{kind}.ephemeral-storage": (
+            ("CONTAINER", "resources", kind, "ephemeral-storage"), "9Gi"
+        )
+        for kind in ("requests", "limits")
+    },
+    f"{CONTAINER}.volumeMounts.readOnly": (("CONTAINER", "volumeMounts", 0, "readOnly"), True),
+    f"{CONTAINER}.envFrom": (("CONTAINER", "envFrom"), [{"configMapRef": {"name": "other"}}]),
+    f"{CONTAINER}.securityContext": (
         ("CONTAINER", "securityContext", "capabilities"), {"drop": ["KILL"]},
-    ),
-    f"{CONTAINER}.securityContext.readOnlyRootFilesystem": (
-        ("CONTAINER", "securityContext", "readOnlyRootFilesystem"), False,
     ),
 }  # fmt: skip
 
@@ -589,7 +730,7 @@ def test_fields_of_the_job_alone_change_nothing(
     rendered: dict[str, list[dict]], pipelines: dict[str, dict], tmp_path: Path
 ) -> None:
     assert set(JOB_ONLY) == {path for path, job_only in fields(Job) if job_only}
-    assert len(JOB_ONLY) == 16
+    assert len(JOB_ONLY) == 21
     for path, (keys, value) in JOB_ONLY.items():
         objects = copy.deepcopy(rendered["base"])
         job = job_of(objects, "train")
@@ -603,14 +744,41 @@ def test_fields_of_the_job_alone_change_nothing(
         assert found == pipelines["base"], path
 
 
-def test_a_flag_that_is_the_pipelines_parameter_is_refused(
+def test_a_flag_is_the_default_of_the_forms_field(
+    rendered: dict[str, list[dict]], tmp_path: Path
+) -> None:
+    """Of its own stage's field: eval has a setting of the name of a field of generate."""
+    objects = copy.deepcopy(rendered["base"])
+    train, evaluation = (
+        container_of(job_of(objects, stage)["spec"]["template"])["args"]
+        for stage in ("train", "eval")
+    )
+    train += ["--epochs=1", "--seed=7"]
+    evaluation += ["--distractors=4", "--seed=7"]
+    pipeline = compile_objects(objects, tmp_path / "objects.yaml")
+    form = form_values(pipeline)
+    assert (form["epochs"], form["seed"], form["distractors"]) == (1, 7, 3)
+    inputs = tasks_of(pipeline)["eval"]["inputs"]["parameters"]
+    assert inputs["distractors"]["runtimeValue"]["constant"] == [4]
+    evaluation[-1] = "--seed=8"
+    with pytest.raises(ConfigError, match="seed is 8, and 7 in another Job"):
+        compile_objects(objects, tmp_path / "objects.yaml")
+
+
+def test_two_secrets_for_one_field_are_refused(
     rendered: dict[str, list[dict]], tmp_path: Path
 ) -> None:
     objects = copy.deepcopy(rendered["base"])
-    arguments = job_of(objects, "train")["spec"]["template"]["spec"]["containers"][0]["args"]
-    arguments.append("--rank=8")
-    with pytest.raises(ConfigError, match=r"objects\.yaml:\d+: --rank has a value here"):
+    EDITS["secret"].change(job_of(objects, "eval")["spec"]["template"])
+    with pytest.raises(ConfigError, match="is 'team', and 'raft-huggingface' in another Job"):
         compile_objects(objects, tmp_path / "objects.yaml")
-    arguments[-1] = "--prices=prices.json"
-    with pytest.raises(ConfigError, match="prices is no parameter of the component"):
+
+
+def test_a_flag_that_is_no_parameter_of_the_component_is_refused(
+    rendered: dict[str, list[dict]], tmp_path: Path
+) -> None:
+    objects = copy.deepcopy(rendered["base"])
+    template = job_of(objects, "train")["spec"]["template"]
+    container_of(template)["args"].append("--overwrite=true")
+    with pytest.raises(ConfigError, match="overwrite is no parameter of the component"):
         compile_objects(objects, tmp_path / "objects.yaml")

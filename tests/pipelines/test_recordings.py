@@ -6,10 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from kfp_server_api import ApiClient
 
+from pipelines.cluster import runs
 from tests.pipelines.kubeflow.driver import Backend
 from tests.pipelines.kubeflow.executors import Executor, Pod, Result
 from tests.pipelines.kubeflow.run import Run
@@ -182,6 +185,29 @@ def test_the_api_shows_the_recorded_tasks(replay: Replay) -> None:
         for task in details
     )
     assert tasks == recorded
+
+
+OUTCOMES = {
+    "t3": ("failed", "generate did not start"),
+    "t5": ("succeeded", "gate closed"),
+    "t6": ("failed", "train failed 1"),
+    "t6b": ("failed", "train failed 4"),
+    "t7a": ("failed", "train failed 2"),
+    "t7a-retried": ("succeeded", "train succeeded 3"),
+    "t11": ("terminated", "train failed 1"),
+}
+"""What raft says of the recorded runs, beside successes at the first attempt."""
+
+
+def test_raft_says_how_the_run_has_ended(replay: Replay, request: pytest.FixtureRequest) -> None:
+    run = ApiClient().deserialize(SimpleNamespace(data=json.dumps(replay.run.view())), "V2beta1Run")
+    outcome = runs.outcome_of(run)
+    said = ["gate closed"] * outcome.gate_closed
+    for step in outcome.steps:
+        if step.state != "succeeded" or step.attempts > 1:
+            said.append(f"{step.step} {step.state} {step.attempts or ''}".strip())
+    expected = OUTCOMES.get(request.node.callspec.params["replay"], ("succeeded",))
+    assert (outcome.state, *said) == expected
 
 
 def test_steps_are_handed_the_recorded_inputs(replay: Replay) -> None:

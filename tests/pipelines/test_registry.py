@@ -9,16 +9,16 @@ import yaml
 
 from components.core.errors import ConfigError
 from pipelines import manifests
-from pipelines.check import check_manifests
 from pipelines.cli import main
 from pipelines.k8s.images import images_of, warn_without_registry
-from pipelines.stages import STAGES
+from pipelines.manifests import check_manifests
+from pipelines.stages import JOBS
 from tests.conftest import REPOSITORY
 from tests.pipelines.conftest import job_of, kubectl_kustomize
 
 REGISTRY = "europe-docker.pkg.dev/my-project/raft"
 DIGEST = f"sha256:{'0123456789abcdef' * 4}"
-BARE = [f"raft-{stage}:0.1.0" for stage in STAGES]
+BARE = [f"raft-{stage}:0.1.0" for stage in JOBS]
 
 
 @pytest.fixture
@@ -37,11 +37,14 @@ def compile_with(*arguments: str) -> int:
     return int(leave.value.code or 0)
 
 
-def image_of(folder: Path, stage: str) -> str:
-    image = manifests.load_all(folder)[stage].container.image
-    container = job_of(kubectl_kustomize(folder), stage)["spec"]["template"]["spec"]["containers"]
-    assert image == container[0]["image"]
-    return image
+def images_in(folder: Path) -> dict[str, str]:
+    """The image of each stage, as we and as kubectl read it."""
+    objects = kubectl_kustomize(folder)
+    images = {stage: job.container.image for stage, job in manifests.load_all(folder).items()}
+    for stage, image in images.items():
+        (container,) = job_of(objects, stage)["spec"]["template"]["spec"]["containers"]
+        assert image == container["image"]
+    return images
 
 
 def test_a_registry_reaches_both_pipelines_and_every_manifest(
@@ -52,18 +55,23 @@ def test_a_registry_reaches_both_pipelines_and_every_manifest(
     assert compile_with(*command) == 0
     assert capsys.readouterr().err.splitlines() == [
         "wrote k8s/base/kustomization.yaml",
+        "wrote k8s/base/serve/kustomization.yaml",
         "wrote pipelines/raft.yaml",
         "wrote pipelines/study.yaml",
         "wrote docs/settings.md",
     ]
-    images = {stage: f"{REGISTRY}/raft-{stage}:0.2.0" for stage in STAGES}
+    images = {stage: f"{REGISTRY}/raft-{stage}:0.2.0" for stage in JOBS}
     images["train"] += f"@{DIGEST}"
     for name in ("raft", "study"):
         assert set(images_of(tmp_path / "pipelines" / f"{name}.yaml")) == set(images.values())
-    folders = [base, *manifests.overlays(tmp_path / "k8s" / "overlays")]
-    assert len(folders) == 8
+    folders = [base, *manifests.overlays()]
+    assert len(folders) == 10
     for folder in folders:
-        assert {stage: image_of(folder, stage) for stage in STAGES} == images
+        assert images_in(folder) == images
+    server = next(one for one in kubectl_kustomize(base / "serve") if one["kind"] == "Deployment")
+    pod = server["spec"]["template"]["spec"]
+    served = {one["image"] for one in (*pod["initContainers"], *pod["containers"])}
+    assert served == {images["eval"]}
     text = (base / "kustomization.yaml").read_text()
     assert text.startswith(before)
     assert compile_with(*command) == 0
@@ -73,21 +81,22 @@ def test_a_registry_reaches_both_pipelines_and_every_manifest(
 def test_what_is_not_given_stays_but_a_digest_belongs_to_its_tag(base: Path) -> None:
     assert compile_with("--registry", REGISTRY, "--tag", "1", "--digest", f"eval={DIGEST}") == 0
     assert compile_with("--digest", f"train={DIGEST}") == 0
-    assert image_of(base, "eval") == f"{REGISTRY}/raft-eval:1@{DIGEST}"
-    assert image_of(base, "train") == f"{REGISTRY}/raft-train:1@{DIGEST}"
+    images = images_in(base)
+    assert images["eval"] == f"{REGISTRY}/raft-eval:1@{DIGEST}"
+    assert images["train"] == f"{REGISTRY}/raft-train:1@{DIGEST}"
     assert compile_with("--tag", "2") == 0
-    assert image_of(base, "train") == f"{REGISTRY}/raft-train:2"
+    assert images_in(base)["train"] == f"{REGISTRY}/raft-train:2"
     assert compile_with("--registry", "localhost:5000") == 0
-    assert image_of(base, "train") == "localhost:5000/raft-train:2"
+    assert images_in(base)["train"] == "localhost:5000/raft-train:2"
 
 
 BLOCK = (
     "images: # of everything\n  # ours\n  - name: raft-train\n    newTag: '7' # tried\n"
-    "  # another\n  - name: busybox\n    newTag: '1.36'\n\n# and then\npatches: []\n"
+    "  # another\n  - name: busybox\n    newTag: '1.36'\n"
 )
 FLOW = (
     "images: [\n  # ours\n  {name: raft-train, newTag: '7'},\n  # another\n"
-    "  {name: busybox,\n   newTag: '1.36'},\n]\n\n# and then\npatches: []\n"
+    "  {name: busybox,\n   newTag: '1.36'},\n]\n"
 )
 
 
@@ -97,11 +106,11 @@ def test_comments_and_other_images_stay(images: str, base: Path) -> None:
     path.write_text(path.read_text() + images)
     assert compile_with("--tag", "8") == 0
     text = path.read_text()
-    for comment in ("  # ours\n", "  # another\n", "\n\n# and then\npatches: []\n"):
+    for comment in ("  # ours\n", "  # another\n"):
         assert text.count(comment) == 1
     entries = yaml.safe_load(text)["images"]
     assert {entry["name"]: entry["newTag"] for entry in entries} == {
-        "busybox": "1.36", **{f"raft-{stage}": "8" for stage in STAGES},
+        "busybox": "1.36", **{f"raft-{stage}": "8" for stage in JOBS},
     }  # fmt: skip
 
 
@@ -115,18 +124,16 @@ def test_compile_alone_writes_no_manifest(base: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (("--registry", f"https://{REGISTRY}"), "(allowed: HOST/PATH, without a scheme"),
-        (("--registry", f"{REGISTRY}/"), "without a slash at the end"),
-        (("--registry", ""), "--registry '': not allowed"),
-        (("--registry", "a b"), "--registry 'a b': not allowed"),
-        (("--tag", "latest"), "--tag 'latest': not allowed (allowed: a version"),
-        (("--tag", "a/b"), "--tag 'a/b': not allowed"),
-        (("--digest", "train=sha256:1234"), "--digest 'sha256:1234': not allowed"),
-        (("--digest", "train"), "--digest '': not allowed (allowed: STAGE=sha256:"),
+        (("--registry", f"https://{REGISTRY}"), f"'https://{REGISTRY}/raft-generate:0' is not"),
+        (("--registry", f"{REGISTRY}/"), "is not a pinned image (allowed: name:version or "),
+        (("--registry", "a b"), "'a b/raft-generate:0' is not a pinned image"),
+        (("--tag", "latest"), "'raft-generate:latest' is not a pinned image (allowed: "),
+        (("--tag", "a/b"), "'raft-generate:a/b' is not a pinned image"),
+        (("--digest", "train=sha256:1234"), "'raft-train:0@sha256:1234' is not a pinned image"),
+        (("--digest", "train"), "'raft-train:0@' is not a pinned image"),
         (("--digest", f"trian={DIGEST}"),
-         "no image of that name (allowed: generate, train, quantize-check, eval); did you mean tr"),
-        (("--registry", "r", "--check"), "cannot be combined with --check"),
-        (("--tag", "1", "--manifests", "-"), "cannot be combined with --manifests"),
+         "--digest 'trian': no such image (allowed: generate, train, quantize-check, eval, gen"),
+        (("--registry", "r", "--check"), "--check: not with --registry, --tag or --digest"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_refused_and_nothing_written(
@@ -179,7 +186,10 @@ def test_check_warns_and_passes(
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", kubeconfig(tmp_path / "config", "gke"))
     check_manifests([str(manifests.BASE)])
-    assert "warning: raft-eval:0.1.0, raft-generate:0.1.0" in capsys.readouterr().err
+    assert (
+        "warning: raft-eval:0.1.0, raft-generate-gpu:0.1.0, raft-generate:0.1.0"
+        in capsys.readouterr().err
+    )
     several = f"{tmp_path / 'none'}:{tmp_path / 'config'}"
     monkeypatch.setenv("KUBECONFIG", several)
     check_manifests([str(manifests.BASE)])
@@ -195,7 +205,10 @@ def test_submit_warns_before_it_connects(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", kubeconfig(tmp_path / "config", "gke"))
-    arguments = ["--set", "documents=gs://b/documents", "--set", "questions=gs://b/questions"]
+    arguments = [
+        "--set", "documents=gs://b/documents", "--set", "questions=gs://b/questions",
+        "--set", "teacher=extractive",
+    ]  # fmt: skip
     with pytest.raises(SystemExit) as leave:
         main(["submit", "--host", "http://127.0.0.1:9", *arguments])
     error = capsys.readouterr().err
@@ -221,19 +234,13 @@ def test_make_push_writes_the_digests_of_what_it_pushed(tmp_path: Path) -> None:
         program.chmod(0o755)
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy(REPOSITORY / name, tmp_path)
-    arguments = [
-        "make",
-        "push",
-        f"REGISTRY={REGISTRY}",
-        f"VENV={venv}",
-        "-o",
-        str(venv / ".installed"),
-    ]
+    installed = venv / ".installed"
+    arguments = ["make", "push", f"REGISTRY={REGISTRY}", f"VENV={venv}", "-o", str(installed)]
     environment = {"PATH": f"{programs}:/usr/bin:/bin"}
     done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     calls = (tmp_path / "calls").read_text().splitlines()
     pushed = [call for call in calls if call.startswith("push")]
     assert pushed == [f"push {REGISTRY}/{image}" for image in BARE]
-    digests = " ".join(f"--digest {stage}={DIGEST}" for stage in STAGES)
+    digests = " ".join(f"--digest {stage}={DIGEST}" for stage in JOBS)
     assert calls[-1] == f"raft compile --registry {REGISTRY} --tag 0.1.0 {digests}"

@@ -10,7 +10,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from pipelines.cli import raft
-from pipelines.stages import STAGES
+from pipelines.stages import GPU_TEACHER, JOBS, STAGES
 from tests.conftest import REPOSITORY
 from tests.pipelines.conftest import tasks_of
 from tests.test_house import imports
@@ -37,31 +37,39 @@ def test_each_stage_has_its_folder_image_job_task_and_command(pipeline: dict) ->
         "commands": {name for name in raft.commands if name in STAGES},
     }
     assert len(STAGES) == 4
+    found["jobs"].remove(GPU_TEACHER)  # the second Job of generate
     for kind, names in found.items():
         assert names == set(STAGES), kind
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_job_carries_the_stem_and_the_version(stage: str, pipeline: dict) -> None:
-    text = (BASE / f"{stage}.yaml").read_text()
+def dockerfile_of(job: str) -> str:
+    place = "generate/gpu.Dockerfile" if job == GPU_TEACHER else f"{job}/Dockerfile"
+    return (REPOSITORY / "images" / place).read_text()
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_the_job_carries_the_stem_and_the_version(name: str, pipeline: dict) -> None:
+    text = (BASE / f"{name}.yaml").read_text()
     job = yaml.safe_load(text)
+    stage = "generate" if name == GPU_TEACHER else name
     (container,) = job["spec"]["template"]["spec"]["containers"]
-    assert job["metadata"]["name"] == f"raft-{stage}"
+    assert job["metadata"]["name"] == f"raft-{name}"
     assert container["name"] == stage
-    assert container["image"] == f"raft-{stage}:{PROJECT['version']}"
+    assert container["image"] == f"raft-{name}:{PROJECT['version']}"
     executor = pipeline["deploymentSpec"]["executors"][f"exec-{stage}"]
-    assert executor["container"]["image"] == container["image"]
-    dockerfile = (REPOSITORY / "images" / stage / "Dockerfile").read_text()
+    image = executor["container"]["image"]
+    assert image == container["image"] or (stage == "generate" and "generate_image" in image)
+    dockerfile = dockerfile_of(name)
     assert f"--tag {container['image']} " in dockerfile
     user = job["spec"]["template"]["spec"]["securityContext"]
     assert f"\nUSER {user['runAsUser']}:{user['runAsGroup']}\n" in dockerfile
     for labels in (job["metadata"]["labels"], job["spec"]["template"]["metadata"]["labels"]):
-        assert labels["app.kubernetes.io/component"] == stage
+        assert labels["app.kubernetes.io/component"] == name
 
 
 def test_every_manifest_opens_with_its_commands_and_is_listed() -> None:
     seen = 0
-    for folder in (BASE, BASE / "teacher"):
+    for folder in (BASE, BASE / "serve"):
         kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
         files = {path.name for path in folder.glob("*.yaml")}
         assert set(kustomization["resources"]) == files - {"kustomization.yaml"}
@@ -70,18 +78,22 @@ def test_every_manifest_opens_with_its_commands_and_is_listed() -> None:
             commands = re.findall(r"^#   (apply|check|remove) +kubectl \S", comment, re.MULTILINE)
             assert commands == ["apply", "check", "remove"], name
             seen += 1
-    assert seen == len(list(BASE.rglob("*.yaml"))) == 16
+    assert seen == len(list(BASE.rglob("*.yaml"))) == 17
 
 
 def test_the_dockerfiles_differ_in_the_stage_alone() -> None:
-    """Beside their first lines; generate has no model libraries, eval's vLLM needs a compiler."""
+    """Beside their first lines; generate has no model libraries, eval what vLLM needs."""
     texts = {}
-    for stage in STAGES:
-        text = (REPOSITORY / "images" / stage / "Dockerfile").read_text()
+    for name in JOBS:
+        text = dockerfile_of(name)
         body = text[text.index("ARG BASE_IMAGE") :]
-        texts[stage] = body.replace(stage, "STAGE").replace(stage.replace("-", "_"), "STAGE")
+        for stem in (name, "generate" if name == GPU_TEACHER else name.replace("-", "_")):
+            body = body.replace(stem, "STAGE")
+        texts[name] = body
     compiler = re.compile(r"# Triton.*?\n    fi\n", re.DOTALL)
-    assert texts["train"] == texts["quantize-check"] == compiler.sub("", texts["eval"])
+    serving = texts["eval"].replace("COPY components/use/ components/use/\n", "")
+    assert texts["train"] == texts["quantize-check"] == compiler.sub("", serving)
+    assert texts[GPU_TEACHER] == serving
     libraries = re.compile(r"# The libraries.*?(?=COPY --from=code)", re.DOTALL)
     assert libraries.sub("", texts["train"]) == libraries.sub("", texts["generate"])
 
@@ -116,7 +128,7 @@ def test_the_lock_has_hashes_and_satisfies_the_extras(lock: Path) -> None:
     locked = pins(lock)
     asked = [Requirement(line) for line in PROJECT["dependencies"]]
     asked += [*requirements("gcs"), *requirements(lock.parent.name)]
-    if lock.parent.name == "eval" and lock.stem.endswith("gpu"):
+    if lock.parent.name in ("eval", "generate") and lock.stem.endswith("gpu"):
         asked += requirements("vllm")
     for requirement in asked:
         assert requirement.specifier.contains(locked[requirement.name.lower()]), requirement
@@ -129,8 +141,8 @@ def test_the_lock_has_hashes_and_satisfies_the_extras(lock: Path) -> None:
 
 
 def test_images_that_load_a_model_have_the_same_libraries_below() -> None:
-    assert len(LOCKS) == 7
-    with_model = [lock for lock in LOCKS if lock.parent.name != "generate"]
+    assert len(LOCKS) == 8
+    with_model = [lock for lock in LOCKS if lock.stem != "requirements"]
     for lock in with_model:
         below = pins(shared(lock))
         assert below.items() <= pins(lock).items(), lock

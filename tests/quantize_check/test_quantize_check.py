@@ -1,4 +1,5 @@
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,38 +9,46 @@ from components.core.chat import Rendered, render
 from components.core.describe import describe
 from components.core.errors import DataError, ModelError
 from components.core.fingerprints import check_base
-from components.core.models import (
-    load_4bit,
-    load_model,
-    load_tokenizer,
-    load_tuned,
+from components.core.models import load_4bit, load_model, load_tokenizer, load_tuned
+from components.core.records import (
+    AnswerPair,
+    FreeAnswer,
+    QuantizationReport,
+    RaftRow,
+    Sample,
+    read_json,
+    read_jsonl,
 )
-from components.core.records import QuantizationReport, RaftRow, read_json, read_jsonl
-from components.core.storage import verify
-from components.core.weight_sizes import predict_weight_bytes, weight_bytes
+from components.core.storage import finish_artifact, verify
+from components.core.weight_sizes import nf4_bytes, weight_bytes
+from components.eval import eval as evaluation
+from components.eval.config import EvalConfig
 from components.quantize_check import quantize_check
 from components.quantize_check.comparison import Comparison
 from components.quantize_check.config import QuantizeCheckConfig
+from components.use import merge
+from components.use.config import MergeConfig
+from tests.conftest import edit_json
+
+Check = Callable[..., QuantizationReport]
 
 
-def check(
-    dataset: Path, model: Path, adapter: Path, output: Path, **settings: Any
-) -> QuantizationReport:
-    return quantize_check.run(
-        QuantizeCheckConfig(
-            dataset=str(dataset),
-            base_model=str(model),
-            adapter=str(adapter),
-            output=str(output),
-            **settings,
-        )
-    )
+@pytest.fixture
+def check(world_dataset: Path, demo_model: Path, world_adapter: Path, tmp_path: Path) -> Check:
+    """Runs the stage on the demo's artifacts, into a folder of this name."""
+
+    def check_adapter(output: str = "out", **settings: Any) -> QuantizationReport:
+        paths = {"dataset": world_dataset, "base_model": demo_model, "adapter": world_adapter,
+                 "output": tmp_path / output}  # fmt: skip
+        few = {"max_rows": 4, "max_new_tokens": 48}
+        values = {name: str(path) for name, path in paths.items()} | few | settings
+        return quantize_check.run(QuantizeCheckConfig.parse(values))
+
+    return check_adapter
 
 
-def test_bytes_and_agreement_are_measured(
-    world_dataset: Path, demo_model: Path, world_adapter: Path, tmp_path: Path
-) -> None:
-    report = check(world_dataset, demo_model, world_adapter, tmp_path / "out")
+def test_bytes_and_agreement_are_measured(check: Check, demo_model: Path, tmp_path: Path) -> None:
+    report = check()
     assert read_json(tmp_path / "out" / "quantization.json", QuantizationReport) == report
 
     import torch
@@ -82,81 +91,31 @@ def any_adapter(world_adapter: Path, tmp_path: Path) -> Path:
     return shutil.copytree(world_adapter, tmp_path / "adapter", ignore=ignored)
 
 
-def test_what_was_predicted_is_what_is_measured(
-    world_dataset: Path, untied: Path, any_adapter: Path, tmp_path: Path
+def test_the_head_in_4_bits_too_is_measured_as_it_is_saved(
+    check: Check, untied: Path, any_adapter: Path, tmp_path: Path
 ) -> None:
-    """And the head's price: with and without it in 4 bits, in one run, both checkpoints usable."""
-    report = check(
-        world_dataset, untied, any_adapter, tmp_path / "out", quantize_lm_head=True, export="4bit",
-        max_memory_ratio=1,
-    )  # fmt: skip
-    kept = report.lm_head_16bit
-    assert kept is not None
-    # Beside the weights lie the frequencies of the rotary embeddings, in 32 bits.
-    beside = report.weight_bytes_16bit - report.predicted_bytes_16bit
-    assert 0 <= beside < 1000
-    assert report.weight_bytes_4bit == report.predicted_bytes_4bit + beside
-    assert kept.weight_bytes_4bit == predict_weight_bytes(str(untied))[1] + beside
-    assert "lm_head.weight" not in report.kept and "model.embed_tokens.weight" in report.kept
-    assert sum(report.kept.values()) == report.bytes_kept_16bit
-    assert report.weight_bytes_4bit < kept.weight_bytes_4bit < report.weight_bytes_16bit
-    assert kept.mean_kl < report.mean_kl
-    assert report.load_seconds_16bit > 0 and report.load_seconds_4bit > 0
-    assert report.peak_memory_bytes > report.weight_bytes_16bit
+    models = {"base_model": str(untied), "adapter": str(any_adapter)}
+    head_16bit = check("a", **models)
+    head_4bit = check("b", **models, quantize_lm_head=True)
+    sizes = head_4bit.weight_bytes_4bit, head_16bit.weight_bytes_4bit
+    assert sizes[0] < sizes[1] < head_4bit.weight_bytes_16bit
+    assert head_4bit.mean_kl > head_16bit.mean_kl
 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = tmp_path / "out" / "model"
+    folder = tmp_path / "merged"
+    merge.run(MergeConfig(**models, bits="4", quantize_lm_head=True, output=str(folder)))
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     assert loaded.lm_head.weight.dtype == torch.uint8
-    assert weight_bytes(loaded) == report.weight_bytes_4bit
+    assert weight_bytes(loaded) == sizes[0]
+    weights = loaded.lm_head.in_features * loaded.lm_head.out_features
+    assert sizes[0] - sizes[1] == nf4_bytes(weights) - 2 * weights
     assert AutoTokenizer.from_pretrained(folder).chat_template
-    assert verify(tmp_path / "out", "--quantization") is None
+    assert verify(folder, "--base-model") is None
 
 
-def test_llama_3_8b_takes_about_36_percent_and_31_with_its_head(tmp_path: Path) -> None:
-    """Counted from its published shape; nothing of it is downloaded."""
-    from transformers import LlamaConfig
-
-    LlamaConfig(
-        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
-        num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=False,
-    ).save_pretrained(tmp_path)  # fmt: skip
-    (tmp_path / "tokenizer_config.json").write_text("{}", encoding="utf-8")
-    full, small = predict_weight_bytes(str(tmp_path))
-    assert full == 2 * 8_030_261_248
-    assert small / full == pytest.approx(0.355, abs=0.001)
-    assert predict_weight_bytes(str(tmp_path), quantize_lm_head=True)[1] / full == pytest.approx(
-        0.3065, abs=1e-3
-    )
-
-
-def test_the_merged_checkpoint_is_the_tuned_model(
-    world_dataset: Path, demo_model: Path, world_adapter: Path, tmp_path: Path
-) -> None:
-    import torch
-
-    report = check(
-        world_dataset, demo_model, world_adapter, tmp_path / "out", export="merged", max_rows=1
-    )
-    assert report.exported == "merged"
-    assert (
-        "model.embed_tokens.weight" in report.kept
-        and "model.layers.*.input_layernorm.weight" in report.kept
-    )
-    merged: Any = load_model(str(tmp_path / "out" / "model"), torch.float32)
-    tuned = load_tuned(str(demo_model), str(world_adapter), torch.float32)
-    ids = torch.arange(5, 45).unsqueeze(0)
-    with torch.inference_mode():
-        assert torch.allclose(merged(ids).logits, tuned(ids).logits, atol=0.3)
-        assert (merged(ids).logits.argmax(-1) == tuned(ids).logits.argmax(-1)).float().mean() > 0.9
-
-
-def test_one_row_is_held_at_a_time(
-    world_dataset: Path, demo_model: Path, world_adapter: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+def test_one_row_is_held_at_a_time(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     import weakref
 
     made: list[Any] = []
@@ -170,54 +129,87 @@ def test_one_row_is_held_at_a_time(
         return table
 
     monkeypatch.setattr(quantize_check, "answer_log_probabilities", watched)
-    check(world_dataset, demo_model, world_adapter, tmp_path / "out", max_memory_ratio=1)
+    check()
     assert len(made) == 8 and max(alive) <= 2
 
 
-def test_a_head_that_is_the_embeddings_stays(
-    world_dataset: Path, demo_model: Path, world_adapter: Path, tmp_path: Path
-) -> None:
+def test_a_head_that_is_the_embeddings_stays(check: Check) -> None:
     with pytest.raises(ModelError, match="model: its output head is its embeddings"):
-        check(world_dataset, demo_model, world_adapter, tmp_path / "out", quantize_lm_head=True)
+        check(quantize_lm_head=True)
 
 
 def test_rows_that_are_too_long_are_counted(
-    world_dataset: Path, demo_model: Path, world_adapter: Path, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    check: Check, world_dataset: Path, demo_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lengths = sorted(
         len(render(load_tokenizer(str(demo_model)), row.instruction, row.cot_answer).ids)
-        for row in read_jsonl(world_dataset / "validation.jsonl", RaftRow)
+        for split in ("validation", "train")
+        for row in read_jsonl(world_dataset / f"{split}.jsonl", RaftRow)
     )
-    fit = sum(length <= lengths[1] for length in lengths)
-    report = check(
-        world_dataset, demo_model, world_adapter, tmp_path / "a", max_tokens=lengths[1],
-        max_memory_ratio=1,
-    )  # fmt: skip
+    fit = sum(length <= lengths[2] for length in lengths)
+    report = check("a", max_tokens=lengths[2], max_rows=64)
     assert (report.rows, report.rows_too_long) == (fit, len(lengths) - fit) and fit < len(lengths)
-    message = f"{len(lengths) - fit} rows are longer than --max-tokens {lengths[1]}"
+    message = f"{len(lengths) - fit} rows are longer than --max-tokens {lengths[2]}"
     assert message in capsys.readouterr().err
     described = describe(report)
     assert described is not None
     assert ("rows skipped, too long", "", str(len(lengths) - fit)) in described.table.rows
     with pytest.raises(DataError, match=f"{len(lengths)} rows are longer than --max-tokens 64"):
-        check(world_dataset, demo_model, world_adapter, tmp_path / "b", max_tokens=64)
+        check("b", max_tokens=64)
+    with pytest.raises(DataError, match="leave no room for --max-new-tokens 4096"):
+        check("c", max_new_tokens=4096)
 
 
-def test_thresholds_decide_the_verdict(
-    world_dataset: Path, demo_model: Path, world_adapter: Path, tmp_path: Path
-) -> None:
-    lenient = check(
-        world_dataset, demo_model, world_adapter, tmp_path / "a", min_agreement=0,
-        max_memory_ratio=1, max_rows=2,
-    )  # fmt: skip
-    strict = check(
-        world_dataset, demo_model, world_adapter, tmp_path / "b", min_agreement=0,
-        max_memory_ratio=0.01, max_rows=2,
-    )  # fmt: skip
-    assert lenient.passed and lenient.verdict.startswith("PASS")
-    assert not strict.passed and "memory is above 1.0%" in strict.verdict
+def test_the_limit_on_memory_decides_the_verdict(check: Check) -> None:
+    lenient = check("a", max_memory_ratio=1, max_rows=2)
+    strict = check("b", max_memory_ratio=0.01, max_rows=2)
+    assert lenient.outcome == "inconclusive" and lenient.verdict.startswith("INCONCLUSIVE")
+    assert strict.outcome == "fail" and strict.verdict.startswith("FAIL: memory is above 1.0%")
     assert lenient.rows == 2
+
+
+def test_the_answers_in_4_bits_are_those_of_evals_arm(
+    check: Check, world_dataset: Path, demo_model: Path, world_adapter: Path, tmp_path: Path
+) -> None:
+    """Same prompts (a row without its oracle has it back), same weights, same end, same scores."""
+    report = check()
+    evaluation.run(
+        EvalConfig(
+            questions=str(world_dataset), base_model=str(demo_model), adapter=str(world_adapter),
+            output=str(tmp_path / "evaluation"), arms=("raft-4bit",), max_new_tokens=48,
+            engine="transformers", dtype="bfloat16",
+        )
+    )  # fmt: skip
+    pairs = list(read_jsonl(tmp_path / "out" / "answers.jsonl", AnswerPair))
+    samples = list(read_jsonl(tmp_path / "evaluation" / "samples.jsonl", Sample))
+    assert [pair.row_id for pair in pairs] == [sample.question_id for sample in samples]
+    assert len(pairs) == report.rows == 4
+    for pair, sample in zip(pairs, samples, strict=True):
+        assert pair.split == "validation" and [pair.gold] == sample.gold
+        assert (pair.small.text, pair.small.f1) == (sample.generation, sample.f1)
+        assert pair.small.truncated == sample.truncated
+        assert pair.small.complete == (sample.answered and not sample.truncated)
+    assert report.f1_4bit == pytest.approx(sum(sample.f1 for sample in samples) / 4, abs=1e-6)
+
+
+def test_training_rows_fill_up_and_are_marked(
+    check: Check, world_dataset: Path, tmp_path: Path
+) -> None:
+    report = check(max_rows=6, max_new_tokens=2)
+    assert (report.rows, report.rows_training) == (6, 2)
+    pairs = read_jsonl(tmp_path / "out" / "answers.jsonl", AnswerPair)
+    assert [pair.split for pair in pairs] == ["validation"] * 4 + ["train"] * 2
+    assert "of 6 answers (2 to training rows)" in report.verdict
+    described = describe(report)
+    assert described is not None
+    assert ("answers", "", "6 (2 to training rows)") in described.table.rows
+
+    alone = shutil.copytree(world_dataset, tmp_path / "dataset")
+    (alone / "validation.jsonl").write_text("", encoding="utf-8")
+    finish_artifact(alone)
+    report = check("alone", dataset=str(alone), max_memory_ratio=1, max_new_tokens=2)
+    assert report.outcome == "inconclusive" and report.rows_training == 4
+    assert "rows of the training alone cannot pass" in report.verdict
 
 
 def test_a_model_agrees_with_itself_and_not_with_another() -> None:
@@ -247,83 +239,74 @@ def test_the_adapter_reaches_the_4bit_model(demo_model: Path, world_adapter: Pat
     assert weight_bytes(base) == weight_bytes(tuned)
 
 
-def test_no_validation_rows(
-    world_dataset: Path, demo_model: Path, world_adapter: Path, tmp_path: Path
-) -> None:
+def test_no_rows(check: Check, tmp_path: Path) -> None:
     dataset = tmp_path / "dataset"
     dataset.mkdir()
-    (dataset / "validation.jsonl").write_text("", encoding="utf-8")
-    with pytest.raises(DataError, match="no validation row to compare on"):
-        check(dataset, demo_model, world_adapter, tmp_path / "out")
+    for split in ("validation", "train"):
+        (dataset / f"{split}.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(DataError, match="no row to compare on"):
+        check(dataset=str(dataset))
+
+
+def random_model(source: Path, folder: Path, **settings: int) -> Path:
+    """A model of random weights: another's files, with these settings of config.json changed."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shutil.copytree(source, folder)
+    edit_json(folder / "config.json", **settings)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
+    return folder
 
 
 def test_an_adapter_that_is_none_or_of_another_base(
-    world_dataset: Path, demo_model: Path, world_adapter: Path, tmp_path: Path
+    check: Check, world_dataset: Path, demo_model: Path, world_adapter: Path, tmp_path: Path
 ) -> None:
-    import json
-
     import torch
 
-    with pytest.raises(ModelError, match=r"no adapter_config\.json"):
-        check(world_dataset, demo_model, world_dataset, tmp_path / "out")
+    with pytest.raises(ModelError, match=r"adapter_config\.json: .*No such file"):
+        check(adapter=str(world_dataset))
+    other = random_model(demo_model, tmp_path / "other")
+    with pytest.raises(ModelError, match=f"was trained on {demo_model}, which is another model"):
+        check(base_model=str(other))
+    check_base(str(world_adapter), str(shutil.copytree(demo_model, tmp_path / "moved")))
 
-    wider = shutil.copytree(demo_model, tmp_path / "wider")
-    settings = json.loads((wider / "config.json").read_text(encoding="utf-8"))
-    settings["intermediate_size"] += 64
-    (wider / "config.json").write_text(json.dumps(settings), encoding="utf-8")
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(wider)).save_pretrained(wider)
+    wider = random_model(demo_model, tmp_path / "wider", intermediate_size=320)
     with pytest.raises(ModelError, match="does not fit --base-model"):
         load_tuned(str(wider), str(world_adapter), torch.float32)
-
-
-def test_an_adapter_of_another_model_of_the_same_shape(
-    world_dataset: Path, world_adapter: Path, demo_model: Path, tmp_path: Path
-) -> None:
-    import json
-
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    other = shutil.copytree(demo_model, tmp_path / "other")
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(other))
-    model.save_pretrained(other)
-    with pytest.raises(ModelError, match=f"was trained on {demo_model}, which is another model"):
-        check(world_dataset, other, world_adapter, tmp_path / "out")
-    moved = shutil.copytree(demo_model, tmp_path / "moved")
-    check_base(str(world_adapter), str(moved))
-
-    settings = json.loads((other / "config.json").read_text(encoding="utf-8"))
-    (other / "config.json").write_text(
-        json.dumps(settings | {"num_hidden_layers": settings["num_hidden_layers"] - 1}),
-        encoding="utf-8",
-    )
-    shallow = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(other))
-    shallow.save_pretrained(other)
+    shallow = random_model(demo_model, tmp_path / "shallow", num_hidden_layers=2)
     with pytest.raises(ModelError, match="--base-model has no layer for"):
-        load_tuned(str(other), str(world_adapter), torch.float32)
+        load_tuned(str(shallow), str(world_adapter), torch.float32)
 
 
 @pytest.mark.parametrize(
-    ("gate", "passes", "decision"),
-    [("warn", False, "go"), ("stop", False, "stop"), ("stop", True, "go"), ("warn", True, "go")],
+    ("rows", "memory", "outcome", "decision"),
+    [
+        (64, 0.5, "pass", {"warn": "go", "stop": "go"}),
+        (3, 0.5, "inconclusive", {"warn": "go", "stop": "go"}),
+        (64, 0.1, "fail", {"warn": "go", "stop": "stop"}),
+    ],
 )
 def test_only_a_failed_check_behind_a_gate_that_stops_decides_to_stop(
-    gate: str, passes: bool, decision: str
+    rows: int, memory: float, outcome: str, decision: dict[str, str]
 ) -> None:
-    comparison = Comparison()
-    comparison.tokens, comparison.agreed = 10, 10
-    settings = QuantizeCheckConfig(
-        dataset="d", base_model="m", adapter="a", output="o", gate=gate,
-        max_memory_ratio=0.5 if passes else 0.1,
-    )  # fmt: skip
-    report = quantize_check.judge(settings, comparison, 1, 100, 30, 5)
-    assert (report.passed, report.decision) == (passes, decision)
+    answer = FreeAnswer(text="<ANSWER>: a", answer="a", f1=1, truncated=False, complete=True)
+    pairs = [
+        AnswerPair(row_id=f"{row}", split="validation", gold="a", full=answer, small=answer)
+        for row in range(rows)
+    ]
+    comparison = Comparison(tokens=10, agreed=10)
+    for gate, expected in decision.items():
+        settings = QuantizeCheckConfig(
+            dataset="d", base_model="m", adapter="a", output="o", gate=gate,
+            max_memory_ratio=memory,
+        )  # fmt: skip
+        report = quantize_check.report_on(settings, comparison, pairs, 0, 100, 30, 5)
+        assert (report.outcome, report.decision) == (outcome, expected)
+        assert report.verdict.startswith(f"{outcome.upper()}: ")
 
 
 def test_broken_weights_do_not_pass_the_gate(
-    world_dataset: Path, demo_model: Path, any_adapter: Path, tmp_path: Path
+    check: Check, demo_model: Path, any_adapter: Path, tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -332,7 +315,7 @@ def test_broken_weights_do_not_pass_the_gate(
     weights["model.norm.weight"].fill_(float("nan"))
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="not finite"):
-        check(world_dataset, broken, any_adapter, tmp_path / "out")
+        check(base_model=str(broken), adapter=str(any_adapter))
     (broken / "model.safetensors").write_bytes(b"\x00" * 100)
     with pytest.raises(ModelError, match="--base-model .*cannot be loaded"):
-        check(world_dataset, broken, any_adapter, tmp_path / "out")
+        check(base_model=str(broken), adapter=str(any_adapter))

@@ -1,7 +1,9 @@
 """The summary of a run: whole, half, with a closed gate, with several trials, or of nothing."""
 
 import json
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,9 +21,13 @@ from components.core.records import (
     read_json,
 )
 from components.core.storage import finish_artifact, write_json
+from components.core.use_it import use_it
 from components.report import summary
-from components.report.comparison import Trial, best
+from components.report.comparison import best
+from components.report.outcome import Outcome, StepState
+from components.report.results import read
 from components.report.summary import SummaryConfig
+from components.report.trial import Trial
 from tests.conftest import Raft
 from tests.core.test_kubeflow import REPORT
 
@@ -58,11 +64,11 @@ def evaluated(f1: float) -> Evaluation:
     )  # fmt: skip
 
 
-def entry(stage: str, cost: float | None = 0.5, failed: str = "") -> LedgerEntry:
+def entry(stage: str, cost: float | None = 0.5, **fields: Any) -> LedgerEntry:
     return LedgerEntry(
         stage=stage, seconds=61, tokens_in=1, tokens_out=2, requests=0, gpu="NVIDIA A100",
-        gpu_count=1, peak_memory_bytes=1, peak_gpu_memory_bytes=1, cost=cost, currency="USD",
-        prices_date="2026-01-01", failed=failed,
+        gpu_count=1, peak_memory_bytes=1, peak_gpu_memory_bytes=1, cost=cost,
+        prices_date="2026-01-01", bytes_fetched=2_000_000, **fields,
     )  # fmt: skip
 
 
@@ -82,6 +88,33 @@ def sum_up(run: Path, status: str = "") -> tuple[str, RunLedger]:
     return (output / "summary.md").read_text(), ledger
 
 
+def test_a_run_with_one_adapter_ends_with_how_to_use_it(tmp_path: Path) -> None:
+    artifact(tmp_path / "a", "generate", report=GENERATED)
+    adapter = artifact(tmp_path / "my adapter", "train", training=trained(8))
+    evaluation = artifact(tmp_path / "e", "eval", training=trained(8), results=evaluated(0.75))
+    text, _ = sum_up(tmp_path)
+    commands = text.split("## use it\n\n```sh\n")[1].split("\n```")[0].splitlines()
+    assert commands == [
+        f"raft ask --adapter '{adapter}' --documents DOCUMENTS \"QUESTION\"",
+        f"raft serve --adapter '{adapter}' --run",
+        f"raft card --adapter '{adapter}' --evaluation {evaluation} --output published/",
+    ]
+    card = (tmp_path / "out" / "card.md").read_text()
+    assert "| teacher | extractive |" in card and "| raft | 0.750 |" in card
+    artifact(tmp_path / "c", "train", training=trained(16))
+    output = tmp_path / "both"
+    summary.run(SummaryConfig(folders=(str(tmp_path),), output=str(output)))
+    assert "## use it" not in (output / "summary.md").read_text()
+    assert not (output / "card.md").exists()
+
+
+def test_adapters_on_gs_are_copied_before_they_are_served() -> None:
+    ask, serve, card = use_it("gs://b/run/adapter", evaluation="gs://b/run/evaluation")
+    assert serve == "raft serve --adapter gs://b/run/adapter --copy-to models/ --run"
+    assert ask.startswith("raft ask --adapter gs://b/run/adapter --documents ")
+    assert "--evaluation gs://b/run/evaluation" in card
+
+
 def test_a_whole_run(tmp_path: Path) -> None:
     artifact(tmp_path / "a", "generate", report=GENERATED)
     artifact(tmp_path / "b", "train", training=trained(8))
@@ -92,12 +125,12 @@ def test_a_whole_run(tmp_path: Path) -> None:
     titles = [line for line in text.splitlines() if line.startswith("#")]
     assert titles == [
         "# RAFT run", "## generate", "## train", "## quantize-check", "## eval",
-        "## time and cost",
+        "## use it", "## time and cost",
     ]  # fmt: skip
     assert "**Succeeded.**" in text and "Without a result" not in text
     assert "| no question \\| found | 2 |" in text
     assert "&lt;b&gt;" in text and "<b>" not in text
-    assert ledger.cost == 2.0 and "| all |  | 4 min 4 s |  |  | 2.00 USD |" in text
+    assert ledger.cost == 2.0 and "| all |  | 4 min 4 s |  |  | 8.0 MB | 2.00 USD |" in text
     again, _ = sum_up(tmp_path, '{"state": "SUCCEEDED", "error": {}}')
     assert again == text, "its own output is not taken for a stage's"
 
@@ -112,11 +145,8 @@ def test_a_failed_run_names_the_step_and_counts_every_attempt(tmp_path: Path) ->
     status = {"state": "FAILED", "error": {"message": "node `x` died"}}
     text, ledger = sum_up(tmp_path, json.dumps(status))
     assert "**Failed.** node \\`x\\` died" in text
-    assert [attempt.failed for attempt in ledger.stages] == [
-        "",
-        "stopped from outside",
-        "out of memory",
-    ]
+    attempts = [attempt.failed for attempt in ledger.stages]
+    assert attempts == ["", "stopped from outside", "out of memory"]
     assert "**train failed:** out of memory" in text, "the last attempt's reason"
     assert text.count("**train failed:**") == 1
     assert "## train" not in text
@@ -124,20 +154,44 @@ def test_a_failed_run_names_the_step_and_counts_every_attempt(tmp_path: Path) ->
     assert ledger.cost == 1.5
 
 
-def test_a_step_that_succeeded_at_last_has_not_failed(tmp_path: Path) -> None:
-    folder = artifact(tmp_path / "b", "train", training=trained(8))
-    write_json(folder / "ledger.failed-1.json", entry("train", failed="stopped from outside"))
-    text, ledger = sum_up(tmp_path)
-    assert "**train failed" not in text and "| train | stopped from outside |" in text
-    assert [attempt.failed for attempt in ledger.stages] == ["stopped from outside", ""]
-
-
-def test_a_trial_that_failed_is_named_though_another_succeeded(tmp_path: Path) -> None:
+def test_a_step_has_failed_where_its_last_attempt_has(tmp_path: Path) -> None:
+    stopped, memory = "stopped from outside", "out of memory"
     artifact(tmp_path / "1", "train", training=trained(8))
+    write_json(tmp_path / "1" / "ledger.failed-1.json", entry("train", failed=stopped))
+    text, ledger = sum_up(tmp_path)
+    assert "**train failed" not in text and f"| train | {stopped} |" in text
+    assert [attempt.failed for attempt in ledger.stages] == [stopped, ""]
     (tmp_path / "2").mkdir()
-    write_json(tmp_path / "2" / "ledger.failed-1.json", entry("train", failed="out of memory"))
+    write_json(tmp_path / "2" / "ledger.failed-1.json", entry("train", failed=memory))
     text, _ = sum_up(tmp_path)
-    assert "**train failed:** out of memory" in text and "## train" in text
+    assert f"**train failed:** {memory}" in text and "## train" in text, "of another trial"
+
+
+@pytest.mark.parametrize(
+    ("since", "reason"),
+    [("10:01:00", "out of memory"), ("10:01:01", "it left no ledger entry: its process or pod")],
+)
+def test_a_reason_is_of_the_attempt_that_the_server_means(
+    since: str, reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / "1").mkdir()
+    started = datetime.fromisoformat("2026-01-02 10:01:00Z")
+    failed = entry("train", failed="out of memory", started=started)
+    write_json(tmp_path / "1" / "ledger.failed-1.json", failed)
+    last = StepState("train", "failed", 2, datetime.fromisoformat(f"2026-01-02 {since}Z"))
+    text = summary.as_reported(Outcome("1a2b", "failed", (last,)), read((str(tmp_path),)))
+    assert f"**Train failed at attempt 2:** {reason}" in text
+    assert "Attempts: train 2; each resumes" in text
+
+
+def test_time_in_which_no_step_worked_is_told(tmp_path: Path) -> None:
+    # Each works for 61 s: 39 s before the second, none before the third, 120 s before the last.
+    for number, started in enumerate(("10:00:00", "10:01:40", "10:02:00", "10:05:01")):
+        at = datetime.fromisoformat(f"2026-01-02 {started}Z")
+        name = f"ledger.failed-{number}.json"
+        write_json(tmp_path / "1" / name, entry("train", failed="killed", started=at))
+    text, _ = sum_up(tmp_path)
+    assert "Between the steps: 2 min 39 s (drivers," in text
 
 
 def test_a_closed_gate_is_no_failure_and_says_what_to_do(tmp_path: Path) -> None:
@@ -155,7 +209,7 @@ def test_several_trials_are_compared(tmp_path: Path) -> None:
     page = (tmp_path / "out" / "comparison.html").read_text()
     assert page.count("<rect") == 4 and COLORS[True, 16] in page
     assert "org/&lt;model&gt;, rank 64" in page and "<model>" not in page
-    assert "http" not in page, "self-contained"
+    assert "https:" not in page and "http:" not in page, "self-contained"
 
 
 def trial(name: str, f1: float, loss: float, **changed: object) -> Trial:
@@ -163,24 +217,18 @@ def trial(name: str, f1: float, loss: float, **changed: object) -> Trial:
     return Trial(evaluated(f1).model_copy(update=changed), training, name)
 
 
-def test_the_best_trials_are_named() -> None:
-    near, far = trial("near", 0.65, 1.0), trial("far", 0.4, 1.5)
-    first = trial("first", 0.7, 1.2)
-    assert best([far, near, first]) == [
-        "Best by F1: org/<model> (first), 0.700 (0.600 – 0.800). "
-        "Not distinguishable from it: org/<model> (near).",
-        "Best by validation loss: org/<model> (near), 1.0000.",
-    ]
-    assert best([far, first])[0] == "Best by F1: org/<model> (first), 0.700 (0.600 – 0.800)."
+def test_the_best_trials_are_named_among_those_that_can_be_compared() -> None:
+    title, scores = "org/<model>, rank 8", "0.700 (0.600 – 0.800)"
+    first, near, far = trial("first", 0.7, 1.2), trial("near", 0.65, 1.0), trial("far", 0.4, 1.5)
+    least = f"Best by validation loss: {title} (near), 1.0000."
+    close = f" Not distinguishable from it: {title} (near)."
+    assert best([far, near, first]) == [f"Best by F1: {title} (first), {scores}.{close}", least]
+    assert best([far, first])[0] == f"Best by F1: {title} (first), {scores}."
     assert best([first]) == []
-
-
-def test_only_what_is_comparable_is_compared() -> None:
-    first, other = trial("first", 0.7, 1.2), trial("other", 0.4, 1.0, base_model="org/other")
-    assert best([first, other]) == ["Best by F1: org/<model>, 0.700 (0.600 – 0.800)."]
-    assert best([first, trial("longer", 0.4, 1.3, max_new_tokens=9)]) == [
-        "Best by validation loss: org/<model> (first), 1.2000."
-    ]
+    other = trial("other", 0.4, 1.0, base_model="org/other")
+    assert best([first, other]) == [f"Best by F1: {title}, {scores}."], "of losses nothing"
+    longer = trial("near", 0.4, 1.0, max_new_tokens=9)
+    assert best([first, longer]) == [least], "of scores nothing"
 
 
 @pytest.mark.parametrize("folders", [(), ("gone",), (".",)])
@@ -228,6 +276,7 @@ def test_nothing_to_read_is_a_sentence(status: str, tmp_path: Path) -> None:
     )  # fmt: skip
     assert summary.run(config).stages == []
     text = (tmp_path / "out" / "summary.md").read_text()
+    assert "The results are below minio://bucket/run. minio://" in text
     assert "minio:// is not read here (allowed: a local path, gs://BUCKET/PATH)" in text
     assert "pipeline root on gs://" in text and "no such folder" in text
     assert ("**Cancelled.**" in text) is ("CANCELLED" in status)
@@ -244,24 +293,12 @@ def test_what_an_interrupted_training_kept_is_no_result(tmp_path: Path) -> None:
     assert len(ledger.stages) == 1
 
 
-def test_shards_that_were_merged_are_only_in_the_ledger(tmp_path: Path) -> None:
-    for number in (1, 2):
-        report = GENERATED.model_copy(update={"shard": f"{number}/2"})
-        artifact(tmp_path / "run" / f"part-{number}", "generate", report=report)
-    text, _ = sum_up(tmp_path / "run", '{"state": "FAILED"}')
-    assert text.count("## generate") == 2, "before they are merged, they are all there is"
-    artifact(tmp_path / "run" / "merged", "merge", report=GENERATED)
-    text, ledger = sum_up(tmp_path / "run", '{"state": "SUCCEEDED"}')
-    assert text.count("## generate") == 1
-    assert [entry.stage for entry in ledger.stages].count("generate") == 2
-
-
 def test_a_record_of_another_version_is_named(tmp_path: Path) -> None:
     folder = artifact(tmp_path / "a", "generate", report=GENERATED)
     (folder / "report.json").write_text('{"rows": 1}')
     finish_artifact(folder)
     text, _ = sum_up(tmp_path)
-    assert "report.json is no GenerationReport that this version can read." in text
+    assert "report.json is of a form that this version cannot read." in text
 
 
 def test_finished_runs_are_compared_from_the_command_line(tmp_path: Path, raft: Raft) -> None:
@@ -280,11 +317,8 @@ def test_finished_runs_are_compared_from_the_command_line(tmp_path: Path, raft: 
     page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
     assert "org/&lt;model&gt;" in page and "<model>" not in page
     assert "The runs differ in max_new_tokens (8, 9): compare their gains" in page
-    assert f"({tmp_path}/two/evaluation)" in page, "titles that are the same name their folder"
-    text = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
-    assert f"| org/&lt;model&gt; ({tmp_path}/one/evaluation) |".replace("_", "\\_") in text
-    assert page.count(f"({tmp_path}/two/evaluation)") == 3, "in the figure and both tables"
-    assert "+0.400 (+0.100 – +0.500), p &lt; 0.001" in text
+    assert page.count(f"({tmp_path}/two/evaluation)") == 2, "in the figure and the table"
+    assert "+0.400 (+0.100 – +0.500)" in page
 
 
 def test_a_run_without_an_evaluation_is_named(tmp_path: Path, raft: Raft) -> None:

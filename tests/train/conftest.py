@@ -1,5 +1,6 @@
 """A quick training's settings, and rows as the trainer sees them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,30 @@ from components.train import trainer
 from components.train.config import TrainConfig
 from components.train.rows import read_rows
 
+Configure = Callable[..., TrainConfig]
+QUICK = {"epochs": 1, "gradient_accumulation": 1, "gradient_checkpointing": False}
 
-def config(dataset: Path, model: Path, output: Path, **settings: Any) -> TrainConfig:
-    quick = {"epochs": 1, "gradient_accumulation": 1, "gradient_checkpointing": False}
-    given = {"dataset": str(dataset), "base_model": str(model), "output": str(output)}
-    return TrainConfig.parse(given | quick | settings)
+
+def config(dataset: Path, model: Path, output: Path | str, **settings: Any) -> TrainConfig:
+    inputs = {"dataset": str(dataset), "base_model": str(model), "output": str(output)}
+    return TrainConfig.parse(QUICK | inputs | settings)
+
+
+@pytest.fixture
+def configure(world_dataset: Path, demo_model: Path, tmp_path: Path) -> Configure:
+    """Makes such settings for the shipped model, by default into the test's folder `out`."""
+
+    def made(
+        output: Path | str = "out",
+        *,
+        dataset: Path = world_dataset,
+        base_model: Path = demo_model,
+        **settings: Any,
+    ) -> TrainConfig:
+        remote = str(output).startswith("gs://")
+        return config(dataset, base_model, output if remote else tmp_path / output, **settings)
+
+    return made
 
 
 def row_losses(made: Any, rows: list[dict[str, Any]]) -> list[float]:
@@ -23,11 +43,11 @@ def row_losses(made: Any, rows: list[dict[str, Any]]) -> list[float]:
     made.model.train()
     losses = []
     for number in range(len(rows)):
-        kept = [
+        labelled = [
             row if number == at else row | {"labels": [-100] * len(row["labels"])}
             for at, row in enumerate(rows)
         ]
-        batch = made._prepare_inputs(made.data_collator(kept))
+        batch = made._prepare_inputs(made.data_collator(labelled))
         count = torch.tensor(1)
         losses.append(made.compute_loss(made.model, batch, num_items_in_batch=count).item())
     return losses

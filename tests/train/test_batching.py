@@ -2,7 +2,6 @@
 
 import itertools
 import random
-import shutil
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,7 +19,7 @@ from components.train.batching import PASS_TOKENS, length_grouped, passes
 from components.train.config import TrainConfig
 from components.train.memory import memory, read_shape
 from components.train.rows import read_rows
-from tests.train.conftest import config, row_losses
+from tests.train.conftest import Configure, row_losses
 
 
 @given(
@@ -53,10 +52,10 @@ def test_grouping_spares_padding() -> None:
 
 @given(st.lists(st.integers(1, 4000), min_size=1, max_size=7))
 def test_passes_cost_as_little_as_any_cuts(lengths: list[int]) -> None:
-    found = passes(lengths)
-    assert sorted(row for rows in found for row in rows) == list(range(len(lengths)))
+    batches = passes(lengths)
+    assert sorted(row for rows in batches for row in rows) == list(range(len(lengths)))
     falling = sorted(lengths, reverse=True)
-    assert [lengths[row] for rows in found for row in rows] == falling
+    assert [lengths[row] for rows in batches for row in rows] == falling
 
     def cost(parts: list[list[int]]) -> int:
         return sum(PASS_TOKENS + len(part) * max(part) for part in parts)
@@ -66,7 +65,7 @@ def test_passes_cost_as_little_as_any_cuts(lengths: list[int]) -> None:
 
     places = range(1, len(lengths))
     every = (at for count in range(len(lengths)) for at in itertools.combinations(places, count))
-    assert cost([[lengths[row] for row in rows] for rows in found]) == min(
+    assert cost([[lengths[row] for row in rows] for rows in batches]) == min(
         cost(cut(at)) for at in every
     )
 
@@ -79,18 +78,17 @@ def test_one_long_row_has_a_pass_of_its_own_and_like_ones_share() -> None:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("training", [True, False])
 def test_packed_and_padded_rows_have_the_losses_of_rows_alone(
+    configure: Configure,
     attention: str,
     training: bool,
     tokenized: Any,
-    world_dataset: Path,
-    demo_model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tokenizer, dataset, rows = tokenized
     alone: list[float] = []
     for way in ("grouped", "packed"):
-        settings = config(world_dataset, demo_model, tmp_path / way, batching=way)
+        settings = configure(way, batching=way)
         made = trainer.build(settings, tokenizer, dataset, tmp_path / way)
         made.model.set_attn_implementation(attention)
         # An adapter that does something: fresh ones add nothing.
@@ -107,14 +105,10 @@ def test_packed_and_padded_rows_have_the_losses_of_rows_alone(
 
 
 def test_a_batch_in_passes_has_its_loss_and_gradients(
-    tokenized: Any,
-    world_dataset: Path,
-    demo_model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    configure: Configure, tokenized: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer, dataset, rows = tokenized
-    settings = config(world_dataset, demo_model, tmp_path / "out", dropout=0.0)
+    settings = configure(dropout=0.0)
     made = trainer.build(settings, tokenizer, dataset, tmp_path / "out")
     made.create_optimizer()
     made.current_gradient_accumulation_steps = 1
@@ -129,8 +123,8 @@ def test_a_batch_in_passes_has_its_loss_and_gradients(
         made.model.zero_grad()
         loss = made.training_step(made.model, made.data_collator(rows), count)
         named = made.model.named_parameters()
-        found = {name: weight.grad.clone() for name, weight in named if weight.grad is not None}
-        return loss.item(), found
+        gradients = {name: weight.grad.clone() for name, weight in named if weight.grad is not None}
+        return loss.item(), gradients
 
     monkeypatch.setattr(batching, "PASS_TOKENS", 0)
     loss, gradients = step()
@@ -146,10 +140,10 @@ def test_a_batch_in_passes_has_its_loss_and_gradients(
 
 
 def test_the_loss_is_that_of_all_logits(
-    tokenized: Any, world_dataset: Path, demo_model: Path, tmp_path: Path
+    configure: Configure, tokenized: Any, tmp_path: Path
 ) -> None:
     tokenizer, dataset, rows = tokenized
-    settings = config(world_dataset, demo_model, tmp_path / "out")
+    settings = configure()
     made = trainer.build(settings, tokenizer, dataset, tmp_path / "out")
     batch = made._prepare_inputs(made.data_collator(rows))
     logits = made.model(batch["input_ids"], batch["attention_mask"], use_cache=False).logits
@@ -161,13 +155,9 @@ def test_the_loss_is_that_of_all_logits(
 
 @pytest.mark.parametrize("batching", ["grouped", "packed"])
 def test_the_choice_is_logged(
-    batching: str,
-    world_dataset: Path,
-    demo_model: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    configure: Configure, batching: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record = train.run(config(world_dataset, demo_model, tmp_path / "out", batching=batching))
+    record = train.run(configure(batching=batching))
     log = capsys.readouterr().err
     assert ("packed without padding" in log) is (batching == "packed")
     assert ("grouped by length" in log) is (batching == "grouped")
@@ -178,32 +168,28 @@ def test_the_choice_is_logged(
     "settings",
     [
         {"load_in_4bit": True, "learning_rate": 2e-3},
-        {"rslora": True, "rank": 8, "alpha": 8, "learning_rate": 2e-3},
         {"method": "full", "learning_rate": 1e-3},
     ],
 )
 def test_other_ways_to_train_learn_too(
-    settings: dict[str, Any], world_dataset: Path, demo_model: Path, tmp_path: Path
+    configure: Configure, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    record = train.run(config(world_dataset, demo_model, output, epochs=2, **settings))
+    record = train.run(configure(output, epochs=2, **settings))
     losses = [point.loss for point in record.curve if point.split == "train"]
     assert losses[-1] < losses[0]
     assert not [path for path in output.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
     if settings.get("method") == "full":
         assert record.trainable_parameters == record.total_parameters
-        again = config(world_dataset, output, tmp_path / "again", epochs=1)
+        again = configure("again", base_model=output, epochs=1)
         assert train.run(again).base_model == str(output), "the output is a model"
-    else:
-        lora = (output / "adapter_config.json").read_text(encoding="utf-8")
-        assert ('"use_rslora": true' in lora) is bool(settings.get("rslora"))
 
 
 def test_what_is_trained_on_4_bits_is_in_32(
-    tokenized: Any, world_dataset: Path, demo_model: Path, tmp_path: Path
+    configure: Configure, tokenized: Any, demo_model: Path, tmp_path: Path
 ) -> None:
     tokenizer, dataset, _ = tokenized
-    settings = config(world_dataset, demo_model, tmp_path / "out", load_in_4bit=True)
+    settings = configure(load_in_4bit=True)
     made = trainer.build(settings, tokenizer, dataset, tmp_path / "out")
     trained = [weight for weight in made.model.parameters() if weight.requires_grad]
     assert {weight.dtype for weight in trained} == {torch.float32}
@@ -212,10 +198,10 @@ def test_what_is_trained_on_4_bits_is_in_32(
 
 
 def test_gradients_in_4_bits_survive_a_validation(
-    tokenized: Any, world_dataset: Path, demo_model: Path, tmp_path: Path
+    configure: Configure, tokenized: Any, tmp_path: Path
 ) -> None:
     tokenizer, dataset, rows = tokenized
-    settings = config(world_dataset, demo_model, tmp_path / "out", load_in_4bit=True)
+    settings = configure(load_in_4bit=True)
     made = trainer.build(settings, tokenizer, dataset, tmp_path / "out")
 
     def gradients() -> dict[str, torch.Tensor]:
@@ -233,47 +219,34 @@ def test_gradients_in_4_bits_survive_a_validation(
     assert sum(grad.abs().sum().item() > 0 for grad in before.values()) >= len(before) // 2
 
 
-def test_full_and_4_bits_do_not_agree(tmp_path: Path) -> None:
+def test_full_and_4_bits_do_not_agree(configure: Configure) -> None:
     with pytest.raises(ConfigError, match="cannot train 4-bit weights"):
-        config(tmp_path / "d", tmp_path / "m", tmp_path / "o", method="full", load_in_4bit=True)
+        configure(method="full", load_in_4bit=True)
 
 
-def test_profiles_fill_in_and_flags_win() -> None:
+def test_gpu_settings_fill_in_and_flags_win() -> None:
     base = {"dataset": "d", "base_model": "m", "output": "o"}
-    names = set(get_args(TrainConfig.model_fields["profile"].annotation)) - {""}
+    names = set(get_args(TrainConfig.model_fields["gpu"].annotation)) - {""}
     assert names == set(kinds())
     for name in names:
-        assert TrainConfig.parse(base | {"profile": name}).profile == name
-    l4 = TrainConfig.parse(base | {"profile": "l4"})
+        assert TrainConfig.parse(base | {"gpu": name}).gpu == name
+    l4 = TrainConfig.parse(base | {"gpu": "l4"})
     assert (l4.batch_size, l4.load_in_4bit) == (1, True)
-    assert TrainConfig.parse(base | {"profile": "l4", "batch_size": "3"}).batch_size == 3
-    with pytest.raises(ConfigError, match="--profile 'tpu'"):
-        TrainConfig.parse(base | {"profile": "tpu"})
+    assert TrainConfig.parse(base | {"gpu": "l4", "batch_size": "3"}).batch_size == 3
+    with pytest.raises(ConfigError, match="--gpu 'tpu'"):
+        TrainConfig.parse(base | {"gpu": "tpu"})
 
 
 def test_too_many_rows_too_long_stop_the_stage(
-    world_dataset: Path, demo_model: Path, tmp_path: Path
+    configure: Configure, demo_model: Path, tmp_path: Path
 ) -> None:
-    rows = read_rows(config(world_dataset, demo_model, tmp_path), load_tokenizer(str(demo_model)))
+    rows = read_rows(configure(), load_tokenizer(str(demo_model)))
     limit = sorted(len(row["input_ids"]) for row in rows.train)[17]
     settings = {"max_tokens": limit, "epochs": 0.2}
     with pytest.raises(DataError, match="more than --max-too-long 0.1") as stopped:
-        train.run(config(world_dataset, demo_model, tmp_path / "out", **settings))
+        train.run(configure(**settings))
     assert "seed_task_" in str(stopped.value) and "--max-tokens" in stopped.value.hint
     assert not (tmp_path / "out").exists(), "nothing was begun"
-    record = train.run(
-        config(world_dataset, demo_model, tmp_path / "out", max_too_long=0.9, **settings)
-    )
+    record = train.run(configure(max_too_long=0.9, **settings))
     assert len(record.left_out) == record.rows_too_long > 0
     assert read_json(tmp_path / "out" / "training.json", TrainingRecord) == record
-
-
-def test_weights_in_pickles_are_refused(
-    world_dataset: Path, demo_model: Path, tmp_path: Path
-) -> None:
-    from components.core.errors import ModelError
-
-    model = shutil.copytree(demo_model, tmp_path / "model")
-    (model / "model.safetensors").rename(model / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="cannot be loaded"):
-        train.run(config(world_dataset, model, tmp_path / "out"))

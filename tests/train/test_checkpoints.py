@@ -2,14 +2,12 @@
 
 import json
 import os
-import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +20,23 @@ from components.train import batching, train
 from components.train.checkpoints import Checkpoints
 from components.train.config import TrainConfig
 from pipelines.stages import run_stage, run_step
-from tests.conftest import REPOSITORY
-from tests.gcs import Emulator, emulator
+from tests.core.test_kubeflow import executor_input
+from tests.gcs import Emulator
+from tests.train.conftest import Configure, config
 
 WEIGHTS = "adapter_model.safetensors"
 
 
-def config(dataset: Path, model: Path, output: Path | str, **settings: Any) -> TrainConfig:
-    # Dropout, so that the random numbers matter; two passes a step, so that it can be cut in two.
-    short = {"epochs": 2, "batch_size": 6, "gradient_accumulation": 2, "dropout": 0.1, "rank": 4}
-    short |= {"checkpoint_steps": 2, "gradient_checkpointing": False, "learning_rate": 2e-3}
-    given = {"dataset": str(dataset), "base_model": str(model), "output": str(output)}
-    return TrainConfig.parse(given | short | settings)
+# Dropout, so that the random numbers matter; two passes a step, so that it can be cut in two.
+SHORT = {
+    "epochs": 2, "batch_size": 6, "gradient_accumulation": 2, "dropout": 0.1, "rank": 4,
+    "checkpoint_steps": 2, "learning_rate": 2e-3,
+}  # fmt: skip
+
+
+@pytest.fixture
+def configure(configure: Configure) -> Configure:
+    return partial(configure, **SHORT)
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +44,8 @@ def uninterrupted(
     world_dataset: Path, demo_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     output = tmp_path_factory.mktemp("uninterrupted") / "adapter"
-    train.run(config(world_dataset, demo_model, output))
+    train.run(config(world_dataset, demo_model, output, **SHORT))
     return output
-
-
-@pytest.fixture
-def gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    with emulator() as running:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", running.url)
-        monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "test")
-        yield running
 
 
 @pytest.fixture
@@ -86,70 +81,54 @@ def kill() -> None:
 
 def same_result(output: Path, expected: Path) -> None:
     assert (output / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
-    found, wanted = (read_json(p / "training.json", TrainingRecord) for p in (output, expected))
-    assert found.curve == wanted.curve and found.tokens == wanted.tokens
-    assert found.steps == wanted.steps == 6
+    actual, wanted = (read_json(p / "training.json", TrainingRecord) for p in (output, expected))
+    assert actual.curve == wanted.curve and actual.tokens == wanted.tokens
+    assert actual.steps == wanted.steps == 6
 
 
 # Six steps of two passes each: calls 3 and 4 of training_step are the second step.
 @pytest.mark.parametrize(
-    ("method", "call", "step"),
+    ("act", "method", "call", "step"),
     [
-        ("training_step", 3, 1),  # within a step: the one before is saved
-        ("training_step", 4, 2),  # in its last pass: the step is finished first
-        ("training_step", 6, 3),  # the last of an epoch
-        ("prediction_step", 2, 3),  # in the validation between two epochs
-        ("training_step", 12, 6),  # the very last
-        ("prediction_step", 6, 6),  # in the last validation
+        (terminate, "training_step", 3, 1),  # within a step: the one before is saved
+        (terminate, "training_step", 4, 2),  # in its last pass: the step is finished first
+        (terminate, "training_step", 6, 3),  # the last of an epoch
+        # Each of the three validations has four rows.
+        (terminate, "prediction_step", 2, 0),  # in the validation before the training
+        (terminate, "prediction_step", 6, 3),  # between two epochs
+        (terminate, "training_step", 12, 6),  # the very last
+        (terminate, "prediction_step", 10, 6),  # in the last
+        (kill, "training_step", 4, 0),  # before the first checkpoint
+        (kill, "training_step", 11, 4),
     ],
 )
-def test_sigterm_loses_no_step(
+def test_sigterm_loses_no_step_and_a_kill_no_more_than_the_interval(
+    configure: Configure,
+    act: Callable[[], None],
     method: str,
     call: int,
     step: int,
-    world_dataset: Path,
-    demo_model: Path,
     uninterrupted: Path,
     tmp_path: Path,
     at_call: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    settings = config(world_dataset, demo_model, tmp_path / "out")
-    at_call(method, call, terminate)
-    with pytest.raises(SystemExit) as stopped:
+    settings = configure()
+    at_call(method, call, act)
+    with pytest.raises((SystemExit, Killed)) as stopped:
         train.run(settings)
-    assert stopped.value.code == 143
-    assert f"stopped after step {step};" in capsys.readouterr().err
+    assert stopped.value.args == ((143,) if act is terminate else ())
+    assert (f"stopped after step {step};" in capsys.readouterr().err) is (act is terminate)
     assert not (tmp_path / "out" / MANIFEST).exists(), "unfinished"
     train.run(settings)
-    assert f"resuming after step {step}" in capsys.readouterr().err
+    assert (f"resuming after step {step}" in capsys.readouterr().err) is (step > 0)
     same_result(tmp_path / "out", uninterrupted)
     verify(tmp_path / "out", "--adapter")
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
-@pytest.mark.parametrize(("call", "step"), [(4, 0), (11, 4)])
-def test_a_kill_loses_no_more_than_the_interval(
-    call: int,
-    step: int,
-    world_dataset: Path,
-    demo_model: Path,
-    uninterrupted: Path,
-    tmp_path: Path,
-    at_call: Callable[..., None],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    settings = config(world_dataset, demo_model, tmp_path / "out")
-    at_call("training_step", call, kill)
-    with pytest.raises(Killed):
-        train.run(settings)
-    capsys.readouterr()
-    train.run(settings)
-    assert (f"resuming after step {step}" in capsys.readouterr().err) is (step > 0)
-    same_result(tmp_path / "out", uninterrupted)
-
-
 def test_a_real_chat_model_resumes_to_the_byte(
+    configure: Configure,
     world_dataset: Path,
     smollm2_model: Path,
     tmp_path: Path,
@@ -162,8 +141,8 @@ def test_a_real_chat_model_resumes_to_the_byte(
         lines = (world_dataset / name).read_text(encoding="utf-8").splitlines()[:rows]
         (dataset / name).write_text("\n".join(lines), encoding="utf-8")
     short = {"epochs": 1, "batch_size": 1}  # two steps of two passes
-    whole = train.run(config(dataset, smollm2_model, tmp_path / "whole", **short))
-    settings = config(dataset, smollm2_model, tmp_path / "out", **short)
+    whole = train.run(configure("whole", dataset=dataset, base_model=smollm2_model, **short))
+    settings = configure(dataset=dataset, base_model=smollm2_model, **short)
     at_call("training_step", 3, terminate)
     with pytest.raises(SystemExit):
         train.run(settings)
@@ -174,15 +153,14 @@ def test_a_real_chat_model_resumes_to_the_byte(
 
 
 def test_sigterm_between_two_passes_of_a_batch(
-    world_dataset: Path,
-    demo_model: Path,
+    configure: Configure,
     tmp_path: Path,
     at_call: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(batching, "PASS_TOKENS", 0)  # rows of other length never share a pass
-    whole = train.run(config(world_dataset, demo_model, tmp_path / "whole"))
-    settings = config(world_dataset, demo_model, tmp_path / "out")
+    whole = train.run(configure("whole"))
+    settings = configure()
     at_call("training_step", 8, terminate)
     with pytest.raises(SystemExit):
         train.run(settings)
@@ -191,34 +169,8 @@ def test_sigterm_between_two_passes_of_a_batch(
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
 
 
-def test_sigkill_at_a_random_moment(
-    world_dataset: Path, demo_model: Path, uninterrupted: Path, tmp_path: Path
-) -> None:
-    """A process of its own, killed for real; tests/faults/test_kills.py does more."""
-    output = tmp_path / "out"
-    flags = []
-    for name, value in config(world_dataset, demo_model, output).model_dump(mode="json").items():
-        if value not in ("", [], ["all-linear"]):
-            flags += [f"--{name.replace('_', '-')}", str(value)]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines", "train", *flags], stderr=log, cwd=REPOSITORY
-        )
-        whole = list((output / "checkpoints").glob(f"checkpoint-*/{MANIFEST}"))
-        while not whole and process.poll() is None:
-            time.sleep(0.01)
-            whole = list((output / "checkpoints").glob(f"checkpoint-*/{MANIFEST}"))
-        time.sleep(random.Random(os.getpid()).uniform(0, 0.5))
-        process.kill()
-        process.wait()
-    assert whole, (tmp_path / "log").read_text(encoding="utf-8")
-    train.run(config(world_dataset, demo_model, output))
-    same_result(output, uninterrupted)
-
-
 def test_checkpoints_reach_the_bucket_during_training(
-    world_dataset: Path,
-    demo_model: Path,
+    configure: Configure,
     uninterrupted: Path,
     gcs: Emulator,
     tmp_path: Path,
@@ -226,7 +178,7 @@ def test_checkpoints_reach_the_bucket_during_training(
     at_call: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    settings = config(world_dataset, demo_model, "gs://bucket/run/adapter")
+    settings = configure("gs://bucket/run/adapter")
 
     def kill_once_copied() -> None:
         # The copying thread outlives this kill, which is only an exception: it must be done first.
@@ -258,26 +210,11 @@ def test_checkpoints_reach_the_bucket_during_training(
     assert not gcs.names("run/adapter-checkpoints"), "the adapter has arrived, so they can go"
 
 
-def test_overfitting_ends_a_training_also_one_that_was_stopped_just_then(
-    world_dataset: Path, demo_model: Path, tmp_path: Path, at_call: Callable[..., None]
-) -> None:
-    over = {"learning_rate": 0.05, "epochs": 9, "stop_on_overfitting": True}
-    whole = train.run(config(world_dataset, demo_model, tmp_path / "whole", **over))
-    assert whole.steps < 27 and "Overfitting" in " ".join(whole.warnings)
-    settings = config(world_dataset, demo_model, tmp_path / "out", **over)
-    at_call("prediction_step", 4 * whole.steps // 3, terminate)  # in the validation that ends it
-    with pytest.raises(SystemExit):
-        train.run(settings)
-    record = train.run(settings)
-    assert record.curve == whole.curve
-    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
-
-
 # ---- what is refused, without a model ------------------------------------------------------------
 
 
 def checkpoints(folder: Path, remote: str = "", **identity: str) -> Checkpoints:
-    return Checkpoints(folder, remote, kept=2, identity={"rank": "64", "dataset": "a"} | identity)
+    return Checkpoints(folder, remote, {"rank": "64", "dataset": "a"} | identity)
 
 
 def write(store: Checkpoints, step: int, content: str = "weights") -> Path:
@@ -288,17 +225,38 @@ def write(store: Checkpoints, step: int, content: str = "weights") -> Path:
     return folder
 
 
-@pytest.mark.parametrize("remote", ["", "gs://bucket/checkpoints"])
-def test_the_newest_are_kept(tmp_path: Path, gcs: Emulator, remote: str) -> None:
-    store = checkpoints(tmp_path / "here", remote)
+def test_the_newest_are_kept_in_the_bucket(tmp_path: Path, gcs: Emulator) -> None:
+    store = checkpoints(tmp_path / "here", "gs://bucket/c")
     for step in (5, 10, 15):
         write(store, step)
     store.wait()
-    elsewhere = checkpoints(tmp_path / ("there" if remote else "here"), remote)
-    found = elsewhere.newest()
-    assert found is not None and found.run.step == 15
-    assert (found.folder / "model").read_text(encoding="utf-8") == "weights"
-    assert store._steps() == {10, 15}
+    newest = checkpoints(tmp_path / "there", "gs://bucket/c").newest()
+    assert newest is not None and newest.run.step == 15
+    assert (newest.folder / "model").read_text(encoding="utf-8") == "weights"
+    remote = {name.split("/")[1] for name in gcs.names("c/")}
+    assert remote == {"checkpoint-10", "checkpoint-15"}
+
+
+def test_the_newest_are_kept_here(
+    configure: Configure, tmp_path: Path, at_call: Callable[..., None]
+) -> None:
+    at_call("training_step", 9, kill)  # in the fifth step
+    with pytest.raises(Killed):
+        train.run(configure(checkpoint_steps=1))
+    names = {path.name for path in (tmp_path / "out" / "checkpoints").iterdir()}
+    assert names == {"checkpoint-3", "checkpoint-4"}
+
+
+def test_a_bucket_that_refuses_is_logged(
+    tmp_path: Path, gcs: Emulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = checkpoints(tmp_path, "gs://bucket/c")
+    gcs.fault = lambda method, path: 403 * (method != "GET")
+    write(store, 5)
+    store.wait()
+    assert "checkpoint-5 is on this disk only" in capsys.readouterr().err
+    newest = store.newest()
+    assert newest is not None and newest.run.step == 5
 
 
 @pytest.mark.parametrize("remote", ["", "gs://bucket/checkpoints"])
@@ -309,8 +267,8 @@ def test_half_of_a_checkpoint_is_never_resumed(tmp_path: Path, gcs: Emulator, re
     half = store.folder / "checkpoint-10"
     half.mkdir()
     (half / "model").write_text("half of it", encoding="utf-8")
-    found = store.newest()
-    assert found is not None and found.run.step == 5
+    newest = store.newest()
+    assert newest is not None and newest.run.step == 5
     assert not half.exists()
 
 
@@ -325,17 +283,8 @@ def test_a_killed_upload_is_never_resumed(tmp_path: Path, gcs: Emulator) -> None
     store.wait()
     gcs.fault = lambda method, path: 0
     assert "c/checkpoint-10/model" in gcs.names() and "c/checkpoint-10/run.json" in gcs.names()
-    found = checkpoints(tmp_path / "there", "gs://bucket/c").newest()
-    assert found is not None and found.run.step == 5
-
-
-def test_a_damaged_one_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = checkpoints(tmp_path)
-    write(store, 5)
-    (write(store, 10) / "model").write_text("weighty", encoding="utf-8")
-    found = store.newest()
-    assert found is not None and found.run.step == 5
-    assert "is skipped" in capsys.readouterr().err
+    newest = checkpoints(tmp_path / "there", "gs://bucket/c").newest()
+    assert newest is not None and newest.run.step == 5
 
 
 def test_one_that_is_damaged_here_is_whole_in_the_bucket(tmp_path: Path, gcs: Emulator) -> None:
@@ -343,22 +292,8 @@ def test_one_that_is_damaged_here_is_whole_in_the_bucket(tmp_path: Path, gcs: Em
     folder = write(store, 10)
     store.wait()
     (folder / "model").write_text("weighty", encoding="utf-8")
-    found = store.newest()
-    assert found is not None and (found.folder / "model").read_text(encoding="utf-8") == "weights"
-
-
-def test_a_bucket_that_refuses_fills_no_disk_and_is_logged(tmp_path: Path, gcs: Emulator) -> None:
-    store = checkpoints(tmp_path, "gs://bucket/c")
-    write(store, 5)
-    store.wait()
-    assert store.outlook(5) == "the same command resumes there"
-    gcs.fault = lambda method, path: 403 * (method != "GET")
-    for step in (10, 15, 20, 25):
-        write(store, step)
-    store.wait()
-    there = {path.name for path in tmp_path.iterdir()}
-    assert there == {"checkpoint-20", "checkpoint-25"}, "no more than are kept"
-    assert f"that is in {tmp_path} only" in store.outlook(25)
+    newest = store.newest()
+    assert newest is not None and (newest.folder / "model").read_text(encoding="utf-8") == "weights"
 
 
 def test_another_runs_checkpoint_is_refused_and_the_difference_named(tmp_path: Path) -> None:
@@ -370,60 +305,93 @@ def test_another_runs_checkpoint_is_refused_and_the_difference_named(tmp_path: P
 
 
 def test_the_stage_refuses_and_fresh_throws_away(
-    world_dataset: Path, demo_model: Path, tmp_path: Path, at_call: Callable[..., None]
+    configure: Configure, tmp_path: Path, at_call: Callable[..., None]
 ) -> None:
     at_call("training_step", 4, terminate)
     with pytest.raises(SystemExit):
-        train.run(config(world_dataset, demo_model, tmp_path / "out"))
+        train.run(configure())
     with pytest.raises(ConfigError, match="--rank was 4 there and is 2 now"):
-        train.run(config(world_dataset, demo_model, tmp_path / "out", rank=2))
-    record = train.run(config(world_dataset, demo_model, tmp_path / "out", rank=2, fresh=True))
+        train.run(configure(rank=2))
+    record = train.run(configure(rank=2, fresh=True))
     assert record.settings["rank"] == 2
     lora = json.loads((tmp_path / "out" / "adapter_config.json").read_text(encoding="utf-8"))
     assert lora["r"] == 2
 
 
 def test_a_folder_of_ones_own_keeps_what_else_is_in_it(
-    world_dataset: Path, demo_model: Path, tmp_path: Path
+    configure: Configure, tmp_path: Path
 ) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("precious", encoding="utf-8")
-    train.run(config(world_dataset, demo_model, tmp_path / "out", checkpoints=str(mine)))
+    train.run(configure(checkpoints=str(mine)))
     assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
 
 
-@pytest.mark.parametrize(
-    ("uri", "expected"),
-    [
-        (
-            "gs://pipelines/raft/run/train/1/adapter",
-            "gs://pipelines/raft/run/train/1/adapter-checkpoints",
-        ),
-        ("/tmp/run/train/adapter", ""),
-    ],
-)
-def test_a_step_of_the_pipeline_has_its_checkpoints_beside_its_artifact(
-    uri: str,
-    expected: str,
-    tmp_path: Path,
-    gcs: Emulator,
-    world_adapter: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    seen = []
+def step_of(run: str, message: Path) -> str:
+    """What Kubeflow tells the train step of a run."""
+    return executor_input(f"gs://bucket/root/raft/{run}/train", message, adapter="Model")
 
-    def run(settings: TrainConfig) -> TrainingRecord:
-        seen.append(settings.checkpoints)
+
+@pytest.mark.usefixtures("gcs")
+def test_a_step_keeps_its_checkpoints_in_the_state_of_the_pipeline_root(
+    tmp_path: Path, world_adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[TrainConfig] = []
+
+    def remember(settings: TrainConfig) -> TrainingRecord:
+        seen.append(settings)
         return read_json(world_adapter / "training.json", TrainingRecord)
 
-    monkeypatch.setattr(train, "run", run)
+    monkeypatch.setattr(train, "run", remember)
     monkeypatch.setattr(train, "published", lambda _: pytest.fail("Kubeflow has not copied it yet"))
-    artifact = {"name": "adapter", "uri": uri, "type": {"schemaTitle": "system.Model"}}
     message = tmp_path / "announced.json"
-    step = {"outputs": {"artifacts": {"adapter": {"artifacts": [artifact]}}}}
-    step["outputs"]["outputFile"] = str(message)
-    given = {"dataset": str(tmp_path / "d"), "base_model": "m", "output": str(tmp_path / "out")}
-    run_step(TrainConfig, dict(given), json.dumps(step))
-    assert seen == [expected]
-    assert uri in message.read_text(encoding="utf-8")
+    required = {"dataset": str(tmp_path / "d"), "base_model": "m", "output": str(tmp_path / "out")}
+    # Kubeflow passes every setting; one at its default gives way to what the kind of GPU sets.
+    passed = {"gpu": "h100", "batch_size": "4", "gradient_accumulation": "3"}
+    run_step(TrainConfig, {**required, **passed}, step_of("a", message))
+    (settings,) = seen
+    assert settings.state == "gs://bucket/root/state" and settings.checkpoints == ""
+    remote = Checkpoints.of(settings, {"rank": "4"}).remote
+    assert re.fullmatch(r"gs://bucket/root/state/checkpoints/[0-9a-f]{32}", remote)
+    assert Checkpoints.of(settings, {"rank": "8"}).remote != remote
+    assert (settings.batch_size, settings.gradient_accumulation) == (8, 3)
+    assert "raft/a/train/step/adapter" in message.read_text(encoding="utf-8")
+
+
+def test_a_new_run_resumes_the_training_of_one_that_failed(
+    configure: Configure,
+    tmp_path: Path,
+    gcs: Emulator,
+    uninterrupted: Path,
+    at_call: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def begin(run: str, **settings: Any) -> Path:
+        """The train step of a run with an id of its own, in a pod of its own."""
+        output = tmp_path / run
+        settings = configure(output, **settings).model_dump(mode="json", exclude_unset=True)
+        run_step(TrainConfig, settings, step_of(run, tmp_path / f"{run}.json"))
+        return output
+
+    def kill_once_copied() -> None:
+        for _ in range(600):
+            if any(name.endswith(f"checkpoint-4/{MANIFEST}") for name in gcs.names("root/state/")):
+                break
+            time.sleep(0.05)
+        kill()
+
+    at_call("training_step", 9, kill_once_copied)  # in the fifth step
+    with pytest.raises(Killed):
+        begin("first")
+    same_result(begin("second"), uninterrupted)
+    assert "resuming after step 4" in capsys.readouterr().err
+    # A third run finds the adapter, unless its settings differ or it is told to start over.
+    same_result(begin("third"), uninterrupted)
+    assert "already trained" in capsys.readouterr().err
+    begin("fourth", seed=5)
+    log = capsys.readouterr().err
+    assert "already trained" not in log and "resuming" not in log
+    begin("fifth", fresh=True)
+    log = capsys.readouterr().err
+    assert "already trained" not in log and "resuming" not in log

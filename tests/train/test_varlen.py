@@ -13,7 +13,7 @@ from torch.nn.attention import varlen as kernels
 from torch.nn.functional import scaled_dot_product_attention
 
 from components.train import batching, trainer, varlen
-from tests.train.conftest import config, row_losses
+from tests.train.conftest import Configure, row_losses
 
 calls: list[list[int]] = []
 
@@ -39,7 +39,7 @@ def row_by_row(
     window, after = window_size
     assert after == 0
     calls.append(lengths)
-    found = []
+    attended = []
     for row in zip(*(side.split(lengths) for side in (query, key, value)), strict=True):
         heads = [part.transpose(0, 1)[None] for part in row]
         seen = torch.ones(len(row[0]), len(row[0]), dtype=torch.bool).tril()
@@ -48,8 +48,8 @@ def row_by_row(
         out = scaled_dot_product_attention(
             *heads, attn_mask=seen, scale=scale, enable_gqa=enable_gqa
         )
-        found.append(out[0].transpose(0, 1))
-    return torch.cat(found)
+        attended.append(out[0].transpose(0, 1))
+    return torch.cat(attended)
 
 
 @pytest.fixture
@@ -68,11 +68,11 @@ def test_a_kernel_that_agrees_is_told_from_one_that_does_not() -> None:
         return row_by_row(query, key, value, whole, whole, len(query), len(query), **named)
 
     def no_gradient(query: Any, *rest: Any, **named: Any) -> Any:
-        found = row_by_row(query, *rest, **named)
-        return found.detach() + 0 * (query.sum() + rest[0].sum() + rest[1].sum())
+        attended = row_by_row(query, *rest, **named)
+        return attended.detach() + 0 * (query.sum() + rest[0].sum() + rest[1].sum())
 
-    def not_causal(*given: Any, window_size: Any, **named: Any) -> Any:
-        return row_by_row(*given, window_size=(0, 0), **named)
+    def not_causal(*arguments: Any, window_size: Any, **named: Any) -> Any:
+        return row_by_row(*arguments, window_size=(0, 0), **named)
 
     for wrong in (one_row, no_gradient, not_causal):
         assert not varlen.agrees(wrong, "cpu", torch.float32), wrong.__name__
@@ -125,13 +125,13 @@ def test_packed_rows_have_the_logits_of_rows_alone(settings: dict[str, Any], ker
 def test_scores_that_are_capped_take_the_way_that_sdpa_takes(kernel: None) -> None:
     model = llama(kind="gemma2", attn_logit_softcapping=50.0).train()
     ids, places = torch.randint(0, 97, (1, 7)), torch.tensor([[0, 1, 2, 0, 1, 2, 3]])
-    found = []
+    logits = []
     for name in ("sdpa", varlen.NAME):
         model.set_attn_implementation(name)
         bounds = {"cu_seq_lens_q": torch.tensor([0, 3, 7], dtype=torch.int32), "max_length_q": 4}
-        found.append(model(ids, position_ids=places, use_cache=False, **bounds).logits)
+        logits.append(model(ids, position_ids=places, use_cache=False, **bounds).logits)
     assert not calls
-    torch.testing.assert_close(*found)
+    torch.testing.assert_close(*logits)
 
 
 def test_an_answer_under_way_is_the_same(kernel: None) -> None:
@@ -148,20 +148,19 @@ def test_an_answer_under_way_is_the_same(kernel: None) -> None:
 
 
 def test_the_trainer_packs_with_it(
+    configure: Configure,
     tokenized: Any,
-    world_dataset: Path,
-    demo_model: Path,
     tmp_path: Path,
     kernel: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tokenizer, dataset, rows = tokenized
-    settings = config(world_dataset, demo_model, tmp_path / "padded", batching="grouped")
+    settings = configure("padded", batching="grouped")
     padded = trainer.build(settings, tokenizer, dataset, tmp_path / "padded")
     expected = [row_losses(padded, [row])[0] for row in rows]
     for module in (batching, trainer):
         monkeypatch.setattr(module, "flash_attention", lambda _: varlen.NAME)
-    settings = config(world_dataset, demo_model, tmp_path / "packed")
+    settings = configure("packed")
     assert "without padding (torch_varlen)" in batching.describe_batching(settings)
     made = trainer.build(settings, tokenizer, dataset, tmp_path / "packed")
     assert row_losses(made, rows) == pytest.approx(expected, rel=1e-4)

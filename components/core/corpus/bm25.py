@@ -62,6 +62,10 @@ class Search:
 
     def best(self, question: str, wanted: int) -> list[int]:
         """Numbers of at most so many chunks that share a word with the question, best first."""
+        return [number for number, _ in self.scored(question, wanted)]
+
+    def scored(self, question: str, wanted: int) -> list[tuple[int, float]]:
+        """The same, with their scores."""
         query = self._tantivy.Query.boolean_query(
             [(self._tantivy.Occur.Should, word) for word in self._rarest(question)]
         )
@@ -70,7 +74,7 @@ class Search:
             for first, searcher in self._blocks
             for score, hit in searcher.search(query, wanted, count=False).hits
         ]
-        return [number for _, number in sorted(hits)[:wanted]]
+        return [(number, -score) for score, number in sorted(hits)[:wanted]]
 
     def _rarest(self, question: str) -> list[Any]:
         """Queries for the words of a question that occur in few chunks; at least for one word."""

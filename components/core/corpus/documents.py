@@ -1,44 +1,50 @@
 """Find the documents of a corpus and read them, one at a time.
 
 Texts (`.txt`, `.md`, `.rst`), pages (`.html`), `.pdf` and `.docx` are one document a file. JSON
-(`.json`, `.jsonl`: a list, or one object a line) gives one document a row or paragraph, see
-`json_rows`. Documents are hostile: `isolated_reader` runs this in a process that may be killed.
+(`.json`, `.jsonl`) and tables (`.csv`, `.tsv`) give one document a row or paragraph, see `rows`.
+Documents are hostile: `isolated_reader` runs this in a process that may be killed.
 """
 
 import os
+import re
 import stat
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 
 from components.core.corpus import formats, rst
-from components.core.corpus.json_rows import read_rows
-from components.core.corpus.unreadable import Unreadable
-from components.core.describe import counted
+from components.core.corpus.formats import Unreadable
+from components.core.corpus.html import read_html
+from components.core.corpus.pdf import read_pdf
+from components.core.corpus.rows import TABLES, read_rows
+from components.core.corpus.word import read_docx
 from components.core.errors import DataError, printable
 from components.core.records import Document
 
 READERS: dict[str, tuple[Callable[[Path], str], str]] = {
     ".txt": (formats.read_text, "text"),
     ".rst": (rst.read_rst, "markdown"),
-    ".md": (formats.read_text, "markdown"),
-    ".markdown": (formats.read_text, "markdown"),
-    ".html": (formats.read_html, "markdown"),
-    ".htm": (formats.read_html, "markdown"),
-    ".pdf": (formats.read_pdf, "text"),
-    ".docx": (formats.read_docx, "markdown"),
+    ".md": (formats.read_markdown, "markdown"),
+    ".mdx": (formats.read_markdown, "markdown"),
+    ".markdown": (formats.read_markdown, "markdown"),
+    ".html": (read_html, "markdown"),
+    ".htm": (read_html, "markdown"),
+    ".pdf": (read_pdf, "text"),
+    ".docx": (read_docx, "markdown"),
 }
 """Suffix to reader, and the form of the text."""
 
-ROWS = (".json", ".jsonl")
+ROWS = (".json", ".jsonl", *TABLES)
+
+NOT_DOCUMENTS = re.compile(r"\.|~\$|(?:eh)?thumbs\.db$|desktop\.ini$", re.IGNORECASE)
+"""Hidden files, the locks that Office leaves, and what Windows keeps about a folder."""
 
 
 def find_documents(source: Path) -> Iterator[Path]:
     """The files of a corpus by name, a folder's own before those of its folders; no hidden ones.
 
-    Links are not followed, and what is no file is named too: reading it says why it cannot be.
+    Links are not followed, and what is no file is named too: reading it reports why it cannot be.
 
     Raises:
         DataError: the source is missing or empty.
@@ -48,12 +54,11 @@ def find_documents(source: Path) -> Iterator[Path]:
         raise DataError("no such file or folder", path=source, hint="Check --documents.")
     if source.is_dir():
         os.scandir(source).close()  # --documents itself, where this user may not list it
-    paths = _walk(source) if source.is_dir() else iter([source])
-    first = next(paths, None)
-    if first is None:
+    path = None
+    for path in _walk(source) if source.is_dir() else [source]:
+        yield path
+    if path is None:
         raise DataError("no documents in this folder", path=source, hint=_kinds())
-    yield first
-    yield from paths
 
 
 def _walk(source: Path) -> Iterator[Path]:
@@ -62,7 +67,7 @@ def _walk(source: Path) -> Iterator[Path]:
         # Path.is_symlink raises at a path that is too long.
         links = {name for name in subfolders if os.path.islink(f"{folder}/{name}")}  # noqa: PTH114
         for name in sorted({*files, *links}):
-            if not name.startswith("."):
+            if not NOT_DOCUMENTS.match(name):
                 yield Path(folder) / name
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
     yield from (Path(os.fsdecode(error.filename)) for error in errors)
@@ -80,7 +85,7 @@ def read_document(
         max_bytes: of a file that is one document, and of a document's text in UTF-8.
 
     Raises:
-        Unreadable: the file cannot be used; says why.
+        Unreadable: the file cannot be used; states why.
     """
     name = printable(path.relative_to(root).as_posix())
     suffix = path.suffix.lower()
@@ -92,13 +97,20 @@ def read_document(
                 yield document
             return
         if suffix not in READERS:
-            kind = suffix_of(path) or "files without a suffix"
+            kind = printable(path.suffix)[:100] or "files without a suffix"
             raise Unreadable("of an unknown kind", f"cannot read {kind}")
         _check_length(size, max_bytes)
         read, form = READERS[suffix]
         text = formats.clean(read(path))
+    except (Unreadable, MemoryError, ModuleNotFoundError):
+        raise
     except OSError as error:
         raise Unreadable("cannot be read", error.strerror or str(error)) from error
+    except RecursionError:
+        raise Unreadable("too deeply nested", "the reader's depth limit is exceeded") from None
+    except Exception as error:  # at bad files, libraries fail in any way
+        message = printable(" ".join(str(error).split())[:200]) or type(error).__name__
+        raise Unreadable(f"damaged {suffix[1:].upper()}", message) from error
     if not text:
         raise Unreadable("empty", "the file is empty")
     _check_length(len(text.encode()), max_bytes)
@@ -132,30 +144,21 @@ def _check_length(size: int, max_bytes: int) -> None:
         raise Unreadable("too large", f"{size / 1e6:,.1f} MB; {allowed}")
 
 
-def unreadable_documents(source: Path, first: list[DataError], kinds: Counter[str]) -> DataError:
-    """The error that stops a run: the first bad documents, how many there are, of which suffix."""
-    count = kinds.total()
+def unreadable_documents(source: Path, first: list[DataError], count: int) -> DataError:
+    """The error that stops a run: the first bad documents, and how many there are."""
+    if count == 1:
+        return first[0]
     lines = [f"{count:,} documents cannot be used", *map(str, first)]
     if count > len(first):
         lines.append(f"and {count - len(first):,} more")
-    words = [
-        counted(number, f"{suffix} file" if suffix else "file") + " without a suffix" * (not suffix)
-        for suffix, number in kinds.most_common(5)
-    ]
-    words += ["others"] * (len(kinds) > len(words))
-    hint = f"Correct them, move them away, or pass --on-bad-document skip ({', '.join(words)})."
-    return DataError("\n  ".join(lines), path=source, hint=f"{hint} {_kinds()}")
+    hint = f"Correct them, move them away, or pass --on-bad-document skip. {_kinds()}"
+    return DataError("\n  ".join(lines), path=source, hint=hint)
 
 
 def unreadable_document(path: Path, error: Unreadable) -> DataError:
     """The error about one bad document."""
     hint = error.hint or f"Correct it, move it away, or pass --on-bad-document skip. {_kinds()}"
     return DataError(error.problem, path=path, line=error.line, hint=hint)
-
-
-def suffix_of(path: Path) -> str:
-    """The kind of a file, as a message may show it."""
-    return printable(path.suffix)[:100]
 
 
 def digest(text: str) -> bytes:

@@ -7,10 +7,11 @@ starts another process after that file. The process knows no keys. A message is 
 
     {"file": "docs/a.txt"}                           before a file is opened
     {"document": "c0ffee…", "chunks": [{…}, …]}      for each document in it, then
-    {}                                               or {"fault": {…}}, at the file's end
+    {"fault": null}                                  at the file's end, or why it cannot be used
 """
 
 import itertools
+import json
 import logging
 import os
 import resource
@@ -20,42 +21,18 @@ import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, NamedTuple
-
-from pydantic import Field
+from typing import IO, Any, NamedTuple
 
 from components.core.corpus.chunking import Chunker, make_chunker
 from components.core.corpus.documents import digest, find_documents, read_document
+from components.core.corpus.formats import Unreadable
 from components.core.corpus.options import CorpusOptions
-from components.core.corpus.unreadable import Unreadable
-from components.core.records import Chunk, Record
+from components.core.records import Chunk
 
 MEGABYTE = 1_000_000
 OUT_OF_MEMORY = 77  # exit code
-FILE_NAMES = "latin-1"  # decodes every byte: names of files need not be UTF-8
-ENVIRONMENT = (
-    "PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME",
-)  # fmt: skip
+ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONHOME")
 """Variables that the process gets: where its libraries are, and no secret."""
-
-
-class Fault(Record):
-    """Why a file cannot be used; see `Unreadable`."""
-
-    reason: str
-    problem: str
-    line: int | None
-    hint: str
-
-
-class Message(Record):
-    """See the module."""
-
-    file: str = ""
-    document: str = ""
-    chunks: list[Chunk] = Field(default_factory=list)
-    fault: Fault | None = None
-    missing_library: str = ""
 
 
 class CutDocument(NamedTuple):
@@ -72,9 +49,8 @@ def read_all(
 
     Raises:
         ConfigError: no such tokenizer.
-        ModuleNotFoundError: a library is not installed.
     """
-    make_chunker(options)  # a wrong setting is told before a process is started
+    make_chunker(options)  # report a wrong setting before a process is started
     files = 0
     while True:
         path = Path()
@@ -83,17 +59,15 @@ def read_all(
             for line in process.stdout:
                 if not line.endswith(b"\n"):  # killed in the middle of it
                     break
-                message = Message.model_validate_json(line)
-                if name := message.missing_library:
-                    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-                if message.file:
-                    path = Path(os.fsdecode(message.file.encode(FILE_NAMES)))
-                elif message.document:
-                    yield path, CutDocument(bytes.fromhex(message.document), message.chunks)
-                else:
-                    files += 1
-                    fault = message.fault
-                    yield path, Unreadable(**fault.model_dump()) if fault else None
+                match json.loads(line):
+                    case {"file": name}:
+                        path = Path(name)
+                    case {"document": hexadecimal, "chunks": chunks}:
+                        cut = [Chunk(**chunk) for chunk in chunks]
+                        yield path, CutDocument(bytes.fromhex(hexadecimal), cut)
+                    case {"fault": fault}:
+                        files += 1
+                        yield path, Unreadable(**fault) if fault else None
             code = process.wait()
         if code == 0:
             return
@@ -106,21 +80,17 @@ def read_all(
 @contextmanager
 def _process(options: CorpusOptions, skip: int) -> Iterator["subprocess.Popen[bytes]"]:
     """The process, which skips so many files; killed when the block ends."""
-    repository = str(Path(__file__).parents[3])
     environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-    paths = filter(None, (repository, environment.get("PYTHONPATH")))
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    settings = options.model_dump_json(include=set(CorpusOptions.model_fields))
     with subprocess.Popen(  # noqa: S603 (no shell; ourselves)
-        [sys.executable, "-P", "-m", __name__, str(skip)],
-        stdin=subprocess.PIPE,
+        [sys.executable, "-P", "-m", __name__, settings, str(skip)],
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        env=environment | {"PYTHONPATH": os.pathsep.join(paths)},
+        env=environment,
         start_new_session=True,  # Ctrl-C is for us
     ) as process:
-        assert process.stdin is not None
         try:
-            with suppress(BrokenPipeError), process.stdin as pipe:
-                fields = set(CorpusOptions.model_fields)
-                pipe.write(options.model_dump_json(include=fields).encode())
             yield process
         finally:
             process.kill()
@@ -143,8 +113,8 @@ def _why(code: int, options: CorpusOptions) -> Unreadable:
 
 
 def main() -> None:
-    """Read the documents that the settings on standard input name, after the first so many."""
-    options = CorpusOptions.model_validate_json(sys.stdin.buffer.read())
+    """Read the documents that the settings name, after the first so many."""
+    options = CorpusOptions.model_validate_json(sys.argv[1])
     # What libraries print is no message.
     messages = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -155,8 +125,8 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     logging.disable(logging.CRITICAL)
     source = Path(options.documents)
-    for path in itertools.islice(find_documents(source), int(sys.argv[1]), None):
-        _send(messages, Message(file=os.fsencode(path).decode(FILE_NAMES)))
+    for path in itertools.islice(find_documents(source), int(sys.argv[2]), None):
+        _send(messages, file=str(path))
         messages.flush()
         try:
             _read(path, source if source.is_dir() else source.parent, options, cut, messages)
@@ -168,21 +138,19 @@ def main() -> None:
 def _read(
     path: Path, root: Path, options: CorpusOptions, cut: Chunker, messages: IO[bytes]
 ) -> None:
-    last = Message()
+    fault = None
     max_bytes = options.max_document_mb * MEGABYTE
     _alarm(options.document_timeout)
     try:
         for document in read_document(path, root, options.text_field, max_bytes=max_bytes):
-            message = Message(document=digest(document.text).hex(), chunks=cut(document))
+            chunks = [chunk.model_dump() for chunk in cut(document)]
             _alarm(0)  # a pipe that is full is no fault of the document
-            _send(messages, message)
+            _send(messages, document=digest(document.text).hex(), chunks=chunks)
             _alarm(options.document_timeout)
     except Unreadable as error:
-        last = Message(fault=Fault(**vars(error)))
-    except ModuleNotFoundError as error:
-        last = Message(missing_library=error.name or str(error))
+        fault = vars(error)
     _alarm(0)
-    _send(messages, last)
+    _send(messages, fault=fault)
 
 
 def _alarm(seconds: float) -> None:
@@ -190,8 +158,8 @@ def _alarm(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-def _send(pipe: IO[bytes], message: Message) -> None:
-    pipe.write(message.model_dump_json(exclude_defaults=True).encode() + b"\n")
+def _send(pipe: IO[bytes], **message: Any) -> None:
+    pipe.write(json.dumps(message).encode() + b"\n")  # in ASCII: a name need not be UTF-8
 
 
 if __name__ == "__main__":

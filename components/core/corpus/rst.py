@@ -7,13 +7,13 @@ not read.
 
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import defaultdict
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from components.core.corpus.formats import read_text, to_markdown
-from components.core.corpus.unreadable import damaged
+from components.core.corpus.formats import read_text
+from components.core.corpus.html import to_markdown
 
 SETTINGS = {
     "_disable_config": True,
@@ -23,11 +23,8 @@ SETTINGS = {
     "report_level": 5,  # docutils' own messages are no part of a document
     "halt_level": 5,
     "initial_header_level": 2,
-    "doctitle_xform": True,
     "math_output": "LaTeX",
-    "embed_stylesheet": False,
     "stylesheet_path": None,
-    "smart_quotes": False,
 }
 
 WITHOUT_TEXT = {
@@ -43,18 +40,17 @@ def read_rst(path: Path) -> str:
     from docutils.core import publish_doctree, publish_from_doctree
 
     source = read_text(path)
-    with damaged("damaged RST"):
-        with _unknown_names_accepted():
-            document = publish_doctree(source, settings_overrides=SETTINGS)
-        for literal in document.findall(nodes.literal):
-            literal["classes"].append("code")  # so it becomes <code>
-        page = publish_from_doctree(document, writer="html5", settings_overrides=SETTINGS)
-        return to_markdown(page)
+    _accept_unknown_names()
+    document = publish_doctree(source, settings_overrides=SETTINGS)
+    for literal in document.findall(nodes.literal):
+        literal["classes"].append("code")  # so it becomes <code>
+    page = publish_from_doctree(document, writer="html5", settings_overrides=SETTINGS)
+    return to_markdown(page)
 
 
-@contextmanager
-def _unknown_names_accepted() -> Iterator[None]:
-    """Let docutils find roles and directives that it does not know here, as Sphinx does."""
+@cache
+def _accept_unknown_names() -> None:
+    """Let docutils find roles and directives that it does not know, from now on, as Sphinx does."""
     from docutils.parsers.rst import directives, roles
 
     find_directive, find_role = directives.directive, roles.role
@@ -67,10 +63,6 @@ def _unknown_names_accepted() -> Iterator[None]:
         return find_role(name, *rest)[0] or _reference, []
 
     directives.directive, roles.role = directive, role
-    try:
-        yield
-    finally:
-        directives.directive, roles.role = find_directive, find_role
 
 
 def _reference(name: str, rawtext: str, text: str, *_: Any) -> tuple[list[Any], list[Any]]:
@@ -94,7 +86,8 @@ def _directive(name: str) -> Any:
         has_content = True
         optional_arguments = 1
         final_argument_whitespace = True
-        option_spec = _AnyOption(name=str)  # an empty one would count as none
+        # Any option; an empty table would count as none.
+        option_spec: ClassVar = defaultdict(lambda: str, name=str)
 
         def run(self) -> list[Any]:
             if name in WITHOUT_TEXT:
@@ -104,10 +97,3 @@ def _directive(name: str) -> Any:
             return [*(nodes.paragraph("", text) for text in self.arguments), *content.children]
 
     return Contents
-
-
-class _AnyOption(dict[str, Any]):
-    """Takes every option of a directive, whatever its value."""
-
-    def __missing__(self, name: str) -> Any:
-        return str

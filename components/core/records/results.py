@@ -1,10 +1,11 @@
 """What the stages report: one record for each stage, with the figures that judge it."""
 
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from components.core.records.record import Record
+from components.core.records.record import Record, read_json
 
 # ---- generate ----------------------------------------------------------------------------------
 
@@ -12,8 +13,8 @@ from components.core.records.record import Record
 class GenerationReport(Record):
     """What `generate` kept and dropped, and why: `dataset/report.json`.
 
-    quotes: of the accepted answers, by how they match their oracle document. shard: the share of
-    the chunks that was used; every share counts all documents and chunks.
+    quotes: of the accepted answers, by how they match their oracle document. warnings: what a
+    reader of every later result must know about the rows.
     """
 
     FILE: ClassVar[str] = "report.json"
@@ -33,12 +34,19 @@ class GenerationReport(Record):
     bad_documents: list[str] = Field(default_factory=list)
     chunks_left_out: dict[str, int] = Field(default_factory=dict)
     quotes: dict[str, int] = Field(default_factory=dict)
-    shard: str = "1/1"
+    warnings: list[str] = Field(default_factory=list)
 
-    @property
-    def is_shard(self) -> bool:
-        """Whether it reports on a part of the chunks only."""
-        return not self.shard.endswith("/1")
+    @classmethod
+    def of(cls, dataset: Path) -> "GenerationReport | None":
+        """The report of a dataset; None of one from elsewhere."""
+        path = dataset / cls.FILE
+        return read_json(path, cls) if path.exists() else None
+
+    @classmethod
+    def warnings_of(cls, dataset: Path) -> list[str]:
+        """The warnings of a dataset; of one from elsewhere, none are known."""
+        report = cls.of(dataset)
+        return report.warnings if report else []
 
 
 # ---- train -------------------------------------------------------------------------------------
@@ -56,21 +64,35 @@ class LossPoint(Record):
 class TrainingRecord(Record):
     """How training went: `adapter/training.json`.
 
-    base_fingerprint: what the base model is, whatever its folder is called.
-    left_out: ids of the rows that were too long. mfu: model FLOPs utilisation, the share of the
-    GPU's peak that went into the model; null where the peak is not known. batching: how rows
-    shared a batch. sharing: whether processes shared one copy of the model; "" for one process.
-    warnings: what went wrong, in words.
-    seconds: of training, with validation, over all attempts of a run that was stopped between.
+    base_fingerprint: what the base model is, whatever its folder is called. rows_excluded: those
+    that a person left out after a look at them (`--exclude`). documents_shown: the maximum in the
+    prompt of one row; 0 where that is not known. left_out: ids of the
+    rows that were too long, then what is wrong with those that were unfit. template_mismatch: why
+    the model may not answer as it was taught, where `--allow-template-mismatch` was given. mfu:
+    model FLOPs utilisation, the share of the GPU's peak that went into the model; null where the
+    peak is not known. batching, sharing: how rows shared a batch, and processes the model, in
+    words. seconds: with validation, over all attempts. about_rows: the warnings of the
+    dataset's report.
     """
 
     FILE: ClassVar[str] = "training.json"
+
+    @property
+    def kind(self) -> str:
+        """The arm that the adapter is for: `raft`, `raft-no-reasoning`, or `dsf` (no documents)."""
+        if self.settings.get("target", "reasoning") == "reasoning":
+            return "raft"
+        layout = self.settings.get("keep_oracle", 1.0), self.settings.get("max_distractors", -1)
+        return "dsf" if layout == (0, 0) else "raft-no-reasoning"
 
     base_model: str
     base_fingerprint: str = ""
     rows_train: int
     rows_validation: int
     rows_too_long: int
+    rows_unfit: int = 0
+    rows_excluded: int = 0
+    documents_shown: int = 0
     left_out: list[str] = Field(default_factory=list)
     steps: int
     epochs: float
@@ -83,6 +105,8 @@ class TrainingRecord(Record):
     batching: str = ""
     sharing: str = ""
     warnings: list[str] = Field(default_factory=list)
+    template_mismatch: str = ""
+    about_rows: list[str] = Field(default_factory=list)
     peak_memory_bytes: int
     curve: list[LossPoint]
     validation_loss: float | None
@@ -105,28 +129,52 @@ class Run(Record):
 # ---- quantize-check ----------------------------------------------------------------------------
 
 
-class HeadComparison(Record):
-    """What quantizing the output head too buys and costs: the figures with the head in 16 bits."""
+class FreeAnswer(Record):
+    """What a model answered to a row's prompt, without help.
 
-    weight_bytes_4bit: int
-    memory_ratio: float
-    token_agreement: float
-    mean_kl: float
-    perplexity_4bit: float
+    complete: it ended before the limit of tokens, and gave an answer after the marker.
+    """
+
+    text: str
+    answer: str
+    f1: float
+    truncated: bool
+    complete: bool
+
+
+class AnswerPair(Record):
+    """One row answered by the model in 16 and in 4 bits: a line of `quantization/answers.jsonl`.
+
+    split: the file of the dataset that has the row.
+    """
+
+    row_id: str
+    split: Literal["validation", "train"]
+    gold: str
+    full: FreeAnswer
+    small: FreeAnswer
+
+
+Outcome = Literal["pass", "fail", "inconclusive"]
 
 
 class QuantizationReport(Record):
     """4-bit NF4 weights held against 16-bit ones: `quantization/quantization.json`.
 
-    Byte counts are of the weights in memory. Agreement and divergence are teacher-forced over the
-    `tokens` answer tokens of the validation rows: share of equal most likely tokens, and the mean
-    Kullback-Leibler divergence from 16 to 4 bits in nats. With the decision
-    to stop a pipeline does not run eval: the check failed, and `--gate stop` was given.
+    Byte counts are of the weights in memory. bytes_kept_16bit: of what is not quantized. rows:
+    those answered, of which rows_training were in the training; rows_too_long were skipped.
 
-    predicted_*: counted from the model's shape before it was loaded. kept: bytes that stay in 16
-    bits by tensor, layers together. load_seconds_*: of reading the weights, and quantizing them.
-    peak_memory_bytes: of the stage, which holds both models. lm_head_16bit: where the output head
-    was quantized, the figures without that. rows_too_long: skipped among the rows read.
+    The outcome rests on free answers of at most `max_new_tokens`: complete_16bit and complete_4bit
+    are the shares that end and give an answer after the marker, same_answer the share of rows with
+    the same answer in both, f1_kept F1 against the rows' answers in 4 bits over that in 16 (null
+    where there is too little F1 to divide by); min_f1_kept and max_incomplete are their limits.
+    Each bound of the intervals holds with 95 % confidence.
+
+    Shown beside it: agreement and divergence, teacher-forced over the `tokens` answer tokens: share
+    of equal most likely tokens, and the mean Kullback-Leibler divergence from 16 to 4 bits in nats.
+
+    With the decision to stop a pipeline does not run eval: the check failed, and `--gate stop` was
+    given. about_rows: the warnings of the dataset's report.
     """
 
     FILE: ClassVar[str] = "quantization.json"
@@ -136,172 +184,27 @@ class QuantizationReport(Record):
     memory_ratio: float
     bytes_kept_16bit: int
     rows: int
+    rows_training: int
+    rows_too_long: int
+    max_new_tokens: int
+    complete_16bit: float
+    complete_4bit: float
+    complete_4bit_ci: tuple[float, float]
+    same_answer: float
+    same_answer_ci: tuple[float, float]
+    f1_16bit: float
+    f1_4bit: float
+    f1_kept: float | None
+    f1_kept_ci: tuple[float, float] | None
+    min_f1_kept: float
+    max_incomplete: float
     tokens: int
     token_agreement: float
     mean_kl: float
     perplexity_16bit: float
     perplexity_4bit: float
-    min_agreement: float
     max_memory_ratio: float
-    passed: bool
+    outcome: Outcome
     verdict: str
     decision: Literal["go", "stop"] = "go"
-    predicted_bytes_16bit: int = 0
-    predicted_bytes_4bit: int = 0
-    kept: dict[str, int] = Field(default_factory=dict)
-    load_seconds_16bit: float = 0.0
-    load_seconds_4bit: float = 0.0
-    peak_memory_bytes: int = 0
-    quantize_lm_head: bool = False
-    lm_head_16bit: HeadComparison | None = None
-    exported: Literal["none", "merged", "4bit"] = "none"
-    rows_too_long: int = 0
-
-
-# ---- eval --------------------------------------------------------------------------------------
-
-
-Bits = Literal[4, 16]
-"""Of an arm's weights; 16 stands for the type that the stage's `dtype` chose, also 32 bits."""
-
-
-class ArmResult(Record):
-    """Scores of one arm (a model variant under test), each a mean over `n` questions in [0, 1].
-
-    label, tuned (with an adapter), bits, prompt: what the arm is, from eval's registry. f1, em,
-    precision, recall: the official HotpotQA script's. contains: a right answer occurs somewhere in
-    the generation. truncated: cut off at the token limit. unanswered: no answer marker, or empty
-    where the prompt asks for none. empty: nothing but white space. quoted: quotes something between
-    markers. quoted_oracle: quotes word for word from an oracle document. quotes_verbatim: share of
-    all quotes that are word for word in a document shown; null where nothing is quoted.
-    weight_bytes: null where the engine does not report them. Intervals are 95 % percentile
-    bootstraps over questions.
-    """
-
-    name: str
-    label: str
-    tuned: bool
-    bits: Bits
-    prompt: str
-    f1: float
-    em: float
-    precision: float
-    recall: float
-    n: int
-    contains: float
-    truncated: float
-    unanswered: float
-    f1_ci: tuple[float, float]
-    em_ci: tuple[float, float]
-    contains_ci: tuple[float, float]
-    empty: float = 0.0
-    quoted: float = 0.0
-    quoted_oracle: float = 0.0
-    quotes_verbatim: float | None = None
-    weight_bytes: int | None
-
-
-class Comparison(Record):
-    """Paired difference `arm - baseline` of one metric, question by question.
-
-    ci: 95 % percentile bootstrap over questions; p_value: two-sided, from the same resamples.
-    """
-
-    arm: str
-    baseline: str
-    metric: str
-    difference: float
-    ci: tuple[float, float]
-    p_value: float
-
-
-Oracle = Literal["present", "absent", "first", "last"]
-"""Where the oracle paragraphs stand among those shown: as the question has them, nowhere, …"""
-
-
-class CurvePoint(Record):
-    """One arm's scores where the documents were shown in another way than in the comparison.
-
-    distractors: paragraphs shown beside the oracle ones; -1 is all that a question has.
-    """
-
-    arm: str
-    distractors: int
-    oracle: Oracle
-    n: int
-    f1: float
-    f1_ci: tuple[float, float]
-    em: float
-    contains: float
-    truncated: float
-    unanswered: float
-
-
-class Evaluation(Record):
-    """What `eval` found: `evaluation/results.json`.
-
-    The arms are compared with the documents shown as `distractors` and `oracle` say; `curve` has
-    every way that was asked, that one included, and is empty where it is the only one.
-    task: the data set. dtype: of the weights of the 16-bit arms. retention: F1 of the adapter in 4
-    bits over its F1 in `dtype`; null when either is missing or the latter is zero. memory_ratio:
-    weight bytes in 4 bits over those in `dtype`, as quantize-check measured them, else as measured
-    in the arms.
-    """
-
-    FILE: ClassVar[str] = "results.json"
-
-    task: str
-    base_model: str
-    dtype: Literal["bfloat16", "float32"]
-    questions: int
-    max_new_tokens: int
-    seed: int
-    arms: list[ArmResult]
-    comparisons: list[Comparison]
-    retention: float | None
-    memory_ratio: float | None
-    warnings: list[str]
-    engine: Literal["transformers", "vllm"] = "transformers"
-    distractors: int = -1
-    oracle: Oracle = "present"
-    curve: list[CurvePoint] = Field(default_factory=list)
-
-    def arm(self, name: str) -> ArmResult:
-        """The result of one arm."""
-        return next(arm for arm in self.arms if arm.name == name)
-
-    def tuning_effect(self, metric: str) -> Comparison | None:
-        """A tuned arm against its untuned baseline: in 16 bits, else in 4, else nothing."""
-        arms = {arm.name: arm for arm in self.arms}
-        found = [
-            item
-            for item in self.comparisons
-            if item.metric == metric and {item.arm, item.baseline} <= arms.keys()
-            and arms[item.arm].tuned and not arms[item.baseline].tuned
-        ]  # fmt: skip
-        return max(found, key=lambda item: arms[item.arm].bits, default=None)
-
-
-class Sample(Record):
-    """One generation, judged: a line of `evaluation/samples.jsonl` or `robustness.jsonl`."""
-
-    question_id: str
-    arm: str
-    question: str
-    gold: list[str]
-    generation: str
-    answer: str
-    f1: float
-    em: float
-    precision: float
-    recall: float
-    contains: bool
-    truncated: bool
-    answered: bool
-    documents: list[str]
-    oracle_indices: list[int]
-    quotes: int = 0
-    quotes_verbatim: int = 0
-    quotes_oracle: int = 0
-    distractors: int = -1
-    oracle: Oracle = "present"
+    about_rows: list[str] = Field(default_factory=list)

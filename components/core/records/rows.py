@@ -15,7 +15,8 @@ The first seven columns are those of the published RAFT code, nesting included, 
 read ours; the rest is provenance.
 """
 
-from typing import Annotated, Any, Literal
+import zlib
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, Field
 
@@ -59,6 +60,14 @@ class Paragraphs(BaseModel):
     context: Annotated[list[tuple[str, list[str]]], BeforeValidator(_pairs)]
 
 
+class Gold(Record):
+    """A question that is given with its answer, and the sentences of its oracle that support it."""
+
+    question: str
+    answer: str
+    sentences: list[str]
+
+
 class Chunk(Record):
     """A piece of a document; `start` and `end` are character offsets into its text."""
 
@@ -69,6 +78,7 @@ class Chunk(Record):
     start: int
     end: int
     type: RowType = "general"
+    gold: Gold | None = None
 
 
 class Context(Record):
@@ -82,10 +92,10 @@ class Context(Record):
 
 
 class RaftRow(Record):
-    """One training row; see the module's example."""
+    """One training row; see the module's example. Others' rows have numbers as ids, or no type."""
 
-    id: str
-    type: RowType
+    id: str = Field(coerce_numbers_to_str=True)
+    type: RowType = "general"
     question: str
     context: Context
     oracle_context: str
@@ -98,6 +108,35 @@ class RaftRow(Record):
     oracle_index: int | None = None
     distractor_ids: list[str] = Field(default_factory=list)
     teacher: str = ""
+
+    @property
+    def documents(self) -> list[str]:
+        """The documents that the row shows."""
+        return list(self.context.sentences[0]) if self.context.sentences else []
+
+    def with_oracle(self) -> tuple[list[str], int]:
+        """The documents as an evaluation shows them, and the oracle's place among them.
+
+        A row whose oracle was removed for training gets it back, at a place that its id decides.
+        """
+        documents, place = self.documents, self.oracle_index
+        if place is None and self.oracle_context in documents:  # published rows have no index
+            place = documents.index(self.oracle_context)
+        if place is None:
+            place = zlib.crc32(self.id.encode()) % (len(documents) + 1)
+            documents.insert(place, self.oracle_context)
+        return documents, place
+
+
+class Dropped(Record):
+    """A draft that became no row, and why; `reply` is all that the teacher wrote."""
+
+    FILE: ClassVar[str] = "dropped.jsonl"
+
+    chunk_id: str
+    question: str
+    reason: str
+    reply: str
 
 
 class Question(Record):
@@ -115,3 +154,17 @@ class Question(Record):
     context: Annotated[list[tuple[str, list[str]]], BeforeValidator(_pairs)]
     type: str = ""
     level: str = ""
+
+    def oracles(self) -> list[str]:
+        """The texts of the oracle paragraphs."""
+        titles = {title for title, _ in self.supporting_facts}
+        return ["".join(sentences) for title, sentences in self.context if title in titles]
+
+    def supporting_sentences(self) -> list[str]:
+        """The sentences that the supporting facts name."""
+        return [
+            sentence.strip()
+            for title, sentences in self.context
+            for place, sentence in enumerate(sentences)
+            if (title, place) in self.supporting_facts and sentence.strip()
+        ]

@@ -9,21 +9,15 @@ from typing import Any, Self
 
 from pydantic import ValidationError, field_validator, model_validator
 
-from components.core.config import SCHEME
 from components.core.errors import DataError, StorageError
+from components.core.locations import LONGEST_NAME, SCHEME, is_too_long
 from components.core.records import Record, read_json
-from components.core.storage.files import (
-    cannot_write,
-    checksum,
-    checksum_of,
-    make_readable,
-    write_json,
-)  # fmt: skip
-from components.core.storage.lock import LOCK
+from components.core.storage.files import checksum, make_readable, write_json, writing
 from components.core.storage.places import MANIFEST, File, read_file
 
 PARTIAL_MANIFEST = "manifest.partial.json"
 LEDGER = "ledger.json"
+BASE_MODEL = "base-model"  # in the manifest of a copy of a model from the hub, in place of a stage
 FOLDERS_ABOVE = 2  # in which the manifest of an artifact may be that a file or folder is part of
 AGAIN = (
     "Run the stage that made this artifact again; or, if it was changed on purpose, remove its "
@@ -45,6 +39,8 @@ class ManifestFile(Record):
         relative = PurePosixPath(path)
         if relative.is_absolute() or ".." in relative.parts or "\0" in path or not relative.parts:
             raise ValueError(f"names a file {path!r}, outside the artifact")
+        if any(part in ("", ".") or is_too_long(part) for part in path.split("/")):
+            raise ValueError(f"names a file with an empty part, or one over {LONGEST_NAME} bytes")
         return path
 
 
@@ -69,7 +65,7 @@ class Manifest(Record):
     def checked(self) -> "Manifest":
         """The same with its checksum."""
         rest = self.model_dump(mode="json", exclude={"own_crc32c"})
-        digest = checksum_of([json.dumps(rest, sort_keys=True).encode()])
+        digest = checksum(json.dumps(rest, sort_keys=True).encode())
         return self.model_copy(update={"own_crc32c": digest})
 
 
@@ -83,6 +79,14 @@ def manifest_at(location: str, name: str = MANIFEST) -> Manifest | None:
         if content := read_file(location, name):
             return Manifest.model_validate_json(content)
     return None
+
+
+def _read(folder: Path, hint: str) -> list[ManifestFile]:
+    try:
+        return read_json(folder / MANIFEST, Manifest).files
+    except DataError as error:
+        error.hint = hint
+        raise
 
 
 def begin_artifact(
@@ -103,23 +107,15 @@ def begin_artifact(
         StorageError: the folder cannot be written, or holds something else than an artifact.
         DataError: the manifest of the artifact before is damaged, so its files are not known.
     """
-    listed: list[ManifestFile] = []
-    if finished := (folder / MANIFEST).exists():
-        try:
-            listed = read_json(folder / MANIFEST, Manifest).files
-        except DataError as error:
-            error.hint = "Remove the folder, or give another --output."
-            raise
+    finished = (folder / MANIFEST).exists()
+    listed = _read(folder, "Remove the folder, or give another --output.") if finished else []
     check_output(folder, stage)
-    try:
+    with writing(folder):
         for leftover in [*folder.glob(".*" if finished else "*")]:
-            if leftover.name not in (keep, PARTIAL_MANIFEST, LOCK):
+            if leftover.name not in (keep, PARTIAL_MANIFEST):
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    write_json(
-        folder / PARTIAL_MANIFEST, Manifest(files=[], stage=stage, settings=settings).checked()
-    )
+    begun = Manifest(files=[], stage=stage, settings=settings)
+    write_json(folder / PARTIAL_MANIFEST, begun.checked())
     # Nothing of the artifact before may end up in the next: a stale adapter would be loaded.
     for entry in listed:
         with suppress(OSError):  # a name that no file of ours has
@@ -134,23 +130,22 @@ def check_output(output: Path | str, stage: str = "") -> None:
         StorageError: the output holds another stage's artifact, or, here, something else.
     """
     location = str(output)
-    names = (MANIFEST, PARTIAL_MANIFEST)
     if not location.startswith(SCHEME) and Path(location).is_dir():
+        there = {path.name for path in Path(location).iterdir()}
         # A first attempt that was killed here may have left half of the partial manifest.
-        passed_over = (LOCK, f".{PARTIAL_MANIFEST}.")
-        there = [path.name for path in Path(location).iterdir()]
-        others = [name for name in there if not name.startswith(passed_over)]
-        if others and not set(names) & set(others):
+        others = [name for name in there if not name.startswith(f".{PARTIAL_MANIFEST}.")]
+        if others and not {MANIFEST, PARTIAL_MANIFEST} & there:
             raise StorageError(
                 f"--output {location}: the folder holds something else",
                 hint="Give a new or empty folder: everything in it becomes part of the artifact.",
             )
-    found = next(filter(None, (manifest_at(location, name) for name in names)), None)
-    if found and stage and found.stage not in ("", stage):
-        raise StorageError(
-            f"--output {location}: holds what raft {found.stage} wrote",
-            hint="Give a folder of its own, or remove this one first.",
-        )
+    for name in (MANIFEST, PARTIAL_MANIFEST):
+        manifest = manifest_at(location, name) if stage else None
+        if manifest and manifest.stage not in ("", stage):
+            raise StorageError(
+                f"--output {location}: holds what raft {manifest.stage} wrote",
+                hint="Give a folder of its own, or remove this one first.",
+            )
 
 
 def finish_artifact(folder: Path, without: str = "") -> None:
@@ -166,7 +161,7 @@ def finish_artifact(folder: Path, without: str = "") -> None:
         name = path.relative_to(folder).as_posix()
         if without and f"{name}/".startswith(f"{without}/"):
             continue
-        if path.is_file() and name not in (MANIFEST, PARTIAL_MANIFEST, LOCK):
+        if path.is_file() and name not in (MANIFEST, PARTIAL_MANIFEST):
             make_readable(path)
             files.append(entry_of(folder, name))
     manifest = (begun or Manifest(files=[])).model_copy(update={"files": files})
@@ -197,24 +192,18 @@ def verify(location: Path, flag: str) -> None:
 
 
 def _manifest_of(location: Path) -> tuple[Path, list[ManifestFile]]:
-    """The artifact that a file or folder is part of, and the files that make it complete.
-
-    Raises:
-        DataError: the artifact is unfinished, or its manifest is missing or damaged.
-    """
+    """The artifact that a file or folder is part of, and the files that make it complete."""
     for folder in (location, *location.parents[:FOLDERS_ABOVE]):
         if (folder / MANIFEST).is_file():
             try:
-                return folder, read_json(folder / MANIFEST, Manifest).files
-            except DataError as error:
+                return folder, _read(folder, AGAIN)
+            except DataError:  # above, it may be something else of this name
                 if folder == location or b"crc32c" in (folder / MANIFEST).read_bytes():
-                    error.hint = AGAIN
                     raise
-                continue  # something else of this name
-        if (folder / PARTIAL_MANIFEST).exists():
+        elif (folder / PARTIAL_MANIFEST).exists():
             raise not_finished(folder)
         # Every stage leaves a ledger, and then the manifest; a run's folder may hold one, too.
-        if folder == location and (folder / LEDGER).exists():
+        elif folder == location and (folder / LEDGER).exists():
             raise DataError("its manifest.json is missing", path=folder, hint=AGAIN)
     return location, []
 
@@ -230,14 +219,9 @@ def faults(texts: Mapping[str, str], wanted: Callable[[str], bool]) -> dict[str,
         listed = Manifest.model_validate_json(texts[MANIFEST]).files
     except ValidationError:
         return {MANIFEST: "is damaged"}
-    wrong = {}
-    for entry in listed:
-        if entry.path not in texts:
-            if wanted(entry.path):
-                wrong[entry.path] = f"is listed in {MANIFEST} but missing"
-        elif checksum_of([texts[entry.path].encode()]) != entry.crc32c:
-            wrong[entry.path] = f"is damaged: its crc32c differs from {MANIFEST}"
-    return wrong
+    checked = [entry for entry in listed if entry.path in texts or wanted(entry.path)]
+    by_name = {entry.path: fault_of(texts.get(entry.path), entry) for entry in checked}
+    return {name: fault for name, fault in by_name.items() if fault}
 
 
 def not_finished(place: Path | str) -> DataError:
@@ -248,19 +232,25 @@ def not_finished(place: Path | str) -> DataError:
     )
 
 
-def fault_of(file: File | None, entry: ManifestFile) -> str:
-    """What is wrong with a file or object that a manifest lists; "" if nothing."""
+def fault_of(file: File | str | None, entry: ManifestFile) -> str:
+    """What is wrong with a file, object or text that a manifest lists; "" if nothing."""
     try:
-        if file is None or (isinstance(file, Path) and not file.is_file()):
-            return "is listed in manifest.json but missing"
-        size = file.stat().st_size if isinstance(file, Path) else file.size
-        if size != entry.size:
-            return f"has {size} bytes, manifest.json says {entry.size}"
-        if (checksum(file) if isinstance(file, Path) else file.crc32c) != entry.crc32c:
-            return "is damaged: its crc32c differs from manifest.json"
+        if isinstance(file, str):
+            size, crc32c = len(file.encode()), checksum(file.encode())
+        elif isinstance(file, Path):
+            size = file.stat().st_size
+            crc32c = checksum(file) if size == entry.size else ""
+        elif file is not None:
+            size, crc32c = file.size or 0, file.crc32c  # servers may omit a size of 0
+        else:
+            raise FileNotFoundError
+    except (FileNotFoundError, NotADirectoryError):
+        return "is listed in manifest.json but missing"
     except OSError as error:
         return f"is listed in manifest.json but cannot be read ({error.strerror})"
-    return ""
+    if size != entry.size:
+        return f"is damaged: it has {size} bytes, manifest.json has {entry.size}"
+    return "" if crc32c == entry.crc32c else "is damaged: its crc32c differs from manifest.json"
 
 
 def entry_of(folder: Path, name: str) -> ManifestFile:

@@ -3,19 +3,15 @@
 import base64
 import io
 import os
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
-from components.core.errors import StorageError, disk_is_full
+from components.core.errors import StorageError
 from components.core.records import Record
 from components.core.redaction import redact
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
 
 
 @contextmanager
@@ -25,50 +21,16 @@ def atomic_write(path: Path) -> Iterator[IO[str]]:
     Raises:
         StorageError: the folder cannot be written, or the disk is full.
     """
-    raw, temporary = _temporary(path.parent, f".{path.name}.", path)
-    try:
-        with _Redacted(io.BufferedWriter(raw), "utf-8") as file:
-            yield file
-        make_readable(temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def temporary_file(prefix: str) -> io.BufferedRandom:
-    """A file for reading and writing that is gone when it is closed.
-
-    Raises:
-        StorageError: now or at a write, temporary files cannot be written, or their disk is full.
-    """
-    folder = Path(tempfile.gettempdir())
-    raw, temporary = _temporary(folder, prefix, folder)
-    temporary.unlink()
-    return io.BufferedRandom(raw)
-
-
-def _temporary(folder: Path, prefix: str, place: Path) -> tuple["_Named", Path]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        number, name = tempfile.mkstemp(dir=folder, prefix=prefix)
-    except OSError as error:
-        raise cannot_write(place, error) from error
-    return _Named(number, "r+", place), Path(name)
-
-
-class _Named(io.FileIO):
-    """An open file whose write errors name a path: the system's own error has none."""
-
-    def __init__(self, number: int, mode: str, place: Path) -> None:
-        super().__init__(number, mode)
-        self.place = place
-
-    def write(self, data: "ReadableBuffer", /) -> int:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            return super().write(data)
-        except OSError as error:
-            raise cannot_write(self.place, error) from error
+            with temporary.open("wb") as raw, _Redacted(raw, "utf-8") as file:
+                yield file
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 class _Redacted(io.TextIOWrapper):
@@ -79,19 +41,28 @@ class _Redacted(io.TextIOWrapper):
         return len(text)
 
 
-def cannot_write(path: Path, error: OSError) -> StorageError:
-    if disk_is_full(error):
-        hint = "Make room there, or give another place: --output, or for temporary files TMPDIR."
-    else:
-        hint = (
-            "Give --output (for temporary files TMPDIR) a folder that this user may write; in "
-            'docker, pass --user "$(id -u):$(id -g)" for a mounted folder of your own.'
-        )
-    return StorageError(f"{path}: cannot write here ({error.strerror})", hint=hint)
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Name the place that cannot be written: the system's own error may have no name.
+
+    Raises:
+        StorageError: it cannot be written, or its disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        # Errors of connections are the caller's; the client's own have no number.
+        if error.errno is None or isinstance(error, ConnectionError):
+            raise
+        raise StorageError(
+            f"{place}: cannot write here ({error.strerror})",
+            hint="Give --output (for temporary files TMPDIR) a folder with room that this user may "
+            'write; in docker, pass --user "$(id -u):$(id -g)" for a mounted folder of your own.',
+        ) from error
 
 
 def make_readable(path: Path) -> None:
-    """Give a file the mode that `open` would: temporary files and safetensors are private.
+    """Give a file the mode that `open` would: safetensors are private.
 
     The next stage may run as another user.
     """
@@ -104,6 +75,12 @@ def write_json(path: Path, record: Record) -> None:
     """Write one record, indented, atomically."""
     with atomic_write(path) as file:
         file.write(record.model_dump_json(indent=2, by_alias=True) + "\n")
+
+
+def write_jsonl(path: Path, records: Iterable[Record]) -> None:
+    """Write records, one a line, atomically."""
+    with atomic_write(path) as file:
+        file.writelines(record.model_dump_json() + "\n" for record in records)
 
 
 def checked_line(body: bytes) -> bytes:
@@ -123,16 +100,12 @@ def read_checked_line(line: bytes) -> bytes:
     return body
 
 
-def checksum(path: Path) -> str:
-    """The crc32c of a file in base64, as GCS reports it."""
-    with path.open("rb") as file:
-        return checksum_of(iter(lambda: file.read(1 << 20), b""))
-
-
-def checksum_of(blocks: Iterable[bytes]) -> str:
+def checksum(content: Path | bytes) -> str:
+    """The crc32c of a file, or of bytes, in base64, as GCS reports it."""
     import google_crc32c
 
     digest = google_crc32c.Checksum()
-    for block in blocks:
-        digest.update(block)
+    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return base64.b64encode(digest.digest()).decode()

@@ -1,4 +1,7 @@
-"""Look, read, write and remove at a location, be it a folder or a `gs://` prefix."""
+"""Look, read, write and remove at a location, be it a folder or a `gs://` prefix.
+
+Every function raises a StorageError where the location is forbidden, or neither of the two.
+"""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -6,8 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
-from components.core.config import SCHEME
-from components.core.errors import AccessError, StorageError
+from components.core.errors import StorageError
 from components.core.redaction import redact
 from components.core.storage import bucket as gcs
 from components.core.storage.files import atomic_write
@@ -21,51 +23,42 @@ File = Union[Path, "Blob"]
 
 
 def files_in(location: str) -> dict[str, File]:
-    """The files at any depth of a folder or prefix, by their names within it; none is fine.
-
-    Raises:
-        StorageError: the location is forbidden, or of a kind that is not understood.
-    """
-    if location.startswith(SCHEME):
-        with gcs.explained(location):
-            return {**gcs.list_objects(*gcs.locate(location))}
-    gcs.refuse_wrong(location)
+    """The files at any depth of a folder or prefix, by their names within it; none is fine."""
+    if gcs.is_remote(location):
+        with gcs.opened(location) as (bucket, prefix):
+            return {**gcs.list_objects(bucket, prefix)}
     paths = sorted(path for path in Path(location).rglob("*") if path.is_file())
     return {path.relative_to(location).as_posix(): path for path in paths}
 
 
 def read_file(location: str, name: str) -> bytes | None:
-    """The content of a small file in a folder or prefix; None if there is none.
+    """The content of a small file in a folder or prefix; None if there is none."""
+    if not gcs.is_remote(location):
+        return _content(Path(location) / name)
+    with gcs.opened(location) as (bucket, prefix):
+        return _content(bucket.blob(f"{prefix}/{name}".lstrip("/")))
 
-    Raises:
-        StorageError: the location is forbidden, or of a kind that is not understood.
-    """
-    if location.startswith(SCHEME):
-        bucket, prefix = gcs.locate(location)
-        with gcs.explained(location):
-            blob = gcs.find_object(bucket, f"{prefix}/{name}".lstrip("/"))
-            return None if blob is None else gcs.read_object(blob)
-    gcs.refuse_wrong(location)
-    with suppress(OSError):
-        return (Path(location) / name).read_bytes()
+
+def _content(file: File) -> bytes | None:
+    """All of a file; None if it is not there, or not any more."""
+    if isinstance(file, Path):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return file.read_bytes()
+        return None
+    from google.api_core.exceptions import NotFound, PreconditionFailed
+
+    with suppress(NotFound, PreconditionFailed):
+        return gcs.read_object(file)
     return None
 
 
 def folders(location: str) -> set[str]:
-    """The names of the folders directly in a folder or prefix; none if it is not there.
-
-    Raises:
-        StorageError: the location is forbidden, or of a kind that is not understood.
-    """
+    """The names of the folders directly in a folder or prefix; none if it is not there."""
     return {name.split("/")[0] for name in files_in(location) if "/" in name}
 
 
 def is_artifact(location: str) -> bool:
-    """Whether a finished artifact is at a path or URI.
-
-    Raises:
-        StorageError: the location is forbidden, or of a kind that is not understood.
-    """
+    """Whether a finished artifact is at a path or URI."""
     return read_file(location, MANIFEST) is not None
 
 
@@ -73,61 +66,41 @@ def find(location: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, st
     """The texts under a folder or prefix, at any depth, whose file name is wanted, by full path.
 
     Raises:
-        StorageError: the location is missing, forbidden, or of a kind that is not understood.
+        StorageError: the location is missing.
     """
     files = files_in(location)
-    if not files and not location.startswith(SCHEME) and not Path(location).is_dir():
+    if not files and not gcs.is_remote(location) and not Path(location).is_dir():
         raise StorageError(f"{location}: no such folder")
     for name, file in files.items():
         if wanted(name.rpartition("/")[2]):
-            uri = f"{location.rstrip('/')}/{name}"
-            content = file.read_bytes() if isinstance(file, Path) else _read_listed(file, uri)
+            with gcs.explained(location):
+                content = _content(file)
             if content is not None:
-                yield uri, content.decode(errors="replace")
+                yield f"{location.rstrip('/')}/{name}", content.decode(errors="replace")
 
 
-def _read_listed(blob: "Blob", uri: str) -> bytes | None:
-    """The content of an object that was listed; None if it was replaced or removed since."""
-    from google.api_core.exceptions import NotFound, PreconditionFailed
-
-    with gcs.explained(uri), suppress(NotFound, PreconditionFailed):
-        return gcs.read_object(blob)
-    return None
-
-
-def put(text: str, location: str) -> None:
-    """Write one text to a local path or an object.
-
-    Raises:
-        StorageError: it cannot be written there, or the location is not understood.
-    """
-    if location.startswith(SCHEME):
-        bucket, name = gcs.locate(location)
-        with gcs.explained(location):
+def put(text: str, location: Path | str) -> None:
+    """Write one text to a local path or an object."""
+    location = str(location)
+    if gcs.is_remote(location):
+        with gcs.opened(location) as (bucket, name):
             bucket.blob(name).upload_from_string(
                 redact(text), content_type="application/json", **gcs.patiently()
             )
-        return
-    gcs.refuse_wrong(location)
-    with atomic_write(Path(location)) as file:
-        file.write(text)
+    else:
+        with atomic_write(Path(location)) as file:
+            file.write(text)
 
 
 def remove(location: str) -> None:
-    """Remove a folder or all objects under a prefix, its manifest first; none is fine.
-
-    Raises:
-        StorageError: not allowed, or the location is not understood.
-    """
-    if not location.startswith(SCHEME):
-        gcs.refuse_wrong(location)
+    """Remove a folder or all objects under a prefix, its manifest first; none is fine."""
+    if not gcs.is_remote(location):
         (Path(location) / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(location, ignore_errors=True)
         return
-    bucket, prefix = gcs.locate(location)
-    if not prefix:
-        raise StorageError(f"{location}: a whole bucket is not removed")
-    with gcs.explained(location):
+    with gcs.opened(location) as (bucket, prefix):
+        if not prefix:
+            raise StorageError(f"{location}: a whole bucket is not removed")
         objects = gcs.list_objects(bucket, prefix)
         for manifests in (True, False):
             gcs.delete_objects(
@@ -135,21 +108,13 @@ def remove(location: str) -> None:
             )
 
 
-def reachable(uri: str, *, write: bool = False) -> None:
-    """Check that something is at a URI, or that objects may be written there; changes nothing.
-
-    Raises:
-        AccessError: no credentials, or not allowed.
-        StorageError: no such bucket, nothing there, or no answer.
-    """
-    bucket, prefix = gcs.locate(uri)
-    with gcs.explained(uri):
-        if write:
-            needed = [f"storage.objects.{verb}" for verb in ("create", "delete", "get", "list")]
-            granted = bucket.test_iam_permissions(needed, timeout=20)
-            if lacking := sorted(set(needed) - set(granted)):
-                raise AccessError(f"{uri}: not allowed ({', '.join(lacking)})", hint=gcs.GRANT)
-            return
-        found = bucket.list_blobs(prefix=prefix, max_results=1, timeout=20, retry=None)
-        if next(iter(found), None) is None:
-            raise StorageError(f"{uri}: nothing there", hint="Check the bucket and the prefix.")
+def remove_files(location: str, wanted: Callable[[str], bool]) -> None:
+    """Remove the files of a folder, or the objects under a prefix, with wanted names."""
+    if not gcs.is_remote(location):
+        for path in Path(location).glob("*"):
+            if wanted(path.name):
+                path.unlink()
+        return
+    with gcs.opened(location) as (bucket, prefix):
+        objects = gcs.list_objects(bucket, prefix)
+        gcs.delete_objects(blob for name, blob in objects.items() if wanted(name))

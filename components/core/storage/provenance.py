@@ -3,10 +3,12 @@
 import json
 from typing import Any
 
-from components.core.config import INPUT, ArtifactSettings, flag
+from components.core.config import StageConfig, flag
 from components.core.errors import ConfigError, printable
+from components.core.locations import INPUT, each_location
 from components.core.progress import say
 from components.core.storage.artifacts import (
+    BASE_MODEL,
     PARTIAL_MANIFEST,
     Manifest,
     check_output,
@@ -18,7 +20,7 @@ from components.core.storage.places import files_in, read_file
 INPUTS = "inputs"
 
 
-def provenance(config: ArtifactSettings) -> dict[str, Any]:
+def provenance(config: StageConfig) -> dict[str, Any]:
     """What a manifest records: the settings, and which artifacts were the inputs, by checksum.
 
     Raises:
@@ -27,7 +29,7 @@ def provenance(config: ArtifactSettings) -> dict[str, Any]:
     return config.recorded() | {INPUTS: _input_checksums(config)}
 
 
-def is_up_to_date(config: ArtifactSettings) -> bool:
+def is_up_to_date(config: StageConfig) -> bool:
     """Whether the output holds, finished and undamaged, what these settings make; logs it.
 
     Raises:
@@ -39,10 +41,8 @@ def is_up_to_date(config: ArtifactSettings) -> bool:
     check_output(config.output, config.stage)
     if differences := _differences(config, manifest):
         message = f"--output {config.output}: holds a finished artifact of other settings: "
-        hint = "Give another --output, or make this one again with --overwrite true"
-        if "fresh" in type(config).model_fields:
-            hint += " (--fresh true throws away checkpoints, never what is finished)"
-        raise ConfigError(message + "; ".join(differences), hint=f"{hint}.")
+        hint = "Give another --output, or make this one again with --overwrite true."
+        raise ConfigError(message + "; ".join(differences), hint=hint)
     files = files_in(config.output)
     for entry in manifest.files:
         if fault_of(files.get(entry.path), entry):
@@ -59,7 +59,7 @@ def _finished(output: str) -> Manifest | None:
     return None if is_partial else manifest
 
 
-def _differences(config: ArtifactSettings, manifest: Manifest) -> list[str]:
+def _differences(config: StageConfig, manifest: Manifest) -> list[str]:
     if manifest.settings is None:
         return ["an earlier version made it, and recorded none"]
     differences = []
@@ -76,14 +76,17 @@ def _differences(config: ArtifactSettings, manifest: Manifest) -> list[str]:
     return differences
 
 
-def _input_checksums(config: ArtifactSettings) -> dict[str, list[str]]:
+def _input_checksums(config: StageConfig) -> dict[str, list[str]]:
     """The checksums of the artifacts among the inputs; "" for one that is none."""
     checksums = {}
     for name, field in type(config).model_fields.items():
         if INPUT in field.metadata:
-            value = getattr(config, name)
-            manifests = map(_finished, [value] if isinstance(value, str) else value)
-            checksums[name] = [manifest.own_crc32c if manifest else "" for manifest in manifests]
+            checksums[name] = [
+                # A hub id stands for a base model.
+                manifest.own_crc32c if manifest and manifest.stage != BASE_MODEL else ""
+                for location in each_location(getattr(config, name)) or [""]
+                for manifest in [_finished(location)]
+            ]
     return checksums
 
 

@@ -1,31 +1,40 @@
-"""A teacher behind an OpenAI-compatible endpoint.
+"""A teacher behind an OpenAI-compatible endpoint, or behind a vLLM server of the stage's own.
 
 `--teacher-concurrency` chunks are under way at once. Their drafts come in the chunks' order, while
 later chunks keep starting. Every response is stored before it is used (see `responses`).
+
+Two requests a row: one for the questions, one for each answer. Both prompts open with the same
+words and the chunk, so a prefix cache serves the second.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Generator, Iterable
+from contextlib import nullcontext, suppress
 from typing import Any
 
-from components.core.chat_protocol import Completion, Request
+from components.core.breaker import PermanentError
+from components.core.chat_protocol import CUT_OFF, FILTERED, FINISHED, Completion, Request
 from components.core.endpoint import Endpoint, EndpointSettings, connected
-from components.core.errors import StorageError
-from components.core.ledger import Ledger
+from components.core.errors import StorageError, TeacherError
+from components.core.ledger import Ledger, cost_of
+from components.core.progress import say
 from components.core.records import Chunk
 from components.generate.config import GenerateConfig
-from components.generate.teachers.dialogue import drafts_about
+from components.generate.teachers import OVER_COST, Draft
+from components.generate.teachers.dialogue import Dialogue
 from components.generate.teachers.prompts import Prompts
 from components.generate.teachers.responses import Responses, open_responses
-from components.generate.teachers.teacher import Draft
+from components.generate.teachers.vllm_server import VllmServer
 
 HEAD_START_SECONDS = 0.1
 """For the first call: if a wrong key is refused by then, it costs one call and not hundreds."""
 
 REORDER = 8
 """Chunks begun and not yet handed out, per unit of concurrency: later ones wait for a slow one."""
+
+TO_STORE = (FINISHED, CUT_OFF, FILTERED)
+"""How a reply ended that is worth keeping: others may be better when they are asked for again."""
 
 Drafts = tuple[Chunk, list[Draft]]
 
@@ -35,9 +44,14 @@ class EndpointTeacher:
 
     def __init__(self, config: GenerateConfig) -> None:
         self.config = config
-        self.name = f"openai:{config.teacher_model}"
+        self.name = f"{config.teacher}:{config.teacher_model}"
+        self.server: VllmServer | None = None
+        own: dict[str, Any] = {"url": config.teacher_endpoint}
+        if config.teacher == "vllm":
+            self.server = VllmServer(config)
+            own = {"url": self.server.url, "key": "none"}
         self.settings = EndpointSettings(
-            url=config.teacher_endpoint,
+            **own,
             model=config.teacher_model,
             concurrency=config.teacher_concurrency,
             timeout=config.teacher_timeout,
@@ -45,10 +59,20 @@ class EndpointTeacher:
             tokens_per_minute=config.teacher_tokens_per_minute,
         )
         self.prompts = Prompts(config)
+        self.over_cost = False
+        self._begun = 0
 
-    def drafts(self, chunks: Iterable[Chunk], ledger: Ledger) -> Iterator[Drafts]:
+    def drafts(self, chunks: Iterable[Chunk], ledger: Ledger) -> Generator[Drafts, None, None]:
         """See `Teacher.drafts`."""
-        with open_responses(self.config.responses) as responses, asyncio.Runner() as runner:
+        config = self.config
+        stored = config.resume_location(config.teacher_model, config.teacher_extra, config.seed)
+        if self.server:
+            ledger.own_server(self.server.gpus)
+        with (
+            self.server or nullcontext(),
+            open_responses(stored, fresh=config.fresh) as responses,
+            asyncio.Runner() as runner,
+        ):
             stream = self._stream(chunks, responses, ledger)
 
             async def following() -> Drafts | None:
@@ -57,6 +81,10 @@ class EndpointTeacher:
             try:
                 while (drafts := runner.run(following())) is not None:
                     yield drafts
+            except TeacherError:
+                if self.server and self.server.has_ended and self.server.seconds_to_start:
+                    raise self.server.failure("has ended") from None
+                raise
             finally:
                 with suppress(RuntimeError):  # it still runs when a signal has ended the run
                     runner.run(stream.aclose())
@@ -70,12 +98,13 @@ class EndpointTeacher:
         slots = asyncio.Semaphore(width)
         async with connected(self.settings, ledger) as endpoint:
             stopped = endpoint.breaker.stopped
+            dialogue = Dialogue(
+                self.prompts, lambda request: self._ask(request, endpoint, responses, ledger)
+            )
 
             async def about(chunk: Chunk) -> list[Draft]:
                 async with slots:
-                    return await drafts_about(
-                        chunk, self.prompts, lambda request: _ask(request, endpoint, responses)
-                    )
+                    return await dialogue.drafts_about(chunk)
 
             async def oldest() -> Drafts:
                 chunk, task = pending[0]
@@ -89,28 +118,49 @@ class EndpointTeacher:
             try:
                 for chunk in chunks:
                     pending.append((chunk, asyncio.create_task(about(chunk))))
-                    if len(pending) == 1 and not endpoint.breaker.worked:
+                    if len(pending) == 1 and not ledger.requests:
                         await asyncio.wait([pending[0][1]], timeout=HEAD_START_SECONDS)
                     while pending and (pending[0][1].done() or len(pending) > REORDER * width):
                         yield await oldest()
                 while pending:
                     yield await oldest()
+                if self.server:
+                    await self.server.say_cache_use(endpoint.session)
             finally:
                 for _, task in pending:
                     task.cancel()
                 await asyncio.gather(*(task for _, task in pending), return_exceptions=True)
 
+    async def _ask(
+        self, request: Request, endpoint: Endpoint, responses: Responses, ledger: Ledger
+    ) -> Completion:
+        """The completion stored for a request, or a new one, stored if it came to its end."""
+        if (stored := responses.get(request)) is not None:
+            return stored
+        self._check_cost(ledger)
+        try:
+            if self.server:
+                await self.server.ready(endpoint.session)
+                ledger.parts["server start"] = round(self.server.seconds_to_start, 3)
+            completion = await endpoint.complete(request)
+            if completion.finish_reason in TO_STORE:
+                responses.put(request, completion)
+        except (StorageError, TeacherError) as error:
+            endpoint.breaker.stop(error)  # no further call is paid that cannot be stored
+        return completion
 
-async def _ask(request: Request, endpoint: Endpoint, responses: Responses) -> Completion:
-    """The completion that was stored for a request, or a new one, which is stored first."""
-    if (stored := responses.get(request)) is not None:
-        return stored
-    completion = await endpoint.complete(request)
-    try:
-        responses.put(request, completion)
-    except StorageError as error:
-        endpoint.breaker.stop(error)  # no further call is paid that cannot be stored
-        raise
-    if not request.schema:  # the call for an answer, whose prompt opens as an earlier one
-        endpoint.ledger.count_cached(completion.tokens_cached, of=completion.tokens_in)
-    return completion
+    def _check_cost(self, ledger: Ledger) -> None:
+        """Count a request that is about to be paid for.
+
+        Raises:
+            PermanentError: with it, the run would cost more than --teacher-max-cost.
+        """
+        limit, before = self.config.teacher_max_cost, self._begun
+        self._begun += 1
+        cost = ledger.entry().cost if self.server else cost_of(self._begun)
+        if limit and (cost or 0.0) > limit:
+            self._begun = before
+            if not self.over_cost:
+                say(f"  --teacher-max-cost {limit:g} USD is reached: nothing more is asked")
+            self.over_cost = True
+            raise PermanentError(OVER_COST)

@@ -7,16 +7,18 @@ tests and the demo: its questions are as plain as its rules.
 
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from string import Template
 
 from components.core.ledger import Ledger
+from components.core.raft_form import QUOTE_BEGIN, QUOTE_END
 from components.core.records import Chunk
-from components.generate.teachers.teacher import Draft
+from components.generate.teachers import Draft
 
 ANSWER_TEMPLATE = Path(__file__).parents[1] / "prompts" / "extractive_answer.md"
+
+Fact = tuple[str, str]  # a question, and its answer
 
 MOST_SUBJECT_WORDS = 10
 MOST_ANSWER_WORDS = 8
@@ -43,31 +45,15 @@ _PARTICIPLE = (
 _PREPOSITION = "in|by|on|at|of|from|with|for|after|under"
 _CLAUSE_END = r"(?=[,;:(]|\.?$)"
 
-_PASSIVE = re.compile(
-    rf"^(?P<subject>[^,;:]+?) (?P<verb>is|was|are|were) (?P<participle>{_PARTICIPLE}) "
-    rf"(?P<preposition>{_PREPOSITION}) (?P<value>.+?){_CLAUSE_END}"
-)
-_ATTRIBUTE = re.compile(
-    rf"^The (?P<attribute>(?:[a-z-]+ ){{0,3}}[a-z-]+) of (?P<subject>[^,;:]+?) "
-    rf"(?P<verb>is|was|are|were) (?P<value>.+?){_CLAUSE_END}"
-)
-_DEFINITION = re.compile(
-    r"^(?P<subject>[^,;:]+?) (?P<verb>is|was|are|were) "
-    rf"(?P<value>(?:a|an|the|one) .+?){_CLAUSE_END}"
+_SUBJECT = r"(?P<subject>[^,;:]+?) (?P<verb>is|was|are|were)"
+_RULES = (
+    rf"{_SUBJECT} (?P<participle>{_PARTICIPLE}) (?P<preposition>{_PREPOSITION}) (?P<value>.+?)",
+    rf"The (?P<attribute>(?:[a-z-]+ ){{0,3}}[a-z-]+) of {_SUBJECT} (?P<value>.+?)",
+    rf"{_SUBJECT} (?P<value>(?:a|an|the|one) .+?)",
 )
 _NAME_OR_NUMBER = re.compile(r"(?<=[\w,;:] )(?:[A-Z][\w'-]+(?: [A-Z][\w'-]+)*|\d[\d,]*\d|\d)\b")
 _VERB = re.compile(r" (?:is|was|are|were|has|have|had|which|who|that) ")
 _BRACKETED = re.compile(r"(?<!\s)\s*\([^()]*\)")
-
-
-@dataclass(frozen=True)
-class Fact:
-    """A question that `sentence` answers with `answer`."""
-
-    question: str
-    answer: str
-    subject: str
-    sentence: str
 
 
 class ExtractiveTeacher:
@@ -82,7 +68,7 @@ class ExtractiveTeacher:
 
     def drafts(
         self, chunks: Iterable[Chunk], ledger: Ledger
-    ) -> Iterator[tuple[Chunk, list[Draft]]]:
+    ) -> Generator[tuple[Chunk, list[Draft]], None, None]:
         """See `Teacher.drafts`."""
         for chunk in chunks:
             yield chunk, self._about(chunk)
@@ -90,20 +76,25 @@ class ExtractiveTeacher:
     def _about(self, chunk: Chunk) -> list[Draft]:
         from sentencex import segment
 
+        if chunk.gold:
+            quotes = f"{QUOTE_END} {QUOTE_BEGIN}".join(chunk.gold.sentences)
+            return [self._draft(chunk.gold.question, chunk.gold.answer, quotes)]
         rng = random.Random(f"{self.seed}/{chunk.id}")
         sentences = [
             text for part in segment("en", chunk.text) if _is_statement(text := part.strip())
         ]
-        facts = _first_facts(sentences, _by_rule)
+        facts = {text: fact for text in sentences if (fact := _by_rule(text))}
         if len(facts) < self.questions_per_chunk:
-            used = {fact.sentence for fact in facts}
-            facts += _first_facts([text for text in sentences if text not in used], _by_gap)
+            others = (text for text in sentences if text not in facts)
+            facts |= {text: fact for text in others if (fact := _by_gap(text))}
         if not facts:
             return [Draft(fault="no sentence to ask about")]
-        return [
-            Draft(question=fact.question, cot_answer=self.template.substitute(vars(fact)))
-            for fact in rng.sample(facts, min(self.questions_per_chunk, len(facts)))
-        ]
+        chosen = rng.sample(list(facts.items()), min(self.questions_per_chunk, len(facts)))
+        return [self._draft(*fact, sentence) for sentence, fact in chosen]
+
+    def _draft(self, question: str, answer: str, sentence: str) -> Draft:
+        text = self.template.substitute(question=question, answer=answer, sentence=sentence)
+        return Draft(question=question, cot_answer=text)
 
 
 def _is_statement(sentence: str) -> bool:
@@ -113,22 +104,31 @@ def _is_statement(sentence: str) -> bool:
     return sentence.split(maxsplit=1)[0].lower() not in _POINTING
 
 
-def _first_facts(
-    sentences: Iterable[str], find: Callable[[str], Iterator[Fact | None]]
-) -> list[Fact]:
-    """The first fact that is found in each sentence, without what is in brackets."""
-    facts = ((next(filter(None, find(_BRACKETED.sub("", text))), None), text) for text in sentences)
-    return [replace(fact, sentence=text) for fact, text in facts if fact is not None]
-
-
-def _by_rule(sentence: str) -> Iterator[Fact | None]:
+def _by_rule(sentence: str) -> Fact | None:
     """ "E was built in V." gives "Where was E built?"; years and persons, "When" and "By whom".
 
     "The mayor of E is V." gives "Who is the mayor of E?"; of other nouns, "What is …". "E is a V."
     gives "What is E?".
     """
-    if match := _PASSIVE.match(sentence):
-        value, preposition = match["value"], match["preposition"]
+    plain = _BRACKETED.sub("", sentence)
+    for match in filter(None, (re.match(rule + _CLAUSE_END, plain) for rule in _RULES)):
+        subject, answer = match["subject"], match["value"].strip()
+        # "the film" or a clause with a verb of its own names nothing that could be looked up.
+        if subject.startswith(("The ", "A ", "An ")):
+            subject = subject[0].lower() + subject[1:]
+        named = not subject.islower() and not _VERB.search(subject)
+        short = len(subject.split()) <= MOST_SUBJECT_WORDS
+        if named and short and len(answer.split()) <= MOST_ANSWER_WORDS:
+            return _question(subject, match.groupdict()), answer
+    return None
+
+
+def _question(subject: str, parts: dict[str, str]) -> str:
+    verb, value = parts["verb"], parts["value"]
+    if attribute := parts.get("attribute"):
+        asking = "Who" if attribute.split()[-1] in _PERSONS else "What"
+        return f"{asking} {verb} the {attribute} of {subject}?"
+    if preposition := parts.get("preposition"):
         asking = f"{preposition.capitalize()} what"
         if preposition == "in" and re.fullmatch(r"\d{4}", value):
             asking = "When"
@@ -136,33 +136,17 @@ def _by_rule(sentence: str) -> Iterator[Fact | None]:
             asking = "Where"
         elif preposition == "by" and value[:1].isupper():
             asking = "By whom"
-        yield _fact(match, f"{asking} {match['verb']} {{subject}} {match['participle']}?")
-    if match := _ATTRIBUTE.match(sentence):
-        asking = "Who" if match["attribute"].split()[-1] in _PERSONS else "What"
-        yield _fact(match, f"{asking} {match['verb']} the {match['attribute']} of {{subject}}?")
-    if match := _DEFINITION.match(sentence):
-        yield _fact(match, f"What {match['verb']} {{subject}}?")
+        return f"{asking} {verb} {subject} {parts['participle']}?"
+    return f"What {verb} {subject}?"
 
 
-def _fact(match: re.Match[str], question: str) -> Fact | None:
-    subject = match["subject"]
-    # "the film" or a clause with a verb of its own names nothing that a reader could look up.
-    if subject.startswith(("The ", "A ", "An ")):
-        subject = subject[0].lower() + subject[1:]
-    if subject.islower() or _VERB.search(subject):
-        return None
-    answer = match["value"].strip()
-    if len(subject.split()) > MOST_SUBJECT_WORDS or len(answer.split()) > MOST_ANSWER_WORDS:
-        return None
-    return Fact(question.format(subject=subject), answer, subject, match.string)
-
-
-def _by_gap(sentence: str) -> Iterator[Fact | None]:
+def _by_gap(sentence: str) -> Fact | None:
     """The last name or number of a sentence becomes a gap."""
-    *_, gap = [None, *_NAME_OR_NUMBER.finditer(sentence)]
+    plain = _BRACKETED.sub("", sentence)
+    *_, gap = [None, *_NAME_OR_NUMBER.finditer(plain)]
     if gap is None:
-        return
-    statement = f"{sentence[: gap.start()]}_____{sentence[gap.end() :]}"
-    if gap.group() not in statement and len(statement.split()) >= LEAST_GAP_WORDS:
-        question = f'Which word or words fill the gap in "{statement}"?'
-        yield Fact(question, gap.group(), f'the statement "{statement}"', sentence)
+        return None
+    statement = f"{plain[: gap.start()]}_____{plain[gap.end() :]}"
+    if gap.group() in statement or len(statement.split()) < LEAST_GAP_WORDS:
+        return None
+    return f'Which word or words fill the gap in "{statement}"?', gap.group()

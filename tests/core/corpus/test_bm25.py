@@ -27,9 +27,9 @@ def test_a_search_over_blocks_gives_the_same_chunks_every_time(
     filled = [text + " hay" * 350_000 if n in (20, 40) else text for n, text in enumerate(texts)]
     blocks = Search(filled)
     assert [first for first, _ in blocks._blocks] == [0, 41]
-    found = blocks.best("Which ship carries salt?", 27)
-    assert found == Search(filled).best("Which ship carries salt?", 27)
-    assert set(found[:19]) == set(range(1, 60, 3)) - {40}, "40 is long, so its salt counts less"
+    best = blocks.best("Which ship carries salt?", 27)
+    assert best == Search(filled).best("Which ship carries salt?", 27)
+    assert set(best[:19]) == set(range(1, 60, 3)) - {40}, "40 is long, so its salt counts less"
 
 
 def test_a_search_looks_up_rare_words_first(monkeypatch: pytest.MonkeyPatch) -> None:

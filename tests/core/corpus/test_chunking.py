@@ -8,17 +8,17 @@ from components.core.corpus.chunking import Chunker, make_chunker
 from components.core.corpus.documents import read_document
 from components.core.errors import ConfigError
 from components.core.records import Document
-from components.generate.config import GenerateConfig
+from tests.conftest import by_rules
 
 
 def chunker(**settings: Any) -> Chunker:
-    return make_chunker(GenerateConfig(documents="d", output="o", **settings))
+    return make_chunker(by_rules("d", **settings))
 
 
-def test_chunks_keep_to_the_limit_and_know_their_place(shared_data: Path) -> None:
+def test_chunks_keep_to_the_limit_and_know_their_place(documents: Path) -> None:
     from semantic_text_splitter import TextSplitter
 
-    path = shared_data / "documents" / "trl_sft_trainer.md"
+    path = documents / "guide.md"
     (document,) = read_document(path, path.parent)
     chunks = chunker(chunk_tokens=128)(document)
     assert len(chunks) > 20

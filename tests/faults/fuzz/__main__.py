@@ -30,14 +30,14 @@ def main(arguments: list[str]) -> None:
     with atheris.instrument_imports(include=WATCHED):
         # Instrumented as they are imported, so before the targets are.
         for module in (
-            "components.core.raft_form", "components.core.rows", "components.core.records",
+            "components.core.raft_form", "components.core.json_entries", "components.core.records",
             "components.core.storage", "components.core.ledger", "components.core.describe",
             "components.core.pages", "components.core.kubeflow",
             "components.generate.answers", "components.generate.questions",
             "components.core.corpus.documents", "components.generate.teachers.prompts",
             "components.generate.teachers.responses", "components.eval.questions",
             "components.eval.quotes", "components.eval.generations", "pipelines.manifests",
-            "pipelines.k8s.job", "pipelines.check",
+            "pipelines.k8s.job",
             "pypdf", "markdownify",
         ):  # fmt: skip
             importlib.import_module(module)

@@ -189,6 +189,7 @@ class Driver:
             _resources(container.get("resources", {}), passed),
             _node_selector(platform, parent),
             _tolerations(platform, parent),
+            _secrets(platform, parent),
             component.get("outputDefinitions", {}),
         )
 
@@ -293,6 +294,14 @@ def _tolerations(platform: Mapping[str, Any], parent: Scope) -> list[dict[str, A
 
 def _structured(value: Any) -> Any:
     return json.loads(value) if isinstance(value, str) else value
+
+
+def _secrets(platform: Mapping[str, Any], parent: Scope) -> dict[str, str]:
+    return {
+        key["envVar"]: parent.parameter(entry["secretNameParameter"])
+        for entry in platform.get("secretAsEnv", [])
+        for key in entry["keyToEnv"]
+    }
 
 
 def _check_names(platform: Mapping[str, Any], parent: Scope) -> None:

@@ -29,6 +29,8 @@ class Pod:
     resources: dict[str, dict[str, str]]
     node_selector: dict[str, str] = field(default_factory=dict)
     tolerations: list[dict[str, Any]] = field(default_factory=list)
+    secrets: dict[str, str] = field(default_factory=dict)
+    """The secret behind each variable that has one."""
     outputs: dict[str, Any] = field(default_factory=dict)
     """The component's definitions of its outputs."""
     name: str = ""
@@ -112,13 +114,11 @@ def hardware(pod: Pod) -> Result:
     settings = {flag.removeprefix("--").replace("-", "_"): value for flag, value in flags}
     settings.pop("executor_input", None)
     try:
-        placements = HardwareConfig.parse({"output": "-", **settings}).placements()
+        resolved = HardwareConfig.parse({"output": "-", **settings}).outputs()
     except ConfigError as error:
         return Result(2, log=str(error))
     names = pod.outputs.get("parameters", {})
-    return Result(
-        outputs=json.loads(json.dumps({name: getattr(placements, name) for name in names}))
-    )
+    return Result(outputs=json.loads(json.dumps({name: getattr(resolved, name) for name in names})))
 
 
 def gate_open(_: Pod) -> Result:

@@ -21,7 +21,7 @@ from tests.pipelines.kubeflow.run import Run
 from tests.pipelines.kubeflow.specification import Refused, check_parameters, check_pipeline
 
 API = "/apis/v2beta1"
-PROXY = "/api/v1/namespaces/kubeflow/services/ml-pipeline:http/proxy"
+VERSION = re.compile(r"/pipelines/[^/]+/versions/([^/]+)")
 RUN = re.compile(r"/runs/([^:/]+)(?::(terminate|retry))?")
 
 
@@ -49,7 +49,7 @@ class KfpServer:
     experiments: list[dict[str, Any]] = field(default_factory=list)
     pipelines: list[dict[str, Any]] = field(default_factory=list)
     versions: list[dict[str, Any]] = field(default_factory=list)
-    runs: dict[str, Any] = field(default_factory=dict)
+    runs: dict[str, Run] = field(default_factory=dict)
     lock: Any = field(default_factory=threading.Lock)
     requests: list[str] = field(default_factory=list)
 
@@ -107,21 +107,17 @@ class KfpServer:
         )
         self.check(documents)
         check_parameters(documents[0], body.get("runtime_config", {}).get("parameters", {}))
-        run = self.start({**body, "created_at": now()}, documents)
+        request = {**body, "created_at": now()}
+        run = Run(request, documents, self.backend, self.executors, self.driver_faults)
         self.runs[run.id] = run
-        shown: dict[str, Any] = run.view()
-        return shown
+        return run.view()
 
     def check(self, documents: list[dict[str, Any]]) -> None:
         check_pipeline(documents)
 
-    def start(self, request: dict[str, Any], documents: list[dict[str, Any]]) -> Any:
-        return Run(request, documents, self.backend, self.executors, self.driver_faults)
-
-    def look_at(self, run: Any) -> dict[str, Any]:
+    def look_at(self, run: Run) -> dict[str, Any]:
         run.advance()
-        shown: dict[str, Any] = run.view()
-        return shown
+        return run.view()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -140,9 +136,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _serve(self, method: str) -> None:
         kfp: KfpServer = self.server.kfp  # type: ignore[attr-defined]
-        parts = urlsplit(self.path.replace("//", "/"))
-        # The way of kfp with a kubeconfig: through the API server's proxy to the service.
-        parts = parts._replace(path=parts.path.removeprefix(PROXY))
+        parts = urlsplit(self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         kfp.requests.append(f"{method} {self.path}")
         if kfp.kind == "login":
@@ -183,6 +177,9 @@ class Handler(BaseHTTPRequestHandler):
                 return kfp.upload(query, self._file(body))
             case ("POST", "/pipelines/upload_version"):
                 return kfp.upload_version(query, self._file(body))
+            case ("GET", _) if version := VERSION.fullmatch(path):
+                (found,) = [v for v in kfp.versions if v["pipeline_version_id"] == version[1]]
+                return found
             case ("GET", "/runs"):
                 return {"runs": [run.view() for run in kfp.runs.values()]}
             case ("POST", "/runs"):

@@ -1,4 +1,6 @@
-"""HotpotQA, distractor setting: ten paragraphs a question, two of which it needs. Shortened:
+"""HotpotQA, distractor setting: ten paragraphs a question, two of which it needs.
+
+A row, shortened:
 
     {"_id": "5a8b57f2", "question": "Where was Ada Voss born?", "answer": "Kelden",
      "supporting_facts": [["Ada Voss", 0]],
@@ -24,4 +26,6 @@ def read(row: object) -> EvalExample:
         answers=[item.answer],
         documents=["".join(sentences) for _, sentences in item.context],
         golden=[index for index, (title, _) in enumerate(item.context) if title in titles],
+        kind=item.type,
+        sources=sorted(titles),
     )

@@ -1,0 +1,93 @@
+"""Greedy decoding with transformers: what a chat model answers to prompts, and where it stops.
+
+Knows nothing of arms, questions or adapters: a stage loads the model that is to answer.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from components.core.models import load_config
+
+LOOP, REPEATS = 24, 3
+"""Characters at a text's end that occur so many times: words repeat, half a sentence does not."""
+
+
+class Completion(NamedTuple):
+    """The new token ids of a prompt, the end-of-sequence token included, and their text."""
+
+    ids: tuple[int, ...]
+    text: str
+    truncated: bool
+
+
+def end_tokens(source: str, tokenizer: Any) -> list[int]:
+    """Ids that end a generation: the tokenizer's and all that the model names (chat models do)."""
+    from transformers import GenerationConfig
+
+    try:
+        own = GenerationConfig.from_pretrained(source).eos_token_id
+    except OSError:  # a model without generation_config.json
+        own = load_config(source).eos_token_id
+    own = own if isinstance(own, list) else [own]
+    return sorted({token for token in (*own, tokenizer.eos_token_id) if token is not None})
+
+
+def complete(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    ends: Sequence[int],
+    show: Callable[[str], None] | None = None,
+) -> list[Completion]:
+    """Answer the prompts as one batch.
+
+    Args:
+        model: of transformers or PEFT.
+        tokenizer: its tokenizer.
+        prompts: token ids.
+        max_new_tokens: of each answer; a longer one is truncated.
+        ends: as `end_tokens` finds them.
+        show: is given the text as it is written, where there is one prompt.
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    greedy = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(ends),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    # In place of the model's own settings: some sample, some penalise repetition.
+    model.generation_config = greedy
+    padded = tokenizer.pad(
+        {"input_ids": [list(ids) for ids in prompts]}, padding_side="left", return_tensors="pt"
+    ).to(model.device)
+    with torch.inference_mode():
+        streamer = _streamer(tokenizer, show) if show else None
+        output = model.generate(**padded, generation_config=greedy, streamer=streamer)
+    completions = []
+    for new in output[:, padded["input_ids"].shape[1] :].tolist():
+        stop = next((place for place, token in enumerate(new) if token in ends), len(new) - 1)
+        ids = tuple(new[: stop + 1])
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        completions.append(Completion(ids, text, ids[-1] not in ends))
+    return completions
+
+
+def _streamer(tokenizer: Any, show: Callable[[str], None]) -> Any:
+    from transformers import TextStreamer
+
+    class Streamer(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            show(text)
+
+    return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+
+def repeats_itself(text: str) -> bool:
+    """Whether a text ends in a loop: no limit of tokens would have been enough."""
+    tail = text.strip()[-LOOP:]
+    return len(tail) == LOOP and text.count(tail) >= REPEATS

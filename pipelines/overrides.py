@@ -1,0 +1,145 @@
+"""What a run overrides of its steps' hardware, checked before the cluster sees it.
+
+`components/core/hardware.py` names which parameter overrides which step, checks how each is
+written, and resolves them in the run's first step; here the same function answers `raft submit` and
+`raft preflight`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
+
+from components.core.config import message
+from components.core.errors import ConfigError
+from components.core.gpus import RESOURCE
+from components.core.hardware import (
+    GPU_STEPS,
+    OVERRIDES,
+    TWO_JOBS,
+    WITH_GPUS,
+    CompiledPlacement,
+    HardwareConfig,
+)
+from pipelines.form import SECRETS
+from pipelines.k8s.job import CONTAINER, Job, Toleration
+from pipelines.k8s.values import Selector, check_fits
+from pipelines.manifests import Jobs
+from pipelines.stages import STAGES
+
+CHECKS: Mapping[str, TypeAdapter[Any]] = {
+    "node_selector": TypeAdapter(Selector),
+    "tolerations": TypeAdapter(list[Toleration]),
+}
+"""What Kubernetes, or GKE, allows beyond what the run's first step checks."""
+
+
+def compiled_hardware(jobs: Jobs) -> dict[str, Any]:
+    """What the Job manifests ask for, as the hardware step is given it.
+
+    Raises:
+        ConfigError: a manifest asks for no CPU or memory, which Kubeflow cannot be given.
+    """
+    hardware = {}
+    for stage in (*GPU_STEPS, TWO_JOBS, WITH_GPUS):
+        job = jobs[stage]
+        limits, requests = job.container.resources.limits, job.container.resources.requests
+        for name, example in (("cpu", "8"), ("memory", "64Gi")):
+            if not (getattr(limits, name) or getattr(requests, name)):
+                raise ConfigError(
+                    f"{job.place(*CONTAINER, 'resources')}: the step {stage} asks for no {name}",
+                    hint=f"Add resources.requests.{name}, such as {example}.",
+                )
+        resource, count = limits.accelerator
+        hardware[stage] = {
+            **({"image": job.container.image} if job.stage == TWO_JOBS else {}),
+            "gpu_resource": resource,
+            "gpu_count": str(count),
+            "cpu_request": requests.cpu or limits.cpu,
+            "cpu_limit": limits.cpu or requests.cpu,
+            "memory_request": requests.memory or limits.memory,
+            "memory_limit": limits.memory or requests.memory,
+            "node_selector": dict(job.pod.node_selector),
+            "tolerations": [
+                toleration.model_dump(by_alias=True, exclude_none=True)
+                for toleration in job.pod.tolerations
+            ],
+        }
+    return hardware
+
+
+def check_hardware(parameters: Mapping[str, Any], compiled: Mapping[str, Any]) -> None:
+    """Check what a run overrides.
+
+    Args:
+        parameters: the run's parameters by name, whatever they are about.
+        compiled: what the pipeline's manifests ask for, by their names.
+
+    Raises:
+        ConfigError: a value is not one that a cluster could take, or no machine with such GPUs has
+            as many cores or as much memory.
+    """
+    overrides = {name: parameters[name] for name in OVERRIDES if parameters.get(name)}
+    for name in CHECKS.keys() & overrides.keys():
+        try:
+            CHECKS[name].validate_python(overrides[name])
+        except ValidationError as error:
+            problem = message(error.errors()[0])
+            raise ConfigError(f"{name} {overrides[name]!r}: {problem}") from None
+    teacher = {"teacher": parameters.get("teacher", "")}
+    for stage, placement in _resolve(overrides | teacher, compiled).items():
+        requests = {"cpu": placement.cpu_request, "memory": placement.memory_request}
+        try:
+            whole = int(placement.gpu_count) * (placement.gpu_resource == RESOURCE)
+            check_fits(placement.node_selector, whole, requests)
+        except PydanticCustomError as error:
+            mine = {name: value for name, value in overrides.items() if stage in OVERRIDES[name]}
+            words = ", ".join(f"{name} {value}" for name, value in mine.items())
+            raise ConfigError(f"{stage} with {words}: {error}") from None
+
+
+def override_jobs(jobs: Jobs, parameters: Mapping[str, Any], compiled: Mapping[str, Any]) -> Jobs:
+    """The Jobs as a run has them: on its hardware, with the secrets that it names.
+
+    Args:
+        parameters: those of the run, which `check_hardware` has found right.
+        compiled: what the pipeline's manifests ask for, by their names.
+    """
+    placements = _resolve(parameters, compiled)
+    moved = {}
+    for stage in STAGES:
+        with_gpus = stage == TWO_JOBS and parameters.get("teacher") == "vllm"
+        job = jobs[WITH_GPUS if with_gpus else stage]
+        data = job.model_dump(by_alias=True, exclude_unset=True)
+        pod = data["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        if stage in placements:
+            _place(pod, container.setdefault("resources", {}), placements[stage])
+        for variable in container.get("env", ()):
+            name = parameters.get(SECRETS.get(variable["name"], ""))
+            secret = variable.get("valueFrom", {}).get("secretKeyRef", {})
+            if secret and name not in (None, secret["name"]):
+                secret |= {"name": name, "optional": False}  # who names one wants it
+        moved[stage] = Job.model_validate(data)
+    return moved
+
+
+def _place(pod: dict[str, Any], resources: dict[str, Any], placement: CompiledPlacement) -> None:
+    pod["nodeSelector"] = placement.node_selector
+    pod["tolerations"] = list(placement.tolerations)
+    count = int(placement.gpu_count)
+    gpus = {placement.gpu_resource: count} if count else {}
+    for kind, cpu, memory in (
+        ("requests", placement.cpu_request, placement.memory_request),
+        ("limits", placement.cpu_limit, placement.memory_limit),
+    ):
+        amounts = resources.get(kind, {}).items()
+        others = {name: amount for name, amount in amounts if not name.startswith("nvidia.com/")}
+        resources[kind] = others | gpus | {"cpu": cpu, "memory": memory}
+
+
+def _resolve(parameters: Mapping[str, Any], compiled: object) -> dict[str, CompiledPlacement]:
+    overrides = {name: parameters[name] for name in (*OVERRIDES, "teacher") if name in parameters}
+    config = HardwareConfig.parse({"compiled": compiled, "output": "-", **overrides})
+    return config.placements()
