@@ -48,13 +48,15 @@ class Command:
     """A command, what it reads, what of its artifact must be the same, and what is counted.
 
     flags: a word in braces is an input. files: compared byte for byte. records: JSON files, with
-    the keys that tell of time or memory. counted: the method whose calls are the work.
+    the keys that tell of time or memory. near: keys of records whose figures may differ by 1 %.
+    counted: the method whose calls are the work.
     """
 
     name: str
     flags: str
     files: tuple[str, ...] = ()
     records: dict[str, set[str]] = field(default_factory=dict)
+    near: tuple[str, ...] = ()
     counted: str = ""
 
     def same(self, artifact: Path, whole: Path) -> None:
@@ -65,6 +67,8 @@ class Command:
         for name, apart in self.records.items():
             pair = [json.loads((place / name).read_text("utf-8")) for place in (artifact, whole)]
             one, other = ({k: v for k, v in item.items() if k not in apart} for item in pair)
+            for key in self.near:
+                assert one.pop(key) == pytest.approx(other.pop(key), rel=0.01), key
             assert one == other, name
 
 
@@ -101,7 +105,10 @@ COMMANDS = {
             "quantize-check",
             "--dataset {dataset} --base-model {model} --adapter {adapter} --max-rows 8 "
             "--max-new-tokens 24",
-            files=("quantization.json", "answers.jsonl"),
+            files=("answers.jsonl",),
+            records={"quantization.json": set()},
+            # On one kind of CPU bfloat16 gave other last digits in one process than in the next.
+            near=("mean_kl", "perplexity_16bit", "perplexity_4bit"),
         ),
         Command(
             "eval",

@@ -72,6 +72,8 @@ class Mother:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.warm"],
             cwd=REPOSITORY,
+            # One thread: how threads split a sum decides its last digits.
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
