@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components.core.errors import ConfigError, ModelError, first_line
+from components.core.base_model import check_access, is_hub_id
+from components.core.errors import CannotTell, ConfigError, ModelError, first_line
 from components.core.model_files import check_not_quantized, check_place, for_gated
 from components.core.models import quiet
 from components.core.weight_sizes import nf4_bytes
@@ -210,8 +211,16 @@ def read_shape(source: str) -> Shape:
     quiet()
     if not Path(source).is_file():
         check_place(source)
+    unreached = ""
+    if is_hub_id(source):
+        try:
+            check_access(source, "main")
+        except CannotTell as error:
+            unreached = f"; {error}"  # transformers would try for half a minute
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(
+            source, trust_remote_code=False, local_files_only=bool(unreached)
+        )
         check_not_quantized(source, config)
         return Shape.read(config)
     except ModelError:
@@ -219,7 +228,7 @@ def read_shape(source: str) -> Shape:
     except Exception as error:  # transformers', the hub's, those of its HTTP library
         raise ModelError(
             f"--base-model {source}: no model can be built from its config.json "
-            f"({first_line(error)})",
+            f"({first_line(error)}{unreached})",
             hint=for_gated(source, error)
             or "Pass the folder, config.json or hub id of a causal "
             "language model that transformers knows.",

@@ -227,6 +227,13 @@ def test_settings_that_exclude_each_other(raft: Raft) -> None:
     )
 
 
+def test_a_hub_that_does_not_answer_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with pytest.raises(ModelError, match=r"127\.0\.0\.1:9/some/model/.* does not answer"):
+        read_shape("some/model")
+
+
 def test_a_wrong_path_is_not_looked_for_on_the_hub(raft: Raft, tmp_path: Path) -> None:
     profile = ("--gpu", "l4")
     assert "nope: no such folder" in raft("plan", "--base-model", "nope", *profile).stderr
