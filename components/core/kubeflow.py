@@ -168,10 +168,12 @@ class Step(BaseModel):
 
         Kubeflow uploads nothing of a step that failed, but its time was paid for.
         """
-        ledger = Ledger(stage, Path())
+        ledger, Ledger.failed = Ledger(stage, Path()), None
         try:
             yield
         except BaseException as error:
+            if Ledger.failed:
+                ledger.take_over(Ledger.failed)
             now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
             entry = ledger.entry().model_copy(
                 update={"failed": _reason(error), "repeatable": not _users_mistake(error)}

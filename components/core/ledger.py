@@ -10,7 +10,7 @@ from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import AwareDatetime, Field
 
@@ -62,7 +62,11 @@ class Ledger:
     """Measures a stage from now on, and writes `ledger.json` when it has succeeded.
 
     Use as `with Ledger("train", folder) as ledger: ...; ledger.count(tokens_in=12)`.
+
+    failed: that of the stage that has failed last in this process, for the ledger of the attempt.
     """
+
+    failed: ClassVar["Ledger | None"] = None
 
     def __init__(self, stage: str, folder: Path) -> None:
         self.stage = stage
@@ -104,6 +108,14 @@ class Ledger:
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         if error is None:
             write_json(self.folder / LEDGER, self.entry())
+        else:
+            Ledger.failed = self
+
+    def take_over(self, other: "Ledger") -> None:
+        """Have what another counted; the time is one's own."""
+        self.tokens_in, self.tokens_out = other.tokens_in, other.tokens_out
+        self.requests, self.requests_failed = other.requests, other.requests_failed
+        self.parts, self._server_gpus = other.parts, other._server_gpus
 
     def entry(self) -> LedgerEntry:
         """The entry so far."""

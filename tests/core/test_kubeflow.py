@@ -13,7 +13,7 @@ from components.core.errors import (
     TeacherError,
 )
 from components.core.kubeflow import Step, results_folder
-from components.core.ledger import LedgerEntry
+from components.core.ledger import Ledger, LedgerEntry, cost_of
 from components.core.records import QuantizationReport, read_json
 from tests.conftest import Raft
 
@@ -119,6 +119,21 @@ def test_every_failed_attempt_has_a_ledger_of_its_own(tmp_path: Path, raft: Raft
     entry = read_json(ledgers[0], LedgerEntry)
     assert entry.stage == "generate" and entry.failed.startswith("no/such: no such file")
     assert not (tmp_path / "step" / "executor_output.json").exists()
+
+
+def test_what_a_failed_attempt_has_paid_is_in_its_ledger(tmp_path: Path) -> None:
+    text = executor_input(tmp_path, dataset="Dataset")
+    for requests in (7, 0):  # the second fails before the stage counts anything
+        with pytest.raises(TeacherError), Step.parse(text).ledger_on_failure("generate"):
+            if requests:
+                with Ledger("generate", tmp_path) as ledger:
+                    ledger.count(tokens_in=70, requests=requests)
+                    raise TeacherError("does not answer")
+            raise TeacherError("does not answer")
+    first, second = sorted((tmp_path / "step" / "dataset").glob("ledger.failed-*.json"))
+    entry = read_json(first, LedgerEntry)
+    assert (entry.requests, entry.tokens_in, entry.cost) == (7, 70, cost_of(7))
+    assert read_json(second, LedgerEntry).requests == 0
 
 
 def test_a_ledger_that_cannot_be_written_does_not_hide_the_failure(
