@@ -13,7 +13,7 @@ function show() {
     row.hidden = !fits;
     shown += fits;
   }
-  count.textContent = `${shown} of ${rows.length}`;
+  count.textContent = `${shown.toLocaleString("en")} of ${rows.length.toLocaleString("en")}`;
 }
 
 // Lines are percent-encoded, because the page shows characters that hide or reverse text otherwise.
