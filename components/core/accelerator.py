@@ -26,7 +26,7 @@ class GpuStageConfig(BaseModelConfig):
 
     gpus: GpuCount = hardware_option(
         "",
-        help="GPUs that the step asks for, without which it ends at once; a pipeline fills it in. "
+        help="GPUs that the step requires; without them it exits at once. A pipeline sets this. "
         "Empty: one in a Kubernetes pod, none elsewhere.",
     )
     allow_cpu: bool = hardware_option(
@@ -48,8 +48,8 @@ def check_gpus(config: GpuStageConfig) -> None:
     present = _count()
     if present < wanted:
         raise ConfigError(
-            f"raft {config.stage} asks for {wanted} GPU{'s' * (wanted > 1)}, and this pod has "
-            f"{present} that it can use",
+            f"raft {config.stage} needs {wanted} GPU{'s' * (wanted > 1)}, and this pod has "
+            f"{present} usable",
             hint="Check the nvidia.com/gpu limit of the manifest, the node's driver, and that the "
             "image is not one for CPUs. --allow-cpu true runs on the CPU.",
         )

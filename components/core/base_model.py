@@ -127,7 +127,7 @@ def _from_state(place: str, folder: Path) -> Path | None:
     try:
         fetch(place, folder)
     except DataError as error:
-        say(f"  it is taken from the hub again: {error}")
+        say(f"  this copy is not used, the hub's is fetched again: {error}")
         return None
     return folder
 

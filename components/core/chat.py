@@ -106,7 +106,9 @@ def find_mismatch(tokenizer: "PreTrainedTokenizerBase", ends: Collection[int]) -
     prompt, answer = instruction(["A lake."], "What is it?"), f"It is. {ANSWER_MARKER} a lake"
     taught = render(tokenizer, prompt, answer)
     if taught.ids[: taught.start] != render_prompt(tokenizer, prompt):
-        return "the prompt that a model is asked with is not how the taught conversations begin"
+        return (
+            "the training conversations do not begin with the prompt that the model is asked with"
+        )
     answered = enumerate(taught.ids[taught.start :])
     # An end at once would be the answer.
     if not next((place for place, token in answered if token in ends), 0):

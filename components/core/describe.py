@@ -18,8 +18,8 @@ from components.core.records import (
 Figure = float | int | str | bool
 
 RULES_WROTE = (
-    "Rules wrote these questions (--teacher extractive), not a model: good for trials, not for a "
-    "model that is to be used."
+    "Rules wrote these questions (--teacher extractive), not a model: they are for trials only, "
+    "not for training a model that will be used."
 )
 FEW_ROWS = 200
 
@@ -28,7 +28,7 @@ def few_rows(rows: int) -> list[str]:
     """A warning where rows are too few to train on."""
     if rows >= FEW_ROWS:
         return []
-    return [f"{counted(rows, 'row')} are few: a few hundred to a thousand are wanted."]
+    return [f"Only {counted(rows, 'row')}: a few hundred to a thousand are recommended."]
 
 
 def figures(record: object) -> dict[str, Figure]:

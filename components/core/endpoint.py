@@ -278,8 +278,8 @@ class Endpoint:
         if status in range(300, 400):
             target = printable(response.headers.get("Location", "nowhere")[:300])
             return TeacherError(
-                f"{self.name}: HTTP {status} points to {target}, which is not followed: it would "
-                "be sent your documents",
+                f"{self.name}: HTTP {status} redirects to {target}; this is not followed, because "
+                "that server would receive your documents",
                 hint=f"If you trust it, give its URL without /chat/completions as {flags}-endpoint",
             )
         code, message = chat_protocol.parse_error(content)

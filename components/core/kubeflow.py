@@ -119,8 +119,8 @@ class Step(BaseModel):
         if not root.startswith(SCHEME):
             if "://" in root:
                 say(
-                    f"  {root} is not on gs://: if the pod fails, what it has done is lost with "
-                    "it; the parameter `state` of a run, a gs:// prefix, keeps it"
+                    f"  {root} is not on gs://: if the pod fails, its work is lost; to keep it, "
+                    "set the run's parameter `state` to a gs:// prefix"
                 )
             return ""
         return f"{root}/state"

@@ -246,7 +246,7 @@ def check_head_is_untied(source: str) -> None:
     config = load_config(source)
     if getattr(config, "tie_word_embeddings", False):
         raise ModelError(
-            f"--base-model {source}: its output head is its embeddings, which stay in 16 bits",
+            f"--base-model {source}: its output head shares the embeddings, which stay in 16 bits",
             hint="Use --quantize-lm-head false.",
         )
     if not torch.cuda.is_available() and config.vocab_size % 32:

@@ -58,8 +58,7 @@ class EvalConfig(GpuStageConfig):
     )
     adapter: InputLocation = input_option(
         "",
-        help="Folder with the adapter of train; it is that of the arms of the kind that it was "
-        "trained as.",
+        help="Folder with the adapter of train, used for the arms that match how it was trained.",
     )
     adapters: NamedInputs = input_option(
         {},

@@ -100,9 +100,9 @@ class GenerateConfig(CorpusOptions, StageConfig):
     teacher_max_cost: float = teacher_option(
         0.0,
         ge=0,
-        help="USD after which the teacher is asked nothing more; the dataset is finished with what "
-        "there is. By the price of a request in components/core/gpus.yaml, with vllm by that of "
-        "the GPUs' time. 0: no limit.",
+        help="Maximum cost of the teacher in USD; at the limit, the dataset is finished with the "
+        "replies so far. Computed from the price of a request in components/core/gpus.yaml, with "
+        "vllm from that of the GPUs' time. 0: no limit.",
     )
     teacher_extra: JsonObject = teacher_option(
         {},
@@ -111,9 +111,8 @@ class GenerateConfig(CorpusOptions, StageConfig):
     )
     responses: ResumeLocation = teacher_option(
         "",
-        help="Folder or gs:// prefix that stores every paid response, so that an interrupted run, "
-        "or one that makes other rows, pays for none twice. Empty: in --state, or else next to the "
-        "output.",
+        help="Folder or gs:// prefix that stores every paid response, so that no later run pays "
+        "for it again. Empty: in --state, or else next to the output.",
     )
     fresh: bool = teacher_option(
         False,
@@ -158,9 +157,9 @@ class GenerateConfig(CorpusOptions, StageConfig):
     )
     oracle_absent: Literal["answer", "no-quote", "refuse"] = row_option(
         "refuse",
-        help="What a row answers whose oracle is not shown. answer: as if it were, with quotes "
-        "from it (the paper); no-quote: the answer, without a quote; refuse: that the documents "
-        "do not hold it.",
+        help="The answer of a row whose oracle is not shown. answer: the same as with the oracle, "
+        "with quotes from it (the paper); no-quote: the answer, without a quote; refuse: that it "
+        "is not in the documents.",
     )
     validation_fraction: float = row_option(
         0.1, ge=0, le=0.5, help="Share of documents kept out of training."

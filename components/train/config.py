@@ -66,14 +66,14 @@ class TrainConfig(GpuStageConfig):
         1.0,
         ge=0,
         le=1,
-        help="Share P of the rows that show their oracle document, of those that have it; the "
+        help="Share P of the rows that show their oracle document, among rows that have one; the "
         "others are trained on the same answer without it.",
     )
     max_distractors: int = row_option(
         -1,
         ge=-1,
-        help="Distractors that a row shows; -1 is all that it has. With --keep-oracle 0, 0 is "
-        "training without documents (DSF).",
+        help="Maximum distractors shown in a row; -1: all. 0 together with --keep-oracle 0 trains "
+        "without documents (DSF).",
     )
 
     rank: int = lora_option(64, ge=1, le=1024, help="Rank r of the LoRA matrices.")
@@ -101,8 +101,8 @@ class TrainConfig(GpuStageConfig):
     )
     allow_template_mismatch: bool = input_option(
         False,
-        help="Train although the base's chat template asks in another way than it teaches, or "
-        "ends no answer; the reports then warn of it.",
+        help="Train even if the base's chat template writes another prompt for generation than "
+        "for training, or ends no answer; the reports then warn of it.",
     )
 
     epochs: float = optimizer_option(3.0, gt=0, le=1000, help="Passes over the rows.")
@@ -122,8 +122,8 @@ class TrainConfig(GpuStageConfig):
         0,
         ge=0,
         le=1024,
-        help="Passes of --batch-size rows to an optimizer step; 0: so that 16 rows share a step, "
-        "or fewer where there would be fewer than 48 steps.",
+        help="Passes of --batch-size rows per optimizer step; 0: as many as give 16 rows per step, "
+        "or fewer rows where there would be fewer than 48 steps.",
     )
     max_tokens: int = optimizer_option(
         4096,
@@ -185,8 +185,8 @@ class TrainConfig(GpuStageConfig):
         10.0,
         ge=0,
         le=10_000,
-        help="Minutes of training that a kill may cost: a checkpoint is written at the last step "
-        "within them, or later where writing would take over 5 % of the time. 0: at SIGTERM only.",
+        help="Maximum minutes of training that a kill may cost. Checkpoints are written at least "
+        "this often, or less often where that would take over 5 % of the time. 0: at SIGTERM only.",
     )
     checkpoint_steps: int = checkpoint_option(
         0,

@@ -110,7 +110,7 @@ class MergeConfig(BaseModelConfig):
 
     adapter: InputLocation = option(help="Folder with the adapter of train.", group="Inputs")
     bits: Literal["16", "4"] = option(
-        "16", help="Of the weights: 16 (bfloat16), or 4 (NF4, as bitsandbytes saves it).",
+        "16", help="Bits per weight: 16 (bfloat16), or 4 (NF4, as bitsandbytes saves it).",
         group="Output",
     )  # fmt: skip
     quantize_lm_head: bool = option(

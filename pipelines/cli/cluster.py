@@ -49,7 +49,7 @@ PODS = _together(
 )
 RETRIES = typed_flag(
     "--retries", 3, click.IntRange(min=0),
-    "How often Kubeflow is asked to retry a run that fails; not where inputs are wrong.",
+    "Maximum retries of a run that fails; one whose inputs are wrong is not retried.",
 )  # fmt: skip
 
 
@@ -143,7 +143,9 @@ def terminate(**options: Any) -> None:
 @PODS
 @text_flag("--service-account", "The pods' account. [default: the manifests']")
 @PARAMETERS
-@typed_flag("--scale-from-zero", False, bool, "GPU nodes come when needed; none must be there.")
+@typed_flag(
+    "--scale-from-zero", False, bool, "GPU nodes are started when needed; none has to exist yet."
+)
 def preflight(overlay: str, **options: Any) -> None:
     """Check quota, policies, account, secrets, nodes, teacher and base model.
 

@@ -112,10 +112,10 @@ def reproduce(study: str, output: Path, scale: str | None, seed: int) -> None:
     "--row-tokens",
     1000,
     click.IntRange(min=1),
-    "Tokens of a row in the mean; the longest is taken to have twice as many.",
+    "Mean tokens per row; the longest row is assumed to have twice as many.",
 )
 @typed_flag(
-    "--mfu", 0.35, click.FloatRange(0.01, 1), "Share of its peak that the GPU is taken to reach."
+    "--mfu", 0.35, click.FloatRange(0.01, 1), "Share of its peak that the GPU is assumed to reach."
 )  # fmt: skip
 def plan(
     base_model: str, dataset: str, rows: int, row_tokens: int, mfu: float, **flags: Any
@@ -225,7 +225,7 @@ def compile_(**options: Any) -> None:
 @click.command(cls=Command, short_help="Check Job manifests without a cluster.")
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
 def check(paths: tuple[str, ...]) -> None:
-    """Check Job manifests without a cluster: what leaves a pod waiting, or is easily mistaken.
+    """Check Job manifests without a cluster, for what leaves a pod waiting and for common mistakes.
 
     PATH is a file of manifests or a folder with a kustomization.yaml. Without a PATH: k8s/base
     and every overlay, as kubectl renders it.

@@ -44,7 +44,7 @@ def attempt(
 def test_no_gpu_in_a_pod(stage: str, flags: tuple[str, ...], wanted: str, tmp_path: Path) -> None:
     done, seconds = attempt(stage, tmp_path / "out", *flags)
     assert done.returncode == 2, done.stderr
-    assert f"raft {stage} asks for {wanted}" in done.stderr and "--allow-cpu" in done.stderr
+    assert f"raft {stage} needs {wanted}" in done.stderr and "--allow-cpu" in done.stderr
     assert seconds < 10 and not (tmp_path / "out" / "ledger.json").exists()
 
 

@@ -347,7 +347,7 @@ def test_a_redirect_takes_nothing_elsewhere(
             ask(documents, tmp_path / "out", server.endpoint)
         assert server.authorized == ["Bearer sk-secret"]
         assert other.authorized == [] and other.seen == []
-    assert f"HTTP {status} points to {target}" in str(error.value)
+    assert f"HTTP {status} redirects to {target}" in str(error.value)
 
 
 @pytest.mark.fault(

@@ -323,7 +323,7 @@ def test_rows_by_rules_and_few_rows_are_warned_of(
 ) -> None:
     make_rows(texts, tmp_path / "out", max_chunks=5)
     text = screen()
-    for warning in ("Rules wrote these questions", "4 rows are few"):
+    for warning in ("Rules wrote these questions", "Only 4 rows: "):
         assert f"WARNING: {warning}" in text
         assert warning in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "  at most 5 rows: --max-chunks 5 × --questions-per-chunk 1\n" in text

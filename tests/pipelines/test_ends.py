@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ from tests.pipelines.kubeflow.server import KfpServer
 from tests.report.test_summary import GENERATED, artifact, entry, evaluated, trained
 
 PASSED = REPORT.model_copy(update={"decision": "go"})
-MISTAKE = "--rank '5000': input should be less than or equal to 1024"
-AMOUNT = "--memory '64GB': no amount that Kubernetes knows"
+MISTAKE = "--rank '5000' (allowed: a whole number, >= 1, <= 1024)"
+AMOUNT = "--memory '64GB' (allowed: for example 64Gi)"
 AWAY = "http://teacher/v1 does not answer"
 
 
@@ -220,7 +221,7 @@ def test_ends(end: End, server: KfpServer, submitted: Leave, leave: Leave, tmp_p
     code, _, err = leave("watch", run.id, "--host", server.url, *end.flags)
     assert code == end.code, err
     text = err[err.index("# RAFT run") :]
-    assert text.splitlines()[2].startswith(end.watch.replace("`", "\\`"))
+    assert unescape(text.splitlines()[2]).startswith(end.watch.replace("`", "\\`"))
     assert ("**The gate is closed:**" in text) is (end.decision == "stop")
     assert err.count("resumes it") == end.retries
     assert [entry["state"] for entry in run.history].count("FAILED") == end.retries + bool(code)

@@ -249,7 +249,7 @@ def test_what_the_settings_can_give_is_told(submitted: Leave) -> None:
     assert "  at most 300 rows: --max-chunks 300 × --questions-per-chunk 1\n" in err
     assert "Rules wrote these questions (--teacher extractive)" in err
     _, _, err = submitted("--set", "max_chunks=50")
-    assert "  50 rows are few: a few hundred to a thousand are wanted.\n" in err
+    assert "  Only 50 rows: a few hundred to a thousand are recommended.\n" in err
 
 
 def test_the_token_comes_from_the_environment_and_is_not_printed(

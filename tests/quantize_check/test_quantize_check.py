@@ -134,7 +134,7 @@ def test_one_row_is_held_at_a_time(check: Check, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_head_that_is_the_embeddings_stays(check: Check) -> None:
-    with pytest.raises(ModelError, match="model: its output head is its embeddings"):
+    with pytest.raises(ModelError, match="model: its output head shares the embeddings"):
         check(quantize_lm_head=True)
 
 

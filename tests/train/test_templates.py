@@ -43,14 +43,14 @@ BAD = {
         USER + "{% else %}{{ eos_token }}{{ m.content }}{% endif %}{% endfor %}",
         "no token that ends a generation",
     ),
-    "a thought in the prompt alone": (OPENS_A_THOUGHT, "is not how the taught conversations"),
+    "a thought in the prompt alone": (OPENS_A_THOUGHT, "training conversations do not begin with"),
     "a space in the prompt alone": (
         USER + ANSWER + PROMPTED.replace("|assistant|>", "|assistant|> "),
-        "is not how the taught conversations",
+        "training conversations do not begin with",
     ),
     "a system turn in the prompt alone": (
         "{% if add_generation_prompt %}Be brief.{% endif %}" + USER + ANSWER + PROMPTED,
-        "is not how the taught conversations",
+        "training conversations do not begin with",
     ),
 }
 GOOD = {

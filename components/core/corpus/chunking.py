@@ -27,7 +27,7 @@ def make_chunker(options: CorpusOptions) -> Chunker:
     size, overlap, minimum = options.chunk_tokens, options.chunk_overlap, options.min_chunk_tokens
     if overlap >= size:
         raise ConfigError(
-            f"--chunk-overlap {overlap} leaves nothing of --chunk-tokens {size}",
+            f"--chunk-overlap {overlap} must be less than --chunk-tokens {size}",
             hint="A tenth of --chunk-tokens is usual.",
         )
     plain = _splitter(TextSplitter, options.tokenizer, size, overlap)

@@ -75,5 +75,5 @@ def test_a_model_folder_can_count(demo_model: Path, texts: Path) -> None:
 def test_bad_settings_are_named() -> None:
     with pytest.raises(ConfigError, match="--tokenizer 'gpt-17'"):
         chunker(tokenizer="gpt-17")
-    with pytest.raises(ConfigError, match="--chunk-overlap 64 leaves nothing of --chunk-tokens 64"):
+    with pytest.raises(ConfigError, match="--chunk-overlap 64 must be less than --chunk-tokens 64"):
         chunker(chunk_tokens=64, chunk_overlap=64)
