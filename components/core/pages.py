@@ -19,6 +19,9 @@ UNSEEN = re.compile(
     "\U000e0000-\U000e0fff]"
 )
 
+MARKUP = "\\|`*_[]#"
+"""What Markdown would read as its own."""
+
 
 class Table(NamedTuple):
     """Rows of text under headings."""
@@ -48,7 +51,12 @@ def markdown_table(table: Table) -> str:
 def plain(text: str) -> str:
     """Text on one line, escaped for Markdown."""
     escaped = html.escape(" ".join(text.split()), quote=False)
-    return "".join(f"\\{char}" if char in "\\|`*_[]#" else char for char in escaped)
+    return "".join(f"\\{char}" if char in MARKUP else char for char in escaped)
+
+
+def for_terminal(markdown: str) -> str:
+    """Markdown without the escapes of `plain`, for who reads it as it is."""
+    return html.unescape(re.sub(rf"\\([{re.escape(MARKUP)}])", r"\1", markdown))
 
 
 def as_markdown(description: Description) -> str:

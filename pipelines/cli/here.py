@@ -80,8 +80,9 @@ def run(file: Path, settings: tuple[str, ...], output: Path) -> None:
 )
 @typed_flag("--seed", 0, click.IntRange(min=0), "Seed of documents, questions and trainings.")
 def reproduce(study: str, output: Path, scale: str | None, seed: int) -> None:
-    """Reproduce the comparisons of the post (models, ranks, layers) or of the paper (RAFT, DSF,
-    retrieval, without reasoning; shares of oracles; distractors).
+    """Reproduce the comparisons of the RAFT paper (RAFT, DSF, retrieval, without reasoning; shares
+    of oracles; distractors) or of the blog post that raft-pipelines began with (models, ranks,
+    layers).
 
     \b
     Examples:

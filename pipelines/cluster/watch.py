@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from components.core.errors import RunError
+from components.core.pages import for_terminal
 from components.core.progress import say
 from components.report.summary import as_reported
 from pipelines.cluster.kubeflow import connect, explained
@@ -58,7 +59,7 @@ def watch(client: Any, host: str, run_id: str, namespace: str, retries: int) -> 
         if look_at(client, host, run_id).state in ENDED:  # nobody else has retried it
             with explained(host):
                 client._run_api.run_service_retry_run(run_id=run_id)
-    say("\n" + as_reported(outcome, results))
+    say("\n" + for_terminal(as_reported(outcome, results)))
     if outcome.state != "succeeded":
         link = _link(client, run_id)
         failure = RunError(f"run {run_id}: {problem}", hint=f"The logs: {link}")

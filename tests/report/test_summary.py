@@ -10,6 +10,7 @@ import pytest
 from components.core.chart import COLORS
 from components.core.errors import StorageError
 from components.core.ledger import LedgerEntry, RunLedger
+from components.core.pages import for_terminal, plain
 from components.core.records import (
     ArmResult,
     Comparison,
@@ -327,3 +328,10 @@ def test_a_run_without_an_evaluation_is_named(tmp_path: Path, raft: Raft) -> Non
     assert done.returncode == 2
     assert f"{tmp_path / 'empty'}: holds no finished evaluation" in done.stderr
     assert raft("compare").returncode == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["--rank 5000 (>= 1, <= 1024)", r"a*b_c \ & [x] `#1` |", "&lt; \\*"]
+)
+def test_a_terminal_shows_the_text_itself(text: str) -> None:
+    assert for_terminal(plain(text)) == text
