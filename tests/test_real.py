@@ -8,7 +8,7 @@ import pytest
 from tests.benchmarks import real
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_a_slice(
     hotpotqa: Path, smollm2_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
