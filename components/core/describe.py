@@ -21,7 +21,18 @@ RULES_WROTE = (
     "Rules wrote these questions (--teacher extractive), not a model: they are for trials only, "
     "not for training a model that will be used."
 )
+RULES_ANSWERED = (
+    "Rules wrote the answers to the given questions (--teacher extractive), not a model: they "
+    "quote the golden sentences and do not reason."
+)
 FEW_ROWS = 200
+
+
+def by_rules(teacher: str, gold_questions: str) -> list[str]:
+    """A warning where no model wrote the rows, whose questions may have been given."""
+    if teacher != "extractive":
+        return []
+    return [RULES_ANSWERED if gold_questions else RULES_WROTE]
 
 
 def few_rows(rows: int) -> list[str]:

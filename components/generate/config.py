@@ -7,7 +7,7 @@ from pydantic import field_validator, model_validator
 from components.core.accelerator import GpuCount
 from components.core.config import JsonObject, StageConfig, flag, hardware_option, option_group
 from components.core.corpus.options import CorpusOptions, chunk_option, document_option
-from components.core.describe import RULES_WROTE, few_rows
+from components.core.describe import by_rules, few_rows
 from components.core.locations import InputLocation, ResumeLocation
 
 NAME_A_MODEL = (
@@ -199,7 +199,7 @@ class GenerateConfig(CorpusOptions, StageConfig):
 
     def notes(self) -> list[str]:
         """What to know before the teacher is asked: its kind, and how many rows it can give."""
-        notes = [RULES_WROTE] if self.teacher == "extractive" else []
+        notes = by_rules(self.teacher, self.gold_questions)
         if self.max_chunks:
             most = self.max_chunks * self.questions_per_chunk
             notes.append(

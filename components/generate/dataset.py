@@ -7,7 +7,7 @@ from pathlib import Path
 from string import Template
 from typing import IO, Self
 
-from components.core.describe import RULES_WROTE, counted, few_rows
+from components.core.describe import by_rules, counted, few_rows
 from components.core.pages import REPORT
 from components.core.progress import say
 from components.core.records import Dropped, GenerationReport, RaftRow
@@ -85,9 +85,11 @@ def write_report(folder: Path, report: GenerationReport, dataset: Dataset) -> No
     put(page.render(report, dataset.lengths), folder / REPORT)
 
 
-def warnings(rows: Mapping[str, int], dropped: Mapping[str, int], teacher: str) -> list[str]:
+def warnings(
+    rows: Mapping[str, int], dropped: Mapping[str, int], teacher: str, gold_questions: str
+) -> list[str]:
     """What a reader of the rows, and of all that is made of them, must know."""
-    sentences = [RULES_WROTE] if teacher == "extractive" else []
+    sentences = by_rules(teacher, gold_questions)
     if unasked := sum(count for reason, count in dropped.items() if OVER_COST in reason):
         sentences.append(
             f"--teacher-max-cost was reached: {counted(unasked, 'question')} or chunks were not "

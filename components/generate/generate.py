@@ -107,7 +107,7 @@ def run(config: GenerateConfig) -> GenerationReport:
             bad_documents=reading.bad_documents,
             chunks_left_out=dict(reading.chunks_left_out.most_common()),
             quotes=dict(maker.quotes.most_common()),
-            warnings=warnings(dataset.rows, dataset.dropped, config.teacher),
+            warnings=warnings(dataset.rows, dataset.dropped, config.teacher, config.gold_questions),
         )
         write_report(output, report, dataset)
     finish_artifact(output)

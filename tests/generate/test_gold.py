@@ -30,6 +30,7 @@ def test_the_supporting_paragraphs_are_the_oracle_and_their_sentences_are_quoted
     made = rows_of(tmp_path)
     assert report.chunks_used == 30 and len(made) >= 28, report.dropped
     assert report.rows["validation"] == 3
+    assert report.warnings[0].startswith("Rules wrote the answers to the given questions")
     for row in made:
         question = by_text[row.question]
         assert row.answer == question.answer
