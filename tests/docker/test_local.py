@@ -27,7 +27,7 @@ from components.core.records import (
 )
 from pipelines.demo.world import articles, write_documents, write_questions
 from pipelines.trials import completed
-from tests.conftest import DATA, REPOSITORY
+from tests.conftest import DATA, REPOSITORY, lacking
 from tests.docker.engine import borrow_image, borrowed_environment, borrowed_folders
 from tests.docker.local import folder_of, run_compiled
 
@@ -249,7 +249,7 @@ def test_a_teacher_of_its_own_is_served_in_the_step(
     """
     prefix = (REPOSITORY / ".venv-vllm").resolve()
     if not (prefix / ".installed").exists():
-        pytest.skip("make test-vllm makes the environment with vLLM")
+        lacking("make .venv-vllm/.installed")
     teacher = DATA / "teacher"
     write_documents(articles(40, seed=5), tmp_path / "documents")
     ended = run(
