@@ -37,15 +37,20 @@ def split(text: str) -> list[str]:
         rest = end + len(QUOTE_END)
 
 
+def quoted(text: str) -> list[str]:
+    """What a text quotes, without empty quotes."""
+    return [quote for piece in split(text)[1::2] if (quote := piece.strip())]
+
+
 def check(text: str, documents: Sequence[str], oracles: Collection[int]) -> QuoteCounts:
     """Look the quotes of a generation up in the documents that were shown."""
     verbatim = oracle = 0
-    quoted = [quote for piece in split(text)[1::2] if (quote := piece.strip())]
-    for quote in quoted:
+    found = quoted(text)
+    for quote in found:
         numbers = places(quote, documents)
         verbatim += bool(numbers)
         oracle += not set(oracles).isdisjoint(numbers)
-    return QuoteCounts(len(quoted), verbatim, oracle)
+    return QuoteCounts(len(found), verbatim, oracle)
 
 
 def places(quote: str, documents: Sequence[str]) -> list[int]:

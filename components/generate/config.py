@@ -138,8 +138,10 @@ class GenerateConfig(CorpusOptions, StageConfig):
 
     questions_per_chunk: int = row_option(1, ge=1, le=20, help="Questions per chunk.")
     distractors: int = row_option(3, ge=0, le=50, help="Other chunks shown next to the oracle.")
-    distractor_choice: Literal["random", "bm25"] = row_option(
-        "random", help="random: any other chunks; bm25: those whose words fit the question best."
+    distractor_choice: Literal["bm25", "random"] = row_option(
+        "bm25",
+        help="bm25: the chunks whose words fit the question best, as a retriever finds them; "
+        "random: any other chunks.",
     )
     quote_similarity: float = row_option(
         0.9,

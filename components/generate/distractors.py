@@ -13,7 +13,7 @@ MOST_DRAWS = 200  # for one row, when chunk after chunk holds the answer
 
 def show(
     oracle: Chunk,
-    answer: str,
+    answers: Sequence[str],
     pool: Sequence[int],
     chunk_of: Callable[[int], Chunk],
     distractors: int,
@@ -24,13 +24,14 @@ def show(
     """The `distractors + 1` chunks of a row in the order shown, and the oracle's position.
 
     The oracle is kept with the given probability, else a further distractor takes its place and
-    the position is None (RAFT paper, section 3: P). No chunk comes twice, and where the answer is
-    a span of the oracle, no other chunk holds it; none is a part of a gold question's oracle. Work
+    the position is None (RAFT paper, section 3: P). No chunk comes twice, and what answers the
+    question in the oracle is in no other chunk; none is a part of a gold question's oracle. Work
     does not grow with the pool, which may or may not hold the oracle.
 
     Args:
         oracle: the chunk that answers the question.
-        answer: the answer.
+        answers: texts that answer the question where they stand; those that the oracle does not
+            contain forbid nothing.
         pool: numbers of the chunks to choose from.
         chunk_of: a chunk by its number.
         distractors: how many others are shown next to the oracle.
@@ -46,15 +47,15 @@ def show(
     # One more than wanted, in case the oracle itself is drawn.
     drawn = rng.sample(pool, min(wanted + 1, len(pool)))
     position = rng.randrange(wanted + 1) if keep else None
-    needle = " ".join(answer.casefold().split())
-    is_span = _holds(oracle.text, needle)
+    folded = (" ".join(answer.casefold().split()) for answer in answers)
+    needles = [needle for needle in folded if _holds(oracle.text, needle)]
     others: dict[str, Chunk] = {}
     for number in chain(best, drawn, _further(pool, rng)):
         if len(others) == wanted:
             break
         chunk = chunk_of(number)
         inside = chunk.id == oracle.id or (oracle.gold is not None and chunk.text in oracle.text)
-        if not inside and not (is_span and _holds(chunk.text, needle)):
+        if not inside and not any(_holds(chunk.text, needle) for needle in needles):
             others.setdefault(chunk.id, chunk)
     if len(others) < wanted:
         raise Unusable("too few chunks without the answer")

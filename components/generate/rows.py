@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from components.core.corpus.bm25 import Search
+from components.core.quotes import quoted
 from components.core.raft_form import (
     ANSWER_MARKER,
     NO_DOCUMENT_ANSWERS,
@@ -33,6 +34,9 @@ from components.generate.text import normalized
 SPARE_HITS = 24
 """Of a search, beyond the distractors wanted: for those that hold the answer."""
 
+PASSAGE_WORDS = 5
+"""At least so many make a quote a passage."""
+
 
 class Usable(Record):
     """A draft that passed the checks: the `place`-th about the chunk `number`."""
@@ -43,6 +47,14 @@ class Usable(Record):
     cot_answer: str
     answer: str
     quotes: dict[str, int]
+
+    def answers(self) -> list[str]:
+        """What no distractor may contain: the answer, and the passages that lead to it.
+
+        Chunks that overlap share passages. A short quote is a name, which may stand anywhere.
+        """
+        quotes = quoted(self.cot_answer)
+        return [self.answer, *(quote for quote in quotes if len(quote.split()) >= PASSAGE_WORDS)]
 
 
 @dataclass
@@ -143,7 +155,7 @@ class RowMaker:
         rng = random.Random(f"{config.seed}/{oracle.id}/{usable.place}")
         pool = split.pools[split.of(usable.number)]
         chunks, position = show(
-            oracle, usable.answer, pool, self.corpus.__getitem__, config.distractors,
+            oracle, usable.answers(), pool, self.corpus.__getitem__, config.distractors,
             config.oracle_probability, rng, self._best(usable, split),
         )  # fmt: skip
         cot_answer = usable.cot_answer

@@ -33,6 +33,8 @@ POLICIES: dict[str, dict[str, Any]] = {
     "refuse": {"oracle_probability": 0.8, "oracle_absent": "refuse"},
     "no-quote": {"oracle_probability": 0.8, "oracle_absent": "no-quote"},
 }
+CHOICES = ("bm25", "random")
+"""Of the distractors of the rows."""
 
 Samples = dict[str, list[Sample]]
 """Of one policy, by place of the oracle."""
@@ -116,7 +118,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[20, 21, 22])
     parser.add_argument("--folder", type=Path, help="keep everything here, and resume")
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
+    parser.add_argument("--distractor-choice", choices=CHOICES, default=CHOICES[0])
     given = parser.parse_args()
+    choice = {"distractor_choice": given.distractor_choice}
     found: dict[str, Samples] = {name: defaultdict(list) for name in given.policies}
     with tempfile.TemporaryDirectory() as scratch:
         for seed in given.seeds:
@@ -124,7 +128,7 @@ def main() -> None:
             if not (folder / "questions.json").exists():
                 prepare(folder, seed)
             for name in given.policies:
-                for place, samples in measure(folder, name, POLICIES[name], seed).items():
+                for place, samples in measure(folder, name, POLICIES[name] | choice, seed).items():
                     found[name][place] += samples
     print(
         "| rows without oracle | fabricate a quote, oracle absent | of all quotes | oracle present "

@@ -29,7 +29,7 @@ def shown_to(
 ) -> tuple[list[Chunk], int | None]:  # fmt: skip
     rng = random.Random(seed)
     numbers = range(len(pool))
-    return show(oracle, answer, numbers, pool.__getitem__, distractors, probability, rng, best)
+    return show(oracle, [answer], numbers, pool.__getitem__, distractors, probability, rng, best)
 
 
 @given(

@@ -11,12 +11,14 @@ import pytest
 
 from components.core import progress
 from components.core.errors import ConfigError, DataError, StorageError
+from components.core.quotes import quoted
 from components.core.records import RaftRow, read_jsonl
 from components.core.storage import verify
 from components.generate import generate
 from components.generate.config import GenerateConfig
 from components.generate.corpus import read_corpus
-from tests.generate.conftest import rows_of
+from tests.generate.conftest import asking, rows_of
+from tests.generate.teacher_server import Answer, teacher_server
 
 SCAN = "scan.pdf"
 
@@ -202,8 +204,8 @@ def test_every_quote_of_hotpotqa_is_verbatim_and_no_distractor_holds_the_answer(
 
 
 def test_hard_negatives_fit_the_question_and_hold_no_answer(hotpotqa: Path, tmp_path: Path) -> None:
-    hard = make_rows(hotpotqa, tmp_path / "hard", distractor_choice="bm25")
-    drawn = make_rows(hotpotqa, tmp_path / "drawn")
+    hard = make_rows(hotpotqa, tmp_path / "hard")
+    drawn = make_rows(hotpotqa, tmp_path / "drawn", distractor_choice="random")
 
     def common(row: RaftRow) -> float:
         words = set(row.question.casefold().split())
@@ -217,6 +219,36 @@ def test_hard_negatives_fit_the_question_and_hold_no_answer(hotpotqa: Path, tmp_
             f" {row.answer} " in text for text in row.context.sentences[0]
             if text != row.oracle_context
         )  # fmt: skip
+
+
+def test_chunks_that_overlap_the_oracle_do_not_hold_what_the_row_quotes(tmp_path: Path) -> None:
+    """The answer is in no text, so that only the quote shows which chunks answer."""
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    for number in range(6):
+        body = " ".join(f"Gate {place} of Town{number} opened in {place}." for place in range(40))
+        (folder / f"{number}.txt").write_text(body, encoding="utf-8")
+
+    def reply(body: dict[str, Any]) -> Answer:
+        prompt = body["messages"][-1]["content"]
+        sentence = re.findall(r"Gate \d+ of Town\d+ opened in \d+\.", prompt)[-1]
+        if body.get("response_format"):
+            return Answer(json.dumps({"questions": [f"Is this so: {sentence[:-1]}?"]}))
+        sentence = re.findall(r"Gate \d+ of Town\d+ opened in \d+\.", prompt)[0]
+        return Answer(f"It is. ##begin_quote##{sentence}##end_quote##\n<ANSWER>: yes")
+
+    with teacher_server(reply) as server:
+        settings = asking(
+            server, folder, tmp_path / "out", chunk_tokens=64, chunk_overlap=32, max_chunks=0,
+            oracle_probability=1.0,
+        )  # fmt: skip
+        generate.run(GenerateConfig.parse(settings))
+    made = rows_of(tmp_path / "out")
+    assert len(made) > 20
+    for row in made:
+        others = [text for text in row.context.sentences[0] if text != row.oracle_context]
+        (quote,) = quoted(row.cot_answer)
+        assert not any(quote in text for text in others), row.chunk_id
 
 
 def test_what_needs_no_document_is_checked_before_they_are_read(
