@@ -109,7 +109,8 @@ def generate(documents: Path, output: Path, **settings: Any) -> None:
     if not finished(output):
         stage.run(
             GenerateConfig(
-                documents=str(documents), teacher="extractive", output=str(output), **settings
+                documents=str(documents), teacher="extractive", output=str(output),
+                distractor_choice="random", **settings
             )
         )  # fmt: skip
 

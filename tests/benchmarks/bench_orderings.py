@@ -27,7 +27,10 @@ from pipelines.stages import run_stage
 
 SEEDS = (31, 32, 33)
 DOCUMENTS, UNSEEN_DOCUMENTS, QUESTIONS, DISTRACTORS = 300, 500, 400, 4
-ROWS = {"max_chunks": 0, "questions_per_chunk": 3, "oracle_probability": 1.0}
+ROWS = {
+    "max_chunks": 0, "questions_per_chunk": 3, "oracle_probability": 1.0,
+    "distractor_choice": "random",  # as in the published code
+}  # fmt: skip
 TRAINING = {
     "epochs": 3.0, "learning_rate": 2e-3, "alpha": 128, "batch_size": 8,
     "gradient_accumulation": 1, "gradient_checkpointing": False,

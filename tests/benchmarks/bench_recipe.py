@@ -19,7 +19,7 @@ from tests.benchmarks.bench_gate import HOTPOTQA, finished, smollm2
 
 ROWS = (100, 250)
 RATES = (1e-3, 2e-4, 3e-3)
-VALIDATION, JUDGED = 16, 40
+VALIDATION, JUDGED = 16, 125
 MAX_NEW_TOKENS = 96
 
 
