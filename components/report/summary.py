@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from components.core import card
-from components.core.config import Settings, TextList, option
+from components.core.config import Settings, TextList, input_option
 from components.core.describe import describe, duration, ledger_table
 from components.core.errors import DataError, StorageError
 from components.core.kubeflow import results_folder
@@ -37,20 +37,20 @@ class SummaryConfig(Settings):
 
     stage: ClassVar[str] = "summary"
 
-    folders: TextList = option(  # not Locations: a step of Kubeflow may have others, with a note
-        (),
-        help="Folders (local or gs://) to read, at any depth, separated by commas: a run's, or "
-        "single artifacts.",
-        group="Inputs",
+    folders: TextList = (
+        input_option(  # not Locations: a step of Kubeflow may have others, with a note
+            (),
+            help="Folders (local or gs://) to read, at any depth, separated by commas: a run's, or "
+            "single artifacts.",
+        )
     )
-    status: str = option(
-        "", help="How the run ended, as JSON with a state; Kubeflow gives it.", group="Inputs"
+    status: str = input_option(
+        "", help="How the run ended, as JSON with a state; Kubeflow gives it."
     )
-    state: str = option(
+    state: str = input_option(
         "",
         help="The run's field `state`. Where the run's own folder is not on gs://, its results are "
         "read from the copies that its steps put there.",
-        group="Inputs",
     )
 
 
