@@ -92,9 +92,6 @@ class ServeConfig(Options):
     name: str = server_option(NAME, pattern=r"^\w[\w.-]*$", help="What requests call the adapter.")
     host: str = server_option("127.0.0.1", help="Address to listen at.")
     port: int = server_option(8000, ge=1, le=65_535, help="Port to listen at.")
-    max_lora_rank: int = server_option(
-        0, ge=0, help="Largest rank of adapters; 0 is what this one needs."
-    )
     dtype: Literal["auto", "bfloat16", "float32"] = server_option(
         "auto", help="Type of the weights; auto is that of the base model."
     )
