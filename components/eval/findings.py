@@ -134,10 +134,11 @@ def _unless_a_prompt_does(tuned: str, evaluation: Evaluation) -> str:
 def split_gain(evaluation: Evaluation) -> list[str]:
     """How much of the gain a prompt alone gives, and how much the training adds, in sentences."""
     gain = evaluation.tuning_effect("f1")
+    if gain is None:
+        return []
     sentences = []
-    for item in _against_prompts(gain.arm, evaluation) if gain else ():
-        prompted = evaluation.comparison(item.baseline, gain.baseline, "f1") if gain else None
-        if gain and prompted:
+    for item in _against_prompts(gain.arm, evaluation):
+        if prompted := evaluation.comparison(item.baseline, gain.baseline, "f1"):
             name = label(item.baseline, evaluation)
             sentences.append(
                 f"{name} differs from {label(gain.baseline, evaluation)} by "

@@ -71,7 +71,7 @@ def render(
         links=links,
         shown=ANSWER_CHARACTERS,
         questions=questions,
-        outcomes={name: outcomes[name] for name in OUTCOMES} if "" not in outcomes else {},
+        outcomes={name: outcomes[name] for name in OUTCOMES.values()} if "" not in outcomes else {},
         kinds=kinds,
         kind_numbers={kind.name: number for number, kind in enumerate(kinds, start=1)},
         documents=by_document(questions, evaluation),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from components.core.decoding import end_tokens
 from components.core.describe import describe
-from components.core.errors import DataError, OutOfMemory
+from components.core.errors import DataError
 from components.core.fingerprints import check_base, read_training
 from components.core.ledger import Ledger
 from components.core.model_files import MERGED
@@ -22,10 +22,10 @@ from components.core.models import (
     check_head_is_untied,
     context_length,
     free_memory,
-    lacks_memory,
     load_4bit,
     load_model,
     load_tokenizer,
+    memory_explained,
     save_merged,
 )
 from components.core.pages import REPORT, as_page, links_to
@@ -79,17 +79,13 @@ def run(config: QuantizeCheckConfig) -> QuantizationReport:
         # Next to the output, whose disk has room for a model.
         with tempfile.TemporaryDirectory(prefix=MERGED, dir=output) as scratch:
             merged = Path(scratch) / f"{MERGED}model"
-            try:
+            with memory_explained(
+                "the memory cannot hold the model in 16 and in 4 bits at once",
+                hint="An 8B model needs about 24 GB for both, and 32 GB while the adapter is "
+                "merged. Use a larger GPU (k8s/overlays), or lower --batch-size, --max-new-tokens "
+                "or --max-tokens.",
+            ):
                 report, pairs = _compare(config, tokenizer, rows, too_long, merged, ledger)
-            except (MemoryError, RuntimeError) as error:
-                if not lacks_memory(error):
-                    raise
-                raise OutOfMemory(
-                    "the memory cannot hold the model in 16 and in 4 bits at once",
-                    hint="An 8B model needs about 24 GB for both, and 32 GB while the adapter is "
-                    "merged. Use a larger GPU (k8s/overlays), or lower --batch-size, "
-                    "--max-new-tokens or --max-tokens.",
-                ) from error
         training = read_training(config.adapter)
         if training and training.template_mismatch:
             verdict = f"{report.verdict}. {training.template_mismatch}"

@@ -7,7 +7,7 @@ Writes `summary.md`, `ledger.json` (the whole run's `RunLedger`) and, of evaluat
 `comparison.html`; of a run with one adapter also `card.md`, its model card with the figures.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -21,7 +21,7 @@ from components.core.ledger import LedgerEntry, RunLedger, total
 from components.core.locations import SCHEME
 from components.core.pages import as_markdown, markdown_table, plain
 from components.core.progress import headline, say
-from components.core.records import Evaluation, GenerationReport, TrainingRecord
+from components.core.records import Evaluation, GenerationReport, Record, TrainingRecord
 from components.core.storage import LEDGER, begin_artifact, finish_artifact, put, write_json
 from components.core.use_it import use_it
 from components.report import comparison
@@ -149,16 +149,18 @@ def render(results: RunResults, outcome: Iterable[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _places(results: RunResults) -> Iterable[str]:
-    """Where the adapters and reports are; an evaluation contains a copy of a training record."""
-    places = {}
-    for path, record in results.records.items():
-        folder = path.rpartition("/")[0]
+def _by_folder(results: RunResults) -> dict[str, Record]:
+    """What each folder is about: an evaluation's has a copy of a training record, too."""
+    return {path.rpartition("/")[0]: record for path, record in results.records.items()}
+
+
+def _places(results: RunResults) -> Iterator[str]:
+    """Where the adapters and reports are."""
+    for folder, record in _by_folder(results).items():
         if isinstance(record, TrainingRecord):
-            places[folder] = f"Adapter: `{folder}`"
+            yield f"Adapter: `{folder}`"
         elif isinstance(record, Evaluation):
-            places[folder] = f"Report: `{folder}/report.html`"
-    return places.values()
+            yield f"Report: `{folder}/report.html`"
 
 
 class _Tuned(NamedTuple):
@@ -172,7 +174,7 @@ class _Tuned(NamedTuple):
 
 def _tuned(results: RunResults) -> _Tuned | None:
     """None where a run has several adapters, of which its reader chooses one, or none."""
-    by_folder = {path.rpartition("/")[0]: one for path, one in results.records.items()}
+    by_folder = _by_folder(results)
     evaluations = {at: one for at, one in by_folder.items() if isinstance(one, Evaluation)}
     adapters = {at: one for at, one in by_folder.items() if isinstance(one, TrainingRecord)}
     if len(adapters) != 1 or len(evaluations) > 1:
