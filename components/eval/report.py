@@ -28,10 +28,6 @@ from components.eval.breakdown import (
 )
 
 FOLDER = Path(__file__).parent
-MAX_QUESTIONS = 3000
-MAX_DETAILED = 50  # of each outcome, with documents and generations: a page is to load at once
-MAX_CHARACTERS = 1500
-MAX_KINDS = 12
 
 
 def render(
@@ -44,7 +40,7 @@ def render(
 
     Args:
         evaluation: figures; its warnings are shown.
-        samples: of all arms; the answers of the first `MAX_QUESTIONS` questions are shown.
+        samples: of all arms; the first 3,000 questions are shown.
         quantization: the verdict on 4-bit weights, where quantize-check ran.
         links: to other pages of the run.
     """
@@ -63,7 +59,6 @@ def render(
         evaluation=evaluation,
         verdict=findings.verdict(evaluation),
         form=findings.form_or_substance(evaluation),
-        split=findings.split_gain(evaluation),
         f1_gain=evaluation.tuning_effect("f1"),
         contains_gain=evaluation.tuning_effect("contains"),
         chart=_chart(evaluation),
@@ -75,10 +70,6 @@ def render(
         kinds=kinds,
         kind_numbers={kind.name: number for number, kind in enumerate(kinds, start=1)},
         documents=by_document(questions, evaluation),
-        max_questions=MAX_QUESTIONS,
-        max_detailed=MAX_DETAILED,
-        max_characters=MAX_CHARACTERS,
-        max_kinds=MAX_KINDS,
     )
 
 

@@ -137,7 +137,6 @@ def _quantized(arms: Sequence[ArmResult]) -> list[tuple[ArmResult, ArmResult]]:
 
 
 def _values(samples: Sequence[Sample], metric: str) -> list[float]:
-    """One metric, question by question."""
     measure = DERIVED.get(metric) or attrgetter(metric)
     return [float(measure(sample)) for sample in samples]
 

@@ -88,7 +88,6 @@ def _load(requests: Sequence[Request], adapters: Sequence[str], config: EvalConf
 
 
 def _add_adapters(llm: Any, adapters: Sequence[str], config: EvalConfig) -> dict[str, Any]:
-    """vLLM's request for each adapter, by its folder."""
     from vllm.lora.request import LoRARequest
 
     loras = {}

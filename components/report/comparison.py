@@ -158,7 +158,6 @@ def render(trials: Sequence[Trial]) -> str:
 
 
 def _gain(evaluation: Evaluation) -> str:
-    """Tuned against base, question by question."""
     gain = evaluation.tuning_effect("f1")
     if gain is None:
         return "–"

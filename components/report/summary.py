@@ -155,7 +155,6 @@ def _by_folder(results: RunResults) -> dict[str, Record]:
 
 
 def _places(results: RunResults) -> Iterator[str]:
-    """Where the adapters and reports are."""
     for folder, record in _by_folder(results).items():
         if isinstance(record, TrainingRecord):
             yield f"Adapter: `{folder}`"
