@@ -5,13 +5,14 @@ without the settings behind it.
 """
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from components.core.chart import f1_chart
 from components.core.describe import counted, with_interval
 from components.core.pages import Table, html_table, page
-from components.core.records import ArmResult, Evaluation, Record, TrainingRecord
+from components.core.records import ArmResult, Evaluation, TrainingRecord
 from components.report import figures
+from components.report.results import RunResults
 from components.report.trial import Trial, score_of
 
 CONDITIONS = ("questions", "task", "distractors", "oracle", "max_new_tokens", "seed")
@@ -33,16 +34,11 @@ STYLE = (
 )
 
 
-def find_trials(records: Mapping[str, Record]) -> list[Trial]:
-    """The evaluations among records by path, each with the training record in its folder."""
-    trials = []
-    for path, record in records.items():
-        if isinstance(record, Evaluation):
-            folder = path.rpartition("/")[0]
-            training = records.get(f"{folder}/{TrainingRecord.FILE}")
-            known = training if isinstance(training, TrainingRecord) else None
-            trials.append(Trial(record, known, folder))
-    return trials
+def find_trials(results: RunResults) -> list[Trial]:
+    """The evaluations of a run, each with the training record in its folder."""
+    trainings = results.of(TrainingRecord)
+    evaluations = results.of(Evaluation).items()
+    return [Trial(one, trainings.get(folder), folder) for folder, one in evaluations]
 
 
 def difference(trials: Sequence[Trial]) -> str:

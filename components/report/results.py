@@ -8,7 +8,7 @@ results too.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -24,6 +24,8 @@ from components.core.records import (
     TrainingRecord,
 )
 from components.core.storage import LEDGER, MANIFEST, faults, find, is_artifact, put
+
+Kind = TypeVar("Kind", bound=Record)
 
 FAILED_LEDGER = "ledger.failed-"
 STAGES = ("generate", "train", "quantize-check", "eval")
@@ -48,6 +50,11 @@ class RunResults(NamedTuple):
     entries: list[LedgerEntry]
     failures: list[LedgerEntry]
     notes: list[str]
+
+    def of(self, kind: type[Kind]) -> dict[str, Kind]:
+        """The records of one kind, by their folders."""
+        records = self.records.items()
+        return {path.rpartition("/")[0]: one for path, one in records if isinstance(one, kind)}
 
 
 def read_runs(folders: Iterable[str], state: str) -> RunResults:
