@@ -1,7 +1,6 @@
 """vLLM as the engine of several arms: one base model, requests with and without adapters mixed."""
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -31,10 +30,8 @@ def with_vllm(requests: Sequence[Request], config: EvalConfig) -> Iterator[Answe
     llm = _load(requests, adapters, config)
     try:
         loras = _add_adapters(llm, adapters, config)
-        waiting: dict[str, Request] = {}
-        for number, request in enumerate(requests):
-            name = f"{number}-{time.monotonic_ns()}"
-            waiting[name] = request
+        waiting = {str(number): request for number, request in enumerate(requests)}
+        for name, request in waiting.items():
             llm.llm_engine.add_request(
                 name,
                 {"prompt_token_ids": list(request.ids)},
