@@ -61,7 +61,8 @@ def run(config: EvalConfig) -> Evaluation:
     arms = config.variants()
     for arm in arms:
         if arm.folder:
-            verify(Path(arm.folder), "--adapter")
+            flag = "--adapter" if arm.folder == config.adapter else "--adapters"
+            verify(Path(arm.folder), flag)
             check_adapter(arm.folder, merge=arm.bits == 4)
     quantization = None
     if config.quantization:
