@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.core.chat import adopt_template
-from components.core.errors import MissingDependencyError, ModelError, first_line
+from components.core.errors import MissingDependencyError, ModelError, OutOfMemory, first_line
 from components.core.model_files import (
     MERGED,
     OTHER_BASE,
@@ -306,6 +306,17 @@ def lacks_memory(error: BaseException) -> bool:
     signs = ("out of memory", "not enough memory", "can't allocate", "no available memory",
              "free memory on device", "larger than the available kv cache")  # fmt: skip
     return isinstance(error, MemoryError) or any(sign in message for sign in signs)
+
+
+@contextmanager
+def memory_explained(problem: str, hint: str) -> Iterator[None]:
+    """Turn what is raised where memory runs out into an OutOfMemory that names what to change."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, ValueError) as error:
+        if not lacks_memory(error):
+            raise
+        raise OutOfMemory(problem, hint=hint) from error
 
 
 def free_memory() -> None:

@@ -6,7 +6,7 @@ that could hide or reverse text are made visible.
 
 import html
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -145,6 +145,25 @@ def page(title: str, body: str, style: str = "") -> str:
         f"<title>{html.escape(title)}</title>\n<style>{STYLE}{style}</style>\n"
         f"<h1>{html.escape(title)}</h1>\n{body}\n</html>\n"
     )
+
+
+def render_template(
+    path: Path, filters: Mapping[str, Callable[..., object]] | None = None, **values: object
+) -> str:
+    """A page of jinja's, for what is more than a table: all that the template prints is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(path.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # Only text that jinja still has to escape is changed.
+        finalize=lambda value: show_unseen(value) if type(value) is str else value,
+    )
+    environment.filters |= filters or {}
+    return environment.get_template(path.name).render(values)
 
 
 def as_page(description: Description, links: Iterable[Link] = ()) -> str:

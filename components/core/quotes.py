@@ -53,6 +53,18 @@ def check(text: str, documents: Sequence[str], oracles: Collection[int]) -> Quot
     return QuoteCounts(len(found), verbatim, oracle)
 
 
+def marked(text: str, documents: Sequence[str]) -> list[tuple[str, str]]:
+    """A text cut at its quotes, for a page: each part is plain (""), or a quote `found` or `lost`.
+
+    Found is what any document contains, however short.
+    """
+    marks = {True: "found", False: "lost"}
+    return [
+        (piece, marks[any(piece.strip() in one for one in documents)] if number % 2 else "")
+        for number, piece in enumerate(split(text))
+    ]
+
+
 def places(quote: str, documents: Sequence[str]) -> list[int]:
     """Which documents contain a quote; one shorter than `SHORTEST` must be a whole document."""
     quote = quote.strip()

@@ -4,7 +4,7 @@ Whatever depends on an arm reads these entries (or their copy in `results.json`)
 An adapter of `--adapters` whose name no arm has becomes an arm like `raft`, named `raft:NAME`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from components.core.raft_form import instruction
@@ -15,14 +15,23 @@ from components.eval.questions import EvalExample
 class Prompt(NamedTuple):
     """How an arm is asked.
 
-    write: from an example, and the rows shown as examples, to the user's turn. marker: whether an
-    answer is expected after RAFT's answer marker; without one, any text is an answer. examples:
-    how many training rows are shown.
+    template: the user's turn, with the fields that `write` fills in. marker: whether an answer is
+    expected after RAFT's answer marker; without one, any text is an answer. examples: how many
+    training rows are shown.
     """
 
-    write: Callable[[EvalExample, Sequence[RaftRow]], str]
+    template: str
     marker: bool
     examples: int = 0
+
+    def write(self, example: EvalExample, rows: Sequence[RaftRow] = ()) -> str:
+        """The user's turn about an example, below the rows that are shown with their answers."""
+        shown = "".join(f"{row.instruction}\n{row.cot_answer}\n\n" for row in rows)
+        return shown + self.template.format(
+            raft=instruction(example.documents, example.question),
+            documents="\n\n".join(example.documents),
+            question=example.question,
+        )
 
 
 class Arm(NamedTuple):
@@ -43,39 +52,24 @@ class Arm(NamedTuple):
     folder: str = ""
 
 
-def _raft(example: EvalExample, rows: Sequence[RaftRow] = ()) -> str:
-    examples = "".join(f"{row.instruction}\n{row.cot_answer}\n\n" for row in rows)
-    return examples + instruction(example.documents, example.question)
-
-
-def _retrieval(example: EvalExample, rows: Sequence[RaftRow] = ()) -> str:
-    context = "\n\n".join(example.documents)
-    return (
-        f"Context information is below.\n\n{context}\n\n"
-        "Given the context information and not prior knowledge, answer the question in a few "
-        f"words.\nQuestion: {example.question}\nAnswer:"
-    )
-
-
-def _closed(example: EvalExample, rows: Sequence[RaftRow] = ()) -> str:
-    return f"Answer the question in a few words.\nQuestion: {example.question}\nAnswer:"
-
-
-def _question(example: EvalExample, rows: Sequence[RaftRow] = ()) -> str:
-    return instruction((), example.question)
-
-
 PROMPTS = {
     # as RAFT is trained: documents between tags, then the question
-    "raft": Prompt(_raft, marker=True),
+    "raft": Prompt("{raft}", marker=True),
     # the same below two training rows with their answers: what a prompt alone can do
-    "examples": Prompt(_raft, marker=True, examples=2),
+    "examples": Prompt("{raft}", marker=True, examples=2),
     # as domain fine-tuning (DSF) is trained: the question alone
-    "question": Prompt(_question, marker=True),
+    "question": Prompt("{question}", marker=True),
     # plain retrieval, for a model that was not taught RAFT's format
-    "rag": Prompt(_retrieval, marker=False),
+    "rag": Prompt(
+        "Context information is below.\n\n{documents}\n\n"
+        "Given the context information and not prior knowledge, answer the question in a few "
+        "words.\nQuestion: {question}\nAnswer:",
+        marker=False,
+    ),
     # no documents: what the model knows by heart
-    "closed": Prompt(_closed, marker=False),
+    "closed": Prompt(
+        "Answer the question in a few words.\nQuestion: {question}\nAnswer:", marker=False
+    ),
 }
 
 FULL = (

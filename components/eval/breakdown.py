@@ -9,8 +9,13 @@ from typing import NamedTuple
 from components.core.metrics import contains, normalize, score
 from components.core.records import Evaluation, Sample
 
-OUTCOMES = ("lost", "both wrong", "both right", "won")
-"""Of a question, by whether the base and the tuned model's generations contain the answer."""
+OUTCOMES = {
+    (False, True): "lost",
+    (False, False): "both wrong",
+    (True, True): "both right",
+    (True, False): "won",
+}
+"""Of a question, by whether the tuned and the base model's generations contain the answer."""
 
 QUESTION_WORDS = ("who", "whose", "whom", "what", "which", "when", "where", "why", "how")
 CLOSED = ("is", "are", "was", "were", "do", "does", "did", "has", "have", "had", "can", "could")
@@ -50,15 +55,10 @@ def by_question(samples: Iterable[Sample], evaluation: Evaluation) -> list[Answe
     for group in members.values():
         arms = {sample.arm: sample for sample in group}
         tuned, base = arms[gain.arm], arms[gain.baseline]
-        outcome = {
-            (False, True): "lost",
-            (False, False): "both wrong",
-            (True, True): "both right",
-            (True, False): "won",
-        }[tuned.contains, base.contains]
-        change = (tuned.em - base.em, tuned.f1 - base.f1)
-        ranked.append((OUTCOMES.index(outcome), change, Answered(outcome, kind_of(tuned), group)))
-    return [question for _, _, question in sorted(ranked, key=lambda entry: entry[:2])]
+        outcome = tuned.contains, base.contains
+        rank = ([*OUTCOMES].index(outcome), tuned.em - base.em, tuned.f1 - base.f1)
+        ranked.append((rank, Answered(OUTCOMES[outcome], kind_of(tuned), group)))
+    return [question for _, question in sorted(ranked, key=lambda entry: entry[0])]
 
 
 def kind_of(sample: Sample) -> str:

@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 
 from components.core import decoding
 from components.core.decoding import Completion
-from components.core.errors import MissingDependencyError, OutOfMemory
+from components.core.errors import MissingDependencyError
 from components.core.models import (
     add_adapter,
     choose_dtype,
     free_memory,
-    lacks_memory,
     load_4bit,
     load_model,
     load_tokenizer,
+    memory_explained,
 )
 from components.core.weight_sizes import weight_bytes
 from components.eval.arms import Arm
@@ -111,14 +111,10 @@ def generate(
     from components.eval.vllm_engine import with_vllm
 
     engine = with_vllm if name == "vllm" else with_transformers
-    try:
+    names = ", ".join(dict.fromkeys(request.arm.name for request in requests))
+    batch = f" at --batch-size {config.batch_size}" * (name == "transformers")
+    with memory_explained(f"arm {names}: the memory ran out{batch}", hint=SMALLER):
         yield from engine(requests, config)
-    except (MemoryError, RuntimeError, ValueError) as error:
-        if not lacks_memory(error):
-            raise
-        names = ", ".join(dict.fromkeys(request.arm.name for request in requests))
-        batch = f" at --batch-size {config.batch_size}" * (name == "transformers")
-        raise OutOfMemory(f"arm {names}: the memory ran out{batch}", hint=SMALLER) from error
 
 
 def with_transformers(requests: Sequence[Request], config: EvalConfig) -> Iterator[Answers]:

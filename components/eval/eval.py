@@ -35,7 +35,6 @@ from components.core.storage import (
     write_jsonl,
 )
 from components.eval import findings, report, scores
-from components.eval.arms import Arm
 from components.eval.config import EvalConfig
 from components.eval.engines import choose_engine, group_arms
 from components.eval.inference import PARTIAL, ArmRun, run_arms
@@ -60,7 +59,11 @@ def run(config: EvalConfig) -> Evaluation:
     """
     output = Path(config.output)
     arms = config.variants()
-    _check_adapters(config, arms)
+    for arm in arms:
+        if arm.folder:
+            flag = "--adapter" if arm.folder == config.adapter else "--adapters"
+            verify(Path(arm.folder), flag)
+            check_adapter(arm.folder, merge=arm.bits == 4)
     quantization = None
     if config.quantization:
         verify(Path(config.quantization), "--quantization")
@@ -111,14 +114,6 @@ def run(config: EvalConfig) -> Evaluation:
     return evaluation
 
 
-def _check_adapters(config: EvalConfig, arms: Sequence[Arm]) -> None:
-    for arm in arms:
-        if arm.folder:
-            flag = "--adapter" if arm.folder == config.adapter else "--adapters"
-            verify(Path(arm.folder), flag)
-            check_adapter(arm.folder, merge=arm.bits == 4)
-
-
 def _examples(config: EvalConfig) -> tuple[list[EvalExample], list[float]]:
     """The questions to ask, and the recall of each where their documents are looked up."""
     source = config.questions or config.dataset
@@ -135,7 +130,6 @@ def _examples(config: EvalConfig) -> tuple[list[EvalExample], list[float]]:
 
 
 def _links(config: EvalConfig) -> list[Link]:
-    """Links to the pages of what was evaluated."""
     folders = (
         ("generate", config.dataset or config.questions),
         ("train", config.main_adapter),

@@ -120,44 +120,17 @@ def verdict(evaluation: Evaluation) -> str:
 
 def _unless_a_prompt_does(tuned: str, evaluation: Evaluation) -> str:
     """What to add to the verdict where the tuned arm does not beat examples in a prompt."""
-    for item in _against_prompts(tuned, evaluation):
+    for item in evaluation.comparisons:
+        if (item.arm, item.metric) != (tuned, "f1"):
+            continue
         baseline = evaluation.arm(item.baseline)
-        if PROMPTS[baseline.prompt].examples and item.ci[0] <= 0:
+        if not baseline.tuned and PROMPTS[baseline.prompt].examples and item.ci[0] <= 0:
             verb = "does worse than" if item.ci[1] < 0 else "is not shown to beat"
             name, other = evaluation.arm(tuned).label, label(item.baseline, evaluation)
             difference = with_interval(item, evaluation)
             score = f"{evaluation.metric} {baseline.f1:.3f}"
             return f"; {name} {verb} {other}, with {score}: {difference}"
     return ""
-
-
-def split_gain(evaluation: Evaluation) -> list[str]:
-    """How much of the gain a prompt alone gives, and how much the training adds, in sentences."""
-    gain = evaluation.tuning_effect("f1")
-    sentences = []
-    for item in _against_prompts(gain.arm, evaluation) if gain else ():
-        prompted = evaluation.comparison(item.baseline, gain.baseline, "f1") if gain else None
-        if gain and prompted:
-            name = label(item.baseline, evaluation)
-            sentences.append(
-                f"{name} differs from {label(gain.baseline, evaluation)} by "
-                f"{with_interval(prompted, evaluation)} in {evaluation.metric}, "
-                f"and {label(gain.arm, evaluation)} from {name} by "
-                f"{with_interval(item, evaluation)}."
-            )
-    return sentences
-
-
-def _against_prompts(tuned: str, evaluation: Evaluation) -> list[Comparison]:
-    """The F1 of a tuned arm against base models that are asked in another way."""
-    prompt = evaluation.arm(tuned).prompt
-    return [
-        item
-        for item in evaluation.comparisons
-        if (item.arm, item.metric) == (tuned, "f1")
-        and not (baseline := evaluation.arm(item.baseline)).tuned
-        and baseline.prompt != prompt
-    ]
 
 
 def form_or_substance(evaluation: Evaluation) -> list[str]:

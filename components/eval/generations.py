@@ -25,6 +25,7 @@ from components.core import progress, storage
 from components.core.errors import StorageError
 from components.core.records import Record
 from components.core.redaction import redact
+from components.core.storage.places import read_file
 
 SECONDS_BETWEEN_COPIES = 60.0
 
@@ -82,11 +83,8 @@ class Generations:
             path.unlink(missing_ok=True)
             if copies:
                 storage.remove_files(copies, path.name.__eq__)
-        if self.copy and not copies.startswith(storage.SCHEME):
-            Path(copies).mkdir(parents=True, exist_ok=True)
-        if self.copy and not path.exists():
-            for _, text in storage.find(copies, path.name.__eq__):
-                storage.put(text, path)
+        if copies and not path.exists() and (content := read_file(copies, path.name)):
+            storage.put(content.decode(errors="replace"), path)
         self.file = path.open("a+b")
         self._read()
 

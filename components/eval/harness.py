@@ -56,12 +56,12 @@ def load_rows(
     from datasets import Dataset
 
     layout = ContextLayout(int(distractors), oracle)
-    write, marker, count = PROMPTS[prompt]
-    shots = choose_rows(examples_from, count, int(seed))
+    asked = PROMPTS[prompt]
+    shots = choose_rows(examples_from, asked.examples, int(seed))
     examples = [arrange(example, layout) for example in choose_examples(questions, dataset)]
-    expected = {"dataset": dataset, "marker": marker, "corpus": corpus}
+    expected = {"dataset": dataset, "marker": asked.marker, "corpus": corpus}
     rows = [
-        {**example.model_dump(), **expected, "prompt": write(example, shots)}
+        {**example.model_dump(), **expected, "prompt": asked.write(example, shots)}
         for example in examples
     ]
     return {"validation": Dataset.from_list(rows)}

@@ -82,7 +82,7 @@ def run_arms(
         key_of(model, item.ids)
         for _, models in groups
         for arm, model in models.items()
-        for item in questions[_reading(config, arm)]
+        for item in questions[arm]
     }
     copies = config.resume_location(sorted(keys))
     generations = Generations(Path(config.output) / PARTIAL, copies, fresh=config.fresh)
@@ -92,14 +92,13 @@ def run_arms(
             missing = [
                 engines.Request(arm, ids)
                 for arm, model in models.items()
-                for ids in dict.fromkeys(item.ids for item in questions[_reading(config, arm)])
+                for ids in dict.fromkeys(item.ids for item in questions[arm])
                 if key_of(model, ids) not in generations.by_key
             ]
             if missing:
                 _generate(engine, models, config, missing, generations)
             for arm, model in models.items():
-                items = questions[_reading(config, arm)]
-                runs[arm.name] = _judge(config, arm, model, items, generations)
+                runs[arm.name] = _judge(config, arm, model, questions[arm], generations)
     return [runs[arm.name] for arm in arms]
 
 
@@ -107,9 +106,10 @@ def _ask(
     config: EvalConfig,
     arms: Sequence[Arm],
     layouts: Sequence[tuple[ContextLayout, Sequence[EvalExample]]],
-) -> dict[tuple[str, str], list[Prompted]]:
-    """Every question in every layout, as each arm reads it (see `_reading`)."""
-    questions: dict[tuple[str, str], list[Prompted]] = {_reading(config, arm): [] for arm in arms}
+) -> dict[Arm, list[Prompted]]:
+    """Every question in every layout, as each arm reads it: in its prompt and chat template."""
+    readings = {arm: (arm.prompt, arm.folder or config.main_adapter) for arm in arms}
+    questions: dict[tuple[str, str], list[Prompted]] = {each: [] for each in readings.values()}
     for (prompt, adapter), items in questions.items():
         rows = choose_rows(config.dataset, PROMPTS[prompt].examples, config.seed)
         tokenizer = load_tokenizer(config.base_model, adapter)
@@ -127,12 +127,7 @@ def _ask(
                         hint="Lower --distractors or --max-new-tokens.",
                     )
                 items.append(Prompted(layout, example, tuple(ids)))
-    return questions
-
-
-def _reading(config: EvalConfig, arm: Arm) -> tuple[str, str]:
-    """The prompt of an arm, and the adapter whose chat template it is in."""
-    return arm.prompt, arm.folder or config.main_adapter
+    return {arm: questions[reading] for arm, reading in readings.items()}
 
 
 def _generate(

@@ -67,7 +67,6 @@ def score_other_tasks(config: EvalConfig, arms: Sequence[Arm], tasks: Any) -> li
 
 
 def _evaluate(config: EvalConfig, arm: Arm, tasks: Any) -> Values:
-    """Every example's score on one model."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 

@@ -10,16 +10,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from components.core import quotes
 from components.core.chart import f1_chart
 from components.core.describe import counted, interval, megabytes
-from components.core.pages import Link, show_unseen
+from components.core.pages import Link, render_template, show_unseen
+from components.core.quotes import marked
 from components.core.records import Evaluation, QuantizationReport, Sample
 from components.eval import findings
 from components.eval.breakdown import (
     ANSWER_CHARACTERS,
     OUTCOMES,
-    Piece,
     best_gold,
     by_document,
     by_kind,
@@ -29,10 +28,6 @@ from components.eval.breakdown import (
 )
 
 FOLDER = Path(__file__).parent
-MAX_QUESTIONS = 3000
-MAX_DETAILED = 50  # of each outcome, with documents and generations: a page is to load at once
-MAX_CHARACTERS = 1500
-MAX_KINDS = 12
 
 
 def render(
@@ -45,36 +40,25 @@ def render(
 
     Args:
         evaluation: figures; its warnings are shown.
-        samples: of all arms; the answers of the first `MAX_QUESTIONS` questions are shown.
+        samples: of all arms; the first 3,000 questions are shown.
         quantization: the verdict on 4-bit weights, where quantize-check ran.
         links: to other pages of the run.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        # Only text that jinja still has to escape is changed.
-        finalize=lambda value: show_unseen(value) if type(value) is str else value,
-    )
     filters: tuple[Callable[..., object], ...] = (
-        findings.signed, counted, interval, megabytes, clip, split_quotes,
-        best_gold, excerpt, shared_words,
+        findings.signed, counted, interval, megabytes, clip, marked, best_gold, excerpt,
+        shared_words,
     )  # fmt: skip
     questions = by_question(samples, evaluation)
     kinds = by_kind(questions)
     outcomes = Counter(question.outcome for question in questions)
-    environment.filters |= {function.__name__: function for function in filters}
-    environment.filters["label"] = partial(findings.label, evaluation=evaluation)
-    return environment.get_template("report.html.jinja").render(
+    return render_template(
+        FOLDER / "report.html.jinja",
+        {function.__name__: function for function in filters}
+        | {"label": partial(findings.label, evaluation=evaluation)},
         style=(FOLDER / "report.css").read_text(encoding="utf-8"),
         evaluation=evaluation,
         verdict=findings.verdict(evaluation),
         form=findings.form_or_substance(evaluation),
-        split=findings.split_gain(evaluation),
         f1_gain=evaluation.tuning_effect("f1"),
         contains_gain=evaluation.tuning_effect("contains"),
         chart=_chart(evaluation),
@@ -82,14 +66,10 @@ def render(
         links=links,
         shown=ANSWER_CHARACTERS,
         questions=questions,
-        outcomes={name: outcomes[name] for name in OUTCOMES} if "" not in outcomes else {},
+        outcomes={name: outcomes[name] for name in OUTCOMES.values()} if "" not in outcomes else {},
         kinds=kinds,
         kind_numbers={kind.name: number for number, kind in enumerate(kinds, start=1)},
         documents=by_document(questions, evaluation),
-        max_questions=MAX_QUESTIONS,
-        max_detailed=MAX_DETAILED,
-        max_characters=MAX_CHARACTERS,
-        max_kinds=MAX_KINDS,
     )
 
 
@@ -102,19 +82,6 @@ def chart_file(evaluation: Evaluation) -> str:
 def clip(text: str, room: int) -> str:
     """The beginning of a text, and how much is missing."""
     return text if len(text) <= room else f"{text[:room]} … ({len(text) - room:,} more characters)"
-
-
-def split_quotes(text: str, documents: Sequence[str]) -> list[Piece]:
-    """A generation in parts; an unclosed quote marker stays what it is: text."""
-    pieces: list[Piece] = []
-    for index, piece in enumerate(quotes.split(text)):
-        if index % 2 == 0:
-            pieces.append((piece, ""))
-        elif any(piece.strip() in document for document in documents):
-            pieces.append((piece.strip(), "quote"))
-        else:
-            pieces.append((piece.strip(), "invented"))
-    return pieces
 
 
 def _chart(evaluation: Evaluation) -> str:

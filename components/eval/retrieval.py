@@ -4,7 +4,6 @@ A golden document counts as found where its text, or a chunk of it, is among tho
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from components.core.corpus.options import CorpusOptions
 from components.core.corpus.retriever import Retriever
@@ -15,16 +14,14 @@ from components.eval.config import EvalConfig
 from components.eval.questions import EvalExample
 
 
-class Retrieved(NamedTuple):
-    """Examples with the documents found, and of each the share of its golden ones among these."""
-
-    examples: list[EvalExample]
-    recalls: list[float]
-    """Of the questions that name golden documents."""
-
-
-def retrieve(examples: Sequence[EvalExample], config: EvalConfig) -> Retrieved:
+def retrieve(
+    examples: Sequence[EvalExample], config: EvalConfig
+) -> tuple[list[EvalExample], list[float]]:
     """Look every question up in `--documents`, which are cut as those of `--dataset` were.
+
+    Returns:
+        The examples with the documents found, and the recall of each that names golden documents:
+        the share of these among the documents found.
 
     Raises:
         DataError, ConfigError: as `Retriever`.
@@ -36,21 +33,17 @@ def retrieve(examples: Sequence[EvalExample], config: EvalConfig) -> Retrieved:
     corpus = Retriever(CorpusOptions.model_validate({**cut, "documents": config.documents}))
     say(f"  searching {len(corpus.chunks):,} chunks of {config.documents}")
     count = int(config.retrieve.partition(":")[2])
-    pairs = [
-        _with_retrieved(example, [chunk.text for chunk in corpus.best(example.question, count)])
-        for example in examples
-    ]
-    return Retrieved([one for one, _ in pairs], [share for _, share in pairs if share is not None])
-
-
-def _with_retrieved(example: EvalExample, texts: list[str]) -> tuple[EvalExample, float | None]:
-    """The example with other documents, and the share of its golden ones that is among them."""
-    golden = [_plain(example.documents[place]) for place in example.golden]
-    plain = [_plain(text) for text in texts]
-    hits = {place for place, text in enumerate(plain) if any(_same(text, one) for one in golden)}
-    recall = sum(any(_same(text, one) for text in plain) for one in golden)
-    changes = {"documents": texts, "golden": sorted(hits)}
-    return example.model_copy(update=changes), recall / len(golden) if golden else None
+    asked, recalls = [], []
+    for example in examples:
+        texts = [chunk.text for chunk in corpus.best(example.question, count)]
+        plain = [_plain(text) for text in texts]
+        golden = [_plain(example.documents[place]) for place in example.golden]
+        hits = [at for at, text in enumerate(plain) if any(_same(text, one) for one in golden)]
+        asked.append(example.model_copy(update={"documents": texts, "golden": hits}))
+        if golden:
+            found = sum(any(_same(text, one) for text in plain) for one in golden)
+            recalls.append(found / len(golden))
+    return asked, recalls
 
 
 def _plain(text: str) -> str:

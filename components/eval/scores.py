@@ -1,6 +1,7 @@
 """From judged samples to figures: means, intervals, and differences between arms."""
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from operator import attrgetter
 from typing import Any
 
@@ -95,10 +96,8 @@ def compare_arms(runs: Sequence[ArmRun], seed: int) -> list[Comparison]:
     samples = {run.arm.name: run.samples for run in runs}
     comparisons = []
     for run in runs:
-        for baseline in run.arm.baselines:
-            if baseline not in samples:
-                continue
-            for metric in COMPARED:
+        for baseline, metric in product(run.arm.baselines, COMPARED):
+            if baseline in samples:
                 difference, ci, p_value = paired_difference(
                     _values(run.samples, metric), _values(samples[baseline], metric), seed
                 )
@@ -138,7 +137,6 @@ def _quantized(arms: Sequence[ArmResult]) -> list[tuple[ArmResult, ArmResult]]:
 
 
 def _values(samples: Sequence[Sample], metric: str) -> list[float]:
-    """One metric, question by question."""
     measure = DERIVED.get(metric) or attrgetter(metric)
     return [float(measure(sample)) for sample in samples]
 

@@ -1,7 +1,6 @@
 """vLLM as the engine of several arms: one base model, requests with and without adapters mixed."""
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,7 +8,6 @@ from components.core.decoding import Completion, end_tokens
 from components.core.errors import ModelError, first_line
 from components.core.model_files import OTHER_BASE
 from components.core.models import choose_dtype, free_memory, load_tokenizer
-from components.core.progress import say
 from components.core.vllm_options import lora_options
 from components.eval.config import EvalConfig
 from components.eval.engines import Answers, Request
@@ -32,10 +30,8 @@ def with_vllm(requests: Sequence[Request], config: EvalConfig) -> Iterator[Answe
     llm = _load(requests, adapters, config)
     try:
         loras = _add_adapters(llm, adapters, config)
-        waiting: dict[str, Request] = {}
-        for number, request in enumerate(requests):
-            name = f"{number}-{time.monotonic_ns()}"
-            waiting[name] = request
+        waiting = {str(number): request for number, request in enumerate(requests)}
+        for name, request in waiting.items():
             llm.llm_engine.add_request(
                 name,
                 {"prompt_token_ids": list(request.ids)},
@@ -67,11 +63,6 @@ def _load(requests: Sequence[Request], adapters: Sequence[str], config: EvalConf
     import vllm
 
     options = lora_options(adapters) if adapters else {}
-    if adapters and not torch.cuda.is_available():
-        say(
-            "  vLLM on a CPU is very slow with an adapter. Faster: --engine transformers, or "
-            "raft merge-adapter, then the merged model as --base-model with and --arms base"
-        )
     if requests[0].arm.bits == 4:
         options |= {"quantization": "bitsandbytes"}
     return vllm.LLM(
@@ -88,7 +79,6 @@ def _load(requests: Sequence[Request], adapters: Sequence[str], config: EvalConf
 
 
 def _add_adapters(llm: Any, adapters: Sequence[str], config: EvalConfig) -> dict[str, Any]:
-    """vLLM's request for each adapter, by its folder."""
     from vllm.lora.request import LoRARequest
 
     loras = {}

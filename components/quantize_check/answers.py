@@ -5,21 +5,26 @@ when it serves. Knows nothing of limits or verdicts.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from components.core.chat import Rendered, render, render_prompt
-from components.core.decoding import Completion, complete
+from components.core.decoding import Completion, complete, end_tokens
 from components.core.metrics import score
 from components.core.progress import task
 from components.core.raft_form import find_answer, instruction
-from components.core.records import AnswerPair, FreeAnswer, RaftRow
+from components.core.records import AnswerPair, Bits, FreeAnswer, RaftRow
+from components.quantize_check.config import QuantizeCheckConfig
+
+Split = Literal["validation", "train"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+"""In the order in which their rows are taken."""
 
 
 class CheckedRow(NamedTuple):
     """A row as the models read it: with the teacher's answer, and as eval asks it."""
 
     row: RaftRow
-    split: Literal["validation", "train"]
+    split: Split
     taught: Rendered
     prompt: list[int]
 
@@ -29,9 +34,7 @@ class CheckedRow(NamedTuple):
         return self.row.answer or find_answer(self.row.cot_answer)[0]
 
 
-def read_as_model(
-    tokenizer: Any, row: RaftRow, split: Literal["validation", "train"]
-) -> CheckedRow:
+def read_as_model(tokenizer: Any, row: RaftRow, split: Split) -> CheckedRow:
     """A row as token ids."""
     documents, _ = row.with_oracle()
     return CheckedRow(
@@ -43,23 +46,19 @@ def read_as_model(
 
 
 def complete_rows(
-    model: Any,
-    tokenizer: Any,
-    rows: Sequence[CheckedRow],
-    *,
-    label: str,
-    max_new_tokens: int,
-    batch_size: int,
-    ends: Sequence[int],
+    model: Any, tokenizer: Any, rows: Sequence[CheckedRow], config: QuantizeCheckConfig, bits: Bits
 ) -> list[Completion]:
     """The model's answers in the rows' order, in batches of similar length."""
+    ends = end_tokens(config.base_model, tokenizer)
     order = sorted(range(len(rows)), key=lambda place: -len(rows[place].prompt))
     completions: dict[int, Completion] = {}
-    with task(label, len(rows), "answers") as progress:
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
+    with task(f"answering in {bits} bits", len(rows), "answers") as progress:
+        for start in range(0, len(order), config.batch_size):
+            batch = order[start : start + config.batch_size]
             prompts = [rows[place].prompt for place in batch]
-            answers = complete(model, tokenizer, prompts, max_new_tokens=max_new_tokens, ends=ends)
+            answers = complete(
+                model, tokenizer, prompts, max_new_tokens=config.max_new_tokens, ends=ends
+            )
             completions |= zip(batch, answers, strict=True)
             progress.advance(len(batch))
     return [completions[place] for place in range(len(rows))]

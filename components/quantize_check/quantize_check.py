@@ -10,11 +10,10 @@ answers (teacher forcing), and are compared token by token, a row at a time: at 
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from components.core.decoding import end_tokens
 from components.core.describe import describe
-from components.core.errors import DataError, OutOfMemory
+from components.core.errors import DataError
 from components.core.fingerprints import check_base, read_training
 from components.core.ledger import Ledger
 from components.core.model_files import MERGED
@@ -22,10 +21,10 @@ from components.core.models import (
     check_head_is_untied,
     context_length,
     free_memory,
-    lacks_memory,
     load_4bit,
     load_model,
     load_tokenizer,
+    memory_explained,
     save_merged,
 )
 from components.core.pages import REPORT, as_page, links_to
@@ -48,7 +47,7 @@ from components.core.storage import (
 )
 from components.core.weight_sizes import weight_bytes
 from components.quantize_check import gate
-from components.quantize_check.answers import CheckedRow, complete_rows, pair, read_as_model
+from components.quantize_check.answers import SPLITS, CheckedRow, complete_rows, pair, read_as_model
 from components.quantize_check.comparison import Comparison, answer_log_probabilities
 from components.quantize_check.config import QuantizeCheckConfig
 
@@ -79,17 +78,13 @@ def run(config: QuantizeCheckConfig) -> QuantizationReport:
         # Next to the output, whose disk has room for a model.
         with tempfile.TemporaryDirectory(prefix=MERGED, dir=output) as scratch:
             merged = Path(scratch) / f"{MERGED}model"
-            try:
+            with memory_explained(
+                "the memory cannot hold the model in 16 and in 4 bits at once",
+                hint="An 8B model needs about 24 GB for both, and 32 GB while the adapter is "
+                "merged. Use a larger GPU (k8s/overlays), or lower --batch-size, --max-new-tokens "
+                "or --max-tokens.",
+            ):
                 report, pairs = _compare(config, tokenizer, rows, too_long, merged, ledger)
-            except (MemoryError, RuntimeError) as error:
-                if not lacks_memory(error):
-                    raise
-                raise OutOfMemory(
-                    "the memory cannot hold the model in 16 and in 4 bits at once",
-                    hint="An 8B model needs about 24 GB for both, and 32 GB while the adapter is "
-                    "merged. Use a larger GPU (k8s/overlays), or lower --batch-size, "
-                    "--max-new-tokens or --max-tokens.",
-                ) from error
         training = read_training(config.adapter)
         if training and training.template_mismatch:
             verdict = f"{report.verdict}. {training.template_mismatch}"
@@ -109,10 +104,9 @@ def _read_rows(
 ) -> tuple[list[CheckedRow], int]:
     """The first rows that fit, those of the validation before the others, and how many do not."""
     room = context_length(config.base_model, tokenizer) - config.max_new_tokens
-    splits: tuple[Literal["validation", "train"], ...] = ("validation", "train")
     candidates = (
         read_as_model(tokenizer, row, split)
-        for split in splits
+        for split in SPLITS
         for row in read_jsonl(Path(config.dataset) / f"{split}.jsonl", RaftRow)
     )
     rows: list[CheckedRow] = []
@@ -169,13 +163,9 @@ def _compare(
             )
             progress.advance()
     completions = [
-        complete_rows(
-            model, tokenizer, rows, label=f"answering in {bits} bits",
-            max_new_tokens=config.max_new_tokens, batch_size=config.batch_size,
-            ends=end_tokens(config.base_model, tokenizer),
-        )
-        for model, bits in ((full, 16), (small, 4))
-    ]  # fmt: skip
+        complete_rows(full, tokenizer, rows, config, 16),
+        complete_rows(small, tokenizer, rows, config, 4),
+    ]
     ledger.count(
         tokens_in=2 * sum(len(row.taught.ids) + len(row.prompt) for row in rows),
         tokens_out=sum(len(one.ids) for answers in completions for one in answers),

@@ -5,13 +5,14 @@ without the settings behind it.
 """
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from components.core.chart import f1_chart
 from components.core.describe import counted, with_interval
 from components.core.pages import Table, html_table, page
-from components.core.records import ArmResult, Evaluation, Record, TrainingRecord
+from components.core.records import ArmResult, Evaluation, TrainingRecord
 from components.report import figures
+from components.report.results import RunResults
 from components.report.trial import Trial, score_of
 
 CONDITIONS = ("questions", "task", "distractors", "oracle", "max_new_tokens", "seed")
@@ -33,16 +34,11 @@ STYLE = (
 )
 
 
-def find_trials(records: Mapping[str, Record]) -> list[Trial]:
-    """The evaluations among records by path, each with the training record in its folder."""
-    trials = []
-    for path, record in records.items():
-        if isinstance(record, Evaluation):
-            folder = path.rpartition("/")[0]
-            training = records.get(f"{folder}/{TrainingRecord.FILE}")
-            known = training if isinstance(training, TrainingRecord) else None
-            trials.append(Trial(record, known, folder))
-    return trials
+def find_trials(results: RunResults) -> list[Trial]:
+    """The evaluations of a run, each with the training record in its folder."""
+    trainings = results.of(TrainingRecord)
+    evaluations = results.of(Evaluation).items()
+    return [Trial(one, trainings.get(folder), folder) for folder, one in evaluations]
 
 
 def difference(trials: Sequence[Trial]) -> str:
@@ -93,10 +89,9 @@ def best(trials: Sequence[Trial]) -> list[str]:
 
 def table(trials: Sequence[Trial]) -> Table:
     """Settings and scores, one row a trial."""
-    arms = list(dict.fromkeys(name for trial in trials for name in trial.arms))
-    tuned = [
-        name for name in arms if any(name in one.arms and one.arms[name].tuned for one in trials)
-    ]
+    everything = [arm for trial in trials for arm in trial.evaluation.arms]
+    arms = list(dict.fromkeys(arm.name for arm in everything))
+    tuned = list(dict.fromkeys(arm.name for arm in everything if arm.tuned))
     headings = (
         "model",
         *(f"F1 {name}" for name in arms),
@@ -158,7 +153,6 @@ def render(trials: Sequence[Trial]) -> str:
 
 
 def _gain(evaluation: Evaluation) -> str:
-    """Tuned against base, question by question."""
     gain = evaluation.tuning_effect("f1")
     if gain is None:
         return "–"

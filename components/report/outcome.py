@@ -99,10 +99,7 @@ def proven(results: RunResults, status: str = "", run: str = "") -> Iterator[str
     """
     state, message = _state(status)
     done = Counter(entry.stage for entry in results.entries if not entry.failed)
-    closed = any(
-        isinstance(record, QuantizationReport) and record.decision == "stop"
-        for record in results.records.values()
-    )
+    closed = any(check.decision == "stop" for check in results.of(QuantizationReport).values())
     missing = [stage for stage in STAGES if not done[stage] and not (closed and stage == "eval")]
     if state or (results.entries and not missing):
         heading = _heading(state, missing, done)

@@ -8,7 +8,7 @@ results too.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -24,6 +24,8 @@ from components.core.records import (
     TrainingRecord,
 )
 from components.core.storage import LEDGER, MANIFEST, faults, find, is_artifact, put
+
+Kind = TypeVar("Kind", bound=Record)
 
 FAILED_LEDGER = "ledger.failed-"
 STAGES = ("generate", "train", "quantize-check", "eval")
@@ -48,6 +50,11 @@ class RunResults(NamedTuple):
     entries: list[LedgerEntry]
     failures: list[LedgerEntry]
     notes: list[str]
+
+    def of(self, kind: type[Kind]) -> dict[str, Kind]:
+        """The records of one kind, by their folders."""
+        records = self.records.items()
+        return {path.rpartition("/")[0]: one for path, one in records if isinstance(one, kind)}
 
 
 def read_runs(folders: Iterable[str], state: str) -> RunResults:
@@ -81,37 +88,33 @@ def read(folders: Iterable[str] | Mapping[str, str]) -> RunResults:
         except StorageError as error:
             where = f"The results are below {location}. " if "://" in location else ""
             notes.append(f"{where}{error} {error.hint}".strip())
-    results: list[tuple[int, str, Record]] = []
-    attempts: list[tuple[int, str, bool, str, LedgerEntry]] = []
+    records: dict[str, Record] = {}
+    attempts: list[tuple[str, LedgerEntry]] = []
     for folder, texts in sorted(by_folder.items()):
         # A checkpoint has a manifest as well, but is no result.
         finished = MANIFEST in texts and Run.FILE not in texts
         damaged = faults(texts, _is_read) if finished else {}
         notes += [f"{folder}/{name} {fault}." for name, fault in damaged.items()]
         kinds = KINDS if finished and MANIFEST not in damaged else {}
+        # Failed attempts come in the order of the times that their names have, before the success.
         for name in sorted(texts.keys() - damaged.keys()):
-            failed = name.startswith(FAILED_LEDGER)
-            kind = KINDS[LEDGER] if failed else kinds.get(name)
+            kind = KINDS[LEDGER] if name.startswith(FAILED_LEDGER) else kinds.get(name)
             try:
                 record = kind.validate_json(texts[name]) if kind else None
             except ValidationError:
                 notes.append(f"{folder}/{name} is of a form that this version cannot read.")
                 continue
             if isinstance(record, LedgerEntry):
-                attempts.append((_rank(record.stage), folder, not failed, name, record))
+                attempts.append((folder, record))
             elif record and not isinstance(record, RunLedger):  # a summary's
-                results.append(([*KINDS].index(name), f"{folder}/{name}", record))
-    # The name of a failed attempt's ledger has its time, so attempts sort by it; success is last.
-    attempts.sort(key=lambda attempt: attempt[:4])
-    last = {folder: entry for _, folder, _, _, entry in attempts}
-    records = {path: record for _, path, record in sorted(results, key=lambda result: result[:2])}
-    failures = [entry for entry in last.values() if entry.failed]
-    return RunResults(records, [entry for *_, entry in attempts], failures, notes)
+                records[f"{folder}/{name}"] = record
+    ranks = {stage: rank for rank, stage in enumerate(STAGES)}
+    attempts.sort(key=lambda attempt: ranks.get(attempt[1].stage, len(ranks)))
+    failures = [entry for entry in dict(attempts).values() if entry.failed]
+    by_stage = sorted(records, key=lambda path: [*KINDS].index(path.rpartition("/")[2]))
+    in_order = {path: records[path] for path in by_stage}
+    return RunResults(in_order, [entry for _, entry in attempts], failures, notes)
 
 
 def _is_read(name: str) -> bool:
     return name in (*KINDS, MANIFEST, Run.FILE) or name.startswith(FAILED_LEDGER)
-
-
-def _rank(stage: str) -> int:
-    return STAGES.index(stage) if stage in STAGES else len(STAGES)

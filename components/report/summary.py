@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from components.core import card
-from components.core.config import Settings, TextList, option
+from components.core.config import Settings, TextList, input_option
 from components.core.describe import describe, duration, ledger_table
 from components.core.errors import DataError, StorageError
 from components.core.kubeflow import results_folder
 from components.core.ledger import LedgerEntry, RunLedger, total
 from components.core.locations import SCHEME
-from components.core.pages import as_markdown, markdown_table, plain
+from components.core.pages import REPORT, as_markdown, markdown_table, plain
 from components.core.progress import headline, say
 from components.core.records import Evaluation, GenerationReport, TrainingRecord
 from components.core.storage import LEDGER, begin_artifact, finish_artifact, put, write_json
@@ -37,20 +37,20 @@ class SummaryConfig(Settings):
 
     stage: ClassVar[str] = "summary"
 
-    folders: TextList = option(  # not Locations: a step of Kubeflow may have others, with a note
-        (),
-        help="Folders (local or gs://) to read, at any depth, separated by commas: a run's, or "
-        "single artifacts.",
-        group="Inputs",
+    folders: TextList = (
+        input_option(  # not Locations: a step of Kubeflow may have others, with a note
+            (),
+            help="Folders (local or gs://) to read, at any depth, separated by commas: a run's, or "
+            "single artifacts.",
+        )
     )
-    status: str = option(
-        "", help="How the run ended, as JSON with a state; Kubeflow gives it.", group="Inputs"
+    status: str = input_option(
+        "", help="How the run ended, as JSON with a state; Kubeflow gives it."
     )
-    state: str = option(
+    state: str = input_option(
         "",
         help="The run's field `state`. Where the run's own folder is not on gs://, its results are "
         "read from the copies that its steps put there.",
-        group="Inputs",
     )
 
 
@@ -73,7 +73,7 @@ def run(config: SummaryConfig) -> RunLedger:
     begin_artifact(output, "summary")
     ledger = total(results.entries)
     write_json(output / LEDGER, ledger)
-    trials = comparison.find_trials(results.records)
+    trials = comparison.find_trials(results)
     if trials:
         put(comparison.render(trials), str(output / COMPARISON))
     # A step's one folder is the whole run's, which its server knows by the last part.
@@ -99,7 +99,7 @@ def compare(folders: tuple[str, ...], output: Path) -> list[Trial]:
     trials = []
     for folder in folders:
         results = read((folder,))
-        here = comparison.find_trials(results.records)
+        here = comparison.find_trials(results)
         if not here:
             raise DataError(
                 " ".join(["holds no finished evaluation", *results.notes]),
@@ -129,7 +129,7 @@ def render(results: RunResults, outcome: Iterable[str]) -> str:
     """The summary in Markdown."""
     ledger = total(results.entries)
     parts = ["# RAFT run", *outcome]
-    trials = comparison.find_trials(results.records)
+    trials = comparison.find_trials(results)
     if len(trials) > 1:
         parts += ["## comparison", *map(plain, comparison.best(trials))]
         parts.append(markdown_table(comparison.table(trials)))
@@ -137,7 +137,9 @@ def render(results: RunResults, outcome: Iterable[str]) -> str:
         described = (describe(record) for record in results.records.values())
         # Once: an evaluation contains a copy of its adapter's training record.
         parts += dict.fromkeys(as_markdown(result).rstrip() for result in described if result)
-    parts += [*_places(results), *_use_it(results)]
+    parts += [f"Adapter: `{folder}`" for folder in _adapters(results)]
+    parts += [f"Report: `{folder}/{REPORT}`" for folder in results.of(Evaluation)]
+    parts += _use_it(results)
     if ledger.stages:
         parts += ["## time and cost", markdown_table(ledger_table(ledger))]
         if seconds := _waiting(ledger.stages):
@@ -149,16 +151,11 @@ def render(results: RunResults, outcome: Iterable[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _places(results: RunResults) -> Iterable[str]:
-    """Where the adapters and reports are; an evaluation contains a copy of a training record."""
-    places = {}
-    for path, record in results.records.items():
-        folder = path.rpartition("/")[0]
-        if isinstance(record, TrainingRecord):
-            places[folder] = f"Adapter: `{folder}`"
-        elif isinstance(record, Evaluation):
-            places[folder] = f"Report: `{folder}/report.html`"
-    return places.values()
+def _adapters(results: RunResults) -> dict[str, TrainingRecord]:
+    """By folder; an evaluation contains a copy of its adapter's record."""
+    evaluations = results.of(Evaluation)
+    trainings = results.of(TrainingRecord).items()
+    return {folder: training for folder, training in trainings if folder not in evaluations}
 
 
 class _Tuned(NamedTuple):
@@ -172,9 +169,7 @@ class _Tuned(NamedTuple):
 
 def _tuned(results: RunResults) -> _Tuned | None:
     """None where a run has several adapters, of which its reader chooses one, or none."""
-    by_folder = {path.rpartition("/")[0]: one for path, one in results.records.items()}
-    evaluations = {at: one for at, one in by_folder.items() if isinstance(one, Evaluation)}
-    adapters = {at: one for at, one in by_folder.items() if isinstance(one, TrainingRecord)}
+    evaluations, adapters = results.of(Evaluation), _adapters(results)
     if len(adapters) != 1 or len(evaluations) > 1:
         return None
     evaluated, evaluation = next(iter(evaluations.items()), ("", None))
@@ -194,7 +189,7 @@ def _card(results: RunResults) -> str:
     """The card of the run's adapter with its figures; "" where there is no such one."""
     if (tuned := _tuned(results)) is None:
         return ""
-    reports = [one for one in results.records.values() if isinstance(one, GenerationReport)]
+    reports = [*results.of(GenerationReport).values()]
     text = card.write_card(tuned.training, reports[0] if len(reports) == 1 else None)
     return card.with_figures(text, tuned.evaluation) if tuned.evaluation else text
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from components.core import decoding
 from components.core.chat import render_question
 from components.core.chat_protocol import CUT_OFF, Request
-from components.core.endpoint import Endpoint, EndpointSettings, connected
+from components.core.endpoint import EndpointSettings, connected
 from components.core.errors import DataError, ModelError
 from components.core.ledger import Ledger
 from components.core.models import (
@@ -93,22 +93,17 @@ def at_endpoint(config: AskConfig) -> Answer:
             "raft serve --adapter FOLDER",
         )
 
-    async def stream(endpoint: Endpoint, request: Request, show: Show) -> Reply:
+    async def ask(request: Request, show: Show) -> Reply:
         whole, truncated = "", False
-        async for text, reason in endpoint.stream(request):
-            whole += text
-            truncated |= reason == CUT_OFF
-            show(text)
+        async with connected(settings, Ledger("ask", Path())) as endpoint:
+            async for text, reason in endpoint.stream(request):
+                whole += text
+                truncated |= reason == CUT_OFF
+                show(text)
         return Reply(whole, truncated)
 
     def answer(documents: Sequence[str], question: str, show: Show) -> Reply:
         prompt = instruction(documents, question)
-        request = Request(prompt, config.model, config.max_new_tokens, seed=0)
-
-        async def ask() -> Reply:
-            async with connected(settings, Ledger("ask", Path())) as endpoint:
-                return await stream(endpoint, request, show)
-
-        return asyncio.run(ask())
+        return asyncio.run(ask(Request(prompt, config.model, config.max_new_tokens, seed=0), show))
 
     return answer

@@ -5,6 +5,7 @@ What the model writes appears as it is written; each quote is followed by the do
 Texts of documents and models are hostile: no escape sequence of theirs reaches the terminal.
 """
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,6 +20,9 @@ from components.core.raft_form import QUOTE_BEGIN, find_answer, injected_markers
 from components.core.records import Chunk
 from components.use.answering import Answer, Reply, at_endpoint, with_transformers
 from components.use.config import SHOWN, AskConfig
+
+WAITING = re.compile(rf"{QUOTE_BEGIN}|##?[a-z_]*#?$")
+"""What is not printed yet: a quote without its end, or what may become the marker of one."""
 
 
 class Answered(NamedTuple):
@@ -98,17 +102,8 @@ class Marker:
         *pieces, self._rest = split(self._rest + text)
         for number, piece in enumerate(pieces):
             _print(self._quote(piece) if number % 2 else piece)
-        # What may become a marker, and a quote without its end, waits.
-        ready = self._rest.find(QUOTE_BEGIN)
-        if ready < 0:
-            ready = next(
-                (
-                    len(self._rest) - length
-                    for length in range(len(QUOTE_BEGIN) - 1, 0, -1)
-                    if self._rest.endswith(QUOTE_BEGIN[:length])
-                ),
-                len(self._rest),
-            )
+        waits = WAITING.search(self._rest)
+        ready = waits.start() if waits else len(self._rest)
         _print(self._rest[:ready])
         self._rest = self._rest[ready:]
 

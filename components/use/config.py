@@ -5,7 +5,15 @@ from typing import ClassVar, Literal, Self
 from pydantic import model_validator
 
 from components.core.base_model import BaseModelConfig
-from components.core.config import Options, Settings, TextList, option
+from components.core.config import (
+    Options,
+    Settings,
+    TextList,
+    input_option,
+    option,
+    option_group,
+    output_option,
+)
 from components.core.corpus.options import CorpusOptions
 from components.core.locations import InputLocation, Location
 
@@ -16,51 +24,49 @@ SHOWN = 4
 BASE = "Chat model that the adapter was trained on: hub id, local folder or gs:// folder. Empty: "
 BASE += "the one that its training.json names."
 
+question_option = option_group("Question")
+model_option = option_group("Model")
+server_option = option_group("Server")
+
 
 class AskConfig(CorpusOptions, Options):
     """A question and documents in, an answer out."""
 
     stage: ClassVar[str] = "ask"
 
-    question: str = option("", help="The question. Without one, questions are read from the "
-                           "terminal, a line each.", group="Question")  # fmt: skip
-    top_k: int = option(
+    question: str = question_option(
+        "", help="The question. Without one, questions are read from the terminal, a line each."
+    )
+    top_k: int = question_option(
         0,
         ge=0,
         le=100,
         help="Maximum chunks to show (BM25). 0: as many as the rows that the adapter was trained "
         f"on showed, or {SHOWN} where that is not known.",
-        group="Question",
     )
-    min_score: float = option(
+    min_score: float = question_option(
         0.65,
         ge=0,
         le=1,
         help="Chunks with less than this share of the best one's score are not shown, except for "
         "the best two. 0 shows all.",
-        group="Question",
     )
-    order: Literal["best-first", "best-last"] = option(
-        "best-last",
-        help="Order of the chunks shown; best-last puts the best next to the question.",
-        group="Question",
+    order: Literal["best-first", "best-last"] = question_option(
+        "best-last", help="Order of the chunks shown; best-last puts the best next to the question."
     )
-    adapter: InputLocation = option(
-        "", help="Folder with the adapter of train. Empty: the base model alone.", group="Model"
+    adapter: InputLocation = model_option(
+        "", help="Folder with the adapter of train. Empty: the base model alone."
     )
-    base_model: InputLocation = option("", help=BASE, group="Model")
-    endpoint: str = option(
+    base_model: InputLocation = model_option("", help=BASE)
+    endpoint: str = model_option(
         "",
         help="OpenAI-compatible server that has the adapter, as raft serve starts one; nothing is "
         "loaded here. For example http://localhost:8000/v1.",
-        group="Model",
     )
-    model: str = option(NAME, help="The adapter's name on the endpoint.", group="Model")
-    max_new_tokens: int = option(
-        800, ge=1, le=32_768, help="Maximum tokens in an answer.", group="Model"
-    )
-    dtype: Literal["auto", "bfloat16", "float32"] = option(
-        "auto", help="Type of the weights; auto is bfloat16 on a GPU that has it.", group="Model"
+    model: str = model_option(NAME, help="The adapter's name on the endpoint.")
+    max_new_tokens: int = model_option(800, ge=1, le=32_768, help="Maximum tokens in an answer.")
+    dtype: Literal["auto", "bfloat16", "float32"] = model_option(
+        "auto", help="Type of the weights; auto is bfloat16 on a GPU that has it."
     )
 
     @model_validator(mode="after")
@@ -77,29 +83,20 @@ class ServeConfig(Options):
 
     stage: ClassVar[str] = "serve"
 
-    adapter: Location = option(
-        help="Folder (local or gs://) with the adapter of train.", group="Inputs"
-    )
-    base_model: Location = option("", help=BASE, group="Inputs")
-    copy_to: Location = option(
-        "",
-        help="Local folder that receives copies of an adapter or a base model on gs://.",
-        group="Inputs",
+    adapter: Location = input_option(help="Folder (local or gs://) with the adapter of train.")
+    base_model: Location = input_option("", help=BASE)
+    copy_to: Location = input_option(
+        "", help="Local folder that receives copies of an adapter or a base model on gs://."
     )
     run: bool = option(False, help="Start the server instead of printing its command.", group="Run")
-    name: str = option(
-        NAME, pattern=r"^\w[\w.-]*$", help="What requests call the adapter.", group="Server"
+    name: str = server_option(NAME, pattern=r"^\w[\w.-]*$", help="What requests call the adapter.")
+    host: str = server_option("127.0.0.1", help="Address to listen at.")
+    port: int = server_option(8000, ge=1, le=65_535, help="Port to listen at.")
+    dtype: Literal["auto", "bfloat16", "float32"] = server_option(
+        "auto", help="Type of the weights; auto is that of the base model."
     )
-    host: str = option("127.0.0.1", help="Address to listen at.", group="Server")
-    port: int = option(8000, ge=1, le=65_535, help="Port to listen at.", group="Server")
-    max_lora_rank: int = option(
-        0, ge=0, help="Largest rank of adapters; 0 is what this one needs.", group="Server"
-    )
-    dtype: Literal["auto", "bfloat16", "float32"] = option(
-        "auto", help="Type of the weights; auto is that of the base model.", group="Server"
-    )
-    vllm_flags: TextList = option(
-        (), help="Further flags of vllm serve, separated by commas.", group="Server"
+    vllm_flags: TextList = server_option(
+        (), help="Further flags of vllm serve, separated by commas."
     )
 
 
@@ -108,15 +105,12 @@ class MergeConfig(BaseModelConfig):
 
     stage: ClassVar[str] = "merge-adapter"
 
-    adapter: InputLocation = option(help="Folder with the adapter of train.", group="Inputs")
-    bits: Literal["16", "4"] = option(
-        "16", help="Bits per weight: 16 (bfloat16), or 4 (NF4, as bitsandbytes saves it).",
-        group="Output",
-    )  # fmt: skip
-    quantize_lm_head: bool = option(
-        False,
-        help="Quantize the output head too, which bitsandbytes keeps in 16 bits.",
-        group="Output",
+    adapter: InputLocation = input_option(help="Folder with the adapter of train.")
+    bits: Literal["16", "4"] = output_option(
+        "16", help="Bits per weight: 16 (bfloat16), or 4 (NF4, as bitsandbytes saves it)."
+    )
+    quantize_lm_head: bool = output_option(
+        False, help="Quantize the output head too, which bitsandbytes keeps in 16 bits."
     )
 
 
@@ -125,16 +119,15 @@ class CardConfig(Settings):
 
     stage: ClassVar[str] = "card"
 
-    adapter: InputLocation = option(help="Folder with the adapter of train.", group="Inputs")
-    evaluation: InputLocation = option(
-        "", help="Folder of eval, whose figures go into the card.", group="Inputs"
+    adapter: InputLocation = input_option(help="Folder with the adapter of train.")
+    evaluation: InputLocation = input_option(
+        "", help="Folder of eval, whose figures go into the card."
     )
-    push_to_hub: str = option(
+    push_to_hub: str = output_option(
         "",
         pattern=r"^([\w-][\w.-]*/[\w-][\w.-]*)?$",
         help="Also push adapter and card to this repository of the hub, ORGANISATION/NAME, with "
         "HF_TOKEN; it is made, and private, where there is none.",
-        group="Output",
     )
 
 
@@ -143,10 +136,6 @@ class RowsConfig(Options):
 
     stage: ClassVar[str] = "rows"
 
-    dataset: InputLocation = option(help="Folder of generate.", group="Inputs")
-    output: str = option(
-        "rows.html", min_length=1, help="The page, a file on this machine.", group="Output"
-    )
-    max_rows: int = option(
-        2000, ge=1, help="Maximum rows on the page: the first ones.", group="Output"
-    )
+    dataset: InputLocation = input_option(help="Folder of generate.")
+    output: str = output_option("rows.html", min_length=1, help="The page, a file on this machine.")
+    max_rows: int = output_option(2000, ge=1, help="Maximum rows on the page: the first ones.")

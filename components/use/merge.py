@@ -6,9 +6,8 @@ weights would add rounding error.
 
 from pathlib import Path
 
-from components.core.errors import OutOfMemory
 from components.core.fingerprints import check_base
-from components.core.models import lacks_memory, load_4bit, load_tokenizer, save_merged
+from components.core.models import load_4bit, load_tokenizer, memory_explained, save_merged
 from components.core.progress import headline, say
 from components.core.storage import begin_artifact, finish_artifact, provenance, verify
 from components.use.config import MergeConfig
@@ -31,7 +30,10 @@ def run(config: MergeConfig) -> None:
     check_base(config.adapter, config.base_model)
     tokenizer = load_tokenizer(config.base_model, config.adapter)
     begin_artifact(output, config.stage, settings=provenance(config))
-    try:
+    with memory_explained(
+        "the memory cannot hold the model while the adapter is merged",
+        hint="That takes 4 bytes a parameter: 32 GB for 8B.",
+    ):
         if config.bits == "4":
             head = config.quantize_lm_head
             model = load_4bit(
@@ -40,13 +42,6 @@ def run(config: MergeConfig) -> None:
             model.save_pretrained(output)
         else:
             save_merged(config.base_model, config.adapter, torch.bfloat16, output)
-    except (MemoryError, RuntimeError) as error:
-        if not lacks_memory(error):
-            raise
-        raise OutOfMemory(
-            "the memory cannot hold the model while the adapter is merged",
-            hint="That takes 4 bytes a parameter: 32 GB for 8B.",
-        ) from error
     tokenizer.save_pretrained(output)
     finish_artifact(output)
     size = sum(path.stat().st_size for path in output.glob("*.safetensors"))

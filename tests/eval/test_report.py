@@ -237,11 +237,11 @@ def test_the_chart_is_a_file_too() -> None:
 
 def test_quotes_are_marked_and_those_of_nothing_struck() -> None:
     page = render(pair(1, 0, documents=["Bram bakes.", "Ada was born in Kelden. She <b>paints."]))
-    assert page.count('<mark class="quote">Ada was born in Kelden.</mark>') == 2
+    assert page.count('<mark class="found">Ada was born in Kelden.</mark>') == 2
     assert "Ada was born in Kelden. She &lt;b&gt;paints." in page
     assert page.count('class="oracle"') == 1
     page = render(pair(1, 0, generation="##begin_quote##Ada flew.##end_quote## <ANSWER>: Kelden"))
-    assert page.count('<mark class="invented">Ada flew.</mark>') == 2
+    assert page.count('<mark class="lost">Ada flew.</mark>') == 2
 
 
 def test_the_page_holds_a_thousand_questions_and_stays_small() -> None:
@@ -254,7 +254,7 @@ def test_the_page_holds_a_thousand_questions_and_stays_small() -> None:
     ]
     page = render(samples)
     assert page.count("<article") == 1000
-    assert page.count("<details") == report.MAX_DETAILED, "all are right in both"
+    assert page.count("<details") == 50, "all are right in both"
     assert len(page) < 1_500_000
     assert "(23,499 more characters)" in page
 

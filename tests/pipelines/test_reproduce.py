@@ -63,7 +63,7 @@ def test_a_slice_of_the_paper_runs_here(tmp_path: Path) -> None:
         "dsf-rag",
     ]  # fmt: skip
     assert {result.distractors for result in results} == {4}
-    found = find_trials(read((str(tmp_path / "out" / "trials"),)).records)
+    found = find_trials(read((str(tmp_path / "out" / "trials"),)))
     assert [trial.training and trial.training.kind for trial in found] == [
         "raft", "raft-no-reasoning", "dsf",
     ]  # fmt: skip

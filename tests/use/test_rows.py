@@ -137,9 +137,3 @@ def test_only_so_many_rows_and_no_dataset(dataset: Path, raft: Raft, tmp_path: P
     assert "3 more rows are not shown" in output.read_text(encoding="utf-8")
     nothing = raft("rows", tmp_path)
     assert nothing.returncode == 2 and "Give a folder of raft generate" in nothing.stderr
-
-
-def test_quotes_that_overlap_are_marked_once() -> None:
-    assert rows._marked("a <b> c d", ["<b> c", "c d", "zz"]) == [
-        ("a ", ""), ("<b> c", "found"), ("", ""), (" d", "found"), ("", ""),
-    ]  # fmt: skip

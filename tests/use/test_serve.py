@@ -53,18 +53,6 @@ def test_the_rank_is_the_largest_of_the_adapter(
     assert f"--max-lora-rank={slot}" in command
 
 
-def test_a_rank_above_the_servers_is_an_error(
-    world_adapter: Path, tmp_path: Path, raft: Raft
-) -> None:
-    done = raft("serve", "--adapter", world_adapter, "--max-lora-rank", 16)
-    assert done.returncode == 2 and not done.stdout
-    assert f"--max-lora-rank 16: {world_adapter} has rank 64 (allowed: 64, 128," in done.stderr
-    huge = changed(world_adapter, tmp_path / "huge", r=1024)
-    with pytest.raises(ConfigError, match=r"512: .* has rank 1024 \(allowed: none\)") as told:
-        serve.run(ServeConfig(adapter=huge))
-    assert "raft merge-adapter" in told.value.hint
-
-
 def test_another_base_is_an_error(world_adapter: Path, demo_model: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(demo_model, tmp_path / "other"))
     config = (other / "config.json").read_text("utf-8")

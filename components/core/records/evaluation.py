@@ -165,14 +165,6 @@ class Evaluation(Record):
         """The result of one arm."""
         return next(arm for arm in self.arms if arm.name == name)
 
-    def comparison(self, arm: str, baseline: str, metric: str) -> Comparison | None:
-        """The difference of two arms in one metric; None where they were not compared."""
-        wanted = arm, baseline, metric
-        matches = (
-            item for item in self.comparisons if wanted == (item.arm, item.baseline, item.metric)
-        )
-        return next(matches, None)
-
     def tuning_effect(self, metric: str) -> Comparison | None:
         """A tuned arm against its untuned baseline: in 16 bits, else in 4, else nothing.
 
