@@ -36,9 +36,3 @@ def choose_recipe(config: TrainConfig, rows: int, hidden: int, processes: int) -
         chosen["gradient_accumulation"] = passes
         chosen["batch_size"] = max(round(a_step / passes), 1)
     return config.model_copy(update=chosen)
-
-
-def describe_recipe(config: TrainConfig, processes: int) -> str:
-    """What a step is, in words."""
-    a_step = config.batch_size * config.gradient_accumulation * processes
-    return f"learning rate {config.learning_rate:g}, {a_step} rows a step"

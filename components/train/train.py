@@ -34,7 +34,7 @@ from components.core.storage import begin_artifact, finish_artifact, provenance,
 from components.train import distributed
 from components.train.checkpoints import CHECKPOINTS, Checkpoints
 from components.train.config import SHAPES_WEIGHTS, TrainConfig
-from components.train.recipe import choose_recipe, describe_recipe
+from components.train.recipe import choose_recipe
 from components.train.report import write_page
 from components.train.rows import Rows, check_rows, files_of, read_rows
 from components.train.trainer import train_adapter
@@ -67,7 +67,8 @@ def run(config: TrainConfig) -> TrainingRecord:
         begin_artifact(output, "train", keep=CHECKPOINTS, settings=provenance(config))
         processes = distributed.processes(config)
         config = choose_recipe(config, len(rows.train), width(config.base_model), processes)
-        say(f"  {describe_recipe(config, processes)}")
+        rows_a_step = config.batch_size * config.gradient_accumulation * processes
+        say(f"  learning rate {config.learning_rate:g}, {rows_a_step} rows a step")
         checkpoints = Checkpoints.of(config, _identity(config))
         if config.fresh:
             checkpoints.discard()
@@ -132,11 +133,7 @@ def _train(config: TrainConfig, tokenizer: Any, rows: Rows, checkpoints: Checkpo
 
 
 def _load_tokenizer(config: TrainConfig) -> Any:
-    """The base's tokenizer, its chat template with the date of now and `--template-extra`.
-
-    Raises:
-        ModelError: it cannot be used, or its chat template has no such variable.
-    """
+    """The base's tokenizer, its chat template with the date of now and `--template-extra`."""
     tokenizer = load_tokenizer(config.base_model)
     template = tokenizer.get_chat_template()
     for name in config.template_extra:
@@ -152,11 +149,7 @@ def _load_tokenizer(config: TrainConfig) -> Any:
 
 
 def _find_mismatch(config: TrainConfig, tokenizer: Any) -> str:
-    """A sentence for the reports, where the chat template does not suit; "" where it does.
-
-    Raises:
-        ModelError: it does not, and `--allow-template-mismatch` is not set.
-    """
+    """A sentence for the reports, where the chat template does not suit; "" where it does."""
     reason = find_mismatch(tokenizer, end_tokens(config.base_model, tokenizer))
     if not reason:
         return ""
@@ -177,11 +170,7 @@ def _find_mismatch(config: TrainConfig, tokenizer: Any) -> str:
 
 
 def _check_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers before a model is loaded.
-
-    Raises:
-        ConfigError: one is not known to transformers, or its package is not installed.
-    """
+    """Refuse trackers before a model is loaded."""
     if not names:
         return
     from transformers.integrations import get_available_reporting_integrations
