@@ -6,6 +6,7 @@ a comparison those of several.
 
 import html
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,8 +20,8 @@ COLORS = {
 }
 """By tuned and bits. Grey and blue differ in lightness too: also in print, to every kind of eye."""
 
-WIDTH, LEFT, RIGHT, ROW = 440, 100, 46, 34
-LONGEST_NAME = 13
+WIDTH, LEFT, RIGHT, ROW, LINE = 440, 112, 46, 34, 18
+LONGEST_NAME, LONGEST_LINE = 13, 50
 
 
 def f1_chart(groups: Sequence[tuple[str, Sequence[ArmResult]]]) -> str:
@@ -31,8 +32,10 @@ def f1_chart(groups: Sequence[tuple[str, Sequence[ArmResult]]]) -> str:
     parts = []
     y = 0
     for title, members in groups:
-        y += ROW
-        parts.append(f'<text y="{y - 10}" font-weight="bold">{html.escape(title)}</text>')
+        y += ROW - LINE
+        for line in textwrap.wrap(title, LONGEST_LINE) or [""]:
+            y += LINE
+            parts.append(f'<text y="{y - 10}" font-weight="bold">{html.escape(line)}</text>')
         for arm in members:
             parts.append(_row(arm, y, scale))
             y += ROW

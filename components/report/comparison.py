@@ -24,7 +24,7 @@ SETTINGS = (
 )  # fmt: skip
 """Settings in the table."""
 
-NAMING = ("target_modules", "learning_rate", "target", "keep_oracle", "max_distractors")
+NAMING = ("rank", "target_modules", "learning_rate", "target", "keep_oracle", "max_distractors")
 """Settings that are part of a trial's name where the trials differ in them."""
 
 # On a phone the wide table scrolls by itself.
@@ -119,12 +119,12 @@ def table(trials: Sequence[Trial]) -> Table:
 
 
 def named(trial: Trial, trials: Sequence[Trial]) -> str:
-    """A trial's model and rank, what else tells it from the others, or else its folder."""
+    """A trial's model, the settings that tell it from the others, or else its folder."""
     telling = [name for name in NAMING if len({other.setting(name) for other in trials}) > 1]
     titles = [
         ", ".join(
             [
-                f"{one.evaluation.base_model}, rank {one.setting('rank')}",
+                one.evaluation.base_model,
                 *(f"{name.replace('_', ' ')} {one.setting(name)}" for name in telling),
             ]
         )

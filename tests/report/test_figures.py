@@ -89,5 +89,5 @@ def test_containment_and_truncation_are_in_the_table() -> None:
 
 def test_trials_are_named_by_what_they_differ_in() -> None:
     names = [named(one, METHODS) for one in METHODS]
-    assert names[0] == "base, rank 8, target reasoning, keep oracle 0.2, max distractors -1"
-    assert names[3] == "base, rank 8, target answer, keep oracle 0, max distractors 0"
+    assert names[0] == "base, target reasoning, keep oracle 0.2, max distractors -1"
+    assert names[3] == "base, target answer, keep oracle 0, max distractors 0"
