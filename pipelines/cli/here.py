@@ -143,11 +143,11 @@ def compare(runs: tuple[str, ...], output: Path) -> None:
 
 
 @click.command("compile", cls=Command, short_help="Compile the Kubeflow pipelines to YAML.")
-@click.option(
+@text_flag(
     "--output",
-    metavar="FILE",
-    help="Where the compiled pipeline goes.  [default: pipelines/raft.yaml, with --overlay NAME "
+    "Where the compiled pipeline goes. [default: pipelines/raft.yaml, with --overlay NAME "
     "raft-NAME.yaml]",
+    "FILE",
 )
 @click.option(
     "--pipeline",
