@@ -57,12 +57,12 @@ SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """P, the share of the rows that show their oracle: figure 5 of the paper."""
 
 
-def post_trials(models: tuple[str, ...] = POST_MODELS) -> list[Trial]:
-    """Every model with rank 16 and 64, on a subset of the layers and on all, in 16 and 4 bits."""
+def post_trials(*models: str) -> list[Trial]:
+    """Each model (by default the post's) with rank 16 and 64, on some layers and on all of them."""
     layers = (["q_proj", "v_proj"], ["all-linear"])
     return [
         completed({"base_model": model, "rank": rank, "alpha": rank, "target_modules": modules})
-        for model, rank, modules in product(models, (16, 64), layers)
+        for model, rank, modules in product(models or POST_MODELS, (16, 64), layers)
     ]
 
 

@@ -9,7 +9,6 @@ import importlib
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ def _flags(seed: int) -> Flags:
     return {stage: settings | {"seed": seed} for stage, settings in flags.items()}
 
 
-def _run_here(output: Path, flags: Flags) -> None:
+def run_stages(output: Path, flags: Flags) -> None:
     """The stages themselves, without the locks and the reuse of an earlier output."""
     paths = inputs(output) | {name: output / name for name in STAGES}
     paths["eval_questions"] = paths["questions"]
@@ -75,15 +74,12 @@ def _run_here(output: Path, flags: Flags) -> None:
         importlib.import_module(COMMANDS[stage].work).run(config)
 
 
-def run_demo(
-    output: Path, seed: int, stages: Callable[[Path, Flags], None] = _run_here
-) -> Evaluation:
+def run_demo(output: Path, seed: int) -> Evaluation:
     """Run the demo into a folder, then print the table and where the report lies.
 
     Args:
         output: a new folder, or that of an earlier demo.
         seed: of documents, questions, training and evaluation.
-        stages: makes the artifacts of all stages.
 
     Raises:
         ConfigError: the folder holds something else.
@@ -92,7 +88,7 @@ def run_demo(
     with atomic_write(begin_in(output, MARKER)) as file:
         json.dump(flags, file, indent=2)
     _prepare(output, seed)
-    stages(output.resolve(), flags)
+    run_stages(output.resolve(), flags)
     result = read_json(output / "evaluation" / Evaluation.FILE, Evaluation)
     ledger = total([read_json(output / name / LEDGER, LedgerEntry) for name in STAGES])
     write_json(output / LEDGER, ledger)

@@ -183,4 +183,5 @@ def demo_in_containers(output: Path, flags: Settings) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=demo_in_containers.__doc__)
     parser.add_argument("--output", type=Path, required=True)
-    demo.run_demo(parser.parse_args().output, seed=0, stages=demo_in_containers)
+    with patch.object(demo, "run_stages", demo_in_containers):
+        demo.run_demo(parser.parse_args().output, seed=0)
