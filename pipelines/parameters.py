@@ -8,21 +8,18 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from components.core.config import Settings, describe_error, message
 from components.core.errors import ConfigError
 from components.core.locations import INPUT, OUTPUT, SCHEME
+from components.generate.config import GenerateConfig
 from pipelines.k8s.located import meant, read
 from pipelines.overrides import check_hardware
 from pipelines.stages import config_class
 from pipelines.trials import FIELDS, completed, settings_of
-
-if TYPE_CHECKING:
-    from components.generate.config import GenerateConfig
-
 
 CHANNEL = "pipelinechannel--"
 """What kfp puts before the name of a parameter in a nested graph."""
@@ -157,10 +154,10 @@ def check_parameters(
 
 def dataset_notes(pipeline: Compiled, values: Mapping[str, Any]) -> list[str]:
     """What the checked parameters say about the rows that the run will make."""
-    config = cast("type[GenerateConfig]", config_class("generate"))
     settings = {**pipeline.defaults, **values, "output": f"{SCHEME}unset/output"}
-    known = {name: value for name, value in settings.items() if name in config.model_fields}
-    return config.model_validate(known).notes()
+    fields = GenerateConfig.model_fields
+    known = {name: value for name, value in settings.items() if name in fields}
+    return GenerateConfig.model_validate(known).notes()
 
 
 def _trial_faults(trials: object, mounted: Sequence[str]) -> Iterator[str]:

@@ -146,7 +146,7 @@ def terminate(**options: Any) -> None:
 @typed_flag(
     "--scale-from-zero", False, bool, "GPU nodes are started when needed; none has to exist yet."
 )
-def preflight(overlay: str, **options: Any) -> None:
+def preflight(**options: Any) -> None:
     """Check quota, policies, account, secrets, nodes, teacher and base model.
 
     Each check prints ok, missing (with the command that fixes it) or `cannot tell`. The API server
@@ -158,10 +158,9 @@ def preflight(overlay: str, **options: Any) -> None:
     Example:
       raft preflight --namespace raft --parameters parameters.yaml
     """
-    from pipelines import manifests
     from pipelines.cluster.preflight import check_cluster
 
-    check_cluster(jobs=manifests.overlay(overlay), **options)
+    check_cluster(**options)
 
 
 @click.command(
@@ -172,7 +171,7 @@ def preflight(overlay: str, **options: Any) -> None:
 @click.argument("name", metavar="STAGE", type=click.Choice(JOBS))
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
 @pods
-def job(name: str, flags: tuple[str, ...], overlay: str, **options: Any) -> None:
+def job(name: str, flags: tuple[str, ...], **options: Any) -> None:
     """Run one stage from its Job manifest, with the flags after `--` instead of the manifest's.
 
     STAGE generate-gpu is generate with --teacher vllm.
@@ -187,10 +186,9 @@ def job(name: str, flags: tuple[str, ...], overlay: str, **options: Any) -> None
         --output gs://b/adapter --rank 16
       raft job eval --overlay spot
     """
-    from pipelines import manifests
     from pipelines.cluster.job import run_job
 
     command = StageCommand("generate" if name == GPU_TEACHER else name)
     context = command.make_context(f"raft {command.stage}", list(flags)) if flags else None
     settings = command.settings(context) if context else None
-    run_job(name, settings, jobs=manifests.overlay(overlay), **options)
+    run_job(name, settings, **options)
