@@ -20,11 +20,11 @@ from components.core.records import Evaluation, read_json
 from components.core.storage import LEDGER, atomic_write, write_json
 from components.core.use_it import use_it
 from pipelines.demo.world import articles, write_documents, write_questions
+from pipelines.run import FOLDERS
 from pipelines.stages import COMMANDS, config_class
 
 MODEL = Path(__file__).with_name("model")
 MARKER = "demo.json"
-STAGES = ("dataset", "adapter", "quantization", "evaluation")
 
 DOCUMENTS = 600
 UNSEEN_DOCUMENTS = 500
@@ -63,14 +63,14 @@ def _flags(seed: int) -> Flags:
 
 def run_stages(output: Path, flags: Flags) -> None:
     """The stages themselves, without the locks and the reuse of an earlier output."""
-    paths = inputs(output) | {name: output / name for name in STAGES}
+    paths = inputs(output) | {name: output / name for name in FOLDERS.values()}
     paths["eval_questions"] = paths["questions"]
-    for (stage, settings), name in zip(flags.items(), STAGES, strict=True):
+    for stage, settings in flags.items():
         kind = config_class(stage)
         # Fresh, because the folder may hold an earlier demo's.
         fresh = {"fresh": True} if stage == "train" else {}
         places = {key: str(path) for key, path in paths.items() if key in kind.model_fields}
-        config = kind(output=str(output / name), **places, **settings, **fresh)
+        config = kind(output=str(paths[FOLDERS[stage]]), **places, **settings, **fresh)
         importlib.import_module(COMMANDS[stage].work).run(config)
 
 
@@ -90,7 +90,7 @@ def run_demo(output: Path, seed: int) -> Evaluation:
     _prepare(output, seed)
     run_stages(output.resolve(), flags)
     result = read_json(output / "evaluation" / Evaluation.FILE, Evaluation)
-    ledger = total([read_json(output / name / LEDGER, LedgerEntry) for name in STAGES])
+    ledger = total([read_json(output / name / LEDGER, LedgerEntry) for name in FOLDERS.values()])
     write_json(output / LEDGER, ledger)
     _print_summary(result, ledger, output)
     return result
