@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from components.core.config import message
 from components.core.errors import ConfigError
 from components.core.hardware import (
-    GPU_STEPS,
     OVERRIDES,
     TWO_JOBS,
     WITH_GPUS,
@@ -33,8 +32,7 @@ def compiled_hardware(jobs: Jobs) -> dict[str, Any]:
         ConfigError: a manifest asks for no CPU or memory, which Kubeflow cannot be given.
     """
     hardware = {}
-    for stage in (*GPU_STEPS, TWO_JOBS, WITH_GPUS):
-        job = jobs[stage]
+    for stage, job in jobs.items():
         limits, requests = job.container.resources.limits, job.container.resources.requests
         for name, example in (("cpu", "8"), ("memory", "64Gi")):
             if not (getattr(limits, name) or getattr(requests, name)):
