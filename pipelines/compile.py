@@ -79,7 +79,6 @@ def compile_pipelines(
 
 
 def _write(path: Path, text: str, *, check: bool) -> None:
-    """Write a file, or compare it."""
     if not check:
         with atomic_write(path) as file:
             file.write(text)

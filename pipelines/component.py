@@ -48,7 +48,8 @@ def component(stage: str) -> Any:
     from kfp import dsl
 
     declared = declaration(stage)
-    fields = _step_settings(declared)
+    every = declared.config.model_fields.items()
+    fields = {name: field for name, field in every if in_pipeline(field)}
     main = next(iter(declared.outputs))
     arguments: dict[str, tuple[Any, Any, str]] = {
         name: (kfp_type(field), _default(field), describe(field)) for name, field in fields.items()
@@ -144,9 +145,3 @@ def _default(field: FieldInfo) -> Any:
     if field.is_required():
         return EMPTY
     return list(field.default) if isinstance(field.default, tuple) else field.default
-
-
-def _step_settings(declared: Declaration) -> dict[str, FieldInfo]:
-    """The settings that a step takes."""
-    fields = declared.config.model_fields.items()
-    return {name: field for name, field in fields if in_pipeline(field)}

@@ -103,7 +103,6 @@ def form_table(arguments: Arguments, notes: Mapping[str, str] | None = None) -> 
 
 
 def _as_typed(default: Any) -> str:
-    """A default as one would type it."""
     if default is EMPTY:
         return "required"
     if isinstance(default, str):

@@ -8,14 +8,11 @@ written, and resolves them in the run's first step; here the same function answe
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import ValidationError
 
 from components.core.config import message
 from components.core.errors import ConfigError
-from components.core.gpus import RESOURCE
 from components.core.hardware import (
-    GPU_STEPS,
     OVERRIDES,
     TWO_JOBS,
     WITH_GPUS,
@@ -23,16 +20,9 @@ from components.core.hardware import (
     HardwareConfig,
 )
 from pipelines.form import SECRETS
-from pipelines.k8s.job import CONTAINER, Job, Toleration
-from pipelines.k8s.values import Selector, check_fits
+from pipelines.k8s.job import CONTAINER, Job, Pod
 from pipelines.manifests import Jobs
 from pipelines.stages import STAGES
-
-CHECKS: Mapping[str, TypeAdapter[Any]] = {
-    "node_selector": TypeAdapter(Selector),
-    "tolerations": TypeAdapter(list[Toleration]),
-}
-"""What Kubernetes, or GKE, allows beyond what the run's first step checks."""
 
 
 def compiled_hardware(jobs: Jobs) -> dict[str, Any]:
@@ -42,8 +32,7 @@ def compiled_hardware(jobs: Jobs) -> dict[str, Any]:
         ConfigError: a manifest asks for no CPU or memory, which Kubeflow cannot be given.
     """
     hardware = {}
-    for stage in (*GPU_STEPS, TWO_JOBS, WITH_GPUS):
-        job = jobs[stage]
+    for stage, job in jobs.items():
         limits, requests = job.container.resources.limits, job.container.resources.requests
         for name, example in (("cpu", "8"), ("memory", "64Gi")):
             if not (getattr(limits, name) or getattr(requests, name)):
@@ -80,23 +69,20 @@ def check_hardware(parameters: Mapping[str, Any], compiled: Mapping[str, Any]) -
         ConfigError: a value is not one that a cluster could take, or no machine with such GPUs has
             as many cores or as much memory.
     """
-    overrides = {name: parameters[name] for name in OVERRIDES if parameters.get(name)}
-    for name in CHECKS.keys() & overrides.keys():
+    for stage, placement in _resolve(parameters, compiled).items():
+        container = {"name": stage, "image": f"raft-{stage}:0", "command": ["raft", stage]}
+        pod = {"restartPolicy": "Never", "containers": [container]}
+        _place(pod, placement)
         try:
-            CHECKS[name].validate_python(overrides[name])
+            Pod.model_validate(pod)
         except ValidationError as error:
+            words = ", ".join(
+                f"{name} {parameters[name]}"
+                for name, stages in OVERRIDES.items()
+                if stage in stages and parameters.get(name)
+            )
             problem = message(error.errors()[0])
-            raise ConfigError(f"{name} {overrides[name]!r}: {problem}") from None
-    teacher = {"teacher": parameters.get("teacher", "")}
-    for stage, placement in _resolve(overrides | teacher, compiled).items():
-        requests = {"cpu": placement.cpu_request, "memory": placement.memory_request}
-        try:
-            whole = int(placement.gpu_count) * (placement.gpu_resource == RESOURCE)
-            check_fits(placement.node_selector, whole, requests)
-        except PydanticCustomError as error:
-            mine = {name: value for name, value in overrides.items() if stage in OVERRIDES[name]}
-            words = ", ".join(f"{name} {value}" for name, value in mine.items())
-            raise ConfigError(f"{stage} with {words}: {error}") from None
+            raise ConfigError(f"{stage} with {words}: {problem}") from None
 
 
 def override_jobs(jobs: Jobs, parameters: Mapping[str, Any], compiled: Mapping[str, Any]) -> Jobs:
@@ -114,8 +100,7 @@ def override_jobs(jobs: Jobs, parameters: Mapping[str, Any], compiled: Mapping[s
         data = job.model_dump(by_alias=True, exclude_unset=True)
         pod = data["spec"]["template"]["spec"]
         (container,) = pod["containers"]
-        if stage in placements:
-            _place(pod, container.setdefault("resources", {}), placements[stage])
+        _place(pod, placements[stage])
         for variable in container.get("env", ()):
             name = parameters.get(SECRETS.get(variable["name"], ""))
             secret = variable.get("valueFrom", {}).get("secretKeyRef", {})
@@ -125,7 +110,8 @@ def override_jobs(jobs: Jobs, parameters: Mapping[str, Any], compiled: Mapping[s
     return moved
 
 
-def _place(pod: dict[str, Any], resources: dict[str, Any], placement: CompiledPlacement) -> None:
+def _place(pod: dict[str, Any], placement: CompiledPlacement) -> None:
+    resources = pod["containers"][0].setdefault("resources", {})
     pod["nodeSelector"] = placement.node_selector
     pod["tolerations"] = list(placement.tolerations)
     count = int(placement.gpu_count)

@@ -5,24 +5,21 @@ already there. A parameter has the name of the setting that it sets.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from components.core.config import Settings, describe_error, message
 from components.core.errors import ConfigError
 from components.core.locations import INPUT, OUTPUT, SCHEME
-from pipelines import trials
+from components.generate.config import GenerateConfig
 from pipelines.k8s.located import meant, read
 from pipelines.overrides import check_hardware
 from pipelines.stages import config_class
-
-if TYPE_CHECKING:
-    from components.generate.config import GenerateConfig
-
+from pipelines.trials import FIELDS, completed, settings_of
 
 CHANNEL = "pipelinechannel--"
 """What kfp puts before the name of a parameter in a nested graph."""
@@ -142,13 +139,10 @@ def check_parameters(
     if "trials" in inputs:
         with suppress(TypeError, ValueError):
             values["trials"] = json.loads(values["trials"])  # of --set
-        faults = trials.faults(
-            values["trials"], lambda name, settings: _validate(name, settings, pipeline.mounted)[1]
-        )
-        if text := "; ".join(faults):
-            problems["trials"] = text
+        if faults := "; ".join(_trial_faults(values["trials"], pipeline.mounted)):
+            problems["trials"] = faults
         else:
-            values["trials"] = [trials.completed(trial) for trial in values["trials"]]
+            values["trials"] = [completed(trial) for trial in values["trials"]]
     if problems:
         prefixes = {name: f"{place}: " for name, place in places.items()}
         lines = [prefixes.get(name, "") + problem for name, problem in problems.items()]
@@ -160,10 +154,30 @@ def check_parameters(
 
 def dataset_notes(pipeline: Compiled, values: Mapping[str, Any]) -> list[str]:
     """What the checked parameters say about the rows that the run will make."""
-    config = cast("type[GenerateConfig]", config_class("generate"))
     settings = {**pipeline.defaults, **values, "output": f"{SCHEME}unset/output"}
-    known = {name: value for name, value in settings.items() if name in config.model_fields}
-    return config.model_validate(known).notes()
+    fields = GenerateConfig.model_fields
+    known = {name: value for name, value in settings.items() if name in fields}
+    return GenerateConfig.model_validate(known).notes()
+
+
+def _trial_faults(trials: object, mounted: Sequence[str]) -> Iterator[str]:
+    """What is wrong with the trials of a study."""
+    for index, trial in enumerate(trials if isinstance(trials, list) else [trials]):
+        place = f"trials[{index}]"
+        if not isinstance(trial, dict):
+            yield f"{place} {trial!r}: not an object with fields such as base_model and rank"
+            continue
+        if "base_model" not in trial:
+            yield f"{place}: base_model is missing"
+        for name in trial:
+            if name not in FIELDS:
+                allowed = f"{meant(name, FIELDS)} (allowed: {', '.join(FIELDS)})"
+                yield f"{place}.{name}: unknown field{allowed}"
+        for stage in ("train", "eval"):
+            names = {setting: name for name, (owner, setting) in FIELDS.items() if owner == stage}
+            _, problems = _validate(stage, settings_of(trial, stage), mounted)
+            for setting, problem in problems.items():
+                yield f"{place}.{problem.replace(setting, names.get(setting, setting), 1)}"
 
 
 def _validate(

@@ -24,11 +24,7 @@ WHERE = {
     "post": "the post: figure 2, and its table of ranks and layers",
     "paper": "the paper: tables 1 and 2, figures 5 and 6",
 }
-STUDIES: dict[str, Callable[[], list[Trial]]] = {"post": post_trials, "paper": paper_trials}
-TINY: dict[str, Callable[[], list[Trial]]] = {
-    "post": lambda: post_trials((str(MODEL),)),
-    "paper": lambda: paper_trials(str(MODEL)),
-}
+STUDIES: dict[str, Callable[..., list[Trial]]] = {"post": post_trials, "paper": paper_trials}
 
 DATASET = {
     "distractors": PAPER_DISTRACTORS,
@@ -64,7 +60,7 @@ def reproduce(study: str, output: Path, scale: str = "", seed: int = 0) -> None:
     """
     headline("reproduce", f"{WHERE[study]} → {output}")
     if scale:
-        run_trials(TINY[study](), output, seed, Scale())
+        run_trials(STUDIES[study](str(MODEL)), output, seed, Scale())
     else:
         write_parameters(study, STUDIES[study](), output / PARAMETERS, seed)
 

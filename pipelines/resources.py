@@ -15,64 +15,69 @@ if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
 
 
-def with_job_resources(
+def as_light_step(task: "PipelineTask", job: Job) -> None:
+    """Put on a task that only reads small files the image, user and nodes of a Job."""
+    from kfp import kubernetes
+
+    task.set_container_image(job.container.image)
+    _set_pod(task, job)
+    _mount_volumes(task, [job], claims=False)
+    for key, value in job.pod.node_selector.items():
+        kubernetes.add_node_selector(task, key, value)
+    for toleration in job.pod.tolerations:
+        kubernetes.add_toleration(task, **toleration.model_dump())
+
+
+def as_stage_step(
     task: "PipelineTask",
-    job: Job,
-    placement: Mapping[str, Any] | None = None,
-    fields: Collection[str] = (),
-    secrets: Mapping[str, Any] | None = None,
-    *,
-    light: bool = False,
-    other: Job | None = None,
-) -> "PipelineTask":
-    """A task that asks for what its Job asks for.
+    jobs: Sequence[Job],
+    placement: Mapping[str, Any],
+    fields: Collection[str],
+    secrets: Mapping[str, Any],
+) -> None:
+    """Put on a stage's task what its Jobs ask for.
 
     Args:
-        placement: outputs of the hardware step, by field of its `Placement`, which replace what
-            the Job says of these.
+        jobs: the stage's own, and the one with GPUs if it has both: the task has the volumes,
+            variables and flags of all, and the accelerator of the last.
+        placement: outputs of the hardware step, by field of its `Placement`.
         fields: settings that are fields of the pipeline's form, which has the Job's flags of that
             name as their defaults.
         secrets: parameters of the pipeline that name the secret of a variable, by variable.
-        other: a second Job of the step: the task has its volumes, variables and flags as well.
-        light: whether the task only reads small files: without the Job's amounts, GPU, variables
-            and flags.
 
     Raises:
         ConfigError: the pipeline or its component would not follow a flag.
     """
     from kfp import kubernetes
 
-    jobs = [job, *filter(None, [other])]
-    _set_image(task, job, placement)
-    if not light:
-        _set_amounts(task, job)
-        for each in jobs:
-            set_variables(task, each, secrets or {})
-        _set_flags(jobs, task, fields)
-    _mount_volumes(task, jobs, claims=not light)
-    if affinity := job.pod.affinity.node_affinity:
-        nodes = affinity.model_dump(by_alias=True, exclude_unset=True)
-        kubernetes.add_node_affinity_json(task, nodes)
-    user = job.pod.security_context.model_dump(
-        include={"run_as_user", "run_as_group", "run_as_non_root"}, exclude_none=True
-    )
-    if user:
-        kubernetes.set_security_context(task, **user)
-    if placement is not None:
-        _set_placement(task, jobs[-1], placement)
-        return task
-    for key, value in job.pod.node_selector.items():
-        kubernetes.add_node_selector(task, key, value)
-    for toleration in job.pod.tolerations:
-        kubernetes.add_toleration(task, **toleration.model_dump())
-    return task
+    job = jobs[0]
+    task.set_container_image(placement.get("image", job.container.image))
+    _set_pod(task, job)
+    _mount_volumes(task, jobs, claims=True)
+    for each in jobs:
+        set_variables(task, each, secrets)
+    _set_flags(jobs, task, fields)
+    if job.pod.active_deadline_seconds:
+        kubernetes.set_timeout(task, job.pod.active_deadline_seconds)
+    limits = jobs[-1].container.resources.limits
+    # kfp does not pass these through the conditions and loops around a task by itself.
+    task.register_pipeline_channels(list(placement.values()))
+    # KFP has no request for accelerators: Kubernetes takes the limit for it.
+    task.set_accelerator_type(limits.accelerator[0])
+    task.set_accelerator_limit(placement["gpu_count"])
+    task.set_cpu_request(placement["cpu_request"])
+    if limits.cpu:
+        task.set_cpu_limit(placement["cpu_limit"])
+    task.set_memory_request(placement["memory_request"])
+    task.set_memory_limit(placement["memory_limit"])
+    kubernetes.add_node_selector_json(task, placement["node_selector"])
+    kubernetes.add_toleration_json(task, placement["tolerations"])
 
 
-def _set_image(task: "PipelineTask", job: Job, placement: Mapping[str, Any] | None) -> None:
-    """Give a task its image, and the labels and annotations of its pod."""
+def _set_pod(task: "PipelineTask", job: Job) -> None:
+    """Give a task the labels and annotations, user and node affinity of a Job's pod."""
     from kfp import kubernetes
 
-    task.set_container_image((placement or {}).get("image", job.container.image))
     if job.container.image_pull_policy:
         kubernetes.set_image_pull_policy(task, job.container.image_pull_policy)
     if job.pod.image_pull_secrets:
@@ -82,6 +87,14 @@ def _set_image(task: "PipelineTask", job: Job, placement: Mapping[str, Any] | No
         kubernetes.add_pod_label(task, key, value)
     for key, value in job.spec.template.metadata.annotations.items():
         kubernetes.add_pod_annotation(task, key, value)
+    if affinity := job.pod.affinity.node_affinity:
+        nodes = affinity.model_dump(by_alias=True, exclude_unset=True)
+        kubernetes.add_node_affinity_json(task, nodes)
+    user = job.pod.security_context.model_dump(
+        include={"run_as_user", "run_as_group", "run_as_non_root"}, exclude_none=True
+    )
+    if user:
+        kubernetes.set_security_context(task, **user)
 
 
 def _mount_volumes(task: "PipelineTask", jobs: Sequence[Job], *, claims: bool) -> None:
@@ -100,23 +113,6 @@ def _mount_volumes(task: "PipelineTask", jobs: Sequence[Job], *, claims: bool) -
             kubernetes.mount_pvc(task, claim.claim_name, mount.mount_path, mount.sub_path)
 
 
-def _set_amounts(task: "PipelineTask", job: Job) -> None:
-    from kfp import kubernetes
-
-    limits, requests = job.container.resources.limits, job.container.resources.requests
-    for kind, amounts in (("request", requests), ("limit", limits)):
-        for resource in ("cpu", "memory"):
-            if amount := getattr(amounts, resource):
-                getattr(task, f"set_{resource}_{kind}")(amount)
-    resource, count = limits.accelerator
-    if count:
-        # KFP has no request for accelerators: Kubernetes takes the limit for it.
-        task.set_accelerator_type(resource)
-        task.set_accelerator_limit(count)
-    if job.pod.active_deadline_seconds:
-        kubernetes.set_timeout(task, job.pod.active_deadline_seconds)
-
-
 def set_variables(task: "PipelineTask", job: Job, secrets: Mapping[str, Any]) -> None:
     """Give a task the variables of a Job, and those from secrets."""
     from kfp import kubernetes
@@ -129,22 +125,6 @@ def set_variables(task: "PipelineTask", job: Job, secrets: Mapping[str, Any]) ->
             name = secrets.get(variable.name, secret.name)
             keys = {secret.key: variable.name}
             kubernetes.use_secret_as_env(task, name, keys, optional=secret.optional)
-
-
-def _set_placement(task: "PipelineTask", job: Job, placement: Mapping[str, Any]) -> None:
-    from kfp import kubernetes
-
-    # kfp does not pass these through the conditions and loops around a task by itself.
-    task.register_pipeline_channels(list(placement.values()))
-    task.set_accelerator_type(job.container.resources.limits.accelerator[0])
-    task.set_accelerator_limit(placement["gpu_count"])
-    task.set_cpu_request(placement["cpu_request"])
-    if job.container.resources.limits.cpu:
-        task.set_cpu_limit(placement["cpu_limit"])
-    task.set_memory_request(placement["memory_request"])
-    task.set_memory_limit(placement["memory_limit"])
-    kubernetes.add_node_selector_json(task, placement["node_selector"])
-    kubernetes.add_toleration_json(task, placement["tolerations"])
 
 
 def _set_flags(jobs: Sequence[Job], task: "PipelineTask", fields: Collection[str]) -> None:

@@ -15,7 +15,7 @@ from pipelines.component import Form, component
 from pipelines.form import SECRETS, fields_of
 from pipelines.manifests import Jobs
 from pipelines.overrides import compiled_hardware
-from pipelines.resources import set_variables, with_job_resources
+from pipelines.resources import as_light_step, as_stage_step, set_variables
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
@@ -43,6 +43,7 @@ class Steps:
     ) -> None:
         self.jobs, self.form, self.parameters = jobs, form, parameters
         self.cache_volume = cache_volume
+        self.secrets = {variable: parameters[name] for variable, name in SECRETS.items()}
         self.placements: dict[str, Mapping[str, Any]] = {}
 
     def hardware(self, **inputs: Any) -> None:
@@ -54,7 +55,7 @@ class Steps:
         compiled = compiled_hardware(self.jobs)
         step = component("hardware")(compiled=compiled, **fields, **inputs)
         _pass_every_parameter(step)
-        set_variables(step, self.jobs["train"], self._secrets())
+        set_variables(step, self.jobs["train"], self.secrets)
         outputs = self.light(step).outputs
         for stage in PLACED:
             self.placements[stage] = {
@@ -62,25 +63,23 @@ class Steps:
             }
 
     def stage(self, stage: str, **inputs: Any) -> "PipelineTask":
-        """A stage's task, placed as `placements` says, or else its Job.
+        """A stage's task, on the hardware that `hardware` has resolved.
 
         Args:
             inputs: artifacts, and settings that are not parameters of the pipeline.
         """
         from kfp import kubernetes
 
-        placement = self.placements.get(stage)
+        placement = self.placements[stage]
         fields = {name: self.parameters[name] for name in fields_of(self.form, stage)}
-        if placement:
-            inputs["gpus"] = placement["gpu_count"]
-        if self.cache_volume and stage in GPU_STEPS:
+        cached = self.cache_volume and stage in GPU_STEPS
+        if cached:
             inputs["state"] = CACHE
-        task = component(stage)(**fields | inputs)
+        task = component(stage)(**fields | inputs, gpus=placement["gpu_count"])
         # The volumes of a step are chosen when it is compiled: those that a model needs.
-        other = self.jobs[WITH_GPUS] if stage == TWO_JOBS else None
-        job, secrets = self.jobs[stage], self._secrets()
-        with_job_resources(task, job, placement, fields, secrets, other=other)
-        if self.cache_volume and stage in GPU_STEPS:
+        names = [stage, WITH_GPUS] if stage == TWO_JOBS else [stage]
+        as_stage_step(task, [self.jobs[name] for name in names], placement, fields, self.secrets)
+        if cached:
             kubernetes.mount_pvc(task, pvc_name=self.cache_volume, mount_path=CACHE)
         _pass_every_parameter(task)
         # KFP finds cached results by the image's name, the command and the *text* of the inputs.
@@ -94,14 +93,9 @@ class Steps:
             RETRIES, backoff_duration="60s", backoff_factor=2, backoff_max_duration="172800s"
         )
 
-    def _secrets(self) -> dict[str, Any]:
-        """The parameters that name secrets, by the variable that the secret fills."""
-        named = SECRETS.items()
-        return {key: self.parameters[name] for key, name in named if name in self.parameters}
-
     def light(self, task: "PipelineTask") -> "PipelineTask":
         """A task that only reads small files: generate's image and node, but smaller."""
-        with_job_resources(task, self.jobs["generate"], light=True)
+        as_light_step(task, self.jobs["generate"])
         task.set_cpu_request("100m").set_cpu_limit("1")
         task.set_memory_request("256Mi").set_memory_limit("1Gi")
         task.set_caching_options(False)  # no run is among its inputs: all would look the same

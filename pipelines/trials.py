@@ -1,13 +1,12 @@
-"""Trials of a study: their fields, what is wrong with them, and those of the post and the paper.
+"""Trials of a study: their fields, and those of the post and the paper.
 
 A field is a setting of train or eval; what a trial leaves out has the setting's default.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
-from pipelines.k8s.located import meant
 from pipelines.stages import config_class
 
 FIELDS = {
@@ -45,32 +44,6 @@ def settings_of(trial: Mapping[str, Any], stage: str) -> dict[str, Any]:
     }
 
 
-def faults(
-    trials: object, validate: Callable[[str, Mapping[str, Any]], Mapping[str, str]]
-) -> Iterator[str]:
-    """What is wrong with the trials of a study.
-
-    Args:
-        trials: as they were given.
-        validate: from a stage and its settings to the faults of these, by setting.
-    """
-    for index, trial in enumerate(trials if isinstance(trials, list) else [trials]):
-        place = f"trials[{index}]"
-        if not isinstance(trial, dict):
-            yield f"{place} {trial!r}: not an object with fields such as base_model and rank"
-            continue
-        if "base_model" not in trial:
-            yield f"{place}: base_model is missing"
-        for name in trial:
-            if name not in FIELDS:
-                allowed = f"{meant(name, FIELDS)} (allowed: {', '.join(FIELDS)})"
-                yield f"{place}.{name}: unknown field{allowed}"
-        for stage in ("train", "eval"):
-            names = {setting: name for name, (owner, setting) in FIELDS.items() if owner == stage}
-            for setting, fault in validate(stage, settings_of(trial, stage)).items():
-                yield f"{place}.{fault.replace(setting, names.get(setting, setting), 1)}"
-
-
 # ---- the post and the paper --------------------------------------------------------------------
 
 POST_MODELS = (
@@ -84,12 +57,12 @@ SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """P, the share of the rows that show their oracle: figure 5 of the paper."""
 
 
-def post_trials(models: tuple[str, ...] = POST_MODELS) -> list[Trial]:
-    """Every model with rank 16 and 64, on a subset of the layers and on all, in 16 and 4 bits."""
+def post_trials(*models: str) -> list[Trial]:
+    """Each model (by default the post's) with rank 16 and 64, on some layers and on all of them."""
     layers = (["q_proj", "v_proj"], ["all-linear"])
     return [
         completed({"base_model": model, "rank": rank, "alpha": rank, "target_modules": modules})
-        for model, rank, modules in product(models, (16, 64), layers)
+        for model, rank, modules in product(models or POST_MODELS, (16, 64), layers)
     ]
 
 

@@ -1,52 +1,53 @@
 """Commands that talk to a cluster or its Kubeflow: each declares flags and calls one function."""
 
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pipelines.cli.flags import OVERLAY, Command, Decorator, StageCommand, text_flag, typed_flag
+from pipelines.cli.flags import (
+    OVERLAY,
+    SET,
+    Command,
+    Decorator,
+    StageCommand,
+    text_flag,
+    typed_flag,
+)
 from pipelines.stages import GPU_TEACHER, JOBS
 
 
-def _together(*options: Decorator) -> Decorator:
-    """Several options as one decorator."""
-    return lambda function: reduce(lambda inner, option: option(inner), options[::-1], function)
+def server(*, required: bool = True) -> Decorator:
+    """The flags that name a Kubeflow server."""
+    host = click.option(
+        "--host", required=required, envvar="KF_PIPELINES_ENDPOINT", show_envvar=True,
+        metavar="URL", help="Kubeflow Pipelines server, such as http://localhost:8080 after "
+        "kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80.",
+    )  # fmt: skip
+    certificate = text_flag("--ca-certificate", "Authority of the server's certificate.", "FILE")
+    return lambda command: host(certificate(command))
 
 
-HOST: dict[str, Any] = {
-    "envvar": "KF_PIPELINES_ENDPOINT", "show_envvar": True, "metavar": "URL",
-    "help": "Kubeflow Pipelines server, such as http://localhost:8080 after kubectl -n kubeflow "
-    "port-forward svc/ml-pipeline-ui 8080:80.",
-}  # fmt: skip
-CA_CERTIFICATE: dict[str, Any] = {
-    "metavar": "FILE",
-    "help": "Authority of the server's certificate.",
-}
-SERVER = _together(
-    click.option("--host", required=True, **HOST),
-    click.option("--ca-certificate", default="", **CA_CERTIFICATE),
-)  # fmt: skip
-PARAMETERS = _together(
-    click.option(
+def parameters(command: Any) -> Any:
+    """The flags of a run's parameters."""
+    file = click.option(
         "--parameters", type=lambda text: Path(text) if text else None, metavar="FILE",
         help="YAML or JSON: a parameter's name and its value on each line.",
-    ),
-    click.option(
-        "--set", "settings", multiple=True, metavar="NAME=VALUE",
-        help="A parameter; wins over the file. May be given many times.",
-    ),
-    click.option(
+    )  # fmt: skip
+    pipeline = click.option(
         "--pipeline", type=Path, default="pipelines/raft.yaml", show_default=True, metavar="FILE",
         help="Compiled pipeline.",
-    ),
-)  # fmt: skip
-PODS = _together(
-    click.option("--namespace", default="raft", show_default=True, help="Namespace of the pods."),
-    text_flag("--context", "Context of the kubeconfig. [default: the current one]"),
-    OVERLAY,
-)
+    )  # fmt: skip
+    return file(SET(pipeline(command)))
+
+
+def pods(command: Any) -> Any:
+    """The flags of what runs as pods of a cluster."""
+    namespace = typed_flag("--namespace", "raft", str, "Namespace of the pods.")
+    context = text_flag("--context", "Context of the kubeconfig. [default: the current one]")
+    return namespace(context(OVERLAY(command)))
+
+
 RETRIES = typed_flag(
     "--retries", 3, click.IntRange(min=0),
     "Maximum retries of a run that fails; one whose inputs are wrong is not retried.",
@@ -54,8 +55,8 @@ RETRIES = typed_flag(
 
 
 @click.command(cls=Command, short_help="Run the pipeline on a Kubeflow server.")
-@PARAMETERS
-@SERVER
+@parameters
+@server()
 @click.option(
     "--experiment", "experiment_name", default="raft", show_default=True,
     help="The run's experiment.",
@@ -85,10 +86,10 @@ def submit(**options: Any) -> None:
 
 @click.command(cls=Command, short_help="Watch a run on a Kubeflow server.")
 @click.argument("run_id")
-@SERVER
-@click.option(
-    "--namespace", default="kubeflow", show_default=True,
-    help="Namespace of the run's pods; kubectl's cluster is asked what they wait for.",
+@server()
+@typed_flag(
+    "--namespace", "kubeflow", str,
+    "Namespace of the run's pods; kubectl's cluster is asked what they wait for.",
 )  # fmt: skip
 @RETRIES
 def watch(**options: Any) -> None:
@@ -110,8 +111,7 @@ class SummaryCommand(StageCommand):
         super().__init__("summary")
         self.help = f"{self.help}\n  raft summary RUN_ID --host http://localhost:8080"
         self.params.append(click.Argument(["run_id"], required=False))
-        self.params.append(click.Option(["--host"], **HOST))
-        self.params.append(click.Option(["--ca-certificate"], default="", **CA_CERTIFICATE))
+        server(required=False)(self)
 
     def invoke(self, ctx: click.Context) -> None:
         if ctx.params["run_id"] is None:
@@ -126,7 +126,7 @@ class SummaryCommand(StageCommand):
 
 @click.command(cls=Command, short_help="Stop a run on a Kubeflow server.")
 @click.argument("run_id")
-@SERVER
+@server()
 def terminate(**options: Any) -> None:
     """Stop a run; what its steps have not uploaded yet is lost.
 
@@ -140,13 +140,13 @@ def terminate(**options: Any) -> None:
 
 
 @click.command(cls=Command, short_help="Check that a cluster has everything a run needs.")
-@PODS
+@pods
 @text_flag("--service-account", "The pods' account. [default: the manifests']")
-@PARAMETERS
+@parameters
 @typed_flag(
     "--scale-from-zero", False, bool, "GPU nodes are started when needed; none has to exist yet."
 )
-def preflight(overlay: str, **options: Any) -> None:
+def preflight(**options: Any) -> None:
     """Check quota, policies, account, secrets, nodes, teacher and base model.
 
     Each check prints ok, missing (with the command that fixes it) or `cannot tell`. The API server
@@ -158,10 +158,9 @@ def preflight(overlay: str, **options: Any) -> None:
     Example:
       raft preflight --namespace raft --parameters parameters.yaml
     """
-    from pipelines import manifests
     from pipelines.cluster.preflight import check_cluster
 
-    check_cluster(jobs=manifests.overlay(overlay), **options)
+    check_cluster(**options)
 
 
 @click.command(
@@ -171,8 +170,8 @@ def preflight(overlay: str, **options: Any) -> None:
 )
 @click.argument("name", metavar="STAGE", type=click.Choice(JOBS))
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
-@PODS
-def job(name: str, flags: tuple[str, ...], overlay: str, **options: Any) -> None:
+@pods
+def job(name: str, flags: tuple[str, ...], **options: Any) -> None:
     """Run one stage from its Job manifest, with the flags after `--` instead of the manifest's.
 
     STAGE generate-gpu is generate with --teacher vllm.
@@ -187,10 +186,9 @@ def job(name: str, flags: tuple[str, ...], overlay: str, **options: Any) -> None
         --output gs://b/adapter --rank 16
       raft job eval --overlay spot
     """
-    from pipelines import manifests
     from pipelines.cluster.job import run_job
 
     command = StageCommand("generate" if name == GPU_TEACHER else name)
     context = command.make_context(f"raft {command.stage}", list(flags)) if flags else None
     settings = command.settings(context) if context else None
-    run_job(name, settings, jobs=manifests.overlay(overlay), **options)
+    run_job(name, settings, **options)

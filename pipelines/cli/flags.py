@@ -33,11 +33,15 @@ def text_flag(name: str, description: str, metavar: str = "TEXT") -> Decorator:
     return click.option(name, default="", metavar=metavar, help=description)
 
 
-def typed_flag(name: str, default: float, kind: Any, description: str) -> Decorator:
-    """A flag that takes a number, or true or false."""
+def typed_flag(name: str, default: object, kind: Any, description: str) -> Decorator:
+    """A flag that takes a value of a kind."""
     return click.option(name, default=default, type=kind, show_default=True, help=description)
 
 
+SET = click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE",
+    help="A parameter; wins over the file. May be given many times.",
+)  # fmt: skip
 OVERLAY = text_flag(
     "--overlay",
     "Take Job manifests, and the hardware of steps, from k8s/overlays/NAME, or from a "

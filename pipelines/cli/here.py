@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipelines.cli.flags import OVERLAY, Command, PlanCommand, text_flag, typed_flag
+from pipelines.cli.flags import OVERLAY, SET, Command, PlanCommand, text_flag, typed_flag
 
 
 class LocalFolder(click.Path):
@@ -24,12 +24,7 @@ FOLDER = LocalFolder(file_okay=False, path_type=Path)
 @click.command(
     cls=Command, short_help="Run all four stages on a tiny model and invented documents."
 )
-@click.option(
-    "--output",
-    required=True,
-    type=FOLDER,
-    help="Folder for everything the run makes.",
-)
+@click.option("--output", required=True, type=FOLDER, help="Folder for everything the run makes.")
 @typed_flag("--seed", 0, click.IntRange(min=0), "Seed of all that is drawn and trained.")
 def demo(**options: Any) -> None:
     """Show RAFT at work in a few minutes, on a CPU, with nothing to download.
@@ -44,13 +39,8 @@ def demo(**options: Any) -> None:
 
 @click.command(cls=Command, short_help="Run all four stages here, from one file of parameters.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option(
-    "--output", default="run", show_default=True, type=FOLDER, help="Folder of the whole run."
-)
-@click.option(
-    "--set", "settings", multiple=True, metavar="NAME=VALUE",
-    help="A parameter; wins over the file. May be given many times.",
-)  # fmt: skip
+@typed_flag("--output", "run", FOLDER, "Folder of the whole run.")
+@SET
 def run(file: Path, settings: tuple[str, ...], output: Path) -> None:
     """Run generate, train, quantize-check and eval on this machine.
 
@@ -97,27 +87,22 @@ def reproduce(study: str, output: Path, scale: str | None, seed: int) -> None:
 @click.command(cls=PlanCommand, short_help="Estimate memory, time and cost of a training run.")
 @click.option("--base-model", required=True, metavar="MODEL", help="Folder, config.json or hub id.")
 @click.option("--gpu", required=True, metavar="KIND", help="Kind of GPU, such as h100.")
-@click.option(
+@text_flag(
     "--dataset",
-    default="",
-    metavar="FOLDER",
-    help="Rows to count and to measure with the model's tokenizer, instead of the next two flags.",
+    "Rows to count and to measure with the model's tokenizer, instead of the next two flags.",
+    "FOLDER",
 )
 @typed_flag(
-    "--rows",
-    300,
-    click.IntRange(min=1),
+    "--rows", 300, click.IntRange(min=1),
     "Rows to train on. raft generate gives at most --max-chunks × --questions-per-chunk.",
-)
+)  # fmt: skip
 @typed_flag(
-    "--row-tokens",
-    1000,
-    click.IntRange(min=1),
+    "--row-tokens", 1000, click.IntRange(min=1),
     "Mean tokens per row; the longest row is assumed to have twice as many.",
-)
+)  # fmt: skip
 @typed_flag(
     "--mfu", 0.35, click.FloatRange(0.01, 1), "Share of its peak that the GPU is assumed to reach."
-)  # fmt: skip
+)
 def plan(
     base_model: str, dataset: str, rows: int, row_tokens: int, mfu: float, **flags: Any
 ) -> None:
@@ -137,13 +122,7 @@ def plan(
 
 @click.command(cls=Command, short_help="Put finished runs side by side: one figure, one table.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
-@click.option(
-    "--output",
-    default="comparison",
-    show_default=True,
-    type=FOLDER,
-    help="Folder that receives comparison.html.",
-)
+@typed_flag("--output", "comparison", FOLDER, "Folder that receives comparison.html.")
 def compare(runs: tuple[str, ...], output: Path) -> None:
     """Compare finished runs: the best, F1 of every arm, gains with intervals, what 4 bits keep.
 
@@ -164,11 +143,11 @@ def compare(runs: tuple[str, ...], output: Path) -> None:
 
 
 @click.command("compile", cls=Command, short_help="Compile the Kubeflow pipelines to YAML.")
-@click.option(
+@text_flag(
     "--output",
-    metavar="FILE",
-    help="Where the compiled pipeline goes.  [default: pipelines/raft.yaml, with --overlay NAME "
+    "Where the compiled pipeline goes. [default: pipelines/raft.yaml, with --overlay NAME "
     "raft-NAME.yaml]",
+    "FILE",
 )
 @click.option(
     "--pipeline",
@@ -177,10 +156,9 @@ def compare(runs: tuple[str, ...], output: Path) -> None:
 )
 @OVERLAY
 @click.option(
-    "--check",
-    is_flag=True,
+    "--check", is_flag=True,
     help="Write nothing; fail if the file differs from what would be compiled.",
-)
+)  # fmt: skip
 @text_flag(
     "--registry",
     "Where the images are: written into k8s/base/kustomization.yaml, so that Jobs, overlays and "

@@ -42,12 +42,6 @@ def connect(context: str = "") -> tuple[Any, Any]:
     """
     from kubernetes import client, config
 
-    class Api(client.ApiClient):
-        def call_api(self, *arguments: Any, **options: Any) -> Any:
-            options["_request_timeout"] = options["_request_timeout"] or SECONDS_FOR_AN_ANSWER
-            with explained(f"the cluster at {settings.host}", client.ApiException, SETUP):
-                return super().call_api(*arguments, **options)
-
     settings = client.Configuration()
     path = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
     try:
@@ -58,8 +52,21 @@ def connect(context: str = "") -> tuple[Any, Any]:
     for value in filter(None, (*settings.api_key.values(), settings.password)):
         keep_secret(value.removeprefix("Bearer "))
     settings.retries = 1
-    api = Api(settings)
+    api = client.ApiClient(settings)
+    explain_answers(api, f"the cluster at {settings.host}", client.ApiException, SETUP)
     return client.CoreV1Api(api), client.BatchV1Api(api)
+
+
+def explain_answers(api: Any, server: str, refusal: type[Exception], hint: str) -> None:
+    """Let all calls of a client, Kubernetes' or kfp's, be `explained`, and end after a while."""
+    call = api.call_api
+
+    def call_api(*arguments: Any, **options: Any) -> Any:
+        options["_request_timeout"] = options.get("_request_timeout") or SECONDS_FOR_AN_ANSWER
+        with explained(server, refusal, hint):
+            return call(*arguments, **options)
+
+    api.call_api = call_api
 
 
 def outlast_restarts(api: Any) -> None:

@@ -8,7 +8,6 @@ import secrets
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from components.core.config import flag
@@ -31,19 +30,19 @@ def run_job(
     *,
     namespace: str = "raft",
     context: str = "",
-    jobs: Path = manifests.BASE,
+    overlay: str = "",
 ) -> None:
     """Run a stage in the cluster; its log goes to standard output.
 
     The arguments are those of `raft job`, whose help explains them; `settings` are the stage's by
-    name, and None keeps the flags of the manifest in the folder `jobs`.
+    name, and None keeps the flags of the manifest.
 
     Raises:
         ConfigError: a setting or the manifest is wrong, or a location that a pod does not see.
         ClusterError: the cluster cannot be reached or refuses.
         RunError: the stage failed; the exit code is the container's.
     """
-    manifest = manifests.load_all(jobs)[job_name]
+    manifest = manifests.load_all(manifests.overlay(overlay))[job_name]
     stage = manifest.stage
     arguments = None if settings is None else _flags(manifest, settings)
     body = job_body(manifest, namespace, arguments)
@@ -59,7 +58,6 @@ def run_job(
 
 
 def _flags(manifest: Job, settings: Mapping[str, object]) -> list[str]:
-    """The stage's settings, checked, as flags."""
     config = config_class(manifest.stage)
     config.parse(settings)
     for name, value in settings.items():

@@ -22,8 +22,9 @@ HINT = (
 
 
 def connect(host: str, ca_certificate: str = "") -> Any:
-    """A kfp client whose server is known to answer."""
+    """A kfp client whose server is known to answer; its calls raise a `ClusterError`."""
     import kfp
+    from kfp_server_api import ApiException
 
     class Client(kfp.Client):
         def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:
@@ -41,7 +42,9 @@ def connect(host: str, ca_certificate: str = "") -> Any:
             ssl_ca_cert=ca_certificate or None,
         )
         client.get_kfp_healthz()
-    connection.outlast_restarts(client._run_api.api_client)
+    api = client._run_api.api_client
+    connection.explain_answers(api, host, ApiException, HINT)
+    connection.outlast_restarts(api)
     return client
 
 

@@ -43,7 +43,7 @@ def check_cluster(
     settings: tuple[str, ...] = (),
     pipeline: Path = Path("pipelines/raft.yaml"),
     scale_from_zero: bool = False,
-    jobs: Path = manifests.BASE,
+    overlay: str = "",
 ) -> None:
     """Print a line for every check.
 
@@ -53,7 +53,7 @@ def check_cluster(
         ConfigError: a parameter or manifest is wrong.
         ClusterError: there is no kubeconfig, the cluster does not answer, or something is missing.
     """
-    by_stage = manifests.load_all(jobs)
+    by_stage = manifests.load_all(manifests.overlay(overlay))
     values: dict[str, Any] = {}
     volumes = [(claim, 1) for job in by_stage.values() for claim in job.pod.claims.values()]
     if parameters is not None or settings:

@@ -10,8 +10,7 @@ from components.core.locations import SCHEME
 from components.report.outcome import NOT_STARTED, Outcome, StepState
 from components.report.results import RunResults, read_runs
 from components.report.summary import as_reported
-from pipelines.cluster.connection import SECONDS_FOR_AN_ANSWER
-from pipelines.cluster.kubeflow import connect, explained
+from pipelines.cluster.kubeflow import connect
 from pipelines.stages import COMMANDS
 
 OWN_ROOT = "server://pipeline-root"
@@ -26,16 +25,8 @@ OF_POD = {"PENDING": WAITING, "FAILED": "a pod has failed; waiting for the next 
 def summarize_run(run_id: str, *, host: str, ca_certificate: str = "") -> None:
     """Print the summary of a run: what its server reports, and its results if they can be read."""
     client = connect(host, ca_certificate)
-    run = look_at(client, host, run_id)
-    print(as_reported(outcome_of(run), results_of(client, host, run)), end="")
-
-
-def look_at(client: Any, host: str, run_id: str) -> Any:
-    """The run as the server has it now."""
-    with explained(host):
-        return client._run_api.run_service_get_run(
-            run_id=run_id, _request_timeout=SECONDS_FOR_AN_ANSWER
-        )
+    run = client.get_run(run_id)
+    print(as_reported(outcome_of(run), results_of(client, run)), end="")
 
 
 def tasks_of(run: Any) -> list[Any]:
@@ -132,7 +123,7 @@ def _spans(task: Any) -> Iterator[tuple[datetime, datetime | None]]:
         yield begin, None
 
 
-def results_of(client: Any, host: str, run: Any) -> RunResults:
+def results_of(client: Any, run: Any) -> RunResults:
     """What a run has left below its pipeline root, or below `state`, whichever is on gs://."""
     runtime = run.runtime_config
     root = (runtime and runtime.pipeline_root) or ""
@@ -144,10 +135,9 @@ def results_of(client: Any, host: str, run: Any) -> RunResults:
     specification = run.pipeline_spec
     if specification is None:
         version = run.pipeline_version_reference
-        with explained(host):
-            specification = client.get_pipeline_version(
-                version.pipeline_id, version.pipeline_version_id
-            ).pipeline_spec
+        specification = client.get_pipeline_version(
+            version.pipeline_id, version.pipeline_version_id
+        ).pipeline_spec
     specification = specification.get("pipeline_spec", specification)
     name = specification["pipelineInfo"]["name"]
     folder = f"{root.rstrip('/') or OWN_ROOT}/{name}/{run.run_id}"

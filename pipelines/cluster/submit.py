@@ -51,12 +51,10 @@ def submit_run(
     headline(pipeline.stem, f"run {run.run_id}")
     introduce(client, host, run.run_id)
     if wait:
-        watch(client, host, run.run_id, options.get("namespace") or NAMESPACE, retries)
+        watch(client, run.run_id, options.get("namespace") or NAMESPACE, retries)
 
 
 def terminate_run(run_id: str, *, host: str, ca_certificate: str = "") -> None:
     """Stop a run; its pods get SIGTERM."""
-    client = connect(host, ca_certificate)
-    with explained(host):
-        client.terminate_run(run_id)
+    connect(host, ca_certificate).terminate_run(run_id)
     say(f"run {run_id} is being stopped")

@@ -7,9 +7,9 @@ from components.core.errors import RunError
 from components.core.pages import for_terminal
 from components.core.progress import say
 from components.report.summary import as_reported
-from pipelines.cluster.kubeflow import connect, explained
+from pipelines.cluster.kubeflow import connect
 from pipelines.cluster.pods import Pods
-from pipelines.cluster.runs import ENDED, WAITING, look_at, outcome_of, phases_of, results_of
+from pipelines.cluster.runs import ENDED, WAITING, outcome_of, phases_of, results_of
 
 NAMESPACE = "kubeflow"
 """Where the pods are, on a server without profiles."""
@@ -25,7 +25,7 @@ def watch_run(
     """Watch a run that was started before."""
     client = connect(host, ca_certificate)
     introduce(client, host, run_id)
-    watch(client, host, run_id, namespace, retries)
+    watch(client, run_id, namespace, retries)
 
 
 def introduce(client: Any, host: str, run_id: str) -> None:
@@ -35,7 +35,7 @@ def introduce(client: Any, host: str, run_id: str) -> None:
         say(f"  raft {command} {run_id} --host {host}")
 
 
-def watch(client: Any, host: str, run_id: str, namespace: str, retries: int) -> None:
+def watch(client: Any, run_id: str, namespace: str, retries: int) -> None:
     """Stay with a run until its last end.
 
     A run whose inputs are wrong is not retried, and what a person has terminated stays terminated.
@@ -45,8 +45,8 @@ def watch(client: Any, host: str, run_id: str, namespace: str, retries: int) -> 
     """
     pods = Pods(run_id, namespace)
     for retry in range(retries + 1):
-        run = _follow(client, host, run_id, pods)
-        outcome, results = outcome_of(run), results_of(client, host, run)
+        run = _follow(client, run_id, pods)
+        outcome, results = outcome_of(run), results_of(client, run)
         problem = "; ".join(f"{what}: {why}" for what, why in outcome.problems(results))
         entries = [entry for _, entry in outcome.failures(results) if entry]
         wrong_inputs = not all(entry.repeatable for entry in entries)
@@ -56,9 +56,8 @@ def watch(client: Any, host: str, run_id: str, namespace: str, retries: int) -> 
         finished = f", {', '.join(done)} is kept" if done else ""
         say(f"  {problem}; Retry {retry + 1} of {retries} resumes it{finished}")
         time.sleep(SECONDS_BEFORE_RETRY)
-        if look_at(client, host, run_id).state in ENDED:  # nobody else has retried it
-            with explained(host):
-                client._run_api.run_service_retry_run(run_id=run_id)
+        if client.get_run(run_id).state in ENDED:  # nobody else has retried it
+            client._run_api.run_service_retry_run(run_id=run_id)
     say("\n" + for_terminal(as_reported(outcome, results)))
     if outcome.state != "succeeded":
         link = _link(client, run_id)
@@ -72,11 +71,11 @@ def _link(client: Any, run_id: str) -> str:
     return f"{client._get_url_prefix().rstrip('/')}/#/runs/details/{run_id}"
 
 
-def _follow(client: Any, host: str, run_id: str, pods: Pods) -> Any:
+def _follow(client: Any, run_id: str, pods: Pods) -> Any:
     """Show a run's steps as their states change; the run when it has ended."""
     printed: dict[str, tuple[str, str]] = {}
     while True:
-        run = look_at(client, host, run_id)
+        run = client.get_run(run_id)
         phases = phases_of(run)
         active = {task: seen for task, seen in phases.items() if seen[1] in ("running", WAITING)}
         more = pods.phases() if active else {}

@@ -9,7 +9,6 @@ import importlib
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,11 @@ from components.core.records import Evaluation, read_json
 from components.core.storage import LEDGER, atomic_write, write_json
 from components.core.use_it import use_it
 from pipelines.demo.world import articles, write_documents, write_questions
+from pipelines.run import FOLDERS
 from pipelines.stages import COMMANDS, config_class
 
 MODEL = Path(__file__).with_name("model")
 MARKER = "demo.json"
-STAGES = ("dataset", "adapter", "quantization", "evaluation")
 
 DOCUMENTS = 600
 UNSEEN_DOCUMENTS = 500
@@ -62,28 +61,25 @@ def _flags(seed: int) -> Flags:
     return {stage: settings | {"seed": seed} for stage, settings in flags.items()}
 
 
-def _run_here(output: Path, flags: Flags) -> None:
+def run_stages(output: Path, flags: Flags) -> None:
     """The stages themselves, without the locks and the reuse of an earlier output."""
-    paths = inputs(output) | {name: output / name for name in STAGES}
+    paths = inputs(output) | {name: output / name for name in FOLDERS.values()}
     paths["eval_questions"] = paths["questions"]
-    for (stage, settings), name in zip(flags.items(), STAGES, strict=True):
+    for stage, settings in flags.items():
         kind = config_class(stage)
         # Fresh, because the folder may hold an earlier demo's.
         fresh = {"fresh": True} if stage == "train" else {}
         places = {key: str(path) for key, path in paths.items() if key in kind.model_fields}
-        config = kind(output=str(output / name), **places, **settings, **fresh)
+        config = kind(output=str(paths[FOLDERS[stage]]), **places, **settings, **fresh)
         importlib.import_module(COMMANDS[stage].work).run(config)
 
 
-def run_demo(
-    output: Path, seed: int, stages: Callable[[Path, Flags], None] = _run_here
-) -> Evaluation:
+def run_demo(output: Path, seed: int) -> Evaluation:
     """Run the demo into a folder, then print the table and where the report lies.
 
     Args:
         output: a new folder, or that of an earlier demo.
         seed: of documents, questions, training and evaluation.
-        stages: makes the artifacts of all stages.
 
     Raises:
         ConfigError: the folder holds something else.
@@ -92,9 +88,9 @@ def run_demo(
     with atomic_write(begin_in(output, MARKER)) as file:
         json.dump(flags, file, indent=2)
     _prepare(output, seed)
-    stages(output.resolve(), flags)
+    run_stages(output.resolve(), flags)
     result = read_json(output / "evaluation" / Evaluation.FILE, Evaluation)
-    ledger = total([read_json(output / name / LEDGER, LedgerEntry) for name in STAGES])
+    ledger = total([read_json(output / name / LEDGER, LedgerEntry) for name in FOLDERS.values()])
     write_json(output / LEDGER, ledger)
     _print_summary(result, ledger, output)
     return result

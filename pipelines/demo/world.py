@@ -15,7 +15,7 @@ A sample document (kind "ship") and one of its questions:
 import json
 import random
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,10 +25,18 @@ WORLD = yaml.safe_load(Path(__file__).with_name("world.yaml").read_text(encoding
 WORDS: dict[str, list[str]] = {
     name: words.split() for name, words in WORLD.items() if name != "relations"
 }
-TOWNS = [head + tail for head in WORDS["town_heads"] for tail in WORDS["town_tails"]]
-YEARS = [str(year) for year in range(1840, 1940)]
+WORDS["town"] = [head + tail for head in WORDS["town_heads"] for tail in WORDS["town_tails"]]
+WORDS["year"] = [str(year) for year in range(1840, 1940)]
 
-Draw = Callable[[random.Random], str]
+KINDS = {
+    "person": "{first_names} {last_names}",
+    "town": "{town}",
+    "ship": "the {adjectives} {ship_nouns}",
+    "relic": "the {adjectives} {relic_nouns}",
+    "book": "the {adjectives} {book_nouns}",
+    "school": "{town} {school_nouns}",
+}
+"""How entities of a kind are named: of which words, by their names in world.yaml."""
 
 
 class Fact(NamedTuple):
@@ -53,39 +61,10 @@ class Article(NamedTuple):
         return " ".join(fact.sentence for fact in self.facts)
 
 
-def _one_of(values: Sequence[str]) -> Draw:
-    return lambda rng: rng.choice(values)
-
-
-def _the(nouns: str) -> Draw:
-    return lambda rng: f"the {rng.choice(WORDS['adjectives'])} {rng.choice(WORDS[nouns])}"
-
-
-def _person(rng: random.Random) -> str:
-    return f"{rng.choice(WORDS['first_names'])} {rng.choice(WORDS['last_names'])}"
-
-
-def _school(rng: random.Random) -> str:
-    return f"{rng.choice(TOWNS)} {rng.choice(WORDS['school_nouns'])}"
-
-
-KINDS: dict[str, Draw] = {
-    "person": _person,
-    "town": _one_of(TOWNS),
-    "ship": _the("ship_nouns"),
-    "relic": _the("relic_nouns"),
-    "book": _the("book_nouns"),
-    "school": _school,
-}
-"""How entities of a kind are named."""
-
-VALUES: dict[str, Draw] = {
-    "town": _one_of(TOWNS),
-    "person": _person,
-    "year": _one_of(YEARS),
-    **{name: _one_of(WORDS[name]) for name in ("goods", "material", "trade", "color")},
-}
-"""How values are drawn, by the names that world.yaml uses."""
+def _draw(rng: random.Random, name: str) -> str:
+    """An entity of a kind, or else one of the words of that name."""
+    pattern = KINDS.get(name, f"{{{name}}}")
+    return re.sub(r"{(\w+)}", lambda words: rng.choice(WORDS[words[1]]), pattern)
 
 
 def _sentence_case(text: str) -> str:
@@ -94,11 +73,11 @@ def _sentence_case(text: str) -> str:
 
 def article(rng: random.Random, kind: str) -> Article:
     """Draw one document of a kind."""
-    entity = KINDS[kind](rng)
+    entity = _draw(rng, kind)
     relations = [relation[1:] for relation in WORLD["relations"] if relation[0] == kind]
     facts = []
     for name, sentence, question in rng.sample(relations, rng.randint(2, 4)):
-        value = VALUES[name](rng)
+        value = _draw(rng, name)
         text = _sentence_case(sentence.format(e=entity, v=value))
         facts.append(Fact(text, question.format(e=entity), answer=value, subject=entity))
     return Article(_sentence_case(entity), kind, tuple(facts))

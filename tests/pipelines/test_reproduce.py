@@ -9,8 +9,9 @@ import yaml
 from components.core.errors import ConfigError
 from components.report.comparison import find_trials
 from components.report.results import read
+from pipelines.demo.demo import MODEL
 from pipelines.parameters import check_parameters, load, read_parameters
-from pipelines.reproduce import TINY, Scale, reproduce, run_trials
+from pipelines.reproduce import Scale, reproduce, run_trials
 from pipelines.trials import FIELDS, paper_trials, post_trials
 from tests.conftest import REPOSITORY
 
@@ -55,7 +56,7 @@ def test_the_trials_are_those_of_the_tables_and_figures() -> None:
 @pytest.mark.timeout(900)
 def test_a_slice_of_the_paper_runs_here(tmp_path: Path) -> None:
     """Three trainings, on little of the world: RAFT, without reasoning, and DSF."""
-    trials = TINY["paper"]()[:3]
+    trials = paper_trials(str(MODEL))[:3]
     few = Scale(documents=30, unseen_documents=40, questions=8)
     results = run_trials(trials, tmp_path / "out", 5, few)
     assert [arm.name for result in results for arm in result.arms] == [

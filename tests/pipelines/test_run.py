@@ -186,8 +186,7 @@ def test_an_interruption_names_what_resumes(
         ("check", "kubernetes", "pipelines"),
         ("check", "kfp.dsl", "pipelines"),
         ("check", "torch", "models"),
-        ("check", "tantivy", "generate"),
-        ("check", "docx", "generate"),
+        ("check", "docx", "all"),
         ("check", "unknown", "all"),
     ],
 )
