@@ -3,11 +3,13 @@
 import atexit
 import itertools
 import os
+import re
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from importlib.metadata import PackageNotFoundError, requires
 from typing import NoReturn
 
 import click
@@ -24,11 +26,11 @@ OTHERS_RESUME = {
 }
 """What becomes of the work of commands that are no stages."""
 
-EXTRAS = {
-    "google": "gcs", "kfp": "pipelines", "kfp_server_api": "pipelines", "kubernetes": "pipelines",
-    "peft": "models", "torch": "models", "transformers": "models",
+OTHER_NAMES = {
+    "bs4": "beautifulsoup4", "docx": "python-docx", "google": "google-cloud-storage",
+    "kfp_server_api": "kfp",
 }  # fmt: skip
-"""The extras of the package whose libraries other commands than the stages need, by module."""
+"""Libraries whose package has another name than their module."""
 
 USER_ERROR, OUR_ERROR = 2, 1
 TERMINATED = 128 + signal.SIGTERM
@@ -85,6 +87,20 @@ def _stopped(how: str, arguments: Sequence[str]) -> str:
     return f"{how}; {resumes or 'give the same command again'}"
 
 
+def _extra(module: str, command: str) -> str:
+    """The one extra of the package that a command needs for a module that is missing."""
+    name = module.split(".", maxsplit=1)[0]
+    if command in STAGES and name != "google":
+        return command
+    wanted = OTHER_NAMES.get(name, name).lower().replace("_", "-")
+    with suppress(PackageNotFoundError):
+        for line in requires("raft-pipelines") or ():
+            library = re.match(r"([\w.-]+).*extra == .([\w-]+)", line)
+            if library and library[1] == wanted:
+                return library[2]
+    return "all"
+
+
 def _show_causes(error: BaseException) -> None:
     """Let the traceback show what `raise … from None` hides without --debug."""
     while error.__context__ is not None and error.__cause__ is None:
@@ -115,8 +131,7 @@ def _explain(error: Exception, arguments: Sequence[str]) -> int:
         problem, hint, code = str(error), error.hint, error.exit_code
     elif isinstance(error, ModuleNotFoundError):
         problem, code = f"{error.name} is not installed", USER_ERROR
-        library, own = (error.name or "").partition(".")[0], arguments[0] in STAGES
-        extra = arguments[0] if own and library != "google" else EXTRAS.get(library, "all")
+        extra = _extra(error.name or "", arguments[0] if arguments else "")
         hint = f"pip install 'raft-pipelines[{extra}]'; in a checkout: pip install -e '.[{extra}]'"
     elif isinstance(error, PermissionError):
         problem, code = str(error), USER_ERROR
