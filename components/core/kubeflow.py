@@ -168,12 +168,12 @@ class Step(BaseModel):
 
         Kubeflow uploads nothing of a step that failed, but its time was paid for.
         """
-        ledger, Ledger.failed = Ledger(stage, Path()), None
+        whole, Ledger.failed = Ledger(stage, Path()), None
         try:
             yield
         except BaseException as error:
-            if Ledger.failed:
-                ledger.take_over(Ledger.failed)
+            ledger = Ledger.failed or whole
+            ledger.started = whole.started  # inputs were fetched before the stage began
             now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
             entry = ledger.entry().model_copy(
                 update={"failed": _reason(error), "repeatable": not _users_mistake(error)}
@@ -187,10 +187,10 @@ class Step(BaseModel):
 
     def _main(self) -> _Artifact:
         """The artifact that the stage writes; Kubeflow's own and what shows it may be first."""
-        artifacts = [*self._artifacts().values()]
-        if not artifacts:
-            raise ConfigError("--executor-input: names no artifact that the step writes")
-        return min(artifacts, key=lambda artifact: artifact.kind in VISUAL or artifact.name == LOGS)
+        return min(
+            self._artifacts().values(),
+            key=lambda artifact: artifact.kind in VISUAL or artifact.name == LOGS,
+        )
 
     def _artifacts(self) -> dict[str, _Artifact]:
         return {key: entry.artifacts[0] for key, entry in self.outputs.items() if entry.artifacts}

@@ -111,12 +111,6 @@ class Ledger:
         else:
             Ledger.failed = self
 
-    def take_over(self, other: "Ledger") -> None:
-        """Have what another counted; the time is one's own."""
-        self.tokens_in, self.tokens_out = other.tokens_in, other.tokens_out
-        self.requests, self.requests_failed = other.requests, other.requests_failed
-        self.parts, self._server_gpus = other.parts, other._server_gpus
-
     def entry(self) -> LedgerEntry:
         """The entry so far."""
         seconds = time.monotonic() - self.started
