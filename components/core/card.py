@@ -74,7 +74,6 @@ def write_card(training: TrainingRecord, generation: GenerationReport | None) ->
         prompt=instruction(DOCUMENTS, QUESTION),
         answer=ANSWER,
         refusals=_refusals(generation),
-        licences=_licences(named, bool(revision), generation),
     )
 
 
@@ -126,18 +125,3 @@ def _refusals(generation: GenerationReport | None) -> str:
         "Where no document answers the question, it may have been taught to decline: "
         f"`{ANSWER_MARKER} {REFUSAL}`."
     )
-
-
-def _licences(base: str, on_hub: bool, generation: GenerationReport | None) -> str:
-    where = " on the hub" if on_hub else ""
-    notes = [
-        f"- The base model: its licence{where} holds for what is made of {base}, this adapter too."
-    ]
-    if generation is None or generation.teacher != "extractive":
-        teacher = plain(generation.teacher) if generation else "not known"
-        notes.append(
-            f"- The teacher ({teacher}): the terms of some models and vendors limit what their "
-            "answers may train."
-        )
-    notes.append("- The documents: the adapter may repeat parts of them.")
-    return "\n".join(notes)

@@ -45,7 +45,7 @@ def test_a_base_of_the_hub_is_linked_with_its_commit(
     assert card.data.base_model == "org/tiny_1"
     assert card.data.to_dict()["base_model_relation"] == "adapter"
     assert f"(https://huggingface.co/org/tiny_1) (commit {COMMIT})" in text
-    assert "The teacher (org/70B)" in text and "not taught to decline" in text
+    assert "| teacher | org/70B |" in text and "not taught to decline" in text
 
 
 def test_words_from_elsewhere_stay_words(world_adapter: Path, world_dataset: Path) -> None:
