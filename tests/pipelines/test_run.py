@@ -186,8 +186,8 @@ def test_an_interruption_names_what_resumes(
         ("check", "kubernetes", "pipelines"),
         ("check", "kfp.dsl", "pipelines"),
         ("check", "torch", "models"),
-        ("check", "tantivy", "generate"),
-        ("check", "docx", "generate"),
+        ("check", "tantivy", "corpus"),
+        ("check", "docx", "corpus"),
         ("check", "unknown", "all"),
     ],
 )
