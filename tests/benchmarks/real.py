@@ -170,7 +170,7 @@ def measure(run: Run) -> None:
     )  # fmt: skip
     shared = {
         "base_model": str(model), "adapter": str(adapter), "dataset": str(dataset),
-        "max_new_tokens": run.sizes.new_tokens, "batch_size": 32,
+        "max_new_tokens": run.sizes.new_tokens, "batch_size": 8,
     }  # fmt: skip
     check = run.make(
         "quantization",
