@@ -187,10 +187,10 @@ class Step(BaseModel):
 
     def _main(self) -> _Artifact:
         """The artifact that the stage writes; Kubeflow's own and what shows it may be first."""
-        return min(
-            self._artifacts().values(),
-            key=lambda artifact: artifact.kind in VISUAL or artifact.name == LOGS,
-        )
+        artifacts = [*self._artifacts().values()]
+        if not artifacts:
+            raise ConfigError("--executor-input: names no artifact that the step writes")
+        return min(artifacts, key=lambda artifact: artifact.kind in VISUAL or artifact.name == LOGS)
 
     def _artifacts(self) -> dict[str, _Artifact]:
         return {key: entry.artifacts[0] for key, entry in self.outputs.items() if entry.artifacts}
