@@ -6,10 +6,12 @@ larger corpus.
 """
 
 import itertools
-import tempfile
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from components.core.storage import scratch
 
 MAX_MATCHES = 100_000  # of the words of one search, in all chunks together
 BLOCK_BYTES = 256_000_000  # of text in one block of the index
@@ -33,19 +35,21 @@ class Search:
         schema = tantivy.SchemaBuilder()
         schema.add_text_field(FIELD, tokenizer_name=FIELD, index_option="freq")
         self._schema = schema.build()
-        self._folder = tempfile.TemporaryDirectory(prefix="raft-search-")
         self._blocks: list[tuple[int, Any]] = []  # the first chunk's number, and its searcher
         numbered = enumerate(texts)
-        for first, text in numbered:
-            self._blocks.append((first, self._block(first, text, numbered)))
+        # The searchers hold their files open, so nothing is left on disk once they are made; what a
+        # killed process leaves goes when the next index is made.
+        with scratch("search", FIELD) as folder:
+            for first, text in numbered:
+                self._blocks.append((first, self._block(folder / str(first), text, numbered)))
 
-    def _block(self, first: int, text: str, following: Iterator[tuple[int, str]]) -> Any:
+    def _block(self, folder: Path, text: str, following: Iterator[tuple[int, str]]) -> Any:
         """Index `text` and those that follow, until the block is full.
 
         One thread and memory enough for the block make one segment, in which chunks that score
         the same come in the corpus's order, in every run.
         """
-        folder = Path(self._folder.name) / str(first)
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         index = self._tantivy.Index(self._schema, path=str(folder))
         index.register_tokenizer(FIELD, self._analyzer)
