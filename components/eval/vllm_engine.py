@@ -8,6 +8,7 @@ from components.core.decoding import Completion, end_tokens
 from components.core.errors import ModelError, first_line
 from components.core.model_files import OTHER_BASE
 from components.core.models import choose_dtype, free_memory, load_tokenizer
+from components.core.progress import say
 from components.core.vllm_options import lora_options
 from components.eval.config import EvalConfig
 from components.eval.engines import Answers, Request
@@ -63,6 +64,11 @@ def _load(requests: Sequence[Request], adapters: Sequence[str], config: EvalConf
     import vllm
 
     options = lora_options(adapters) if adapters else {}
+    if adapters and not torch.cuda.is_available():
+        say(
+            "  vLLM on a CPU is very slow with an adapter. Faster: --engine transformers, or "
+            "raft merge-adapter, then the merged model as --base-model with and --arms base"
+        )
     if requests[0].arm.bits == 4:
         options |= {"quantization": "bitsandbytes"}
     return vllm.LLM(
