@@ -89,10 +89,9 @@ def best(trials: Sequence[Trial]) -> list[str]:
 
 def table(trials: Sequence[Trial]) -> Table:
     """Settings and scores, one row a trial."""
-    arms = list(dict.fromkeys(name for trial in trials for name in trial.arms))
-    tuned = [
-        name for name in arms if any(name in one.arms and one.arms[name].tuned for one in trials)
-    ]
+    everything = [arm for trial in trials for arm in trial.evaluation.arms]
+    arms = list(dict.fromkeys(arm.name for arm in everything))
+    tuned = list(dict.fromkeys(arm.name for arm in everything if arm.tuned))
     headings = (
         "model",
         *(f"F1 {name}" for name in arms),
