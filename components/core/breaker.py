@@ -5,7 +5,8 @@ that fails is retried after a growing pause with jitter, never shorter than the 
 After several failures in a row nothing is sent but a small question, now and again: if it is
 answered, work continues; if not, the run stops. So an endpoint that is down costs the calls under
 way and a handful more, and one request at which a working endpoint always fails is given up alone.
-Refused requests are given up one by one; a few in a row stop the run as well.
+Refused requests are given up one by one; a few in a row stop the run as well. Calls under way when
+the run stops may still be answered, and paid for: `settled` waits for them.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import NoReturn, TypeVar
 
+from components.core.describe import counted
 from components.core.errors import RaftError, TeacherError
 from components.core.progress import say
 
@@ -82,6 +84,7 @@ class Breaker:
         self._logged: set[str] = set()
         self._not_before = 0.0
         self._check = asyncio.Lock()  # held while nothing else may be sent
+        self._under_way: set[asyncio.Future[None]] = set()
 
     async def call(self, send: Send[R]) -> R:
         """Send a request as often as it takes.
@@ -132,11 +135,19 @@ class Breaker:
             self.stopped.exception()  # retrieved here, as nobody may be waiting for it
         raise error
 
+    async def settled(self, seconds: float) -> None:
+        """Wait for the calls under way, and no longer than this."""
+        if self._under_way:
+            say(f"  waiting for the {counted(len(self._under_way), 'request')} under way")
+            await asyncio.wait(self._under_way, timeout=seconds)
+
     async def _send(self, send: Send[R]) -> R:
         while (seconds := self._not_before - time.monotonic()) > 0:
             await asyncio.sleep(seconds)
         if self.stopped.done():
             self.stopped.result()
+        ended = asyncio.get_running_loop().create_future()
+        self._under_way.add(ended)
         try:
             result = await send()
         except TransientError as error:
@@ -152,6 +163,9 @@ class Breaker:
             raise
         except RaftError as error:
             self.stop(error)
+        finally:
+            self._under_way.remove(ended)
+            ended.set_result(None)
         self._failures = 0
         return result
 

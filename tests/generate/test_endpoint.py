@@ -120,6 +120,27 @@ def test_an_outage_is_waited_for(ask: Ask) -> None:
     assert sum(report.rows.values()) == 10 and not report.dropped
 
 
+def test_what_is_under_way_when_a_refusal_stops_the_run_is_not_paid_for_twice(ask: Ask) -> None:
+    answered: list[str] = []
+    has_credit = threading.Event()
+
+    def short_of_credit(body: dict[str, Any]) -> Answer:
+        if "Townd" in chunk_of(body) and not has_credit.is_set():
+            return Answer("no credit", status=402)
+        time.sleep(0.5)  # these are under way when the fourth is refused
+        answered.append(json.dumps(body))
+        return good(body)
+
+    with teacher_server(short_of_credit) as server:
+        with pytest.raises(TeacherError, match="402"):
+            ask(server)
+        before = len(answered)
+        has_credit.set()
+        report, _ = ask(server)
+    assert before and sum(report.rows.values()) == 10
+    assert len(answered) == len(set(answered)) == 20
+
+
 def test_retry_after_is_respected(ask: Ask) -> None:
     times: list[float] = []
 

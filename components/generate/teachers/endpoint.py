@@ -33,6 +33,9 @@ HEAD_START_SECONDS = 0.1
 REORDER = 8
 """Chunks begun and not yet handed out, per unit of concurrency: later ones wait for a slow one."""
 
+LAST_ANSWERS_SECONDS = 30.0
+"""For requests under way when a refusal stops the run: they may be answered, and are paid for."""
+
 TO_STORE = (FINISHED, CUT_OFF, FILTERED)
 """How a reply ended that is worth keeping: others may be better when they are asked for again."""
 
@@ -126,6 +129,9 @@ class EndpointTeacher:
                     yield await oldest()
                 if self.server:
                     await self.server.say_cache_use(endpoint.session)
+            except TeacherError:
+                await endpoint.breaker.settled(LAST_ANSWERS_SECONDS)
+                raise
             finally:
                 for _, task in pending:
                     task.cancel()
