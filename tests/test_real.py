@@ -22,7 +22,8 @@ def test_a_slice(
     text = (tmp_path / "results.md").read_text(encoding="utf-8")
     assert text in capsys.readouterr().out
     for arm in ("base-rag", "raft", "raft-4bit"):
-        assert f"\n| {arm} | " in text
+        assert f"\n| `{arm}` | " in text
+    assert "\n| `raft` − `base-rag` | f1 | " in text
     taught = json.loads((tmp_path / "teacher" / "outcome.json").read_text(encoding="utf-8"))
     assert taught["requests"] >= real.SLICE.teacher_chunks
     speed = json.loads((tmp_path / "beside-trl" / "speed.json").read_text(encoding="utf-8"))
@@ -30,7 +31,8 @@ def test_a_slice(
     assert real.RESULTS.read_text(encoding="utf-8") == published, "a slice is no result"
     seconds = json.loads((tmp_path / "seconds.json").read_text(encoding="utf-8"))
     assert set(seconds) == {
-        "model", "teacher", "dataset", "adapter", "quantization", "evaluation", "beside-trl",
+        "model", "teacher", "dataset", "adapter", "answers", "answers-4bit", "quantization",
+        "evaluation", "beside-trl",
     }  # fmt: skip
 
 
@@ -43,3 +45,11 @@ def test_the_section_is_replaced_in_its_place(tmp_path: Path) -> None:
     real.publish(f"{real.TITLE}\nnew\n", page)
     text = page.read_text(encoding="utf-8")
     assert text == f"# Results\n\n## First\none\n\n{real.TITLE}\nnew\n\n## Last\nthree\n"
+
+
+def test_what_the_figures_mean_is_not_replaced(tmp_path: Path) -> None:
+    page = tmp_path / "results.md"
+    page.write_text(f"# R\n\n{real.TITLE}\nold\n\n{real.MEANING}\n\nMuch.\n\n## Last\nthree\n")
+    real.publish(f"{real.TITLE}\nnew\n", page)
+    text = page.read_text(encoding="utf-8")
+    assert text == f"# R\n\n{real.TITLE}\nnew\n\n{real.MEANING}\n\nMuch.\n\n## Last\nthree\n"

@@ -1,7 +1,7 @@
 """The quantize-check stage: what 4-bit weights save and cost, before an evaluation is paid for.
 
 The adapter is merged once, in 32 bits; the tuned model is then loaded in 16 bits (bfloat16) and in
-NF4 with double quantization. Both answer the prompts of validation rows, and of training rows
+NF4 with double quantization. Without a GPU both compute in 32 bits. Both answer the prompts of validation rows, and of training rows
 where those are too few; `gate` judges the answers. Both also read the rows with the teacher's
 answers (teacher forcing), and are compared token by token, a row at a time: at a vocabulary of
 128k, the log probabilities of all rows would take gigabytes.
@@ -19,6 +19,7 @@ from components.core.ledger import Ledger
 from components.core.model_files import MERGED
 from components.core.models import (
     check_head_is_untied,
+    choose_dtype,
     context_length,
     free_memory,
     load_4bit,
@@ -150,9 +151,14 @@ def _compare(
     free_memory()
     say("  loading the model in 16 and in 4 bits")
     full = load_model(str(merged), torch.bfloat16)
-    small = load_4bit(str(merged), None, torch.bfloat16, quantize_lm_head=config.quantize_lm_head)
+    head = config.quantize_lm_head
+    small = load_4bit(str(merged), None, torch.bfloat16, quantize_lm_head=head)
     # Right after loading: on a CPU bitsandbytes repacks weights at their first use.
     sizes = weight_bytes(full), weight_bytes(small), _bytes_kept(small)
+    if (dtype := choose_dtype("auto")) != torch.bfloat16:
+        # The same weights, computed with as eval does: many CPUs are slow in bfloat16.
+        full = full.to(dtype)
+        small = load_4bit(str(merged), None, dtype, quantize_lm_head=head)
     comparison = Comparison()
     with task("reading answers", len(rows), "rows") as progress:
         for row in rows:

@@ -14,10 +14,13 @@ questions, in minutes, and leaves docs/results.md alone: its figures mean nothin
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +29,7 @@ from tests.benchmarks.bench_gate import REPOSITORY, smollm2
 
 RESULTS = REPOSITORY / "docs" / "results.md"
 TITLE = "## A real model on real questions"
+MEANING = "### What this means"
 ARMS = ("base-rag", "base-examples", "raft")
 ARMS_4BIT = ("base-rag-4bit", "base-examples-4bit", "raft-4bit")
 CHUNK_TOKENS = 96
@@ -46,12 +50,16 @@ SLICE = Sizes(teacher_chunks=2, learned=12, asked=4, checked=4, new_tokens=16)
 
 
 class Run:
-    """One run: its folder, and the seconds that each part took when it was made."""
+    """One run: its folder, and the seconds that each part took when it was made.
+
+    Parts may be made side by side, each in a thread that waits for a process.
+    """
 
     def __init__(self, folder: Path, learn: Path, test: Path, sizes: Sizes) -> None:
         self.folder, self.learn, self.test, self.sizes = folder, learn, test, sizes
         self.seconds_file = folder / "seconds.json"
         self.seconds: dict[str, float] = {}
+        self.lock = threading.Lock()
         if self.seconds_file.exists():
             self.seconds = json.loads(self.seconds_file.read_text(encoding="utf-8"))
 
@@ -61,8 +69,9 @@ class Run:
         if name not in self.seconds:
             started = time.monotonic()
             work(output)
-            self.seconds[name] = round(time.monotonic() - started, 1)
-            self.seconds_file.write_text(json.dumps(self.seconds), encoding="utf-8")
+            with self.lock:
+                self.seconds[name] = round(time.monotonic() - started, 1)
+                self.seconds_file.write_text(json.dumps(self.seconds), encoding="utf-8")
         return output
 
 
@@ -73,8 +82,6 @@ def dtype() -> str:
 
 def answering(model_folder: Path) -> Callable[[dict[str, Any]], Any]:
     """The model as what a server replies to a request."""
-    import threading
-
     import torch
 
     from components.core.decoding import complete, end_tokens
@@ -148,11 +155,6 @@ def learn(run: Run, output: Path) -> None:
 
 def measure(run: Run) -> None:
     """Make every part."""
-    from components.eval import arms
-    from components.eval import eval as evaluation
-    from components.eval.config import EvalConfig
-    from components.quantize_check import quantize_check
-    from components.quantize_check.config import QuantizeCheckConfig
     from components.train import train
     from components.train.config import TrainConfig
 
@@ -168,30 +170,66 @@ def measure(run: Run) -> None:
             )
         ),
     )  # fmt: skip
-    shared = {
-        "base_model": str(model), "adapter": str(adapter), "dataset": str(dataset),
+    evaluate(run, model, dataset, adapter)
+    run.make("beside-trl", lambda output: compare_with_trl(run, output))
+
+
+def evaluate(run: Run, model: Path, dataset: Path, adapter: Path) -> None:
+    """Check the adapter in 4 bits, and evaluate all arms.
+
+    The arms in 4 bits answer beside those in 16 and the check, each on half of the cores: a small
+    batch does not keep two cores busy. Then all arms are evaluated from the answers that are there.
+    """
+    from components.eval import eval as evaluation
+    from components.eval.config import EvalConfig
+    from components.eval.inference import PARTIAL
+
+    shared: dict[str, Any] = {
+        "base_model": model, "adapter": adapter, "dataset": dataset,
         "max_new_tokens": run.sizes.new_tokens, "batch_size": 8,
     }  # fmt: skip
-    check = run.make(
-        "quantization",
-        lambda output: quantize_check.run(
-            QuantizeCheckConfig(
-                output=str(output), max_rows=run.sizes.checked, max_memory_ratio=1, **shared
-            )
-        ),
-    )
-    run.make(
-        "evaluation",
-        lambda output: evaluation.run(
-            EvalConfig(
-                questions=str(run.test), output=str(output), quantization=str(check),
-                arms=tuple(name for name in ARMS + ARMS_4BIT if name in arms.ARMS),
-                max_questions=run.sizes.asked, distractors=(1,), engine="transformers",
-                dtype=dtype(), **shared,
-            )
-        ),
+    asked = shared | {
+        "questions": run.test, "max_questions": run.sizes.asked, "distractors": "1",
+        "engine": "transformers", "dtype": dtype(),
+    }  # fmt: skip
+
+    def answer(arms: tuple[str, ...]) -> Callable[[Path], None]:
+        return lambda output: raft(
+            "eval", asked | {"arms": ",".join(arms), "output": output, "partial": f"{output}-kept"}
+        )
+
+    def check(output: Path) -> None:
+        limits = {"max_rows": run.sizes.checked, "max_memory_ratio": 1}
+        raft("quantize-check", shared | limits | {"output": output})
+
+    halves = {"answers-4bit": answer(ARMS_4BIT), "answers": answer(ARMS), "quantization": check}
+    with ThreadPoolExecutor(2) as pool:
+        folders = list(pool.map(lambda name: run.make(name, halves[name]), halves))
+    kept = run.folder / "answers-kept-by-both"
+    kept.mkdir(exist_ok=True)
+    parts = [Path(f"{folder}-kept") / PARTIAL for folder in folders[:2]]
+    (kept / PARTIAL).write_text("".join(part.read_text(encoding="utf-8") for part in parts))
+
+    def together(output: Path) -> None:
+        more = {"arms": ",".join(ARMS + ARMS_4BIT), "partial": kept, "output": output}
+        settings = asked | more | {"quantization": folders[2]}
+        evaluation.run(EvalConfig.parse({name: str(value) for name, value in settings.items()}))
+
+    run.make("evaluation", together)
+
+
+def raft(stage: str, settings: dict[str, Any]) -> None:
+    """Run a stage in a process of its own, on half of the cores.
+
+    Raises:
+        CalledProcessError: it failed.
+    """
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    threads = str(max(1, (os.cpu_count() or 2) // 2))
+    subprocess.run(
+        [sys.executable, "-m", "pipelines", stage, *flags],
+        cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": threads}, check=True,
     )  # fmt: skip
-    run.make("beside-trl", lambda output: compare_with_trl(run, output))
 
 
 def compare_with_trl(run: Run, output: Path) -> None:
@@ -254,14 +292,23 @@ def section(run: Run) -> str:
         f"{run.sizes.new_tokens} new tokens, 95 % intervals over questions. The weights were "
         "rounded to 4 bits once before they were published, so what 4 bits cost is flattered.",
         "",
-        "| arm | F1 | EM | containment | cut off |",
-        "|---|---|---|---|---|",
+        "| arm | F1 | exact match | answer contained | cut off | fabricated quotes |",
+        "|---|---|---|---|---|---|",
     ]
+    n = found.questions
     for arm in found.arms:
-        n = found.questions
-        scores = [with_interval(arm.f1, arm.f1_ci, n), with_interval(arm.em, arm.em_ci, n)]
-        cells = [arm.name, *scores, f"{arm.contains:.3f}", f"{arm.truncated:.1%}"]
-        lines.append(f"| {' | '.join(cells)} |")
+        scores = (arm.f1, arm.f1_ci), (arm.em, arm.em_ci), (arm.contains, arm.contains_ci)
+        cells = [f"`{arm.name}`", *(with_interval(*score, n) for score in scores)]
+        lines.append(
+            f"| {' | '.join(cells)} | {arm.truncated:.1%} | "
+            f"{with_interval(arm.fabricated, arm.fabricated_ci, n)} |"
+        )
+    lines += ["", "| difference | measure | |", "|---|---|---|"]
+    lines += [
+        f"| `{item.arm}` − `{item.baseline}` | {item.metric} | {item.difference:+.3f} "
+        f"({item.ci[0]:+.3f} to {item.ci[1]:+.3f}) |"
+        for item in found.comparisons
+    ]
     before, *_, after = (point.loss for point in training.curve if point.split == "validation")
     ours, theirs = speed["ours"], speed["theirs"]
     faster = ours["tokens_per_cpu_second"] / theirs["tokens_per_cpu_second"]
@@ -286,8 +333,13 @@ def section(run: Run) -> str:
 
 
 def publish(text: str, page: Path) -> None:
-    """Put the section where the page has it, or at the page's end."""
+    """Put the section where the page has it, or at the page's end; its last part, MEANING, stays.
+
+    What the figures mean is for a person to write, and to correct when they change.
+    """
     before, found, rest = page.read_text(encoding="utf-8").partition(TITLE)
+    if MEANING in rest.partition("\n## ")[0]:
+        text += "\n" + rest[rest.index(MEANING) :].partition("\n## ")[0].rstrip() + "\n"
     after = rest[rest.index("\n## ") + 1 :] if "\n## " in rest else ""
     before = before if found else before.rstrip() + "\n\n"
     page.write_text(before + text + ("\n" + after if after else ""), encoding="utf-8")
