@@ -45,7 +45,7 @@ class Sizes(NamedTuple):
     new_tokens: int
 
 
-FULL = Sizes(teacher_chunks=100, learned=250, asked=200, checked=64, new_tokens=256)
+FULL = Sizes(teacher_chunks=100, learned=160, asked=200, checked=64, new_tokens=256)
 SLICE = Sizes(teacher_chunks=2, learned=12, asked=4, checked=4, new_tokens=16)
 
 
