@@ -4,9 +4,13 @@ Knows nothing of arms, questions or adapters: a stage loads the model that is to
 """
 
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from components.core.models import load_config
+
+SHARED_TOKENS = 256
+"""From so many on, a beginning that all prompts of a batch share is read once for all of them."""
 
 LOOP, REPEATS = 24, 3
 """Characters at a text's end that occur so many times: words repeat, half a sentence does not."""
@@ -62,10 +66,8 @@ def complete(
     )
     # In place of the model's own settings: some sample, some penalise repetition.
     model.generation_config = greedy
-    padded = tokenizer.pad(
-        {"input_ids": [list(ids) for ids in prompts]}, padding_side="left", return_tensors="pt"
-    ).to(model.device)
     with torch.inference_mode():
+        padded = _inputs(model, tokenizer, prompts)
         streamer = _streamer(tokenizer, show) if show else None
         output = model.generate(**padded, generation_config=greedy, streamer=streamer)
     completions = []
@@ -75,6 +77,31 @@ def complete(
         text = tokenizer.decode(ids, skip_special_tokens=True)
         completions.append(Completion(ids, text, ids[-1] not in ends))
     return completions
+
+
+def _inputs(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Prompts as `generate` takes them: padded on the left, but behind what all of them begin with.
+
+    Two examples with their documents are such a beginning: three quarters of a prompt.
+    """
+    import torch
+
+    columns = zip(*(ids[:-1] for ids in prompts), strict=False)
+    start = len(list(takewhile(lambda column: len(set(column)) == 1, columns)))
+    if len(prompts) == 1 or start < SHARED_TOKENS:
+        start = 0
+    rest = {"input_ids": [list(ids[start:]) for ids in prompts]}
+    padded: dict[str, Any] = tokenizer.pad(rest, padding_side="left", return_tensors="pt")
+    padded = {name: values.to(model.device) for name, values in padded.items()}
+    if start:
+        shared = torch.tensor([prompts[0][:start]], device=model.device)
+        cache = model(shared, use_cache=True, logits_to_keep=1).past_key_values
+        cache.batch_repeat_interleave(len(prompts))
+        shared = shared.expand(len(prompts), -1)
+        before = {"input_ids": shared, "attention_mask": torch.ones_like(shared)}
+        padded = {name: torch.cat([before[name], padded[name]], dim=1) for name in before}
+        padded["past_key_values"] = cache
+    return padded
 
 
 def _streamer(tokenizer: Any, show: Callable[[str], None]) -> Any:

@@ -1,10 +1,10 @@
 """The quantize-check stage: what 4-bit weights save and cost, before an evaluation is paid for.
 
 The adapter is merged once, in 32 bits; the tuned model is then loaded in 16 bits (bfloat16) and in
-NF4 with double quantization. Without a GPU both compute in 32 bits. Both answer the prompts of validation rows, and of training rows
-where those are too few; `gate` judges the answers. Both also read the rows with the teacher's
-answers (teacher forcing), and are compared token by token, a row at a time: at a vocabulary of
-128k, the log probabilities of all rows would take gigabytes.
+NF4 with double quantization. Without a GPU both compute in 32 bits. Both answer the prompts of
+validation rows, and of training rows where those are too few; `gate` judges the answers. Both also
+read the rows with the teacher's answers (teacher forcing), and are compared token by token, a row
+at a time: at a vocabulary of 128k, the log probabilities of all rows would take gigabytes.
 """
 
 import tempfile

@@ -1,8 +1,43 @@
-"""Where a generation stops, and whether it ever would have."""
+"""What a batch reads, where a generation stops, and whether it ever would have."""
+
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from components.core.decoding import repeats_itself
+from components.core import decoding
+from components.core.decoding import complete, end_tokens, repeats_itself
+from components.core.models import load_model, load_tokenizer
+
+
+@pytest.mark.parametrize("shared", [0, 100, 400])
+def test_what_all_prompts_begin_with_is_read_once(
+    demo_model: Path, monkeypatch: pytest.MonkeyPatch, shared: int
+) -> None:
+    import torch
+
+    tokenizer: Any = load_tokenizer(str(demo_model))
+    model = load_model(str(demo_model), torch.float32)
+    words = tokenizer("Where was Kelden founded? In 1902, by a river. " * 60)["input_ids"]
+    prompts = [words[:shared] + words[place : place + 20 + place] for place in (7, 30, 51)]
+    read: list[int] = []
+
+    def count(_: Any, arguments: Any, named: dict[str, Any]) -> None:
+        read.append((named["input_ids"] if "input_ids" in named else arguments[0]).numel())
+
+    model.register_forward_pre_hook(count, with_kwargs=True)
+
+    def answer() -> list[decoding.Completion]:
+        read.clear()
+        ends = end_tokens(str(demo_model), tokenizer)
+        return complete(model, tokenizer, prompts, max_new_tokens=12, ends=ends)
+
+    once, tokens_once = answer(), read[0] + read[1]
+    monkeypatch.setattr(decoding, "SHARED_TOKENS", 10_000)
+    assert answer() == once
+    longest = 20 + 51
+    assert read[0] == 3 * (shared + longest)
+    assert tokens_once == (shared + 3 * longest if shared == 400 else read[0] + 3)
 
 
 @pytest.mark.parametrize(
