@@ -4,7 +4,6 @@ Weights are read from safetensors only, and code in a model folder is never run.
 id or a local folder: `storage` fetches `gs://` folders before a stage starts.
 """
 
-import gc
 import logging
 import warnings
 from collections.abc import Iterator
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.core.chat import adopt_template
-from components.core.errors import MissingDependencyError, ModelError, OutOfMemory, first_line
+from components.core.errors import MissingDependencyError, ModelError, first_line
+from components.core.memory import lacks_memory
 from components.core.model_files import (
     MERGED,
     OTHER_BASE,
@@ -298,34 +298,6 @@ def context_length(source: str, tokenizer: Any) -> int:
 def width(source: str) -> int:
     """The hidden size of a model."""
     return int(load_config(source).get_text_config().hidden_size)
-
-
-def lacks_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out: Python's, torch's on any device, or vLLM's."""
-    message = str(error).lower()
-    signs = ("out of memory", "not enough memory", "can't allocate", "no available memory",
-             "free memory on device", "larger than the available kv cache")  # fmt: skip
-    return isinstance(error, MemoryError) or any(sign in message for sign in signs)
-
-
-@contextmanager
-def memory_explained(problem: str, hint: str) -> Iterator[None]:
-    """Turn what is raised where memory runs out into an OutOfMemory that names what to change."""
-    try:
-        yield
-    except (MemoryError, RuntimeError, ValueError) as error:
-        if not lacks_memory(error):
-            raise
-        raise OutOfMemory(problem, hint=hint) from error
-
-
-def free_memory() -> None:
-    """Release the memory of models that are no longer in use, the GPU's too."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 @contextmanager

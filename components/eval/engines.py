@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 from components.core import decoding
 from components.core.decoding import Completion
 from components.core.errors import MissingDependencyError
+from components.core.memory import free_memory, memory_explained
 from components.core.models import (
     add_adapter,
     choose_dtype,
-    free_memory,
     load_4bit,
     load_model,
     load_tokenizer,
-    memory_explained,
 )
 from components.core.weight_sizes import weight_bytes
 from components.eval.arms import Arm

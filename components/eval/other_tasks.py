@@ -11,7 +11,8 @@ from typing import Any
 
 from components.core import progress
 from components.core.errors import ConfigError, first_line
-from components.core.models import free_memory, load_tokenizer
+from components.core.memory import free_memory
+from components.core.models import load_tokenizer
 from components.core.records import OtherScore
 from components.core.statistics import mean, mean_interval, paired_difference
 from components.eval.arms import Arm

@@ -6,8 +6,9 @@ from typing import Any
 
 from components.core.decoding import Completion, end_tokens
 from components.core.errors import ModelError, first_line
+from components.core.memory import free_memory
 from components.core.model_files import OTHER_BASE
-from components.core.models import choose_dtype, free_memory, load_tokenizer
+from components.core.models import choose_dtype, load_tokenizer
 from components.core.progress import say
 from components.core.vllm_options import lora_options
 from components.eval.config import EvalConfig

@@ -16,16 +16,15 @@ from components.core.describe import describe
 from components.core.errors import DataError
 from components.core.fingerprints import check_base, read_training
 from components.core.ledger import Ledger
+from components.core.memory import free_memory, memory_explained
 from components.core.model_files import MERGED
 from components.core.models import (
     check_head_is_untied,
     choose_dtype,
     context_length,
-    free_memory,
     load_4bit,
     load_model,
     load_tokenizer,
-    memory_explained,
     save_merged,
 )
 from components.core.pages import REPORT, as_page, links_to

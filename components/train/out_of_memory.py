@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from components.core.errors import OutOfMemory, StorageError, disk_is_full, first_line
-from components.core.models import lacks_memory
+from components.core.memory import lacks_memory
 from components.train.config import TrainConfig
 
 

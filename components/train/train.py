@@ -19,11 +19,11 @@ from components.core.decoding import end_tokens
 from components.core.errors import ConfigError, ModelError
 from components.core.fingerprints import fingerprint
 from components.core.ledger import Ledger
+from components.core.memory import free_memory
 from components.core.model_files import check_template
 from components.core.models import (
     choose_dtype,
     context_length,
-    free_memory,
     load_tokenizer,
     width,
 )

@@ -7,7 +7,8 @@ weights would add rounding error.
 from pathlib import Path
 
 from components.core.fingerprints import check_base
-from components.core.models import load_4bit, load_tokenizer, memory_explained, save_merged
+from components.core.memory import memory_explained
+from components.core.models import load_4bit, load_tokenizer, save_merged
 from components.core.progress import headline, say
 from components.core.storage import begin_artifact, finish_artifact, provenance, verify
 from components.use.config import MergeConfig

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from components.core import redaction
 from components.core.errors import disk_is_full, first_line
-from components.core.models import lacks_memory
+from components.core.memory import lacks_memory
 
 WEIGHTS = {"weight": torch.zeros(1 << 18)}
 WRITES: dict[str, Callable[[Path], object]] = {
