@@ -1,4 +1,4 @@
-"""Compiles the pipelines to the YAML that Kubeflow takes, or checks the file that lies there.
+"""Compiles the pipelines to the YAML that Kubeflow takes, or checks the existing file.
 
 The same sources and the same kfp give the same bytes; the compiled file names the kfp version.
 """

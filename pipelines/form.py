@@ -1,4 +1,4 @@
-"""The form of a run: its fields in the order in which a person thinks, and the table of them.
+"""The form of a run: its fields, in the order in which a person fills them in, and their table.
 
 A field is a setting of the stages that are named beside it. The dashboard shows the fields in
 alphabetical order, with name and type alone, so the pipeline's description carries the table.

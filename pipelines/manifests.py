@@ -35,7 +35,7 @@ def load_all(folder: Path = BASE) -> Jobs:
     if not (folder / kustomize.FILE).exists():
         raise ConfigError(
             f"{short_path(folder)}: no {kustomize.FILE} there",
-            hint="The Job manifests lie in k8s/base of a checkout; run `raft` from one.",
+            hint="The Job manifests are in k8s/base of a checkout; run `raft` from one.",
         )
     jobs = jobs_among(kustomize.render(folder))
     if missing := [name for name in JOBS if name not in jobs]:

@@ -1,8 +1,8 @@
-"""`raft plan`: what a training will take, before it is paid for.
+"""`raft plan`: estimate what a training takes, before paying for it.
 
 Its memory is that of `components/train/memory.py`. Time is an estimate from the FLOPs and a share
-of the peak that is assumed: of a GPU its listed peak, which was not held against a GPU yet; where
-there is no GPU also of the CPU, whose peak is measured.
+of the peak that is assumed. A GPU's peak is the listed one, which has not been checked on a GPU
+yet; where there is no GPU, the time on the CPU, whose peak is measured, is estimated as well.
 """
 
 import math

@@ -1,6 +1,6 @@
-"""Whether a step has the GPUs that its manifest asks for.
+"""Whether a step has the GPUs that its manifest requests.
 
-Without them a stage would train or answer on the CPU for days, and be paid for.
+Without them a stage would train or answer on the CPU for days, at the user's expense.
 """
 
 import json
@@ -30,7 +30,7 @@ class GpuStageConfig(BaseModelConfig):
         "Empty: one in a Kubernetes pod, none elsewhere.",
     )
     allow_cpu: bool = hardware_option(
-        False, help="Run on the CPU where the GPUs that the step asks for are not there."
+        False, help="Run on the CPU if the GPUs that the step requests are missing."
     )
 
 
@@ -82,7 +82,7 @@ print(json.dumps([[gpu.name, gpu.total_memory] for gpu in gpus]))
 
 
 def gpus_here() -> Gpus:
-    """The GPUs that torch can use, asked for in a process that leaves their memory alone.
+    """The GPUs that torch can use, found by another process, so that this one takes no GPU memory.
 
     Raises:
         ConfigError: torch cannot be asked.

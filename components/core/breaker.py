@@ -50,7 +50,7 @@ class TransientError(Exception):
 
 
 class PermanentError(Exception):
-    """A request failed for good, others need not.
+    """A request failed permanently; others may still succeed.
 
     `reason` is what a report counts; `detail` is what the endpoint answered.
     """
@@ -129,7 +129,7 @@ class Breaker:
             self._logged.add(error.reason)
 
     def stop(self, error: RaftError) -> NoReturn:
-        """Let nothing more be sent: every call ends in this error."""
+        """Send nothing more: every call fails with this error."""
         if not self.stopped.done():
             self.stopped.set_exception(error)
             self.stopped.exception()  # retrieved here, as nobody may be waiting for it
@@ -170,7 +170,7 @@ class Breaker:
         return result
 
     async def _check_endpoint(self, cause: TransientError) -> None:
-        """Nothing is answered any more: is it the endpoint, or what it is asked?
+        """Nothing is answered any more: check whether the endpoint fails, or only the requests.
 
         Raises:
             TeacherError: it answers nothing.

@@ -1,4 +1,4 @@
-"""The card of an adapter, in the form of the hub: what it was made from, and how it is asked.
+"""The card of an adapter, in the form of the hub: what it was made from, and how to prompt it.
 
 train writes it next to the weights, before anything is evaluated; who publishes an adapter adds the
 figures of its evaluation. No path of the machine that trained it is in it.

@@ -1,4 +1,4 @@
-"""The OpenAI protocol for chat completions: what is sent, and what is read of what comes back.
+"""The OpenAI protocol for chat completions: what is sent, and what is read from the answer.
 
 Answers are hostile until they are read: they may be huge, deeply nested, half of one or a page.
 """
@@ -155,7 +155,7 @@ def _text(value: Any) -> str:
 
 
 def _reasoning(message: dict[str, Any]) -> str:
-    """What a model thought that wrote nothing else, between tags; "" if it did not think."""
+    """The reasoning, between tags, of a model that wrote nothing else; "" if there is none."""
     thought = message.get("reasoning_content") or message.get("reasoning") or message.get("content")
     if thought and isinstance(thought, list):
         thought = json.dumps(thought, ensure_ascii=False)
@@ -213,7 +213,7 @@ def refused_field(message: str, fields: Collection[str]) -> str:
 def retry_after(headers: Mapping[str, str]) -> float:
     """Seconds that the endpoint asks to wait, given as seconds or as a date; 0 if none.
 
-    A date is held against the endpoint's own clock where it reports it: ours may be wrong.
+    A date is compared with the endpoint's own clock if it reports one: ours may be wrong.
     """
     text = headers.get("Retry-After", "")
     try:

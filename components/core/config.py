@@ -120,7 +120,7 @@ class Options(BaseModel):
     def _without_password(cls, value: object) -> object:
         """Settings are kept in pod specs, pipelines and logs; keys come from the environment."""
         if isinstance(value, str) and has_password(value):
-            raise ValueError("holds a user name or password, which a setting must not")
+            raise ValueError("contains a user name or password, which a setting must not")
         return value
 
     @model_validator(mode="after")
@@ -174,9 +174,9 @@ class Options(BaseModel):
 
     @classmethod
     def _refusal(cls, faults: list[Any]) -> ConfigError:
-        """The error about some values; pydantic's own, which may hold half a password, is no cause.
+        """The error about some values, without pydantic's own as its cause.
 
-        A cause would be shown with --debug.
+        --debug shows causes, and pydantic's error may contain half a password.
         """
         problem = "\n".join(map(cls._explain, faults))
         return ConfigError(problem, hint=f"raft {cls.stage} --help shows every flag.")
@@ -232,7 +232,7 @@ class StageConfig(Settings):
 
     state: ResumeLocation = output_option(
         "",
-        help="Folder (local or gs://) that outlives runs. It keeps, by content, what a later run "
+        help="Folder (local or gs://) that outlives runs. It keeps, by content, what later runs "
         "need not pay for again: base models from the hub, responses of a teacher, checkpoints, "
         "generations. Empty: none; in a pipeline, state/ below the pipeline root.",
     )

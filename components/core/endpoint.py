@@ -138,7 +138,7 @@ class Endpoint:
 
         Raises:
             PermanentError: this request is refused, or fails while others succeed.
-            TeacherError: the endpoint is down or refuses everything; other calls end so too.
+            TeacherError: the endpoint is down or refuses everything; other calls end the same way.
         """
         async with self._calls:
             try:
@@ -194,7 +194,7 @@ class Endpoint:
             raise TeacherError(f"{self.name}: {problem}", hint=hint) from error
 
     async def _adapted(self, request: Request) -> Completion:
-        """Leave out, or rename, one field after the other that the endpoint refuses.
+        """Omit or rename, one after the other, the fields that the endpoint refuses.
 
         What helped is remembered for the run. A refusal that names no field may be about the
         schema: without it, a call shows whether the endpoint refuses that, or this prompt.

@@ -71,7 +71,7 @@ def check_base(adapter: str, source: str, base: str = "") -> None:
     if trained is None or not trained.base_fingerprint:
         return
     theirs, theirs_of_hub, _ = trained.base_fingerprint.partition("@")
-    # Without the commits: most of those of a hub model change only its card.
+    # Commits are not compared: most commits of a hub model change only its card.
     ours, ours_of_hub, _ = (base or fingerprint(source)).partition("@")
     if theirs_of_hub != ours_of_hub or theirs == ours:
         return

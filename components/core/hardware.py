@@ -2,10 +2,10 @@
 
 The pipeline starts with this step. Its inputs are what `raft compile` read from the Job manifests,
 and the run's parameters; its outputs set GPU count, CPU, memory, node selector and tolerations of
-train, quantize-check and eval, and the same and the image of generate: where the teacher is vllm,
-those of its manifest with GPUs, else those of the other one. A parameter that is empty overrides
-nothing, so an edit of a manifest holds; one that is not empty overrides every step that `OVERRIDES`
-names for it, and `gpu` the three.
+train, quantize-check and eval. They set the same for generate, and its image: from its manifest
+with GPUs if the teacher is vllm, else from its other one. An empty parameter overrides nothing, so
+an edit of a manifest takes effect; a parameter with a value overrides every step that `OVERRIDES`
+names for it, and `gpu` overrides all three.
 
 Kubeflow cannot take an empty amount, so these are outputs of a step, not parameters of the run.
 """
@@ -113,7 +113,7 @@ def _times(quantity: str, factor: float) -> str:
 
 
 class CompiledPlacement(Placement):
-    """The same as a manifest has it, with what its GPUs are; that, no run overrides."""
+    """The same as a manifest has it, with what its GPUs are, which no run can override."""
 
     gpu_resource: str = RESOURCE
 
@@ -234,7 +234,7 @@ class HardwareConfig(Settings):
 
 
 def _on_gpu(placement: Placement, kind: str) -> dict[str, Any]:
-    """What a step asks for on a kind of GPU; other node labels stay, but for a machine's type."""
+    """What a step requests on a kind of GPU; other node labels stay, except a machine type's."""
     gpu = kinds()[kind]
     others = {key: value for key, value in placement.node_selector.items() if key != MACHINE_LABEL}
     return {

@@ -99,7 +99,7 @@ class Step(BaseModel):
         except ValidationError:
             raise ConfigError(
                 "--executor-input: not Kubeflow's description of a step",
-                hint="The flag is for Kubeflow; leave it out elsewhere.",
+                hint="The flag is for Kubeflow; omit it elsewhere.",
             ) from None
 
     def folders_to_read(self, step: str) -> list[str]:

@@ -127,7 +127,7 @@ def check_token_ids(source: str, tokenizer: Any, rows: int) -> None:
             f"--base-model {source}: the tokenizer writes {name!r} as token {beyond[0]}, and the "
             f"model has embeddings for {rows}",
             hint="The token was added to the tokenizer and not to the model. Take both from the "
-            "model's makers, or let pad_token in tokenizer_config.json be one that the model has.",
+            "model's makers, or set pad_token in tokenizer_config.json to one that the model has.",
         )
 
 
@@ -251,7 +251,7 @@ def check_adapter(adapter: str, *, merge: bool = False) -> None:
     if merge and settings.lora_bias:
         raise ModelError(
             f"--adapter {adapter}: has biases of its own (lora_bias), for which the base model's "
-            "layers have no place, so it cannot be merged, as 4 bits need",
+            "layers have no place, so it cannot be merged, which 4 bits require",
             hint="Train it without lora_bias, as `raft train` does, or evaluate it in 16 bits: "
             "--arms base,raft.",
         )

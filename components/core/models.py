@@ -212,7 +212,7 @@ def save_merged(source: str, adapter: str, dtype: "torch.dtype", folder: Path) -
 
 
 def clean_generation_config(source: str, model: Any) -> None:
-    """Remove what makes a generation_config contradictory, as transformers saves none that is.
+    """Remove what makes a generation_config contradictory, since transformers refuses to save it.
 
     Some bases ship a temperature or top_p without do_sample. The stages decode greedily anyway.
     """

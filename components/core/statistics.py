@@ -1,4 +1,4 @@
-"""Intervals over questions: of means, of what two arms differ by, of what one keeps, of shares.
+"""Intervals over questions: of means, of differences between arms, of retention, of shares.
 
 The same seed draws the same questions, so intervals of several metrics and arms rest on the same
 resamples. Knows nothing of models or files.

@@ -48,13 +48,13 @@ class EvalConfig(GpuStageConfig):
     questions: InputLocation = input_option(
         "",
         help="Questions with their documents: a file in the data set's format, rows of generate "
-        "(validation.jsonl, or its folder), or the data set's name on the hub. Empty: the "
-        "validation rows of the dataset.",
+        "(validation.jsonl, or its folder), or, outside of a pipeline, the data set's name on the "
+        "hub. Empty: the validation rows of the dataset.",
     )
     dataset: InputLocation = input_option(
         "",
-        help="Folder of generate: its validation rows are asked where no questions are given, and "
-        "its training rows are the examples that some arms show.",
+        help="Folder of generate: without --questions, its validation rows are asked; its training "
+        "rows are the examples that some arms show in the prompt.",
     )
     adapter: InputLocation = input_option(
         "",
@@ -62,15 +62,15 @@ class EvalConfig(GpuStageConfig):
     )
     adapters: NamedInputs = input_option(
         {},
-        help="Further adapters of the same base, as NAME=PATH,NAME=PATH: dsf and raft-no-reasoning "
-        "are those of the arms of that name, raft is --adapter; any other becomes a 16-bit arm "
-        "raft:NAME.",
+        help="Further adapters of the same base, as NAME=PATH,NAME=PATH. dsf and raft-no-reasoning "
+        "are the adapters of the arms of these names, and raft means the same as --adapter; any "
+        "other name becomes a 16-bit arm raft:NAME.",
         in_pipeline=False,
     )
     documents: InputLocation = input_option(
         "",
         help="Documents of --retrieve, in the formats of raft generate --documents; the API bench "
-        "reads its APIs there.",
+        "reads its APIs from them.",
         in_pipeline=False,
     )
     quantization: InputLocation = input_option(
@@ -84,20 +84,21 @@ class EvalConfig(GpuStageConfig):
         DEFAULT_ARMS,
         help="Model variants to compare: "
         + "; ".join(f"{arm.name}: {arm.label}" for arm in FULL)
-        + ". In 16 bits; each with -4bit behind its name in 4.",
+        + ". These are in 16 bits; append -4bit to a name for 4 bits.",
     )
     max_questions: int = comparison_option(
         1000, ge=1, help="Maximum questions to ask, sampled by seed."
     )
     distractors: Annotated[NumberList, Field(min_length=1)] = comparison_option(
         (-1,),
-        help="Documents shown with the oracle ones; -1 shows all that a question has. The arms "
-        "are compared at the first number; more of them (0,2,4,8) add a table of robustness.",
+        help="Distractors shown with the oracle documents; -1 shows all that a question has. The "
+        "arms are compared at the first number; further numbers (0,2,4,8) add a table of "
+        "robustness.",
     )
     oracle: TextList = comparison_option(
         ("present",),
         help="Where the oracle documents are: present (in the question's order), absent, first "
-        "or last. The arms are compared at the first; more of them add to that table.",
+        "or last. The arms are compared at the first place; further ones add to that table.",
     )
     retrieve: Annotated[str, Field(pattern="^(bm25:[1-9][0-9]{0,3})?$", examples=["bm25:5"])] = (
         comparison_option(
@@ -110,7 +111,8 @@ class EvalConfig(GpuStageConfig):
     also: TextList = comparison_option(
         (),
         help="Further tasks of lm-evaluation-harness (names as `lm_eval ls tasks` lists them, or "
-        "a task's YAML file), scored with and without the adapter: what tuning cost elsewhere.",
+        "a task's YAML file), scored with and without the adapter, to show what tuning costs "
+        "there.",
     )
     also_limit: int = comparison_option(200, ge=1, help="Maximum examples of each task of --also.")
     max_new_tokens: int = comparison_option(
@@ -123,7 +125,7 @@ class EvalConfig(GpuStageConfig):
         16, ge=1, le=4096, help="Questions per batch; vllm batches by itself."
     )
     dtype: Literal["auto", "bfloat16", "float32"] = hardware_option(
-        "auto", help="16-bit arms' type; auto is bfloat16 on a GPU that has it."
+        "auto", help="Type of the 16-bit arms; auto is bfloat16 on a GPU that supports it."
     )
 
     partial: ResumeLocation = output_option(
@@ -164,7 +166,9 @@ class EvalConfig(GpuStageConfig):
         if self.retrieve and not self.documents:
             raise ValueError("--retrieve: --documents is missing, the documents to search")
         if self.retrieve and (self.distractors, self.oracle) != ((-1,), ("present",)):
-            raise ValueError("--retrieve: --distractors and --oracle say how given documents stand")
+            raise ValueError(
+                "--retrieve: --distractors and --oracle apply only to the questions' own documents"
+            )
         return self
 
     @model_validator(mode="after")
@@ -185,7 +189,7 @@ class EvalConfig(GpuStageConfig):
     def variants(self) -> list[Arm]:
         """The arms to ask, in order, each with its adapter's folder.
 
-        Left at its default, `--arms` stands for those of the adapter, whatever it was trained as.
+        Left at its default, `--arms` means the arms that match how the adapter was trained.
 
         Raises:
             ConfigError: an arm's adapter is not given.
@@ -206,7 +210,7 @@ class EvalConfig(GpuStageConfig):
                 raise ConfigError(
                     f"--arms {arm.name}: its adapter is not given; --adapter {self.adapter} was "
                     f"trained as {kind}",
-                    hint=f"Add --adapters {arm.adapter}=PATH, or leave the arm out of --arms.",
+                    hint=f"Add --adapters {arm.adapter}=PATH, or omit the arm from --arms.",
                 )
         return [arm._replace(folder=folders.get(arm.adapter or "", "")) for arm in arms]
 

@@ -6,7 +6,7 @@ from operator import attrgetter
 from typing import Any
 
 from components.core.decoding import repeats_itself
-from components.core.raft_form import is_refusal
+from components.core.raft_form import REFUSAL, is_refusal
 from components.core.records import Abstention, ArmResult, Comparison, CurvePoint, Sample
 from components.core.statistics import DIGITS, mean, mean_interval, paired_difference
 from components.eval.inference import ArmRun
@@ -68,10 +68,16 @@ def curve(runs: Sequence[ArmRun], seed: int) -> list[CurvePoint]:
 
 
 def abstention(runs: Sequence[ArmRun], seed: int) -> list[Abstention]:
-    """How every arm refuses, where questions were asked without their oracle."""
+    """How every arm refuses, where questions were asked without their oracle.
+
+    As it was generated, then with quotes checked.
+    """
     results = []
-    for run in runs:
+    for run, quotes_checked in product(runs, (False, True)):
         samples = [sample for layout in (run.samples, *run.others) for sample in layout]
+        if quotes_checked:
+            samples = [withhold_unsupported(sample) for sample in samples]
+        present = [item.f1 for item in samples if item.oracle != "absent"]
         absent = [is_refusal(item.answer) for item in samples if item.oracle == "absent"]
         refused = [item.oracle == "absent" for item in samples if is_refusal(item.answer)]
         if not absent:
@@ -86,9 +92,21 @@ def abstention(runs: Sequence[ArmRun], seed: int) -> list[Abstention]:
                 recall_ci=mean_interval(absent, seed),
                 precision=mean(refused) if precise else None,
                 precision_ci=mean_interval(refused, seed) if precise else None,
+                quotes_checked=quotes_checked,
+                f1=mean(present) if present else None,
+                f1_ci=mean_interval(present, seed) if present else None,
             )
         )
     return results
+
+
+def withhold_unsupported(sample: Sample) -> Sample:
+    """A sample whose answer is taken as a refusal if it has a fabricated quote."""
+    if not DERIVED["fabricated"](sample):
+        return sample
+    refusal = {"answer": REFUSAL, "quotes": 0, "quotes_verbatim": 0, "quotes_oracle": 0}
+    no_score = {"f1": 0.0, "em": 0.0, "precision": 0.0, "recall": 0.0, "contains": False}
+    return sample.model_copy(update=refusal | no_score)
 
 
 def compare_arms(runs: Sequence[ArmRun], seed: int) -> list[Comparison]:

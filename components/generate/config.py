@@ -43,14 +43,14 @@ class GenerateConfig(CorpusOptions, StageConfig):
 
     eval_questions: InputLocation = document_option(
         "",
-        help="Questions in HotpotQA format that will test the model: rows that would give them "
-        "away are skipped and counted.",
+        help="File of the questions that will test the model, in HotpotQA format or rows of "
+        "generate: rows that would give them away are skipped and counted.",
     )
 
     gold_questions: InputLocation = document_option(
         "",
         help="Questions in HotpotQA format with their answers: the teacher only explains these, "
-        "and the documents give the distractors.",
+        "and the documents supply the distractors.",
     )
 
     max_chunks: int = chunk_option(
@@ -62,7 +62,7 @@ class GenerateConfig(CorpusOptions, StageConfig):
 
     teacher: Literal["openai", "vllm", "extractive"] = teacher_option(
         help="What writes questions and answers. openai: an OpenAI-compatible endpoint; vllm: a "
-        "server that the step starts on GPUs of its own; extractive: rules without a model, for "
+        "server that the step starts on its own GPUs; extractive: rules without a model, for "
         "trials only.",
         min_length=None,
     )
@@ -122,8 +122,8 @@ class GenerateConfig(CorpusOptions, StageConfig):
     )
     gpus: GpuCount = hardware_option(
         "",
-        help="With vllm: GPUs that the model is spread over; a pipeline fills it in. Empty: all "
-        "that are there.",
+        help="With vllm: number of GPUs to spread the model over; a pipeline sets this. Empty: all "
+        "available.",
     )
     allow_cpu: bool = hardware_option(
         False,
@@ -185,8 +185,8 @@ class GenerateConfig(CorpusOptions, StageConfig):
             )
         if self.teacher == "vllm" and self.teacher_endpoint:
             raise ValueError(
-                "--teacher-endpoint: --teacher is vllm, which starts a server of its own; leave it "
-                "out, or add --teacher openai"
+                "--teacher-endpoint: --teacher is vllm, which starts its own server; omit this "
+                "flag, or add --teacher openai"
             )
         needed = {"openai": ("teacher_endpoint", "teacher_model"), "vllm": ("teacher_model",)}
         for name in needed.get(self.teacher, ()):

@@ -41,7 +41,9 @@ class LeakGuard:
         self._paragraphs: list[str] = []
         self._runs: dict[int, list[int]] = {}
         self._run_counts: list[int] = []
-        kind, rows = read_entries(path, hint="Check --eval-questions.")
+        kind, rows = read_entries(
+            path, hint="Check --eval-questions; questions on the hub have to be downloaded first."
+        )
         for number, row in rows:
             from_generate = isinstance(row, dict) and "cot_answer" in row
             try:

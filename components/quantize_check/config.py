@@ -30,7 +30,7 @@ class QuantizeCheckConfig(GpuStageConfig):
         help="Maximum sequence length in tokens; longer rows are skipped and counted.",
     )
     max_new_tokens: int = check_option(
-        800, ge=1, le=32_768, help="Maximum tokens in one answer; give eval the same."
+        800, ge=1, le=32_768, help="Maximum tokens in one answer; set the same in eval."
     )
     batch_size: int = check_option(16, ge=1, le=4096, help="Rows answered at once.")
     max_memory_ratio: float = check_option(

@@ -53,7 +53,7 @@ class TrainConfig(GpuStageConfig):
     )
     exclude: InputLocation = input_option(
         "",
-        help="File of rows to skip, as the page of raft rows saves it: a row's id a line.",
+        help="File of rows to skip, as the page of raft rows saves it: one row id per line.",
         in_pipeline=False,
     )
 
@@ -102,7 +102,7 @@ class TrainConfig(GpuStageConfig):
     allow_template_mismatch: bool = input_option(
         False,
         help="Train even if the base's chat template writes another prompt for generation than "
-        "for training, or ends no answer; the reports then warn of it.",
+        "for training, or does not end answers; the reports then warn of it.",
     )
 
     epochs: float = optimizer_option(3.0, gt=0, le=1000, help="Passes over the rows.")
@@ -122,8 +122,8 @@ class TrainConfig(GpuStageConfig):
         0,
         ge=0,
         le=1024,
-        help="Passes of --batch-size rows per optimizer step; 0: as many as give 16 rows per step, "
-        "or fewer rows where there would be fewer than 48 steps.",
+        help="Passes of --batch-size rows per optimizer step; 0: enough for 16 rows per step, "
+        "or for fewer rows if there would be fewer than about 48 steps.",
     )
     max_tokens: int = optimizer_option(
         4096,
@@ -163,7 +163,7 @@ class TrainConfig(GpuStageConfig):
         True, help="Recompute activations to save memory."
     )
     dtype: Literal["auto", "bfloat16", "float32"] = hardware_option(
-        "auto", help="Type of the weights; auto is bfloat16 on a GPU that has it."
+        "auto", help="Type of the weights; auto is bfloat16 on a GPU that supports it."
     )
 
     report_to: TextList = option(

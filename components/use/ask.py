@@ -28,7 +28,8 @@ WAITING = re.compile(rf"{QUOTE_BEGIN}|##?[a-z_]*#?$")
 class Answered(NamedTuple):
     """What became of a question.
 
-    answer: "" where none follows the marker. quotes: all; found: those that a document has.
+    answer: "" where none follows the marker. quotes: all; found: those that a document has. An
+    answer with a quote that is not found is unsupported.
     """
 
     answer: str
@@ -132,7 +133,8 @@ def _conclude(reply: Reply, marker: Marker) -> Answered:
     if declined:
         print("declined: the model finds no answer in the documents shown")
     elif answered:
-        print(f"answer: {for_terminal(answer)}")
+        supported = marker.found == marker.quotes
+        print(f"{'answer' if supported else 'unsupported answer'}: {for_terminal(answer)}")
     else:
         print("no answer" + ": cut off at --max-new-tokens" * reply.truncated)
     if marker.quotes:

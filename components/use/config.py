@@ -60,13 +60,13 @@ class AskConfig(CorpusOptions, Options):
     base_model: InputLocation = model_option("", help=BASE)
     endpoint: str = model_option(
         "",
-        help="OpenAI-compatible server that has the adapter, as raft serve starts one; nothing is "
+        help="OpenAI-compatible server with the adapter, such as raft serve starts; nothing is "
         "loaded here. For example http://localhost:8000/v1.",
     )
     model: str = model_option(NAME, help="The adapter's name on the endpoint.")
     max_new_tokens: int = model_option(800, ge=1, le=32_768, help="Maximum tokens in an answer.")
     dtype: Literal["auto", "bfloat16", "float32"] = model_option(
-        "auto", help="Type of the weights; auto is bfloat16 on a GPU that has it."
+        "auto", help="Type of the weights; auto is bfloat16 on a GPU that supports it."
     )
 
     @model_validator(mode="after")
@@ -74,7 +74,7 @@ class AskConfig(CorpusOptions, Options):
         if not (self.adapter or self.base_model or self.endpoint):
             raise ValueError("--adapter is missing: give the folder of raft train, or --endpoint")
         if self.endpoint and (self.adapter or self.base_model):
-            raise ValueError("--endpoint has a model: give no --adapter and no --base-model")
+            raise ValueError("--endpoint has its own model: omit --adapter and --base-model")
         return self
 
 
@@ -89,9 +89,9 @@ class ServeConfig(Options):
         "", help="Local folder that receives copies of an adapter or a base model on gs://."
     )
     run: bool = option(False, help="Start the server instead of printing its command.", group="Run")
-    name: str = server_option(NAME, pattern=r"^\w[\w.-]*$", help="What requests call the adapter.")
-    host: str = server_option("127.0.0.1", help="Address to listen at.")
-    port: int = server_option(8000, ge=1, le=65_535, help="Port to listen at.")
+    name: str = server_option(NAME, pattern=r"^\w[\w.-]*$", help="Name of the adapter in requests.")
+    host: str = server_option("127.0.0.1", help="Address to listen on.")
+    port: int = server_option(8000, ge=1, le=65_535, help="Port to listen on.")
     dtype: Literal["auto", "bfloat16", "float32"] = server_option(
         "auto", help="Type of the weights; auto is that of the base model."
     )
@@ -127,7 +127,7 @@ class CardConfig(Settings):
         "",
         pattern=r"^([\w-][\w.-]*/[\w-][\w.-]*)?$",
         help="Also push adapter and card to this repository of the hub, ORGANISATION/NAME, with "
-        "HF_TOKEN; it is made, and private, where there is none.",
+        "HF_TOKEN; a repository that does not exist is created, as a private one.",
     )
 
 

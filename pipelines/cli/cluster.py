@@ -151,8 +151,8 @@ def preflight(**options: Any) -> None:
 
     Each check prints ok, missing (with the command that fixes it) or `cannot tell`. The API server
     is asked to admit each stage's pod in a dry run: nothing is changed. Exits with 2 when
-    something is missing. Teacher and model are those of --parameters and --set; without them, the
-    Jobs are checked alone. Reads HF_TOKEN and OPENAI_API_KEY.
+    something is missing. Teacher and model are those of --parameters and --set; without them,
+    only the Jobs are checked. Reads HF_TOKEN and OPENAI_API_KEY.
 
     \b
     Example:
@@ -176,9 +176,9 @@ def job(name: str, flags: tuple[str, ...], **options: Any) -> None:
 
     STAGE generate-gpu is generate with --teacher vllm.
 
-    Shows the log and the cluster's warnings, such as that no node takes the pod, exits with the
-    container's exit code and removes the Job; so do Ctrl-C and SIGTERM. Without flags, the
-    manifest's own are kept.
+    Shows the log and the cluster's warnings, such as that no node takes the pod, removes the Job
+    at the end, and exits with the container's exit code. Ctrl-C and SIGTERM remove the Job too.
+    Without flags, the manifest's own are kept.
 
     \b
     Example:

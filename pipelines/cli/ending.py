@@ -142,7 +142,7 @@ def _explain(error: Exception, arguments: Sequence[str]) -> int:
         hint += "files (TMPDIR, in a container /tmp) are."
     else:
         problem = f"{type(error).__name__}: {error}"
-        hint, code = "This is a fault of raft; --debug shows the traceback.", OUR_ERROR
+        hint, code = "This is a bug in raft; --debug shows the traceback.", OUR_ERROR
     _say(problem, hint)
     return code
 

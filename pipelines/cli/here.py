@@ -58,7 +58,7 @@ def run(file: Path, settings: tuple[str, ...], output: Path) -> None:
 
 
 @click.command(
-    cls=Command, short_help="Set up the post's or the paper's comparison, or run it tiny."
+    cls=Command, short_help="Set up the post's or the paper's comparison, or run a tiny version."
 )
 @click.argument("study", type=click.Choice(["post", "paper"]))
 @click.option("--output", required=True, type=FOLDER, help="Folder for what is written or made.")
@@ -171,7 +171,7 @@ def compare(runs: tuple[str, ...], output: Path) -> None:
     "digests",
     multiple=True,
     metavar="STAGE=sha256:...",
-    help="A stage's image by digest; repeatable. `make push` gives those of what it pushed.",
+    help="A stage's image by digest; repeatable. `make push` passes those that it pushed.",
 )
 @click.option(
     "--parallelism",
@@ -181,9 +181,9 @@ def compare(runs: tuple[str, ...], output: Path) -> None:
 )
 @text_flag(
     "--cache-volume",
-    "Keep base models of the hub on this volume claim, which train, quantize-check and eval mount, "
-    "instead of in the bucket. User 10001 must be able to write to it; several nodes at once need "
-    "the access mode ReadWriteMany.",
+    "Keep base models of the hub, checkpoints and generations on this volume claim, which train, "
+    "quantize-check and eval mount, instead of in the bucket. User 10001 must be able to write to "
+    "it; several nodes at once need the access mode ReadWriteMany.",
     "CLAIM",
 )
 def compile_(**options: Any) -> None:

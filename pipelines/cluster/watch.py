@@ -36,7 +36,7 @@ def introduce(client: Any, host: str, run_id: str) -> None:
 
 
 def watch(client: Any, run_id: str, namespace: str, retries: int) -> None:
-    """Stay with a run until its last end.
+    """Follow a run until it has ended and is not retried again.
 
     A run whose inputs are wrong is not retried, and what a person has terminated stays terminated.
 

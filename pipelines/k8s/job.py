@@ -1,4 +1,4 @@
-"""The Job of a stage: every field of its manifest that is understood, and what it may be.
+"""The Job of a stage: every field of its manifest that is understood, and its allowed values.
 
 A field that the pipeline has no use for is declared with `job_only` and the reason; any other field
 is an error, because a setting that silently holds for a Job or for a step alone is worse than none.

@@ -91,7 +91,7 @@ class Loader(yaml.CSafeLoader):
             if problem:
                 raise ConstructorError(None, None, problem, key.start_mark)
             lines[key.value] = key.start_mark.line + 1
-        # Not SafeLoader's, which merges what stands under the key <<.
+        # Not SafeLoader's, which merges what is under the key <<.
         return BaseConstructor.construct_mapping(self, node, deep)
 
 

@@ -1,8 +1,8 @@
 """What values in manifests may be: quantities, images, labels, node selectors.
 
-They are held to what the API server accepts, and to less where a mistake would show only as a pod
-that waits for ever: to the nodes that GKE has, and to what the machines of Compute Engine offer
-with their GPUs (components/core/gpus.yaml).
+They must be what the API server accepts. Where a mistake would show only as a pod that waits for
+ever, fewer are allowed: labels of the nodes that GKE has, and no more than the machines of Compute
+Engine offer with their GPUs (components/core/gpus.yaml).
 """
 
 import re

@@ -7,7 +7,8 @@ demo's 400 questions about unseen documents, with their oracle and without it:
     python tests/benchmarks/bench_oracle_absent.py --seeds 3 --folder DIR   # resumes in DIR
 
 Printed are, over all seeds, the share of generations that quote what no document holds, F1 with the
-oracle and its paired difference from the first policy, and how the model refuses.
+oracle and its paired difference from the first policy, and how the model refuses; then the same
+with quotes checked: an answer with such a quote counts as a refusal, as `raft ask` marks it.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from components.core.raft_form import is_refusal
 from components.core.records import Sample, read_jsonl
 from components.core.statistics import mean, mean_interval, paired_difference
 from components.eval.config import EvalConfig
+from components.eval.scores import withhold_unsupported
 from components.generate.config import GenerateConfig
 from components.train.config import TrainConfig
 from pipelines.demo.demo import DISTRACTORS, DOCUMENTS, MODEL, QUESTIONS, UNSEEN_DOCUMENTS, _flags
@@ -136,7 +138,10 @@ def main() -> None:
         "|---|---|---|---|---|---|---|---|"
     )
     for name, samples in found.items():
-        print(describe(name, samples, found[given.policies[0]]))
+        first = found[given.policies[0]]
+        print(describe(name, samples, first))
+        checked = {place: [*map(withhold_unsupported, items)] for place, items in samples.items()}
+        print(describe(f"{name}, quotes checked", checked, first))
 
 
 if __name__ == "__main__":

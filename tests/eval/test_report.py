@@ -214,11 +214,13 @@ def test_further_layouts_are_a_table() -> None:
 def test_refusals_have_their_intervals() -> None:
     abstention = Abstention(
         arm="raft", absent=200, refused=190, recall=0.9, recall_ci=(0.85, 0.95),
-        precision=0.95, precision_ci=(0.92, 0.98),
+        precision=0.95, precision_ci=(0.92, 0.98), f1=0.8, f1_ci=(0.75, 0.85),
     )  # fmt: skip
-    figures = evaluation((0.4, 0.3, 0.5), (0.0, -0.1, 0.1), abstention=[abstention])
+    checked = abstention.model_copy(update={"quotes_checked": True, "f1": 0.7, "f1_ci": (0.6, 0.8)})
+    figures = evaluation((0.4, 0.3, 0.5), (0.0, -0.1, 0.1), abstention=[abstention, checked])
     text = Page(render(pair(1, 0), figures)).text
-    assert re.search(r"190\s*0.9000.850 – 0.950\s*0.9500.920 – 0.980", text)
+    assert re.search(r"190\s*0.9000.850 – 0.950\s*0.9500.920 – 0.980\s*0.8000.750 – 0.850", text)
+    assert re.search(r"RAFT, 16-bit, quotes checked\s*190.*0.7000.600 – 0.800", text, re.DOTALL)
     assert "Without the oracle" not in render(pair(1, 0))
 
 

@@ -24,7 +24,8 @@ def absent(count: int, answer: str = "Not in the documents.") -> list[Sample]:
 
 def test_precision_and_recall_of_refusals() -> None:
     answers = present(7) + present(1, "not in the documents")
-    (result,) = abstention([arm_run(answers, absent(3) + absent(1, "Mossby"))], 0)
+    result, checked = abstention([arm_run(answers, absent(3) + absent(1, "Mossby"))], 0)
+    assert checked == result.model_copy(update={"quotes_checked": True}), "no quotes"
     assert (result.absent, result.refused, result.recall, result.precision) == (4, 4, 0.75, 0.75)
     assert result.precision_ci is not None
     for low, high in (result.recall_ci, result.precision_ci):
@@ -38,8 +39,21 @@ def test_precision_and_recall_of_refusals() -> None:
 def test_precision_is_not_known_without_refusals_or_without_oracles(
     layouts: tuple[list[Sample], ...], recall: float
 ) -> None:
-    (result,) = abstention([arm_run(*layouts)], 0)
+    result, _ = abstention([arm_run(*layouts)], 0)
     assert (result.recall, result.precision, result.precision_ci) == (recall, None, None)
+
+
+def test_with_quotes_checked_an_answer_with_a_fabricated_quote_is_a_refusal() -> None:
+    fabricated = {"quotes": 2, "quotes_verbatim": 1, "f1": 1.0}
+    with_oracle = [make_sample(**fabricated), *[make_sample(f1=1.0) for _ in range(3)]]
+    without = [
+        make_sample(oracle="absent", **fabricated),
+        make_sample(oracle="absent", answer="Mossby", quotes=1, quotes_verbatim=1),
+    ]
+    plain, checked = abstention([arm_run(with_oracle, without)], 0)
+    assert (plain.refused, plain.recall, plain.precision, plain.f1) == (0, 0.0, None, 1.0)
+    assert (checked.refused, checked.recall, checked.precision, checked.f1) == (2, 0.5, 0.5, 0.75)
+    assert checked.f1_ci is not None and checked.f1_ci[0] < 0.75 < checked.f1_ci[1]
 
 
 def test_nothing_is_said_of_refusals_where_every_oracle_was_there() -> None:

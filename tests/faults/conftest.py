@@ -47,7 +47,7 @@ def refused(result: tuple[int, str], *names: object) -> str:
     Of names in a tuple one is enough.
     """
     code, text = result
-    assert code == 2 and "Traceback" not in text and "fault of raft" not in text, text
+    assert code == 2 and "Traceback" not in text and "bug in raft" not in text, text
     assert all(char.isprintable() or char == "\n" for char in text)
     error = text[text.index("error: ") :].replace("\n", " ")
     for name in names:

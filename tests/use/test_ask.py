@@ -119,6 +119,7 @@ def test_as_many_chunks_are_shown_as_the_adapter_was_trained_with(
     [
         (["<ANSWER>: Not in the documents.", "stop"], "declined: the model finds no answer", True),
         (["I do not", " know", "stop"], "no answer\nquotes: none", False),
+        (["<ANSWER>: 1800", "stop"], "\nanswer: 1800\nquotes: none", False),
         (["I wonder", "length"], "no answer: cut off at --max-new-tokens", False),
     ],
 )
@@ -129,6 +130,17 @@ def test_what_became_of_an_answer(
         (answered,) = ask.run(settings(texts, server, question=QUESTION))
     assert end in capsys.readouterr().out
     assert answered.declined is declined and answered.quotes == 0
+
+
+def test_an_answer_with_a_fabricated_quote_is_unsupported(
+    texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quotes = ["Towna was founded in 1800.", "Towna was founded in 1900."]
+    pieces = [f"##begin_quote##{quote}##end_quote## so " for quote in quotes]
+    with streaming(answer=lambda body: [*pieces, "\n<ANSWER>: 1900", "stop"]) as server:
+        (answered,) = ask.run(settings(texts, server, question=QUESTION))
+    assert "\nunsupported answer: 1900\nquotes: 1 of 2 found" in capsys.readouterr().out
+    assert (answered.answer, answered.quotes, answered.found) == ("1900", 2, 1)
 
 
 def test_an_endpoint_without_the_adapter_is_told(texts: Path, raft: Raft) -> None:

@@ -94,6 +94,10 @@ class CurvePoint(Record):
 class Abstention(Record):
     """How well an arm refuses (`raft_form.REFUSAL`) where the oracle is absent, and only there.
 
+    quotes_checked: whether an answer with a fabricated quote counts as a refusal too, as `raft ask`
+    marks it. f1: of the questions asked with their oracle, a refusal counted as 0; null where there
+    are none.
+
     recall: share of the `absent` questions without their oracle that were refused. precision: share
     of all `refused` questions, in any layout, that were without it; null where none was refused or
     none was asked with its oracle. Intervals as in `ArmResult`.
@@ -106,6 +110,9 @@ class Abstention(Record):
     recall_ci: tuple[float, float]
     precision: float | None = None
     precision_ci: tuple[float, float] | None = None
+    quotes_checked: bool = False
+    f1: float | None = None
+    f1_ci: tuple[float, float] | None = None
 
 
 class OtherScore(Record):
