@@ -9,10 +9,45 @@ from typing import TYPE_CHECKING, Any
 
 from components.core.config import flag
 from components.core.errors import ConfigError
-from pipelines.k8s.job import Job
+from components.core.hardware import TWO_JOBS
+from pipelines.k8s.job import CONTAINER, Job
+from pipelines.manifests import Jobs
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
+
+
+def compiled_hardware(jobs: Jobs) -> dict[str, Any]:
+    """What the Job manifests ask for, as the hardware step is given it.
+
+    Raises:
+        ConfigError: a manifest asks for no CPU or memory, which Kubeflow cannot be given.
+    """
+    hardware = {}
+    for stage, job in jobs.items():
+        limits, requests = job.container.resources.limits, job.container.resources.requests
+        for name, example in (("cpu", "8"), ("memory", "64Gi")):
+            if not (getattr(limits, name) or getattr(requests, name)):
+                raise ConfigError(
+                    f"{job.place(*CONTAINER, 'resources')}: the step {stage} asks for no {name}",
+                    hint=f"Add resources.requests.{name}, such as {example}.",
+                )
+        resource, count = limits.accelerator
+        hardware[stage] = {
+            **({"image": job.container.image} if job.stage == TWO_JOBS else {}),
+            "gpu_resource": resource,
+            "gpu_count": str(count),
+            "cpu_request": requests.cpu or limits.cpu,
+            "cpu_limit": limits.cpu or requests.cpu,
+            "memory_request": requests.memory or limits.memory,
+            "memory_limit": limits.memory or requests.memory,
+            "node_selector": dict(job.pod.node_selector),
+            "tolerations": [
+                toleration.model_dump(by_alias=True, exclude_none=True)
+                for toleration in job.pod.tolerations
+            ],
+        }
+    return hardware
 
 
 def as_light_step(task: "PipelineTask", job: Job) -> None:

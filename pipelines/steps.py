@@ -14,8 +14,7 @@ from components.core.hardware import (
 from pipelines.component import Form, component
 from pipelines.form import SECRETS, fields_of
 from pipelines.manifests import Jobs
-from pipelines.overrides import compiled_hardware
-from pipelines.resources import as_light_step, as_stage_step, set_variables
+from pipelines.resources import as_light_step, as_stage_step, compiled_hardware, set_variables
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask

@@ -1,4 +1,4 @@
-"""The verdict on 4-bit weights: what the free answers prove, and what is at fault.
+"""The verdict on 4-bit weights: what memory and free answers prove, and what is at fault.
 
 Every limit is held against an interval whose bounds hold with 95 % confidence each. What the rows
 prove to be within the limits passes, what they prove to be beyond one fails, and the rest is
@@ -33,8 +33,21 @@ class Judgement(NamedTuple):
     figures: dict[str, Any]
 
 
-def judge(pairs: Sequence[AnswerPair], max_new_tokens: int) -> Judgement:
-    """Hold the answers in 4 bits against those in 16, row by row."""
+def judge(
+    pairs: Sequence[AnswerPair],
+    max_new_tokens: int,
+    *,
+    memory_ratio: float = 0.0,
+    max_memory_ratio: float = 1.0,
+) -> Judgement:
+    """Hold the answers in 4 bits against those in 16, row by row, and the memory to its limit.
+
+    Args:
+        pairs: both answers to each row.
+        max_new_tokens: of each answer.
+        memory_ratio: bytes of the weights in 4 bits over those in 16.
+        max_memory_ratio: above it the check fails, whatever the answers are.
+    """
     n = len(pairs)
     full, small = [pair.full for pair in pairs], [pair.small for pair in pairs]
     same = sum(normalize(pair.full.answer) == normalize(pair.small.answer) for pair in pairs)
@@ -55,7 +68,12 @@ def judge(pairs: Sequence[AnswerPair], max_new_tokens: int) -> Judgement:
         "min_f1_kept": MIN_F1_KEPT,
         "max_incomplete": MAX_INCOMPLETE,
     }
-    return Judgement(*_decide(pairs, figures, max_new_tokens), figures)
+    outcome, reasons = _decide(pairs, figures, max_new_tokens)
+    if memory_ratio > max_memory_ratio:
+        # A doubt about the answers does not matter any more.
+        reasons = reasons if outcome == "fail" else []
+        outcome, reasons = "fail", [*reasons, f"memory is above {max_memory_ratio:.1%}"]
+    return Judgement(outcome, reasons, figures)
 
 
 def measured(figures: dict[str, Any]) -> str:

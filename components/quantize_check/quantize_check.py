@@ -189,13 +189,13 @@ def report_on(
     bytes_kept: int,
 ) -> QuantizationReport:
     """The figures, and the verdict on answers and memory."""
-    outcome, reasons, figures = gate.judge(pairs, config.max_new_tokens)
     ratio = bytes_4bit / bytes_16bit
-    if ratio > config.max_memory_ratio:
-        # A doubt about the answers does not matter any more.
-        reasons = reasons if outcome == "fail" else []
-        reasons.append(f"memory is above {config.max_memory_ratio:.1%}")
-        outcome = "fail"
+    outcome, reasons, figures = gate.judge(
+        pairs,
+        config.max_new_tokens,
+        memory_ratio=ratio,
+        max_memory_ratio=config.max_memory_ratio,
+    )
     measured = (
         f"{gate.measured(figures)}; 4-bit weights take {ratio:.1%} of the 16-bit ones "
         f"({bytes_4bit / 1e6:.2f} of {bytes_16bit / 1e6:.2f} MB; {bytes_kept / 1e6:.2f} MB stay in "

@@ -217,7 +217,7 @@ ENDPOINT, MODEL = {"teacher_endpoint": "http://t/v1"}, {"teacher_model": "m"}
         ("openai", MODEL, "--teacher-endpoint is missing"),
         ("openai", ENDPOINT, "--teacher-model is missing"),
         ("vllm", {}, "--teacher-model is missing: --teacher vllm needs it"),
-        ("vllm", ENDPOINT | MODEL, "--teacher-endpoint: .* starts a server of its own"),
+        ("vllm", ENDPOINT | MODEL, "--teacher-endpoint: .* starts its own server"),
         ("extractive", ENDPOINT, "--teacher-endpoint: --teacher is extractive.*--teacher openai"),
         ("extractive", {"question_prompt": "p"}, "--question-prompt: --teacher is extractive"),
         ("openai", {"teacher_extra": '{"stream": true}'}, "--teacher-extra.*may not set stream"),

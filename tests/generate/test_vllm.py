@@ -19,7 +19,7 @@ from components.core.endpoint import connected
 from components.core.ledger import Ledger
 from components.core.records import Chunk
 from components.generate.config import GenerateConfig
-from components.generate.teachers.endpoint import EndpointTeacher
+from components.generate.teachers.endpoint_teacher import EndpointTeacher
 
 needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 

@@ -203,7 +203,7 @@ def test_a_document_that_ends_its_own_turn_is_not_shown(
     ("fields", "problem"),
     [
         ({}, "--adapter is missing"),
-        ({"adapter": "a", "endpoint": "http://x/v1"}, "give no --adapter"),
+        ({"adapter": "a", "endpoint": "http://x/v1"}, "omit --adapter"),
         ({"base_model": "b", "endpoint": "http://x/v1"}, "and no --base-model"),
     ],
 )

@@ -45,7 +45,7 @@ def make_teacher(config: GenerateConfig) -> Teacher:
         ConfigError: a setting that it needs is missing, or a prompt cannot be used.
     """
     if config.teacher != "extractive":
-        from components.generate.teachers.endpoint import EndpointTeacher
+        from components.generate.teachers.endpoint_teacher import EndpointTeacher
 
         return EndpointTeacher(config)
     from components.generate.teachers.extractive import ExtractiveTeacher
