@@ -70,7 +70,8 @@ def defaults_of(jobs: Jobs, form: Form) -> dict[str, Any]:
     """
     defaults: dict[str, Any] = {}
     for stage, job in jobs.items():
-        fields = fields_of(form, stage)
+        # Of generate's two Jobs, each has its own teacher.
+        fields = set(fields_of(form, job.stage)) - ({"teacher"} if stage != job.stage else set())
         values = {name: value for name, value in job.settings().items() if name in fields}
         for index, variable in enumerate(job.container.env):
             if variable.value_from and variable.name in SECRETS:

@@ -9,12 +9,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
 from components.core.config import Settings, describe_error, message
+from components.core.endpoint import LOOPBACK
 from components.core.errors import ConfigError
 from components.core.locations import INPUT, OUTPUT, SCHEME
+from components.core.records.results import adapter_kind
+from components.eval.arms import ARMS, DEFAULT_ARMS
 from components.generate.config import GenerateConfig
 from pipelines.k8s.located import meant, read
 from pipelines.overrides import check_hardware
@@ -136,6 +140,12 @@ def check_parameters(
         typed, wrong = _validate(stage, settings, pipeline.mounted)
         values |= typed
         problems |= wrong
+    host = urlsplit(str(values.get("teacher_endpoint", ""))).hostname
+    if host in LOOPBACK:
+        problems["teacher_endpoint"] = (
+            f"teacher_endpoint {values['teacher_endpoint']}: {host} is the pod itself (allowed: an "
+            "address that pods reach, such as a Service's)"
+        )
     if "trials" in inputs:
         with suppress(TypeError, ValueError):
             values["trials"] = json.loads(values["trials"])  # of --set
@@ -143,6 +153,8 @@ def check_parameters(
             problems["trials"] = faults
         else:
             values["trials"] = [completed(trial) for trial in values["trials"]]
+    elif "arms" not in problems and (problem := arms_problem(values, values["arms"])):
+        problems["arms"] = f"arms: {problem}"
     if problems:
         prefixes = {name: f"{place}: " for name, place in places.items()}
         lines = [prefixes.get(name, "") + problem for name, problem in problems.items()]
@@ -158,6 +170,26 @@ def dataset_notes(pipeline: Compiled, values: Mapping[str, Any]) -> list[str]:
     fields = GenerateConfig.model_fields
     known = {name: value for name, value in settings.items() if name in fields}
     return GenerateConfig.model_validate(known).notes()
+
+
+def arms_problem(training: Mapping[str, Any], arms: Sequence[str]) -> str:
+    """Which of a run's arms needs another adapter than the run trains; "" if none does.
+
+    Args:
+        training: settings of train.
+        arms: that eval is to compare; its default means those that fit the adapter.
+    """
+    kind = adapter_kind(training)
+    if tuple(arms) == DEFAULT_ARMS:
+        return ""
+    fitting = [name for name, arm in ARMS.items() if arm.adapter in (None, kind)]
+    problems = (
+        f"{name} needs an adapter trained as {ARMS[name].adapter}, and target makes this one "
+        f"{kind} (allowed: {', '.join(fitting)})"
+        for name in arms
+        if name not in fitting
+    )
+    return next(problems, "")
 
 
 def _trial_faults(trials: object, mounted: Sequence[str]) -> Iterator[str]:
@@ -178,6 +210,9 @@ def _trial_faults(trials: object, mounted: Sequence[str]) -> Iterator[str]:
             _, problems = _validate(stage, settings_of(trial, stage), mounted)
             for setting, problem in problems.items():
                 yield f"{place}.{problem.replace(setting, names.get(setting, setting), 1)}"
+        arms = trial.get("arms", DEFAULT_ARMS)
+        if set(arms) <= ARMS.keys() and (problem := arms_problem(trial, arms)):
+            yield f"{place}.arms: {problem}"
 
 
 def _validate(

@@ -73,7 +73,7 @@ def write_parameters(study: str, trials: list[Trial], path: Path, seed: int) -> 
         file.write(
             f"# {WHERE[study][0].upper()}{WHERE[study][1:]}, as trials of the study:\n"
             "#\n"
-            f"#   raft submit --pipeline pipelines/study.yaml --parameters {path.name} \\\n"
+            f"#   raft submit --pipeline pipelines/study.yaml --parameters {path} \\\n"
             "#     --set documents=gs://BUCKET/documents --set questions=gs://BUCKET/dev.json \\\n"
             "#     --set teacher=openai --set teacher_endpoint=URL --set teacher_model=MODEL\n"
             + yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100)

@@ -92,8 +92,8 @@ def as_stage_step(
     for each in jobs:
         set_variables(task, each, secrets)
     _set_flags(jobs, task, fields)
-    if job.pod.active_deadline_seconds:
-        kubernetes.set_timeout(task, job.pod.active_deadline_seconds)
+    if deadline := max(each.pod.active_deadline_seconds or 0 for each in jobs):
+        kubernetes.set_timeout(task, deadline)
     limits = jobs[-1].container.resources.limits
     # kfp does not pass these through the conditions and loops around a task by itself.
     task.register_pipeline_channels(list(placement.values()))

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from components.core.base_model import is_hub_id
 from components.core.config import StageConfig, flag
 from components.core.errors import ConfigError
 from components.core.progress import say
@@ -23,7 +24,7 @@ from components.report.outcome import proven
 from components.report.results import read
 from components.report.summary import SUMMARY, render
 from pipelines.form import DEFAULTS, FIELDS, fields_of
-from pipelines.parameters import read_parameters
+from pipelines.parameters import arms_problem, read_parameters
 from pipelines.stages import PART_OF_RUN, STAGES, config_class
 
 FOLDERS = dict(zip(STAGES, ("dataset", "adapter", "quantization", "evaluation"), strict=True))
@@ -88,12 +89,19 @@ def plan(
             for name, value in (DEFAULTS | folders | dict(parameters)).items()
             if name in names and name in kind.model_fields
         }
-        if stage == "generate" and parameters.get("questions"):
-            values["eval_questions"] = parameters["questions"]  # no row may give them away
+        if stage == "generate" and (questions := str(parameters.get("questions", ""))):
+            if is_hub_id(questions):
+                say(f"  {questions} is on the hub: rows are not checked against its questions")
+            else:
+                values["eval_questions"] = questions  # no row may give them away
         try:
             configs[stage] = kind.parse(values | {"output": folders[folder]})  # type: ignore[assignment]
         except ConfigError as error:
             problems += [_located(line, places) for line in str(error).splitlines()]
+    if not problems:
+        train, evaluation = configs["train"].model_dump(), configs["eval"].model_dump()
+        if problem := arms_problem(train, evaluation["arms"]):
+            problems = [f"{places.get('arms', '--set')}: arms: {problem}"]
     if problems:
         hint = "Correct the file, or add --set NAME=VALUE."
         raise ConfigError("\n".join(dict.fromkeys(problems)), hint=hint)
@@ -101,11 +109,11 @@ def plan(
 
 
 def flags_of(config: StageConfig) -> list[str]:
-    """The flags of settings: those that differ from their defaults."""
-    changed = config.model_dump(mode="json", exclude_defaults=True)
+    """The flags of settings that were given: a default may win over what `gpu` sets."""
+    given = config.model_dump(mode="json", exclude_unset=True)
     return [
         word
-        for name, value in changed.items()
+        for name, value in given.items()
         for word in (flag(name), value if isinstance(value, str) else json.dumps(value))
     ]
 

@@ -150,6 +150,8 @@ USES = {
 STAGES = ("generate", "train", "quantize-check", "eval")
 """Those with an image, a Job and an account of their own."""
 
+CACHE_VARIABLE = "RAFT_CACHE"
+"""Names the place of a volume that keeps what the steps of a pipeline would keep in `state`."""
 PART_OF_RUN = "RAFT_PART_OF_RUN"
 """A variable that `raft run` sets for its stages: the next command is its own affair."""
 
@@ -254,8 +256,9 @@ def run_step(kind: type[Settings], settings: dict[str, object], executor_input: 
         settings[filled] = tuple(step.folders_to_read(kind.stage))
     with nullcontext() if filled else _recorded_failure(step, kind.stage, state):
         # Kubeflow uploads nothing of an attempt that fails, and a new run looks nowhere else.
-        if issubclass(kind, StageConfig) and not state:
-            settings["state"] = step.state(kind.stage)
+        if issubclass(kind, StageConfig):
+            cache = os.environ.get(CACHE_VARIABLE, "")
+            settings["state"] = cache or state or step.state(kind.stage)
         config = kind.parse(without_defaults(kind, settings))
         result = run_stage(config, as_step=True)
     step.announce(result, Path(config.output))

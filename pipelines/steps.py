@@ -15,6 +15,7 @@ from pipelines.component import Form, component
 from pipelines.form import SECRETS, fields_of
 from pipelines.manifests import Jobs
 from pipelines.resources import as_light_step, as_stage_step, compiled_hardware, set_variables
+from pipelines.stages import CACHE_VARIABLE
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
@@ -72,14 +73,13 @@ class Steps:
         placement = self.placements[stage]
         fields = {name: self.parameters[name] for name in fields_of(self.form, stage)}
         cached = self.cache_volume and stage in GPU_STEPS
-        if cached:
-            inputs["state"] = CACHE
         task = component(stage)(**fields | inputs, gpus=placement["gpu_count"])
         # The volumes of a step are chosen when it is compiled: those that a model needs.
         names = [stage, WITH_GPUS] if stage == TWO_JOBS else [stage]
         as_stage_step(task, [self.jobs[name] for name in names], placement, fields, self.secrets)
         if cached:
             kubernetes.mount_pvc(task, pvc_name=self.cache_volume, mount_path=CACHE)
+            task.set_env_variable(CACHE_VARIABLE, CACHE)  # the run's state says where results go
         _pass_every_parameter(task)
         # KFP finds cached results by the image's name, the command and the *text* of the inputs.
         # For no step does equal text mean an equal result: documents and questions change under

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 FILES = re.compile(r"(?!consolidated)[^/]+\.(json|safetensors|jinja|model|txt)")
 """What transformers loads; folders and consolidated files hold the same weights for other tools."""
+PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -110,6 +111,19 @@ def check_access(model: str, revision: str, flag: str = "--base-model") -> str:
     if status >= 400:
         raise CannotTell(answer)
     return answer
+
+
+def at_commit(source: str, commit: str) -> str:
+    """A folder with a commit of a hub model; its id, which is the newest, if it cannot be had."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    try:
+        return snapshot_download(source, revision=commit, allow_patterns=PATTERNS)
+    except Exception as error:  # the hub's own, and those of its HTTP library
+        say(f"  {source}: no commit {commit} ({first_line(error)}); the newest is taken")
+        return source
 
 
 def is_hub_id(model: str) -> bool:

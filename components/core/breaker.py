@@ -129,7 +129,7 @@ class Breaker:
             self._logged.add(error.reason)
 
     def stop(self, error: RaftError) -> NoReturn:
-        """Send nothing more: every call fails with this error."""
+        """Send nothing more: every call that would begin now fails with this error."""
         if not self.stopped.done():
             self.stopped.set_exception(error)
             self.stopped.exception()  # retrieved here, as nobody may be waiting for it
@@ -138,7 +138,7 @@ class Breaker:
     async def settled(self, seconds: float) -> None:
         """Wait for the calls under way, and no longer than this."""
         if self._under_way:
-            say(f"  waiting for the {counted(len(self._under_way), 'request')} under way")
+            say(f"  waiting for {counted(len(self._under_way), 'request')} under way")
             await asyncio.wait(self._under_way, timeout=seconds)
 
     async def _send(self, send: Send[R]) -> R:

@@ -5,6 +5,7 @@ figures of its evaluation. No path of the machine that trained it is in it.
 """
 
 import json
+import shlex
 from pathlib import Path
 from string import Template
 
@@ -69,6 +70,7 @@ def write_card(training: TrainingRecord, generation: GenerationReport | None) ->
             f"> **Warning.** {plain(text)}\n>\n"
             for text in [*training.about_rows, *training.warnings]
         ),
+        source=shlex.quote(base),
         question=json.dumps(QUESTION),
         documents=", ".join(json.dumps({"title": "", "text": text}) for text in DOCUMENTS),
         prompt=instruction(DOCUMENTS, QUESTION),

@@ -18,6 +18,7 @@ from components.core.raft_form import ANSWER_MARKER, TEMPLATE, instruction
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+CHAT_TEMPLATE = "chat_template.jinja"
 IGNORED = -100
 """The label of a token that carries no loss, as torch's cross entropy has it."""
 
@@ -139,7 +140,7 @@ def pin_template(
 
 def adopt_template(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> bool:
     """Use the chat template that was saved in a folder, if there is one; whether it is another."""
-    path = folder / "chat_template.jinja"
+    path = folder / CHAT_TEMPLATE
     if not path.is_file() or path.read_text("utf-8") == tokenizer.chat_template:
         return False
     tokenizer.chat_template = path.read_text("utf-8")

@@ -85,23 +85,38 @@ def _inputs(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> dic
     Two examples with their documents are such a beginning: three quarters of a prompt.
     """
     import torch
+    from transformers import DynamicCache
 
+    cache = DynamicCache(config=model.config)
     columns = zip(*(ids[:-1] for ids in prompts), strict=False)
     start = len(list(takewhile(lambda column: len(set(column)) == 1, columns)))
-    if len(prompts) == 1 or start < SHARED_TOKENS:
+    if len(prompts) == 1 or start < SHARED_TOKENS or not _can_share(model, cache):
         start = 0
     rest = {"input_ids": [list(ids[start:]) for ids in prompts]}
     padded: dict[str, Any] = tokenizer.pad(rest, padding_side="left", return_tensors="pt")
     padded = {name: values.to(model.device) for name, values in padded.items()}
     if start:
         shared = torch.tensor([prompts[0][:start]], device=model.device)
-        cache = model(shared, use_cache=True, logits_to_keep=1).past_key_values
+        model(shared, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache.batch_repeat_interleave(len(prompts))
         shared = shared.expand(len(prompts), -1)
         before = {"input_ids": shared, "attention_mask": torch.ones_like(shared)}
         padded = {name: torch.cat([before[name], padded[name]], dim=1) for name in before}
         padded["past_key_values"] = cache
     return padded
+
+
+def _can_share(model: Any, cache: Any) -> bool:
+    """Whether keys and values of a beginning are the same in every prompt.
+
+    Not where a window or a state runs over the padding behind it, nor where the length of the
+    prompt scales its positions.
+    """
+    from transformers.cache_utils import DynamicLayer
+
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    scaled = rope.get("rope_type") in ("dynamic", "longrope")
+    return not scaled and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def _streamer(tokenizer: Any, show: Callable[[str], None]) -> Any:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.core.chat import adopt_template
+from components.core.chat import CHAT_TEMPLATE, adopt_template
 from components.core.errors import MissingDependencyError, ModelError, first_line
 from components.core.memory import lacks_memory
 from components.core.model_files import (
@@ -27,6 +27,7 @@ from components.core.model_files import (
     for_gated,
 )
 from components.core.progress import say
+from components.core.raft_form import TEMPLATE
 from components.core.records import TrainingRecord
 from components.core.storage import scratch
 
@@ -65,7 +66,7 @@ def load_tokenizer(source: str, adapter: str = "") -> "PreTrainedTokenizerBase":
             hint="Use the chat (instruct) variant, or put chat_template.jinja in the folder.",
         )
     check_template(source, tokenizer)
-    if (Path(adapter) / TrainingRecord.FILE).is_file():
+    if adapter and _has_template_of_ours(Path(adapter)):
         adopt_template(tokenizer, Path(adapter))
         check_template(source, tokenizer)
     if tokenizer.pad_token is None:
@@ -77,6 +78,13 @@ def load_tokenizer(source: str, adapter: str = "") -> "PreTrainedTokenizerBase":
         )
     check_token_ids(source, tokenizer, config.get_text_config().vocab_size)
     return tokenizer
+
+
+def _has_template_of_ours(adapter: Path) -> bool:
+    """Whether an adapter is one of train, or the copy that `raft card` publishes of one."""
+    template = adapter / CHAT_TEMPLATE
+    ours = template.is_file() and template.read_text(encoding="utf-8").startswith(TEMPLATE)
+    return ours or (adapter / TrainingRecord.FILE).is_file()
 
 
 def load_config(source: str) -> Any:

@@ -74,10 +74,12 @@ def abstention(runs: Sequence[ArmRun], seed: int) -> list[Abstention]:
     """
     results = []
     for run, quotes_checked in product(runs, (False, True)):
-        samples = [sample for layout in (run.samples, *run.others) for sample in layout]
+        layouts = [list(layout) for layout in (run.samples, *run.others)]
         if quotes_checked:
-            samples = [withhold_unsupported(sample) for sample in samples]
-        present = [item.f1 for item in samples if item.oracle != "absent"]
+            layouts = [[withhold_unsupported(item) for item in layout] for layout in layouts]
+        samples = [sample for layout in layouts for sample in layout]
+        with_oracle = (layout for layout in layouts if layout[0].oracle != "absent")
+        present = [item.f1 for item in next(with_oracle, [])]
         absent = [is_refusal(item.answer) for item in samples if item.oracle == "absent"]
         refused = [item.oracle == "absent" for item in samples if is_refusal(item.answer)]
         if not absent:
@@ -102,7 +104,7 @@ def abstention(runs: Sequence[ArmRun], seed: int) -> list[Abstention]:
 
 def withhold_unsupported(sample: Sample) -> Sample:
     """A sample whose answer is taken as a refusal if it has a fabricated quote."""
-    if not DERIVED["fabricated"](sample):
+    if not (sample.answered and DERIVED["fabricated"](sample)):
         return sample
     refusal = {"answer": REFUSAL, "quotes": 0, "quotes_verbatim": 0, "quotes_oracle": 0}
     no_score = {"f1": 0.0, "em": 0.0, "precision": 0.0, "recall": 0.0, "contains": False}

@@ -17,6 +17,10 @@ from components.core.json_entries import fault_at, read_entries
 from components.core.records import Question, RaftRow, explain
 from components.generate.text import normalized
 
+READABLE = (
+    "--eval-questions takes a file in HotpotQA format or rows of generate. Questions on the hub "
+    "have to be downloaded first; for those of another format, omit it and check the rows yourself."
+)
 WORDS_IN_A_ROW = 8
 LEAST_SHARE = 0.5
 """Of the runs of 8 words of a chunk or a paragraph, whichever has fewer, that make it a leak."""
@@ -32,7 +36,7 @@ class LeakGuard:
     """What must not be given away: evaluation questions and the paragraphs that answer them."""
 
     def __init__(self, path: Path) -> None:
-        """Read a file in HotpotQA form, or of rows that generate wrote.
+        """Read a file in HotpotQA form, or rows that generate wrote (a file, or its folder).
 
         Raises:
             DataError: the file cannot be read, or contains no questions; names the row or line.
@@ -41,9 +45,8 @@ class LeakGuard:
         self._paragraphs: list[str] = []
         self._runs: dict[int, list[int]] = {}
         self._run_counts: list[int] = []
-        kind, rows = read_entries(
-            path, hint="Check --eval-questions; questions on the hub have to be downloaded first."
-        )
+        path = path / "validation.jsonl" if path.is_dir() else path
+        kind, rows = read_entries(path, hint=READABLE)
         for number, row in rows:
             from_generate = isinstance(row, dict) and "cot_answer" in row
             try:
@@ -56,7 +59,7 @@ class LeakGuard:
             except ValidationError as error:
                 raise fault_at(path, kind, number, explain(error)) from error
         if not self.questions:
-            raise DataError("contains no questions", path=path, hint="Check --eval-questions.")
+            raise DataError("contains no questions", path=path, hint=READABLE)
 
     def knows_context(self, text: str) -> bool:
         """Whether a text holds much of a paragraph that answers a question, or the other way."""

@@ -157,6 +157,7 @@ def _compare(
     if (dtype := choose_dtype("auto")) != torch.bfloat16:
         # The same weights, computed with as eval does: many CPUs are slow in bfloat16.
         full = full.to(dtype)
+        del small
         small = load_4bit(str(merged), None, dtype, quantize_lm_head=head)
     comparison = Comparison()
     with task("reading answers", len(rows), "rows") as progress:

@@ -20,7 +20,7 @@ from components.core.models import (
 )
 from components.core.progress import say
 from components.core.raft_form import instruction
-from components.use.base import base_of
+from components.use.base import base_here
 from components.use.config import AskConfig
 
 SECONDS = 600.0  # to wait for an endpoint's whole answer
@@ -46,13 +46,16 @@ def with_transformers(config: AskConfig) -> Answer:
     Raises:
         ModelError: the adapter or its base model cannot be used, or do not belong together.
     """
-    base = base_of(config.adapter, config.base_model) if config.adapter else config.base_model
-    say("  loading the model")
-    tokenizer = load_tokenizer(base, config.adapter)
     dtype = choose_dtype(config.dtype)
-    model = load_tuned(base, config.adapter, dtype) if config.adapter else load_model(base, dtype)
-    ends = decoding.end_tokens(base, tokenizer)
-    longest = context_length(base, tokenizer)
+    with base_here(config.adapter, config.base_model) as base:
+        say("  loading the model")
+        tokenizer = load_tokenizer(base, config.adapter)
+        if config.adapter:
+            model = load_tuned(base, config.adapter, dtype)
+        else:
+            model = load_model(base, dtype)
+        ends = decoding.end_tokens(base, tokenizer)
+        longest = context_length(base, tokenizer)
 
     def answer(documents: Sequence[str], question: str, show: Show) -> Reply:
         ids = render_question(tokenizer, documents, question)

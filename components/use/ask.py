@@ -114,6 +114,8 @@ class Marker:
         self._rest = ""
 
     def _quote(self, text: str) -> str:
+        if not text.strip():
+            return ""
         found = places(text, [chunk.text for chunk in self.chunks])
         self.quotes += 1
         self.found += bool(found)

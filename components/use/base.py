@@ -1,13 +1,16 @@
 """The base model of an adapter that is used: the one it was trained on, and no other."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from components.core.base_model import is_hub_id
+from components.core.base_model import at_commit, is_hub_id
 from components.core.errors import ModelError
 from components.core.fingerprints import check_base, read_training
 from components.core.locations import SCHEME
 from components.core.model_files import check_adapter
 from components.core.progress import say
+from components.core.storage import fetch, scratch
 
 
 def base_of(adapter: str, base_model: str = "") -> str:
@@ -36,3 +39,31 @@ def base_of(adapter: str, base_model: str = "") -> str:
     if not base_model:
         say(f"  base model: {trained_on}, of {adapter}/training.json")
     return trained_on
+
+
+def trained_commit(adapter: str, base: str) -> str:
+    """The commit of a base model on the hub that an adapter was trained on; "" if none is known."""
+    training = read_training(adapter)
+    trained_on, _, commit = (training.base_fingerprint if training else "").partition("@")
+    return commit if trained_on == base and commit != "None" and is_hub_id(base) else ""
+
+
+@contextmanager
+def base_here(adapter: str, base_model: str = "") -> Iterator[str]:
+    """The base model of an adapter, or the one given without any, as transformers loads it.
+
+    A folder on gs:// is copied to this machine for the length of the block. Of a model on the hub
+    it is the commit that the adapter was trained on, if the hub still has it.
+
+    Raises:
+        ModelError: as `base_of`.
+        DataError: the folder cannot be read.
+    """
+    base = base_of(adapter, base_model) if adapter else base_model
+    if base.startswith(SCHEME):
+        with scratch("model", base) as room:
+            fetch(base, room / "model")
+            yield str(room / "model")
+    else:
+        commit = trained_commit(adapter, base) if adapter else ""
+        yield at_commit(base, commit) if commit else base

@@ -60,8 +60,8 @@ class AskConfig(CorpusOptions, Options):
     base_model: InputLocation = model_option("", help=BASE)
     endpoint: str = model_option(
         "",
-        help="OpenAI-compatible server with the adapter, such as raft serve starts; nothing is "
-        "loaded here. For example http://localhost:8000/v1.",
+        help="OpenAI-compatible server with the adapter, such as one that raft serve starts; "
+        "nothing is loaded here. For example http://localhost:8000/v1.",
     )
     model: str = model_option(NAME, help="The adapter's name on the endpoint.")
     max_new_tokens: int = model_option(800, ge=1, le=32_768, help="Maximum tokens in an answer.")

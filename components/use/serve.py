@@ -13,16 +13,15 @@ import shutil
 import sys
 from pathlib import Path
 
+from components.core.chat import CHAT_TEMPLATE
 from components.core.errors import ConfigError, MissingDependencyError
 from components.core.locations import SCHEME
 from components.core.progress import say
 from components.core.raft_form import TEMPLATE
 from components.core.storage import fetch
 from components.core.vllm_options import lora_options
-from components.use.base import base_of
+from components.use.base import base_of, trained_commit
 from components.use.config import ServeConfig
-
-CHAT_TEMPLATE = "chat_template.jinja"
 
 
 def run(config: ServeConfig) -> None:
@@ -66,6 +65,8 @@ def server_command(config: ServeConfig, adapter: str, base: str) -> list[str]:
             f"  {adapter} has no chat template with RAFT's form: requests must be written in it, "
             "as raft ask does"
         )
+    if commit := trained_commit(adapter, base):
+        options |= {"revision": commit, "tokenizer_revision": commit}
     if config.dtype != "auto":
         options["dtype"] = config.dtype
     options |= {

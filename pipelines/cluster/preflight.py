@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from components.core.base_model import check_access, is_hub_id
+from components.core.endpoint import COMPLETIONS
 from components.core.errors import CannotTell, ClusterError, NotPermitted, RaftError
 from components.core.hardware import GPU_STEPS
 from pipelines import manifests
@@ -82,7 +83,7 @@ def check_cluster(
     for claim, at_once in volumes:
         checks[f"volume claim {claim}"] = partial(_volume, core, namespace, claim, at_once)
     if values.get("teacher") == "openai":
-        url = f"{values['teacher_endpoint'].rstrip('/')}/models"
+        url = f"{values['teacher_endpoint'].rstrip('/').removesuffix(COMPLETIONS)}/models"
         hint = "Check teacher_endpoint (most end in /v1), OPENAI_API_KEY and secret raft-teacher."
         checks["teacher"] = partial(_ask_teacher, url, hint)
     if values.get("teacher") == "vllm" and is_hub_id(values["teacher_model"]):

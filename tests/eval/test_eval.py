@@ -229,7 +229,7 @@ def test_arms_of_the_same_weights_share_a_model(
         ({"task": "squad"}, "unknown data set 'squad' (allowed: apibench | hotpotqa | neutral"),
         ({"retrieve": "bm25:5"}, "--retrieve: --documents is missing"),
         ({"retrieve": "dense:5", "documents": "d"}, "--retrieve 'dense:5' (allowed: for example"),
-        ({"retrieve": "bm25:5", "documents": "d", "oracle": "absent"}, "apply only to the questions"),
+        ({"retrieve": "bm25:5", "documents": "d", "oracle": "absent"}, "apply only to"),
         ({"arms": "dsf-rag", "adapter": ""}, "--arms dsf-rag: its adapter is not given; add "),
         ({"arms": "base-examples"}, "--arms base-examples: the training rows that it shows are "),
         ({"adapters": "dsf"}, "'dsf' is no NAME=PATH"),

@@ -101,7 +101,7 @@ def test_a_field_of_an_object_is_named(capsys: pytest.CaptureFixture[str]) -> No
         ),
         (
             ["train", "--dataset", "d", "--base-model", "m", "--output", "x", "--rank", "many"],
-            ["--rank 'many'", "a whole number, >= 1, <= 1024"],
+            ["--rank 'many'", "a whole number, >= 1, <= 512"],
         ),
         (
             ["train", "--dataset", "d", "--base-model", "m", "--output", "x",

@@ -39,7 +39,7 @@ from tests.pipelines.kubeflow.server import KfpServer
 from tests.report.test_summary import GENERATED, artifact, entry, evaluated, trained
 
 PASSED = REPORT.model_copy(update={"decision": "go"})
-MISTAKE = "--rank '5000' (allowed: a whole number, >= 1, <= 1024)"
+MISTAKE = "--rank '5000' (allowed: a whole number, >= 1, <= 512)"
 AMOUNT = "--memory '64GB' (allowed: for example 64Gi)"
 AWAY = "http://teacher/v1 does not answer"
 

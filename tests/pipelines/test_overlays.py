@@ -225,7 +225,9 @@ def test_what_the_overlays_change(pipelines: dict[str, dict]) -> None:
     assert asked["kueue"]["labels"]["kueue.x-k8s.io/queue-name"] == "raft"
     assert asked["cpu-smoke"]["gpus"] == {"0"}
     assert asked["cpu-smoke"]["tolerations"] == []
-    assert asked["l4"]["flags"] == {"batch_size": "1", "max_tokens": "2048"}
+    assert asked["l4"]["flags"] == {
+        "batch_size": "1", "max_tokens": "2048", "load_in_4bit": "true",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sources())

@@ -52,7 +52,7 @@ def test_wrong_parameters_are_named_with_their_lines(tmp_path: Path, refused: Re
     for complaint in (
         f"{path}:1: question: unknown parameter; did you mean questions? (allowed: alpha, ",
         f"{path}:2: documents 7: Input should be a valid string",
-        f"{path}:3: rank 'many' (allowed: a whole number, >= 1, <= 1024)",
+        f"{path}:3: rank 'many' (allowed: a whole number, >= 1, <= 512)",
         f"{path}:4: epochs inf (allowed: a number, ",
         f"{path}:5: oracle_probability 1.5 (allowed: a number, >= 0, <= 1)",
         f"{path}:6: gate True (allowed: ",

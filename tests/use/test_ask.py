@@ -204,7 +204,7 @@ def test_a_document_that_ends_its_own_turn_is_not_shown(
     [
         ({}, "--adapter is missing"),
         ({"adapter": "a", "endpoint": "http://x/v1"}, "omit --adapter"),
-        ({"base_model": "b", "endpoint": "http://x/v1"}, "and no --base-model"),
+        ({"base_model": "b", "endpoint": "http://x/v1"}, "and --base-model"),
     ],
 )
 def test_settings_that_contradict_each_other(fields: dict[str, str], problem: str) -> None:

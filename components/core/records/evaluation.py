@@ -95,8 +95,8 @@ class Abstention(Record):
     """How well an arm refuses (`raft_form.REFUSAL`) where the oracle is absent, and only there.
 
     quotes_checked: whether an answer with a fabricated quote counts as a refusal too, as `raft ask`
-    marks it. f1: of the questions asked with their oracle, a refusal counted as 0; null where there
-    are none.
+    marks it. f1: of the first layout with the oracle, a refusal counted as 0; null where there is
+    none.
 
     recall: share of the `absent` questions without their oracle that were refused. precision: share
     of all `refused` questions, in any layout, that were without it; null where none was refused or

@@ -1,5 +1,6 @@
 """What the stages report: one record for each stage, with the figures that judge it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -61,6 +62,18 @@ class LossPoint(Record):
     learning_rate: float | None = None
 
 
+def adapter_kind(settings: Mapping[str, Any]) -> str:
+    """The arm that an adapter is for: `raft`, `raft-no-reasoning`, or `dsf` (no documents).
+
+    Args:
+        settings: of train; what is left out has its default.
+    """
+    if settings.get("target", "reasoning") == "reasoning":
+        return "raft"
+    layout = settings.get("keep_oracle", 1.0), settings.get("max_distractors", -1)
+    return "dsf" if layout == (0, 0) else "raft-no-reasoning"
+
+
 class TrainingRecord(Record):
     """How training went: `adapter/training.json`.
 
@@ -79,11 +92,8 @@ class TrainingRecord(Record):
 
     @property
     def kind(self) -> str:
-        """The arm that the adapter is for: `raft`, `raft-no-reasoning`, or `dsf` (no documents)."""
-        if self.settings.get("target", "reasoning") == "reasoning":
-            return "raft"
-        layout = self.settings.get("keep_oracle", 1.0), self.settings.get("max_distractors", -1)
-        return "dsf" if layout == (0, 0) else "raft-no-reasoning"
+        """As `adapter_kind`, of the settings of this training."""
+        return adapter_kind(self.settings)
 
     base_model: str
     base_fingerprint: str = ""

@@ -34,7 +34,7 @@ REORDER = 8
 """Chunks begun and not yet handed out, per unit of concurrency: later ones wait for a slow one."""
 
 LAST_ANSWERS_SECONDS = 30.0
-"""For requests under way when a refusal stops the run: they may be answered, and are paid for."""
+"""For requests under way when the endpoint stops the run: those that are answered are paid for."""
 
 TO_STORE = (FINISHED, CUT_OFF, FILTERED)
 """How a reply ended that is worth keeping: others may be better when they are asked for again."""
