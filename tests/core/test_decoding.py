@@ -41,6 +41,36 @@ def test_what_all_prompts_begin_with_is_read_once(
 
 
 @pytest.mark.parametrize(
+    ("settings", "shares"),
+    [
+        ({"model_type": "llama"}, True),
+        ({"model_type": "mistral", "sliding_window": 8}, False),
+        ({"model_type": "llama",
+          "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, False),
+    ],
+)  # fmt: skip
+def test_nothing_is_shared_where_padding_would_change_it(
+    demo_model: Path, settings: dict[str, Any], shares: bool
+) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer: Any = load_tokenizer(str(demo_model))
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 1024,
+            "vocab_size": len(tokenizer)}  # fmt: skip
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings, **size)).eval()
+    beginning = tokenizer("Where was Kelden founded? " * 100)["input_ids"][: decoding.SHARED_TOKENS]
+    prompts = [[*beginning, 51, 52], [*beginning, 53]]
+    read: list[int] = []
+    model.register_forward_pre_hook(
+        lambda _, arguments, named: read.append((*arguments, named.get("input_ids"))[0].numel()),
+        with_kwargs=True,
+    )
+    complete(model, tokenizer, prompts, max_new_tokens=1, ends=[0])
+    assert read[0] == (len(beginning) if shares else 2 * (len(beginning) + 2))
+
+
+@pytest.mark.parametrize(
     ("text", "loops"),
     [
         ("So the answer is Kelden. " * 5, True),

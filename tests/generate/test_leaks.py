@@ -25,6 +25,14 @@ def guard(folder: Path) -> LeakGuard:
     return LeakGuard(folder / "dev.json")
 
 
+def test_rows_of_generate_may_be_given_by_their_folder(world_dataset: Path, tmp_path: Path) -> None:
+    row = next(read_jsonl(world_dataset / "validation.jsonl", RaftRow))
+    assert LeakGuard(world_dataset).knows_question(row.question)
+    with pytest.raises(DataError) as error:
+        LeakGuard(tmp_path / "hotpotqa" / "hotpot_qa")
+    assert "on the hub have to be downloaded first" in error.value.hint
+
+
 @pytest.mark.parametrize(
     ("text", "known"),
     [

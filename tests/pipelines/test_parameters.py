@@ -93,6 +93,14 @@ def test_a_file_that_cannot_be_used(
         ("questions=dev.json", "questions 'dev.json': the cluster cannot read it"),
         ("base_model=./llama", "base_model './llama': the cluster cannot read it"),
         ("teacher=openai", "generate: --teacher-endpoint is missing: --teacher openai needs it"),
+        (
+            "teacher_endpoint=http://localhost:8000/v1",
+            ":8000/v1: localhost is the pod",
+        ),
+        (
+            'arms=["base", "dsf"]',
+            "arms: dsf needs an adapter trained as dsf, and target",
+        ),
         ("gpu=a200", "gpu 'a200' (allowed: a100-40gb | a100-80gb | h100 | h200 | l4)"),
         ("huggingface_secret=", "huggingface_secret '': String should match"),
         ("teacher_secret=My_Key", "teacher_secret 'My_Key': String should match"),
@@ -114,6 +122,20 @@ def test_a_setting_that_a_stage_or_the_cluster_would_refuse(
 ) -> None:
     others = [f"--set={name}={value}" for name, value in INPUTS.items()]
     assert complaint in refused(*others, "--set", setting)
+
+
+def test_the_target_decides_which_arms_can_be_asked(tmp_path: Path) -> None:
+    path, answer = tmp_path / "parameters.yaml", {"target": "answer"}
+    arms = ["base", "raft-no-reasoning"]
+    assert checked(path, answer | {"arms": arms})["arms"] == arms
+    assert checked(path, answer)["target"] == "answer", "by default the arms follow"
+    with pytest.raises(ConfigError, match="arms: raft needs .* this one raft-no-reasoning"):
+        checked(path, answer | {"arms": ["base", "raft"]})
+    dsf = {"base_model": "m/m", "target": "answer", "keep_oracle": 0.0, "max_distractors": 0}
+    trials = [dsf | {"arms": ["dsf"]}, dsf | {"arms": ["dsf", "raft"]}]
+    with pytest.raises(ConfigError, match=r"trials\[1\].arms: raft needs .* this one dsf") as error:
+        checked(path, {"trials": trials}, STUDY)
+    assert "trials[0]" not in str(error.value)
 
 
 def test_text_becomes_what_the_pipeline_declares(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from components.core.errors import ConfigError
 from components.core.records import QuantizationReport
 from components.core.storage import MANIFEST, write_json
 from pipelines import run
@@ -142,6 +143,32 @@ def test_a_file_for_a_cluster_gives_the_same_settings_here(file: Path, tmp_path:
     for stage, config in configs.items():
         context = raft.commands[stage].make_context(stage, flags_of(config))
         assert config_class(stage).parse(raft.commands[stage].settings(context)) == config
+
+
+def test_a_default_that_is_given_wins_over_the_gpus_settings(tmp_path: Path) -> None:
+    given = {"documents": "d", "teacher": "extractive", "gpu": "l4", "load_in_4bit": False}
+    config = plan(given, {}, tmp_path)["train"]
+    context = raft.commands["train"].make_context("train", flags_of(config))
+    settings = raft.commands["train"].settings(context)
+    assert (settings["load_in_4bit"], settings["batch_size"]) == ("false", "1")
+
+
+def test_questions_on_the_hub_are_asked_but_no_row_is_checked_against_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"documents": "d", "teacher": "extractive", "questions": "hotpotqa/hotpot_qa"}
+    configs = plan(given, {}, tmp_path)
+    assert (configs["generate"].eval_questions, configs["eval"].questions) == (
+        "",
+        given["questions"],
+    )
+    assert "hotpotqa/hotpot_qa is on the hub: rows are not checked" in capsys.readouterr().err
+
+
+def test_arms_that_need_another_adapter_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    given = {"documents": "d", "teacher": "extractive", "target": "answer", "arms": ["raft"]}
+    with pytest.raises(ConfigError, match=r"p.yaml:4: arms: raft needs an adapter trained as raft"):
+        plan(given, {"arms": "p.yaml:4"}, tmp_path)
 
 
 # ---- what comes last -----------------------------------------------------------------------------
