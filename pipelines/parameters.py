@@ -140,12 +140,6 @@ def check_parameters(
         typed, wrong = _validate(stage, settings, pipeline.mounted)
         values |= typed
         problems |= wrong
-    host = urlsplit(str(values.get("teacher_endpoint", ""))).hostname
-    if host in LOOPBACK:
-        problems["teacher_endpoint"] = (
-            f"teacher_endpoint {values['teacher_endpoint']}: {host} is the pod itself (allowed: an "
-            "address that pods reach, such as a Service's)"
-        )
     if "trials" in inputs:
         with suppress(TypeError, ValueError):
             values["trials"] = json.loads(values["trials"])  # of --set
@@ -162,6 +156,20 @@ def check_parameters(
         raise ConfigError("\n".join(lines), hint=hint)
     check_hardware(values, pipeline.hardware)
     return {name: values[name] for name in parameters}
+
+
+def check_teacher(values: Mapping[str, Any]) -> None:
+    """Refuse a teacher that no pod reaches.
+
+    Raises:
+        ConfigError: its address is that of the machine that asks.
+    """
+    endpoint = str(values.get("teacher_endpoint", ""))
+    if (host := urlsplit(endpoint).hostname) in LOOPBACK:
+        raise ConfigError(
+            f"teacher_endpoint {endpoint}: in a pod, {host} is the pod itself",
+            hint="Give an address that pods can reach, such as that of a Service.",
+        )
 
 
 def dataset_notes(pipeline: Compiled, values: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,13 @@ from components.core.progress import headline, say
 from pipelines.cluster.kubeflow import connect, explained
 from pipelines.cluster.watch import NAMESPACE, introduce, watch
 from pipelines.k8s.images import images_of, warn_without_registry
-from pipelines.parameters import check_parameters, dataset_notes, load, read_parameters
+from pipelines.parameters import (
+    check_parameters,
+    check_teacher,
+    dataset_notes,
+    load,
+    read_parameters,
+)
 
 NOT_KEPT = (
     "  without --pipeline-root gs://…, --set state=gs://…, or a server whose own root is there, "
@@ -33,6 +39,7 @@ def submit_run(
     """
     compiled = load(pipeline)
     values = check_parameters(compiled, *read_parameters(parameters, settings))
+    check_teacher(values)
     warn_without_registry(images_of(pipeline))
     client = connect(host, ca_certificate)
     for note in dataset_notes(compiled, values):

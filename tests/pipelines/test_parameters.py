@@ -95,7 +95,7 @@ def test_a_file_that_cannot_be_used(
         ("teacher=openai", "generate: --teacher-endpoint is missing: --teacher openai needs it"),
         (
             "teacher_endpoint=http://localhost:8000/v1",
-            ":8000/v1: localhost is the pod",
+            ":8000/v1: in a pod, localhost is",
         ),
         (
             'arms=["base", "dsf"]',
