@@ -76,7 +76,7 @@ class TrainConfig(GpuStageConfig):
         "without documents (DSF).",
     )
 
-    rank: int = lora_option(64, ge=1, le=512, help="Rank r of the LoRA matrices (vLLM: <= 512).")
+    rank: int = lora_option(64, ge=1, le=512, help="Rank r of the LoRA matrices.")
     alpha: int = lora_option(
         64, ge=1, le=4096, help="LoRA scale: updates are multiplied by alpha / rank."
     )
