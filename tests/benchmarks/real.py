@@ -36,17 +36,21 @@ CHUNK_TOKENS = 96
 
 
 class Sizes(NamedTuple):
-    """How much of each; new_tokens is the limit of an answer, of which the rows take 19 to 339."""
+    """How much of each; new_tokens is the limit of an answer, of which the rows take 19 to 339.
+
+    raced: rows of the training beside TRL.
+    """
 
     teacher_chunks: int
     learned: int
     asked: int
     checked: int
     new_tokens: int
+    raced: int
 
 
-FULL = Sizes(teacher_chunks=100, learned=160, asked=200, checked=64, new_tokens=256)
-SLICE = Sizes(teacher_chunks=2, learned=12, asked=4, checked=4, new_tokens=16)
+FULL = Sizes(teacher_chunks=100, learned=160, asked=200, checked=64, new_tokens=256, raced=32)
+SLICE = Sizes(teacher_chunks=2, learned=8, asked=3, checked=3, new_tokens=16, raced=3)
 
 
 class Run:
@@ -237,17 +241,15 @@ def compare_with_trl(run: Run, output: Path) -> None:
     found = {}
     for side in ("ours", "theirs"):
         line = [sys.executable, "-m", "tests.benchmarks.real", str(run.folder), "-", "-"]
-        done = subprocess.run(
-            [*line, "--train-as", side], cwd=REPOSITORY, text=True, stdout=subprocess.PIPE,
-            check=True,
-        )  # fmt: skip
+        line += ["--train-as", side, "--rows", str(run.sizes.raced)]
+        done = subprocess.run(line, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, check=True)
         found[side] = json.loads(done.stdout.splitlines()[-1])
     output.mkdir(parents=True, exist_ok=True)
     (output / "speed.json").write_text(json.dumps(found), encoding="utf-8")
 
 
-def train_as(folder: Path, side: str) -> None:
-    """Print tokens per CPU-second and peak memory of one epoch on up to 32 rows, in 32 bits."""
+def train_as(folder: Path, side: str, count: int) -> None:
+    """Print tokens per CPU-second and peak memory of one epoch on some rows, in 32 bits."""
     import resource
 
     from components.core.models import load_tokenizer
@@ -257,7 +259,7 @@ def train_as(folder: Path, side: str) -> None:
 
     model = folder / "model"
     settings = {"dataset": str(folder / "dataset"), "base_model": str(model), "output": "-"}
-    rows = read_rows(TrainConfig.parse(settings), load_tokenizer(str(model))).train[:32]
+    rows = read_rows(TrainConfig.parse(settings), load_tokenizer(str(model))).train[:count]
     plain = [{name: values.tolist() for name, values in row.items()} for row in rows]
     build = bench_train.ours if side == "ours" else bench_train.theirs
     # TRL's own defaults checkpoint gradients, and so do ours.
@@ -322,10 +324,10 @@ def section(run: Run) -> str:
         f"- quantize-check: {check.verdict}.",
         f"- The same model as teacher, {run.sizes.teacher_chunks} chunks: {rows} rows; dropped: "
         f"{taught.get('dropped', {})}; {taught['requests']} requests. {taught['stopped']}".rstrip(),
-        f"- Beside plain TRL on 32 rows, in 32 bits: {ours['tokens_per_cpu_second']:.0f} and "
-        f"{theirs['tokens_per_cpu_second']:.0f} tokens per CPU-second ({faster:.2f}×), peak memory "
-        f"{ours['peak_bytes'] / 2**30:.1f} and {theirs['peak_bytes'] / 2**30:.1f} GiB "
-        f"({smaller:.2f}×).",
+        f"- Beside plain TRL on {run.sizes.raced} rows, in 32 bits: "
+        f"{ours['tokens_per_cpu_second']:.0f} and {theirs['tokens_per_cpu_second']:.0f} "
+        f"tokens per CPU-second ({faster:.2f}×), peak memory {ours['peak_bytes'] / 2**30:.1f} and "
+        f"{theirs['peak_bytes'] / 2**30:.1f} GiB ({smaller:.2f}×).",
         "- Seconds: " + ", ".join(f"{name} {took:.0f}" for name, took in run.seconds.items()) + ".",
         "",
     ]
@@ -351,9 +353,10 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(name, type=lambda text: Path(text).resolve())
     parser.add_argument("--slice", action="store_true")
     parser.add_argument("--train-as", choices=["ours", "theirs"])
+    parser.add_argument("--rows", type=int, default=FULL.raced)
     given = parser.parse_args(arguments)
     if given.train_as:
-        train_as(given.folder, given.train_as)
+        train_as(given.folder, given.train_as, given.rows)
         return
     given.folder.mkdir(parents=True, exist_ok=True)
     run = Run(given.folder, given.learn, given.test, SLICE if given.slice else FULL)
