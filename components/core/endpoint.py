@@ -221,7 +221,24 @@ class Endpoint:
             return completion
 
     async def _retried(self, request: Request, refused: frozenset[str]) -> Completion:
-        """Send a request when the limits allow it: they are spread evenly over each minute.
+        """Send a request until it is answered, each time when the limits allow it."""
+
+        tries = 0
+
+        async def send() -> Completion:
+            nonlocal tries
+            tries += 1
+            if tries > 1:
+                await self._turn(request)
+                if self.breaker.stopped.done():
+                    self.breaker.stopped.result()
+            return await self._send(request, refused)
+
+        await self._turn(request)
+        return await self.breaker.call(send)
+
+    async def _turn(self, request: Request) -> None:
+        """Wait until the limits allow a request: they are spread evenly over each minute.
 
         Tokens are estimated as vendors do: the prompt's, and all that the completion may take.
         """
@@ -231,7 +248,6 @@ class Endpoint:
         start = max(now, self._next_start)
         self._next_start = start + max(60 * amount / rate if rate else 0 for amount, rate in limits)
         await asyncio.sleep(start - now)
-        return await self.breaker.call(lambda: self._send(request, refused))
 
     async def _send(self, request: Request, refused: frozenset[str]) -> Completion:
         """One HTTP request, without the fields that are refused.

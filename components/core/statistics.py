@@ -35,21 +35,28 @@ def mean_interval(values: Sequence[float], seed: int) -> tuple[float, float]:
     return _interval(_resampled_means(values, seed))
 
 
-def paired_difference(arm: Sequence[float], baseline: Sequence[float], seed: int) -> Difference:
+def paired_difference(
+    arm: Sequence[float], baseline: Sequence[float], seed: int, *, tail: float = 2.5
+) -> Difference:
     """Mean difference of two arms that answered the same questions in the same order.
 
     Questions are drawn with both their scores, so what makes a question hard cancels out. The
     p-value is twice the share of resamples on the far side of zero (ties included, and the sample
     itself counted once, so it is never 0).
 
+    Args:
+        arm, baseline: scores, question by question.
+        seed: of the resamples.
+        tail: percent beyond each bound of the interval.
+
     Raises:
         ValueError: the arms have different numbers of scores.
     """
     differences = [one - other for one, other in zip(arm, baseline, strict=True)]
     means = _resampled_means(differences, seed)
-    tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
-    p_value = round(min(1.0, 2 * (tail + 1) / (RESAMPLES + 1)), DIGITS)
-    return Difference(mean(differences), _interval(means), p_value)
+    beyond = min(int((means <= 0).sum()), int((means >= 0).sum()))
+    p_value = round(min(1.0, 2 * (beyond + 1) / (RESAMPLES + 1)), DIGITS)
+    return Difference(mean(differences), _interval(means, tail), p_value)
 
 
 def share_kept(

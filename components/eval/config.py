@@ -189,21 +189,33 @@ class EvalConfig(GpuStageConfig):
     def variants(self) -> list[Arm]:
         """The arms to ask, in order, each with its adapter's folder.
 
-        Left at its default, `--arms` means the arms that match how the adapter was trained.
+        Left at its default, `--arms` means the arms that match how the adapters were trained.
 
         Raises:
-            ConfigError: an arm's adapter is not given.
+            ConfigError: an arm's adapter is not given, or one is given that no arm uses.
         """
         folders = dict(self.adapters)
         training = read_training(self.adapter) if self.adapter else None
         kind = training.kind if training else "raft"
-        if self.adapter:
-            folders.setdefault(kind, self.adapter)
+        if self.adapter and folders.setdefault(kind, self.adapter) != self.adapter:
+            raise ConfigError(
+                f"--adapters {kind}={folders[kind]}: --adapter {self.adapter} was trained as "
+                f"{kind} too",
+                hint="Give one of the two, or the other under a name of its own in --adapters.",
+            )
+        known = list(dict.fromkeys(arm.adapter for arm in FULL if arm.adapter))
         names = self.arms
-        if names == DEFAULT_ARMS and "raft" not in folders:
-            names = default_arms(kind)
+        if names == DEFAULT_ARMS:
+            kinds = [name for name in known if name in folders] or [kind]
+            names = tuple(dict.fromkeys(arm for name in kinds for arm in default_arms(name)))
         arms = [ARMS[name] for name in names]
-        known = {arm.adapter for arm in FULL}
+        used = {arm.adapter for arm in arms}
+        for name in self.adapters:
+            if name in known and name not in used:
+                raise ConfigError(
+                    f"--adapters {name}: no arm of --arms uses it",
+                    hint=f"Add one of its arms, such as --arms {','.join((*names, name))}.",
+                )
         arms += [further_arm(name) for name in self.adapters if name not in known]
         for arm in arms:
             if arm.adapter and arm.adapter not in folders:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from components.core import progress
 from components.core.describe import counted
+from components.core.errors import DataError
 from components.core.fingerprints import hub_origin, read_training
 from components.core.ledger import Ledger
 from components.core.model_files import check_adapter
@@ -40,6 +41,7 @@ from components.eval.engines import choose_engine, group_arms
 from components.eval.inference import PARTIAL, ArmRun, run_arms
 from components.eval.other_tasks import load_other_tasks, score_other_tasks
 from components.eval.questions import (
+    ContextLayout,
     EvalExample,
     arrange,
     choose_examples,
@@ -86,7 +88,7 @@ def run(config: EvalConfig) -> Evaluation:
         for arm_run in runs:
             ledger.count(tokens_in=arm_run.tokens_in, tokens_out=arm_run.tokens_out)
             ledger.parts[arm_run.arm.name] = arm_run.seconds
-        evaluation = _evaluate(config, layouts[0][1], runs, quantization, training, recalls)
+        evaluation = _evaluate(config, layouts, runs, quantization, training, recalls)
         if other_tasks is not None:
             scored = score_other_tasks(config, arms, other_tasks)
             evaluation = evaluation.model_copy(update={"other_tasks": scored})
@@ -117,6 +119,12 @@ def run(config: EvalConfig) -> Evaluation:
 def _examples(config: EvalConfig) -> tuple[list[EvalExample], list[float]]:
     """The questions to ask, and the recall of each where their documents are looked up."""
     source = config.questions or config.dataset
+    if not config.questions and Path(source).is_file():
+        raise DataError(
+            "one file of rows has none that are held out for validation",
+            path=source,
+            hint="Add --questions, or give the folder of raft generate.",
+        )
     if Path(source).exists():
         verify(Path(source), "--questions" if config.questions else "--dataset")
     examples = choose_examples(
@@ -140,7 +148,7 @@ def _links(config: EvalConfig) -> list[Link]:
 
 def _evaluate(
     config: EvalConfig,
-    examples: Sequence[EvalExample],
+    layouts: Sequence[tuple[ContextLayout, Sequence[EvalExample]]],
     runs: Sequence[ArmRun],
     quantization: QuantizationReport | None,
     training: TrainingRecord | None,
@@ -150,7 +158,7 @@ def _evaluate(
     module = load_dataset_module(config.task)
     arms = [scores.score_arm(run, config.seed, getattr(module, "figures", None)) for run in runs]
     base = Path(hub_origin(config.base_model).partition("@")[0] or config.base_model)
-    layout = config.layouts()[0]
+    (layout, examples), *_ = layouts
     return Evaluation(
         task=config.task,
         metric=getattr(module, "METRIC", "F1"),
@@ -169,7 +177,7 @@ def _evaluate(
         memory_ratio=quantization.memory_ratio if quantization else scores.memory_ratio(arms),
         warnings=[
             *_about_rows(config, training),
-            *_few_distractors(layout.distractors, examples),
+            *_few_distractors(layouts),
             *_mismatches(config),
             *engine_notes(config),
             *findings.find_warnings(arms, config.max_new_tokens),
@@ -189,14 +197,20 @@ def _about_rows(config: EvalConfig, training: TrainingRecord | None) -> list[str
     return training.about_rows if training is not None else []
 
 
-def _few_distractors(wanted: int, examples: Sequence[EvalExample]) -> list[str]:
-    short = sum(len(example.documents) - len(example.golden) < wanted for example in examples)
-    if not short:
-        return []
-    return [
-        f"{short} of {counted(len(examples), 'question')} cannot show "
-        f"{counted(wanted, 'distractor')}: they have fewer."
-    ]
+def _few_distractors(
+    layouts: Sequence[tuple[ContextLayout, Sequence[EvalExample]]],
+) -> dict[str, None]:
+    """Which numbers of distractors cannot be shown, each once."""
+    warnings: dict[str, None] = {}
+    for layout, examples in layouts:
+        counts = (len(example.documents) - len(example.golden) for example in examples)
+        if short := sum(count < layout.distractors for count in counts):
+            text = (
+                f"{short} of {counted(len(examples), 'question')} cannot show "
+                f"{counted(layout.distractors, 'distractor')}: they have fewer."
+            )
+            warnings[text] = None
+    return warnings
 
 
 def _mismatches(config: EvalConfig) -> Iterator[str]:

@@ -15,7 +15,7 @@ from components.core.memory import free_memory
 from components.core.models import load_tokenizer
 from components.core.records import OtherScore
 from components.core.statistics import mean, mean_interval, paired_difference
-from components.eval.arms import Arm
+from components.eval.arms import ARMS, Arm
 from components.eval.config import EvalConfig
 from components.eval.engines import load_weights, with_adapter
 
@@ -29,12 +29,12 @@ def load_other_tasks(names: Sequence[str]) -> Any:
     Raises:
         ConfigError: the harness has no such task, or cannot load it.
     """
-    import yaml
     from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._yaml_loader import load_yaml as load_yaml_config
 
     files = [Path(name) for name in names if name.endswith((".yaml", ".yml"))]
     try:
-        known = [yaml.safe_load(path.read_text(encoding="utf-8"))["task"] for path in files]
+        known = [load_yaml_config(path, resolve_func=False)["task"] for path in files]
         manager = TaskManager(include_path=[str(path.parent) for path in files] or None)
         return manager.load([*known, *(name for name in names if Path(name) not in files)])
     except Exception as error:  # the harness raises whatever its parts do
@@ -54,6 +54,8 @@ def score_other_tasks(config: EvalConfig, arms: Sequence[Arm], tasks: Any) -> li
         ModelError: a model or the adapter cannot be loaded.
     """
     variants = {(arm.bits, arm.folder): arm for arm in reversed(arms)}
+    for bits in {arm.bits for arm in arms}:
+        variants.setdefault((bits, ""), ARMS["base" if bits == 16 else "base-4bit"])
     base: dict[int, Values] = {}
     scores: list[OtherScore] = []
     # Models without an adapter first: the others are compared with them.

@@ -9,6 +9,7 @@ from components.core.decoding import repeats_itself
 from components.core.raft_form import REFUSAL, is_refusal
 from components.core.records import Abstention, ArmResult, Comparison, CurvePoint, Sample
 from components.core.statistics import DIGITS, mean, mean_interval, paired_difference
+from components.eval.arms import TAUGHT
 from components.eval.inference import ArmRun
 
 COMPARED = ("f1", "contains")
@@ -136,7 +137,10 @@ def compare_arms(runs: Sequence[ArmRun], seed: int) -> list[Comparison]:
 
 def retention(arms: Sequence[ArmResult]) -> float | None:
     """Share of the tuned model's F1 that 4-bit weights keep."""
-    for full, quantized in sorted(_quantized(arms), key=lambda pair: pair[0].adapter != "raft"):
+    # RAFT's own, asked as it was trained, comes before others.
+    pairs = _quantized(arms)
+    pairs.sort(key=lambda pair: (pair[0].adapter != "raft", pair[0].prompt not in TAUGHT))
+    for full, quantized in pairs:
         if full.tuned and full.f1:
             return round(quantized.f1 / full.f1, DIGITS)
     return None

@@ -116,8 +116,8 @@ class GenerateConfig(CorpusOptions, StageConfig):
     )
     fresh: bool = teacher_option(
         False,
-        help="Discard the responses of this model that earlier runs have stored, and pay again. Do "
-        "not set it in a Kubernetes Job: a retry would start over too.",
+        help="Discard the responses that earlier runs have stored (in --state, only those of this "
+        "model), and pay again. Do not set it in a Kubernetes Job: a retry would start over too.",
         in_pipeline=False,
     )
     gpus: GpuCount = hardware_option(

@@ -77,6 +77,10 @@ class Reading:
     errors: list[DataError] = field(default_factory=list)
     """Of the first bad documents, if these stop the run."""
     _digests: set[bytes] = field(default_factory=set, init=False)
+    _gold: dict[bytes, int] = field(default_factory=dict, init=False)
+    """The number of a gold question's oracle, by paragraph."""
+    _of_owner: dict[int, list[int]] = field(default_factory=dict, init=False)
+    """The numbers of the gold questions' oracles, by owner."""
 
     def add(self, document: CutDocument, guard: LeakGuard | None) -> None:
         """Add a document's chunks, unless it or they are duplicates or unfit."""
@@ -93,11 +97,24 @@ class Reading:
         self.documents += 1
 
     def add_gold(self, chunk: Chunk, guard: LeakGuard | None) -> None:
-        """Add the oracle of a gold question, which the documents may hold as well."""
+        """Add the oracle of a gold question, which the documents may hold as well.
+
+        Questions that share a paragraph have one owner: a split by owners keeps them together.
+        """
         if reason := unfit(chunk, guard):
             self.chunks_left_out[reason] += 1
             return
-        self.corpus.add(chunk, self.documents + len(self.corpus))
+        owner = self.documents + len(self.corpus)
+        paragraphs = {digest(text) for text in chunk.text.split("\n\n")}
+        known = {self._gold[one] for one in paragraphs if one in self._gold}
+        numbers = [len(self.corpus)]
+        for other in {self.corpus.owners[number] for number in known}:
+            numbers += self._of_owner.pop(other)
+        self._of_owner[owner] = numbers
+        self._gold |= dict.fromkeys(paragraphs, numbers[0])
+        self.corpus.add(chunk, owner)
+        for number in numbers:
+            self.corpus.owners[number] = owner
 
     def skip(self, path: Path, error: Unreadable, config: GenerateConfig) -> None:
         """Count a document that cannot be read, and log it or keep its error for the end."""

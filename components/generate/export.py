@@ -16,7 +16,7 @@ from components.core.config import Settings, input_option, option
 from components.core.errors import DataError
 from components.core.locations import InputLocation
 from components.core.progress import headline, say
-from components.core.records import RaftRow, read_jsonl
+from components.core.records import Dropped, RaftRow, read_jsonl
 from components.core.storage import atomic_write, begin_artifact, finish_artifact, verify
 
 PUBLISHED = (
@@ -46,7 +46,9 @@ def run(config: ExportConfig) -> dict[str, int]:
     source, output = Path(config.dataset), Path(config.output)
     headline("export", f"{source} → {output} ({config.format})")
     verify(source, "--dataset")
-    files = sorted(source.glob("*.jsonl")) if source.is_dir() else [source]
+    files = [source]
+    if source.is_dir():
+        files = sorted(path for path in source.glob("*.jsonl") if path.name != Dropped.FILE)
     if not files:
         raise DataError(
             "no RAFT rows here",

@@ -29,13 +29,14 @@ from components.generate.leaks import LeakGuard
 from components.generate.questions import is_contentless
 from components.generate.sampling import Split
 from components.generate.teachers import Draft
-from components.generate.text import normalized
+from components.generate.text import WITHOUT_SPACES, normalized
 
 SPARE_HITS = 24
 """Of a search, beyond the distractors wanted: for those that hold the answer."""
 
 PASSAGE_WORDS = 5
-"""At least so many make a quote a passage."""
+PASSAGE_CHARACTERS = 12
+"""At least so many words make a quote a passage, or so many characters without spaces."""
 
 
 class Usable(Record):
@@ -53,8 +54,13 @@ class Usable(Record):
 
         Chunks that overlap share passages. A short quote is a name, which may stand anywhere.
         """
-        quotes = quoted(self.cot_answer)
-        return [self.answer, *(quote for quote in quotes if len(quote.split()) >= PASSAGE_WORDS)]
+        passages = (
+            quote
+            for quote in quoted(self.cot_answer)
+            if len(quote.split()) >= PASSAGE_WORDS
+            or (WITHOUT_SPACES.search(quote) and len(quote) >= PASSAGE_CHARACTERS)
+        )
+        return [self.answer, *passages]
 
 
 @dataclass

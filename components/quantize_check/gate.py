@@ -101,6 +101,7 @@ def _decide(
         [not pair.small.complete for pair in pairs],
         [not pair.full.complete for pair in pairs],
         SEED,
+        tail=5,
     )
     if broken.ci[0] > MAX_INCOMPLETE:
         faults.append("4 bits break answers that 16 bits complete" + _loops(pairs))

@@ -104,10 +104,15 @@ def _read_rows(
 ) -> tuple[list[CheckedRow], int]:
     """The first rows that fit, those of the validation before the others, and how many do not."""
     room = context_length(config.base_model, tokenizer) - config.max_new_tokens
+    dataset = Path(config.dataset)
+    files = {split: dataset / f"{split}.jsonl" for split in SPLITS}
+    if dataset.is_file():
+        files = {"train": dataset}  # one file has all that is trained on
     candidates = (
         read_as_model(tokenizer, row, split)
-        for split in SPLITS
-        for row in read_jsonl(Path(config.dataset) / f"{split}.jsonl", RaftRow)
+        for split, file in files.items()
+        if file.is_file() or split == "train"
+        for row in read_jsonl(file, RaftRow)
     )
     rows: list[CheckedRow] = []
     too_long = 0

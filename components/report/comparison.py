@@ -15,7 +15,7 @@ from components.report import figures
 from components.report.results import RunResults
 from components.report.trial import Trial, score_of
 
-CONDITIONS = ("questions", "task", "distractors", "oracle", "max_new_tokens", "seed")
+CONDITIONS = ("questions", "task", "retrieve", "distractors", "oracle", "max_new_tokens", "seed")
 """What must be equal in evaluations whose scores are compared."""
 
 SETTINGS = (
@@ -56,8 +56,8 @@ def difference(trials: Sequence[Trial]) -> str:
 def best(trials: Sequence[Trial]) -> list[str]:
     """Which trial is best by F1 of the tuned model, and by validation loss, in sentences.
 
-    F1 is compared between runs that were asked the same; losses between adapters of one base model,
-    because another tokenizer counts other tokens.
+    F1 is compared between runs that were asked the same; losses between adapters of one base model
+    that learned the same rows, because others are of other tokens.
     """
     sentences = []
     scored = [(trial, arm) for trial in trials if (arm := trial.tuned)]
@@ -72,11 +72,11 @@ def best(trials: Sequence[Trial]) -> list[str]:
             f"Best by F1: {named(first, trials)}, {with_interval(arm.f1, arm.f1_ci, arm.n)}."
             + (f" Not distinguishable from it: {', '.join(others)}." if others else "")
         )
-    for base in dict.fromkeys(trial.evaluation.base_model for trial in trials):
+    for tokens in dict.fromkeys(_learned_tokens(trial) for trial in trials):
         losses = [
             (trial.validation_loss, trial)
             for trial in trials
-            if trial.evaluation.base_model == base and trial.validation_loss is not None
+            if _learned_tokens(trial) == tokens and trial.validation_loss is not None
         ]
         if len(losses) > 1:
             loss, trial = min(losses, key=lambda pair: pair[0])
@@ -85,6 +85,13 @@ def best(trials: Sequence[Trial]) -> list[str]:
         if trial.training and trial.training.template_mismatch:
             sentences.append(f"{named(trial, trials)}: {trial.training.template_mismatch}")
     return sentences
+
+
+def _learned_tokens(trial: Trial) -> tuple[object, ...]:
+    """What decides which tokens a validation loss is of."""
+    settings = trial.training.settings if trial.training else {}
+    rows = (settings.get(name) for name in ("target", "keep_oracle", "max_distractors"))
+    return trial.evaluation.base_model, *rows
 
 
 def table(trials: Sequence[Trial]) -> Table:

@@ -99,7 +99,9 @@ def marked_encoding(data: bytes) -> str:
 
 
 def read_markdown(path: Path) -> str:
-    """A Markdown file without its front matter and what it imports (MDX)."""
+    """A Markdown file without its front matter; of MDX without imports and exports, too."""
     text = read_text(path).replace("\r\n", "\n") + "\n"
     body = text[head.end() :] if (head := FRONT_MATTER.match(text)) else text
+    if path.suffix.lower() != ".mdx":  # elsewhere a line may begin with these words
+        return body
     return MODULE_LINES.sub(lambda lines: lines["code"] or "", body)

@@ -28,10 +28,12 @@ SETTINGS = {
 }
 
 WITHOUT_TEXT = {
-    "toctree", "literalinclude", "highlight", "currentmodule", "index", "tags", "image", "figure",
-    "automodule", "autoclass", "autofunction", "automethod", "autosummary", "meta", "include",
+    "toctree", "literalinclude", "highlight", "currentmodule", "index", "tags", "image",
+    "autosummary", "meta", "include",
 }  # fmt: skip
-"""Directives whose arguments are names of files, or are for the machine."""
+"""Directives of which nothing is text: names of files, or what is for the machine."""
+CONTENT_ALONE = {"figure", "automodule", "autoclass", "autofunction", "automethod"}
+"""Directives whose arguments are no text, but what stands below them is."""
 
 
 def read_rst(path: Path) -> str:
@@ -56,7 +58,7 @@ def _accept_unknown_names() -> None:
     find_directive, find_role = directives.directive, roles.role
 
     def directive(name: str, *rest: Any) -> tuple[Any, list[Any]]:
-        known = None if name in WITHOUT_TEXT else find_directive(name, *rest)[0]
+        known = None if name in WITHOUT_TEXT | CONTENT_ALONE else find_directive(name, *rest)[0]
         return known or _directive(name), []
 
     def role(name: str, *rest: Any) -> tuple[Any, list[Any]]:
@@ -94,6 +96,7 @@ def _directive(name: str) -> Any:
                 return []
             content = nodes.container()
             self.state.nested_parse(self.content, self.content_offset, content)
-            return [*(nodes.paragraph("", text) for text in self.arguments), *content.children]
+            arguments = [] if name in CONTENT_ALONE else self.arguments
+            return [*(nodes.paragraph("", text) for text in arguments), *content.children]
 
     return Contents

@@ -188,7 +188,8 @@ class Evaluation(Record):
 
     def _rank(self, item: Comparison) -> tuple[bool, ...]:
         arm, baseline = self.arm(item.arm), self.arm(item.baseline)
-        return arm.bits == 16, arm.adapter == "raft", arm.prompt == baseline.prompt
+        same = arm.prompt == baseline.prompt
+        return arm.bits == 16, arm.adapter == "raft", arm.prompt == "raft", same
 
 
 class Sample(Record):

@@ -79,7 +79,8 @@ class Dialogue:
     async def _asked(self, chunk: Chunk, *, as_json: bool) -> tuple[list[str], bool]:
         """Questions about a chunk, and whether they were asked for as JSON.
 
-        After a reply that was cut off, one question is asked for, as a line.
+        After a reply that was cut off, one question is asked for, as a line; that says nothing
+        about the form.
 
         Raises:
             PermanentError: there are none, or the reply cannot be used.
@@ -91,7 +92,7 @@ class Dialogue:
             text = _usable(completion, request)
             cut_off = completion.finish_reason == CUT_OFF
             if questions := parse_questions(text, count, chunk.type, cut_off=cut_off):
-                return questions, form
+                return questions, as_json
             if not cut_off:
                 raise NoQuestions("none in the reply", detail=completion.text)
         raise NoQuestions("cut off", detail=completion.text)
@@ -133,7 +134,7 @@ def _usable(completion: Completion, request: Request) -> str:
         fault = f"finish_reason {reason or 'null'}"
     elif len(completion.text) > MOST_CHARACTERS_PER_TOKEN * MORE_ROOM * request.max_tokens:
         fault = "far longer than --teacher-max-tokens"
-    elif completion.text.strip() and not text.strip():
+    elif reason != CUT_OFF and completion.text.strip() and not text.strip():
         fault = "only reasoning"
     if fault:
         raise PermanentError(fault, detail=completion.text)
