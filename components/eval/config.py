@@ -210,8 +210,8 @@ class EvalConfig(GpuStageConfig):
             names = tuple(dict.fromkeys(arm for name in kinds for arm in default_arms(name)))
         arms = [ARMS[name] for name in names]
         used = {arm.adapter for arm in arms}
-        for name in self.adapters:
-            if name in known and name not in used:
+        for name, folder in self.adapters.items():
+            if name in known and name not in used and folder != self.main_adapter:
                 raise ConfigError(
                     f"--adapters {name}: no arm of --arms uses it",
                     hint=f"Add one of its arms, such as --arms {','.join((*names, name))}.",

@@ -126,6 +126,23 @@ def test_an_adapter_is_that_of_the_arms_that_it_was_trained_for(
     assert "--adapters raft=PATH" in caught.value.hint
 
 
+def test_adapters_with_names_are_asked_or_refused(
+    configure: Stage, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    named = f"dsf={adapters['dsf']},other={adapters['raft']}"
+    own = {"adapter": str(adapters["raft"]), "adapters": named}
+    default = [arm.name for arm in configure(tmp_path / "out", **own).variants()]
+    assert default == [
+        "base", "raft", "base-4bit", "raft-4bit", "dsf", "dsf-rag", "dsf-4bit", "dsf-rag-4bit",
+        "raft:other",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="--adapters dsf: no arm of --arms uses it"):
+        configure(tmp_path / "out", arms="base,raft", **own).variants()
+    twice = own | {"adapters": f"raft={adapters['dsf']}"}
+    with pytest.raises(ConfigError, match="was trained as raft too"):
+        configure(tmp_path / "out", **twice).variants()
+
+
 RECORD = """{"base_model": "m", "rows_train": 1, "rows_validation": 0, "rows_too_long": 0,
 "steps": 1, "epochs": 1, "trainable_parameters": 1, "total_parameters": 1, "tokens": 1,
 "tokens_per_second": 1, "peak_memory_bytes": 1, "curve": [], "validation_loss": null,

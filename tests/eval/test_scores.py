@@ -5,7 +5,7 @@ import pytest
 from components.core.records import Sample
 from components.eval.arms import ARMS
 from components.eval.inference import ArmRun
-from components.eval.scores import abstention, curve, score_arm
+from components.eval.scores import abstention, curve, retention, score_arm
 from tests.eval.conftest import make_sample
 
 
@@ -54,6 +54,15 @@ def test_with_quotes_checked_an_answer_with_a_fabricated_quote_is_a_refusal() ->
     assert (plain.refused, plain.recall, plain.precision, plain.f1) == (0, 0.0, None, 1.0)
     assert (checked.refused, checked.recall, checked.precision, checked.f1) == (2, 0.5, 0.5, 0.75)
     assert checked.f1_ci is not None and checked.f1_ci[0] < 0.75 < checked.f1_ci[1]
+
+
+def test_what_4_bits_keep_is_that_of_the_arm_that_was_taught() -> None:
+    f1 = {"raft-closed": 0.2, "raft-closed-4bit": 0.05, "raft": 0.6, "raft-4bit": 0.54}
+    runs = [
+        ArmRun(ARMS[name], [make_sample(f1=score)], [], 0, 0, 0.0, None)
+        for name, score in f1.items()
+    ]
+    assert retention([score_arm(run, 0) for run in runs]) == 0.9
 
 
 def test_nothing_is_said_of_refusals_where_every_oracle_was_there() -> None:

@@ -141,6 +141,30 @@ def test_what_is_under_way_when_a_refusal_stops_the_run_is_not_paid_for_twice(as
     assert len(answered) == len(set(answered)) == 20
 
 
+def test_a_retry_keeps_to_the_limits_too(ask: Ask) -> None:
+    times: list[float] = []
+
+    def failing_once(body: dict[str, Any]) -> Answer:
+        times.append(time.monotonic())
+        return Answer("busy", status=503) if len(times) == 2 else good(body)
+
+    with teacher_server(failing_once) as server:
+        ask(server, teacher_concurrency=1, teacher_requests_per_minute=300)
+    assert len(times) == 21 and times[2] - times[1] >= 0.15, "0.2 s apart, but for the network"
+
+
+def test_a_teacher_that_thinks_too_long_is_asked_for_one_question(ask: Ask) -> None:
+    def thinking(body: dict[str, Any]) -> Answer:
+        if not asks_for_answer(body) and "response_format" in body:
+            return Answer("<think>Let me see. What could", finish="length")
+        return good(body)
+
+    with teacher_server(thinking) as server:
+        report, _ = ask(server)
+    assert sum(report.rows.values()) == 10 and not report.dropped
+    assert len(server.seen) == 30, "two requests for the question of each chunk, one for its answer"
+
+
 def test_retry_after_is_respected(ask: Ask) -> None:
     times: list[float] = []
 

@@ -27,6 +27,7 @@ def test_datasets_reads_the_published_columns(dataset: Path, tmp_path: Path) -> 
     import datasets
 
     folder = exported(dataset, tmp_path / "out", "hf")
+    assert (dataset / "dropped.jsonl").is_file() and not (folder / "dropped.jsonl").exists()
     loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
     assert {name: len(split) for name, split in loaded.items()} == {"train": 9, "validation": 1}
     assert loaded["train"].column_names == list(PUBLISHED)

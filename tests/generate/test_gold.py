@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from components.core.errors import DataError
-from components.core.records import Question
+from components.core.records import Question, RaftRow, read_jsonl
 from components.generate import generate
 from components.generate.gold import read_gold
 from tests.conftest import by_rules
@@ -42,6 +42,27 @@ def test_the_supporting_paragraphs_are_the_oracle_and_their_sentences_are_quoted
             assert paragraph.strip() in row.oracle_context
             others = set(row.context.sentences[0]) - {row.oracle_context}
             assert paragraph.strip() not in others, "the rest of the oracle is no distractor"
+
+
+def test_questions_about_one_paragraph_are_in_one_split(hotpotqa: Path, tmp_path: Path) -> None:
+    questions = json.loads(hotpotqa.read_text(encoding="utf-8"))
+    again = [
+        question | {"_id": f"{number}", "question": f"{question['question']} (asked again)"}
+        for number, question in enumerate(questions)
+    ]
+    file = tmp_path / "gold.json"
+    file.write_text(json.dumps([*questions, *again]), encoding="utf-8")
+    generate.run(
+        by_rules(
+            str(hotpotqa), tmp_path / "out", gold_questions=str(file), max_chunks=0,
+            validation_fraction=0.5,
+        )
+    )  # fmt: skip
+    train, validation = (
+        {row.oracle_context for row in read_jsonl(tmp_path / "out" / f"{split}.jsonl", RaftRow)}
+        for split in ("train", "validation")
+    )
+    assert len(train) > 5 < len(validation) and train.isdisjoint(validation)
 
 
 def test_a_file_without_such_questions_is_named(tmp_path: Path) -> None:

@@ -228,6 +228,13 @@ def test_the_best_trials_are_named_among_those_that_can_be_compared() -> None:
     assert best([first]) == []
     other = trial("other", 0.4, 1.0, base_model="org/other")
     assert best([first, other]) == [f"Best by F1: {title}, {scores}."], "of losses nothing"
+    assert best([first, trial("rag", 0.4, 9.0, retrieve="bm25:5")])[0] == (
+        f"Best by validation loss: {title} (first), 1.2000."
+    ), "of scores nothing"
+    settings = trained(8).settings | {"target": "answer"}
+    answer = trained(8).model_copy(update={"settings": settings, "validation_loss": 0.1})
+    unlike = Trial(evaluated(0.4), answer, "answer")
+    assert not [text for text in best([first, unlike]) if "loss" in text], "other tokens"
     longer = trial("near", 0.4, 1.0, max_new_tokens=9)
     assert best([first, longer]) == [least], "of scores nothing"
 

@@ -499,6 +499,18 @@ MARKDOWN = [
         ("title",),
     ),
     Case(
+        "words.md",
+        "Use the\nexport class (a subclass) that\nyou registered.\n\nexport const is a keyword.\n",
+        ("Use the\nexport class (a subclass) that\nyou registered.", "export const is a keyword."),
+    ),
+    Case(
+        "shown.rst",
+        "Dams\n====\n\n.. figure:: dam.png\n   :alt: A dam\n\n   The dam in 1911.\n\n"
+        ".. autoclass:: orn.Dam\n   :members:\n\n   It holds water back.\n",
+        ("The dam in 1911.", "It holds water back."),
+        ("dam.png", "orn.Dam"),
+    ),
+    Case(
         "rule.md",
         "---\n\nNote: a line between rules is a text.\n\nIt stays here.\n\n---\n\nAnd this.\n",
         ("Note: a line between rules is a text.", "It stays here.", "And this."),
