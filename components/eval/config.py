@@ -192,7 +192,7 @@ class EvalConfig(GpuStageConfig):
         Left at its default, `--arms` means the arms that match how the adapters were trained.
 
         Raises:
-            ConfigError: an arm's adapter is not given, or one is given that no arm uses.
+            ConfigError: an arm's adapter is not given, or given twice.
         """
         folders = dict(self.adapters)
         training = read_training(self.adapter) if self.adapter else None
@@ -209,13 +209,6 @@ class EvalConfig(GpuStageConfig):
             kinds = [name for name in known if name in folders] or [kind]
             names = tuple(dict.fromkeys(arm for name in kinds for arm in default_arms(name)))
         arms = [ARMS[name] for name in names]
-        used = {arm.adapter for arm in arms}
-        for name, folder in self.adapters.items():
-            if name in known and name not in used and folder != self.main_adapter:
-                raise ConfigError(
-                    f"--adapters {name}: no arm of --arms uses it",
-                    hint=f"Add one of its arms, such as --arms {','.join((*names, name))}.",
-                )
         arms += [further_arm(name) for name in self.adapters if name not in known]
         for arm in arms:
             if arm.adapter and arm.adapter not in folders:
