@@ -19,6 +19,7 @@ from components.generate.questions import parse_questions
 from components.generate.teachers import Draft
 from components.generate.teachers.prompts import Prompts
 
+ONLY_REASONING = "only reasoning"
 MORE_ROOM = 2  # times --teacher-max-tokens, for the second try of an answer that was cut off
 MOST_CHARACTERS_PER_TOKEN = 40  # a longer reply did not keep to the tokens that it was given
 CHUNKS_TO_DECIDE = 3  # without a question in either form, after which JSON is asked for
@@ -107,6 +108,7 @@ class Dialogue:
             text = _usable(completion, request)
             if completion.finish_reason == CUT_OFF:
                 reason = f"cut off, even with {MORE_ROOM} times --teacher-max-tokens"
+                reason = reason if text.strip() else ONLY_REASONING
                 raise PermanentError(reason, detail=completion.text)
         except PermanentError as error:
             return Draft(
@@ -135,7 +137,7 @@ def _usable(completion: Completion, request: Request) -> str:
     elif len(completion.text) > MOST_CHARACTERS_PER_TOKEN * MORE_ROOM * request.max_tokens:
         fault = "far longer than --teacher-max-tokens"
     elif reason != CUT_OFF and completion.text.strip() and not text.strip():
-        fault = "only reasoning"
+        fault = ONLY_REASONING
     if fault:
         raise PermanentError(fault, detail=completion.text)
     return text
