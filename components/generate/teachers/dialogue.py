@@ -108,7 +108,8 @@ class Dialogue:
             text = _usable(completion, request)
             if completion.finish_reason == CUT_OFF:
                 reason = f"cut off, even with {MORE_ROOM} times --teacher-max-tokens"
-                reason = reason if text.strip() else ONLY_REASONING
+                if completion.text.strip() and not text.strip():
+                    reason = ONLY_REASONING
                 raise PermanentError(reason, detail=completion.text)
         except PermanentError as error:
             return Draft(
