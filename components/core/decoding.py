@@ -12,6 +12,9 @@ from components.core.models import load_config
 SHARED_TOKENS = 256
 """From so many on, a beginning that all prompts of a batch share is read once for all of them."""
 
+ROUND = 32
+"""New tokens after which the answers that have ended leave a batch."""
+
 LOOP, REPEATS = 24, 3
 """Characters at a text's end that occur so many times: words repeat, half a sentence does not."""
 
@@ -56,7 +59,7 @@ def complete(
         show: is given the text as it is written, where there is one prompt.
     """
     import torch
-    from transformers import GenerationConfig
+    from transformers import DynamicCache, GenerationConfig
 
     greedy = GenerationConfig(
         do_sample=False,
@@ -66,12 +69,18 @@ def complete(
     )
     # In place of the model's own settings: some sample, some penalise repetition.
     model.generation_config = greedy
+    streamer = _streamer(tokenizer, show) if show else None
     with torch.inference_mode():
-        padded = _inputs(model, tokenizer, prompts)
-        streamer = _streamer(tokenizer, show) if show else None
-        output = model.generate(**padded, generation_config=greedy, streamer=streamer)
+        cache = DynamicCache(config=model.config)
+        takes_parts = len(prompts) > 1 and _takes_parts(model, cache)
+        inputs = _inputs(model, tokenizer, prompts, cache if takes_parts else None)
+        if takes_parts:
+            answers = _in_rounds(model, inputs, greedy)
+        else:
+            output = model.generate(**inputs, generation_config=greedy, streamer=streamer)
+            answers = output[:, inputs["input_ids"].shape[1] :].tolist()
     completions = []
-    for new in output[:, padded["input_ids"].shape[1] :].tolist():
+    for new in answers:
         stop = next((place for place, token in enumerate(new) if token in ends), len(new) - 1)
         ids = tuple(new[: stop + 1])
         text = tokenizer.decode(ids, skip_special_tokens=True)
@@ -79,18 +88,55 @@ def complete(
     return completions
 
 
-def _inputs(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
+def _in_rounds(model: Any, inputs: dict[str, Any], greedy: Any) -> list[list[int]]:
+    """New tokens of each prompt, padded where an answer ended before its round.
+
+    A few answers that loop to the limit would otherwise keep the whole batch computing.
+    """
+    import torch
+
+    limit = greedy.max_new_tokens
+    answers: list[list[int]] = [[] for _ in inputs["input_ids"]]
+    unfinished = list(range(len(answers)))
+    for start in range(0, limit, ROUND):
+        greedy.max_new_tokens = min(ROUND, limit - start)
+        output = model.generate(**inputs, generation_config=greedy, return_dict_in_generate=True)
+        new = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
+        for place, tokens in zip(unfinished, new, strict=True):
+            answers[place] += tokens
+        stay = [row for row, tokens in enumerate(new) if not set(tokens) & set(greedy.eos_token_id)]
+        if not stay:
+            break
+        unfinished = [unfinished[row] for row in stay]
+        chosen = torch.tensor(stay, device=model.device)
+        output.past_key_values.batch_select_indices(chosen)
+        read = inputs["attention_mask"][chosen]
+        inputs = {
+            "input_ids": output.sequences[chosen],
+            "attention_mask": torch.cat([read, read.new_ones(len(stay), len(new[0]))], dim=1),
+            "past_key_values": output.past_key_values,
+        }
+    return answers
+
+
+def _inputs(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], cache: Any | None
+) -> dict[str, Any]:
     """Prompts as `generate` takes them: padded on the left, but behind what all of them begin with.
 
     Two examples with their documents are such a beginning: three quarters of a prompt.
+
+    Args:
+        model: as `complete`.
+        tokenizer: as `complete`.
+        prompts: as `complete`.
+        cache: an empty one to read the beginning into; without one the prompts are only padded.
     """
     import torch
-    from transformers import DynamicCache
 
-    cache = DynamicCache(config=model.config)
     columns = zip(*(ids[:-1] for ids in prompts), strict=False)
     start = len(list(takewhile(lambda column: len(set(column)) == 1, columns)))
-    if len(prompts) == 1 or start < SHARED_TOKENS or not _can_share(model, cache):
+    if cache is None or start < SHARED_TOKENS:
         start = 0
     rest = {"input_ids": [list(ids[start:]) for ids in prompts]}
     padded: dict[str, Any] = tokenizer.pad(rest, padding_side="left", return_tensors="pt")
@@ -106,11 +152,11 @@ def _inputs(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> dic
     return padded
 
 
-def _can_share(model: Any, cache: Any) -> bool:
-    """Whether keys and values of a beginning are the same in every prompt.
+def _takes_parts(model: Any, cache: Any) -> bool:
+    """Whether a model can read a prompt in parts: all keys and values are kept, and stay the same.
 
-    Not where a window or a state runs over the padding behind it, nor where the length of the
-    prompt scales its positions.
+    Not where a window or a state runs over the padding, nor where the length of the prompt scales
+    its positions.
     """
     from transformers.cache_utils import DynamicLayer
 

@@ -36,6 +36,9 @@ LIBRARIES = (
     "trl",
 )  # fmt: skip
 
+EXPANDED = 1_000_000_000
+"""Maximum parameters of a model that `expand_4bit` expands: 4 GB."""
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -203,6 +206,18 @@ def load_4bit(
         merged = folder / f"{MERGED}model"
         save_merged(source, adapter, dtype, merged)
         return load_model(str(merged), dtype, quantization_config=nf4)
+
+
+def expand_4bit(model: Any) -> Any:
+    """Expand the weights of a small 4-bit model once, where each token would expand them again.
+
+    That is on a CPU in 32 bits, for which bitsandbytes has no kernel. The values stay the same, and
+    so do the answers; the memory is that of 32 bits. Other models are returned as they are.
+    """
+    import torch
+
+    slow = model.device.type == "cpu" and model.dtype == torch.float32
+    return model.dequantize() if slow and model.num_parameters() <= EXPANDED else model
 
 
 def save_merged(source: str, adapter: str, dtype: "torch.dtype", folder: Path) -> None:

@@ -17,6 +17,7 @@ from components.core.memory import free_memory, memory_explained
 from components.core.models import (
     add_adapter,
     choose_dtype,
+    expand_4bit,
     load_4bit,
     load_model,
     load_tokenizer,
@@ -132,13 +133,14 @@ def with_transformers(requests: Sequence[Request], config: EvalConfig) -> Iterat
             with with_adapter(model, folder, config) as tuned:
                 # Before the first token: on a CPU bitsandbytes repacks weights at their first use.
                 size = weight_bytes(tuned)
+                fast = expand_4bit(tuned) if requests[0].arm.bits == 4 else tuned
                 for arm in (arm for arm in arms if arm.folder == folder):
                     mine = [request for request in requests if request.arm == arm]
                     mine.sort(key=lambda request: (-len(request.ids), request.ids))
                     for start in range(0, len(mine), config.batch_size):
                         batch = mine[start : start + config.batch_size]
                         completions = decoding.complete(
-                            tuned,
+                            fast,
                             tokenizer,
                             [request.ids for request in batch],
                             max_new_tokens=config.max_new_tokens,

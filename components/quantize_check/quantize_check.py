@@ -22,6 +22,7 @@ from components.core.models import (
     check_head_is_untied,
     choose_dtype,
     context_length,
+    expand_4bit,
     load_4bit,
     load_model,
     load_tokenizer,
@@ -163,7 +164,7 @@ def _compare(
         # The same weights, computed with as eval does: many CPUs are slow in bfloat16.
         full = full.to(dtype)
         del small
-        small = load_4bit(str(merged), None, dtype, quantize_lm_head=head)
+        small = expand_4bit(load_4bit(str(merged), None, dtype, quantize_lm_head=head))
     comparison = Comparison()
     with task("reading answers", len(rows), "rows") as progress:
         for row in rows:

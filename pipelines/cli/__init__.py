@@ -4,6 +4,7 @@ A stage, and with it torch, transformers or kfp, is imported only when it is ask
 `--help` answers at once.
 """
 
+import os
 import sys
 from typing import NoReturn
 
@@ -71,6 +72,8 @@ def raft() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Entry point: run a command and exit with its code; `raft` and `raft help` show help."""
+    # Before torch is loaded: threads that spin while they wait take the cores from others.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = sys.argv[1:] if arguments is None else arguments
     if words[:1] in ([], ["help"]):
         words = [*words[1:], "--help"]

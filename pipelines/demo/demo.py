@@ -107,8 +107,6 @@ def begin_in(output: Path, marker: str) -> Path:
     """
     # Nothing is fetched: a hub that does not answer must not cost minutes.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    # Threads that spin while they wait take the cores from those that work.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if output.exists() and any(output.iterdir()) and not (output / marker).exists():
         raise ConfigError(f"--output {output}: holds something else", hint="Give a new folder.")
     output.mkdir(parents=True, exist_ok=True)

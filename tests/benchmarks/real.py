@@ -38,19 +38,29 @@ CHUNK_TOKENS = 96
 class Sizes(NamedTuple):
     """How much of each; new_tokens is the limit of an answer, of which the rows take 19 to 339.
 
-    raced: rows of the training beside TRL.
+    teacher_tokens: of a reply. asked_4bit: so many of the questions are for the arms in 4 bits
+    too. raced: rows of the training beside TRL.
     """
 
     teacher_chunks: int
+    teacher_tokens: int
     learned: int
+    epochs: float
     asked: int
+    asked_4bit: int
     checked: int
     new_tokens: int
     raced: int
 
 
-FULL = Sizes(teacher_chunks=100, learned=160, asked=200, checked=64, new_tokens=256, raced=32)
-SLICE = Sizes(teacher_chunks=2, learned=8, asked=3, checked=3, new_tokens=16, raced=3)
+FULL = Sizes(
+    teacher_chunks=100, teacher_tokens=192, learned=120, epochs=3, asked=200,
+    asked_4bit=100, checked=64, new_tokens=256, raced=32,
+)  # fmt: skip
+SLICE = Sizes(
+    teacher_chunks=2, teacher_tokens=48, learned=8, epochs=1, asked=3, asked_4bit=2,
+    checked=2, new_tokens=16, raced=1,
+)  # fmt: skip
 
 
 class Run:
@@ -127,7 +137,8 @@ def teach(run: Run, model: Path, output: Path) -> None:
                 GenerateConfig(
                     documents=str(run.learn), output=str(output / "dataset"), teacher="openai",
                     teacher_endpoint=server.endpoint, teacher_model="SmolLM2-135M-Instruct",
-                    teacher_concurrency=1, teacher_timeout=600, teacher_max_tokens=192,
+                    teacher_concurrency=1, teacher_timeout=600,
+                    teacher_max_tokens=run.sizes.teacher_tokens,
                     chunk_tokens=CHUNK_TOKENS, max_chunks=run.sizes.teacher_chunks,
                     validation_fraction=0.0,
                 )
@@ -170,7 +181,7 @@ def measure(run: Run) -> None:
         lambda output: train.run(
             TrainConfig(
                 dataset=str(dataset), base_model=str(model), output=str(output),
-                gradient_checkpointing=False, dtype=dtype(),
+                gradient_checkpointing=False, dtype=dtype(), epochs=run.sizes.epochs,
             )
         ),
     )  # fmt: skip
@@ -182,7 +193,8 @@ def evaluate(run: Run, model: Path, dataset: Path, adapter: Path) -> None:
     """Check the adapter in 4 bits, and evaluate all arms.
 
     The arms in 4 bits answer beside those in 16 and the check, each on half of the cores: a small
-    batch does not keep two cores busy. Then all arms are evaluated from the answers that are there.
+    batch does not keep two cores busy. Then all arms are evaluated from the answers that are there,
+    on the questions that all were asked.
     """
     from components.eval import eval as evaluation
     from components.eval.config import EvalConfig
@@ -190,23 +202,25 @@ def evaluate(run: Run, model: Path, dataset: Path, adapter: Path) -> None:
 
     shared: dict[str, Any] = {
         "base_model": model, "adapter": adapter, "dataset": dataset,
-        "max_new_tokens": run.sizes.new_tokens, "batch_size": 8,
+        "max_new_tokens": run.sizes.new_tokens, "batch_size": 16,
     }  # fmt: skip
     asked = shared | {
-        "questions": run.test, "max_questions": run.sizes.asked, "distractors": "1",
-        "engine": "transformers", "dtype": dtype(),
+        "questions": run.test, "distractors": "1", "engine": "transformers", "dtype": dtype(),
     }  # fmt: skip
 
-    def answer(arms: tuple[str, ...]) -> Callable[[Path], None]:
-        return lambda output: raft(
-            "eval", asked | {"arms": ",".join(arms), "output": output, "partial": f"{output}-kept"}
-        )
+    def answer(arms: tuple[str, ...], count: int) -> Callable[[Path], None]:
+        chosen = asked | {"arms": ",".join(arms), "max_questions": count}
+        return lambda output: raft("eval", chosen | {"output": output, "partial": f"{output}-kept"})
 
     def check(output: Path) -> None:
         limits = {"max_rows": run.sizes.checked, "max_memory_ratio": 1}
         raft("quantize-check", shared | limits | {"output": output})
 
-    halves = {"answers-4bit": answer(ARMS_4BIT), "answers": answer(ARMS), "quantization": check}
+    halves = {
+        "answers": answer(ARMS, run.sizes.asked),
+        "answers-4bit": answer(ARMS_4BIT, run.sizes.asked_4bit),
+        "quantization": check,
+    }
     with ThreadPoolExecutor(2) as pool:
         folders = list(pool.map(lambda name: run.make(name, halves[name]), halves))
     kept = run.folder / "answers-kept-by-both"
@@ -215,7 +229,10 @@ def evaluate(run: Run, model: Path, dataset: Path, adapter: Path) -> None:
     (kept / PARTIAL).write_text("".join(part.read_text(encoding="utf-8") for part in parts))
 
     def together(output: Path) -> None:
-        more = {"arms": ",".join(ARMS + ARMS_4BIT), "partial": kept, "output": output}
+        more = {
+            "arms": ",".join(ARMS + ARMS_4BIT), "max_questions": run.sizes.asked_4bit,
+            "partial": kept, "output": output,
+        }  # fmt: skip
         settings = asked | more | {"quantization": folders[2]}
         evaluation.run(EvalConfig.parse({name: str(value) for name, value in settings.items()}))
 
@@ -280,7 +297,8 @@ def section(run: Run) -> str:
     )
 
     folder = run.folder
-    found = read_json(folder / "evaluation" / Evaluation.FILE, Evaluation)
+    found = read_json(folder / "answers" / Evaluation.FILE, Evaluation)
+    beside = read_json(folder / "evaluation" / Evaluation.FILE, Evaluation)
     training = read_json(folder / "adapter" / TrainingRecord.FILE, TrainingRecord)
     check = read_json(folder / "quantization" / QuantizationReport.FILE, QuantizationReport)
     taught = json.loads((folder / "teacher" / "outcome.json").read_text(encoding="utf-8"))
@@ -290,39 +308,42 @@ def section(run: Run) -> str:
         "",
         f"`make real` ({date.today():%d %B %Y}, CPU, {dtype()}): SmolLM2-135M-Instruct, "
         f"{training.rows_train} rows that are questions of {run.learn.name}, {found.questions} "
-        f"questions of {run.test.name} with their golden paragraphs and one distractor, at most "
+        f"questions of {run.test.name} with their golden paragraphs and one distractor ("
+        f"{beside.questions} of them in 4 bits and for what 4 bits change), at most "
         f"{run.sizes.new_tokens} new tokens, 95 % intervals over questions. The weights were "
         "rounded to 4 bits once before they were published, so what 4 bits cost is flattered.",
         "",
         "| arm | F1 | exact match | answer contained | cut off | fabricated quotes |",
         "|---|---|---|---|---|---|",
     ]
-    n = found.questions
-    for arm in found.arms:
+    rows = [(arm, found.questions) for arm in found.arms]
+    rows += [(arm, beside.questions) for arm in beside.arms if arm.name in ARMS_4BIT]
+    for arm, n in rows:
         scores = (arm.f1, arm.f1_ci), (arm.em, arm.em_ci), (arm.contains, arm.contains_ci)
         cells = [f"`{arm.name}`", *(with_interval(*score, n) for score in scores)]
         lines.append(
             f"| {' | '.join(cells)} | {arm.truncated:.1%} | "
             f"{with_interval(arm.fabricated, arm.fabricated_ci, n)} |"
         )
+    differences = found.comparisons + [one for one in beside.comparisons if "4bit" in one.arm]
     lines += ["", "| difference | measure | |", "|---|---|---|"]
     lines += [
         f"| `{item.arm}` − `{item.baseline}` | {item.metric} | {item.difference:+.3f} "
         f"({item.ci[0]:+.3f} to {item.ci[1]:+.3f}) |"
-        for item in found.comparisons
+        for item in differences
     ]
     before, *_, after = (point.loss for point in training.curve if point.split == "validation")
     ours, theirs = speed["ours"], speed["theirs"]
     faster = ours["tokens_per_cpu_second"] / theirs["tokens_per_cpu_second"]
     smaller = ours["peak_bytes"] / theirs["peak_bytes"]
-    rows = taught.get("rows", 0)
+    made = taught.get("rows", 0)
     lines += [
         "",
         f"- Training: {training.steps} steps at a learning rate of "
         f"{training.settings['learning_rate']:g}; validation loss {before:.3f} before, "
         f"{after:.3f} after; {training.tokens_per_second:.0f} tokens/s.",
         f"- quantize-check: {check.verdict}.",
-        f"- The same model as teacher, {run.sizes.teacher_chunks} chunks: {rows} rows; dropped: "
+        f"- The same model as teacher, {run.sizes.teacher_chunks} chunks: {made} rows; dropped: "
         f"{taught.get('dropped', {})}; {taught['requests']} requests. {taught['stopped']}".rstrip(),
         f"- Beside plain TRL on {run.sizes.raced} rows, in 32 bits: "
         f"{ours['tokens_per_cpu_second']:.0f} and {theirs['tokens_per_cpu_second']:.0f} "

@@ -76,7 +76,8 @@ def test_17_7_one_run_of_three_gpu_steps_fetches_the_weights_once(
     dataset = world_dataset
     for kind, settings in (
         (TrainConfig, {"dataset": dataset, "epochs": 0.2, "gradient_checkpointing": False}),
-        (QuantizeCheckConfig, {"dataset": dataset, "adapter": tmp_path / "train", "max_rows": 2}),
+        (QuantizeCheckConfig, {"dataset": dataset, "adapter": tmp_path / "train", "max_rows": 2,
+                               "max_new_tokens": 4}),
         (EvalConfig, {"questions": world_dataset, "adapter": tmp_path / "train",
                       "max_questions": 1, "max_new_tokens": 4, "arms": "base,raft"}),
     ):  # fmt: skip

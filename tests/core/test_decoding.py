@@ -70,6 +70,41 @@ def test_nothing_is_shared_where_padding_would_change_it(
     assert read[0] == (len(beginning) if shares else 2 * (len(beginning) + 2))
 
 
+def test_answers_that_have_ended_leave_the_batch(
+    demo_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    tokenizer: Any = load_tokenizer(str(demo_model))
+    model = load_model(str(demo_model), torch.float32)
+    words = tokenizer("Where was Kelden founded? In 1902, by a river. " * 9)["input_ids"]
+    prompts = [words[: 20 + place] for place in (7, 30, 51)]
+    rows: list[int] = []
+
+    def count(_: Any, arguments: Any, named: dict[str, Any]) -> None:
+        rows.append((*arguments, named.get("input_ids"))[0].shape[0])
+
+    model.register_forward_pre_hook(count, with_kwargs=True)
+
+    def answer(ends: list[int]) -> list[decoding.Completion]:
+        rows.clear()
+        return complete(model, tokenizer, prompts, max_new_tokens=30, ends=ends)
+
+    monkeypatch.setattr(decoding, "ROUND", 100)
+    whole = answer([0])
+    assert [len(one.ids) for one in whole] == [30, 30, 30] and set(rows) == {3}
+    monkeypatch.setattr(decoding, "ROUND", 4)
+    assert answer([0]) == whole
+    assert [one.ids for one in whole] != [whole[0].ids] * 3
+    # An end that the first answer comes to, and the others later or never.
+    end = next(one for one in whole[0].ids if all(one not in other.ids[:8] for other in whole[1:]))
+    ended = answer([end])
+    assert len(ended[0].ids) < 30 and not ended[0].truncated
+    for one, full in zip(ended, whole, strict=True):
+        assert one.ids == full.ids[: len(one.ids)]
+    assert rows[-1] < 3
+
+
 @pytest.mark.parametrize(
     ("text", "loops"),
     [

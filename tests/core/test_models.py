@@ -15,8 +15,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from components.core import models
 from components.core.errors import ModelError
-from components.core.models import load_config, load_model, load_tokenizer, save_merged
+from components.core.models import (
+    expand_4bit,
+    load_4bit,
+    load_config,
+    load_model,
+    load_tokenizer,
+    save_merged,
+)
 from components.quantize_check import quantize_check
 from components.quantize_check.config import QuantizeCheckConfig
 from components.train import train
@@ -186,6 +194,28 @@ LOADERS = {
     "the library's": "from transformers import AutoModelForCausalLM\n"
     "model = AutoModelForCausalLM.from_pretrained({source!r})",
 }
+
+
+def test_expanded_weights_in_4_bits_compute_the_same(
+    demo_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = torch.tensor([load_tokenizer(str(demo_model))("Where was Kelden founded?")["input_ids"]])
+
+    def logits(model: Any) -> torch.Tensor:
+        with torch.inference_mode():
+            return model(ids).logits
+
+    def packed(dtype: torch.dtype) -> Any:
+        return load_4bit(str(demo_model), None, dtype)
+
+    in_4_bits = logits(packed(torch.float32))
+    assert not in_4_bits.allclose(logits(load_model(str(demo_model), torch.float32)), atol=0.01)
+    expanded = expand_4bit(packed(torch.float32))
+    assert type(expanded.model.layers[0].mlp.up_proj) is torch.nn.Linear
+    assert in_4_bits.allclose(logits(expanded), atol=1e-4)
+    assert expand_4bit(packed(torch.bfloat16)).is_loaded_in_4bit
+    monkeypatch.setattr(models, "EXPANDED", 1000)
+    assert expand_4bit(packed(torch.float32)).is_loaded_in_4bit
 
 
 @pytest.mark.parametrize(("loader", "count"), [("ours", 0), ("the library's", 3)])

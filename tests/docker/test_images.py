@@ -124,7 +124,8 @@ def test_locked_down_all_stages_work(images: str, alone: Path, tmp_path: Path) -
     flags = {
         "generate": ("--documents=/data/docs",),
         "train": (*dataset, *model, "--epochs=1"),
-        "quantize-check": (*dataset, *model, "--adapter=/out/adapter", "--max-rows=1"),
+        "quantize-check": (*dataset, *model, "--adapter=/out/adapter", "--max-rows=1",
+                           "--max-new-tokens=8"),
         "eval": (
             "--questions=/data/questions.json", *model, "--adapter=/out/adapter", "--arms=raft",
             "--max-questions=2", "--max-new-tokens=8",

@@ -153,7 +153,7 @@ def test_a_new_run_finds_the_generations_of_another(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    state = {"state": str(tmp_path / "state")}
+    state = {"state": str(tmp_path / "state"), "max_questions": 8}
     run(configure(tmp_path / "first", **settings, **state))
     (copy,) = (tmp_path / "state" / "partial").glob(f"*/{PARTIAL}")
     capsys.readouterr()

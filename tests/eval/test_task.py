@@ -71,9 +71,10 @@ def test_the_hubs_rows_become_ours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_file_and_a_layout_are_named_by_metadata(questions_file: Path) -> None:
-    rows = harness.load_rows("hotpotqa", str(questions_file), distractors=1, version=2.0)
+    rows = harness.load_rows("hotpotqa", str(questions_file), "rag", distractors=1, version=2.0)
     assert len(rows["validation"]) == 6
     assert all(len(row["documents"]) == 2 for row in rows["validation"])
+    assert all(row["prompt"].startswith("Context information") for row in rows["validation"])
 
 
 def test_the_prompts() -> None:
@@ -151,50 +152,70 @@ def test_the_registry_is_sound() -> None:
         assert (arm.bits == 4) == name.endswith("-4bit") and ARMS[name.removesuffix("-4bit")]
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    ("prompt", "arm"), [("raft", "raft"), ("rag", "raft-rag"), ("closed", "raft-closed")]
-)
-def test_stock_lm_eval_and_the_stage_give_the_same_scores(
-    configure: Stage, tiny_model: Path, tiny_adapter: Path, questions_file: Path, tmp_path: Path,
-    prompt: str, arm: str,
-) -> None:  # fmt: skip
-    """The stock command line with the adapter, then the stage, with every prompt.
+STOCK_LIMIT, STOCK_BATCH = 12, 3
+PROMPT_OF = {"raft": "raft", "raft-rag": "rag", "raft-closed": "closed"}
 
-    The model is without generation settings of its own: the stock harness would follow them (a
-    repetition penalty, say), the stage replaces them.
+
+@pytest.fixture(scope="module")
+def without_settings(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model without generation settings of its own.
+
+    The stock harness would follow them (a repetition penalty, say), the stage replaces them.
     """
-    limit, batch = 12, 3
-    model = shutil.copytree(tiny_model, tmp_path / "model")
+    model = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("plain") / "model"))
     (model / "generation_config.json").write_text('{"eos_token_id": [2, 5], "pad_token_id": 0}')
-    metadata = {"questions": str(questions_file), "distractors": 1, "prompt": prompt}
-    stock = subprocess.run(
+    return model
+
+
+@pytest.fixture(scope="module")
+def stock(
+    without_settings: Path, tiny_adapter: Path, questions_file: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:  # fmt: skip
+    """What the stock command line writes of the adapter, with a task for each prompt."""
+    folder = tmp_path_factory.mktemp("stock")
+    for arm, prompt in PROMPT_OF.items():
+        (folder / f"{arm}.yaml").write_text(
+            f"include: {TASKS}/hotpotqa/hotpotqa.yaml\ntask: {arm}\n"
+            f"metadata: {{version: 2.0, dataset: hotpotqa, prompt: {prompt}}}\n"
+        )
+    metadata = {"questions": str(questions_file), "distractors": 1}
+    done = subprocess.run(
         [
             sys.executable, "-m", "lm_eval", "run",
-            "--include_path", str(TASKS), "--tasks", "hotpotqa", "--apply_chat_template",
-            "--model", "hf", "--batch_size", str(batch), "--device", "cpu",
-            "--model_args", f"pretrained={model},peft={tiny_adapter},dtype=float32",
-            "--gen_kwargs", f"max_gen_toks={limit}", "--metadata", json.dumps(metadata),
-            "--output_path", str(tmp_path / "stock.json"), "--log_samples",
+            "--include_path", str(folder), "--tasks", ",".join(PROMPT_OF),
+            "--apply_chat_template",
+            "--model", "hf", "--batch_size", str(STOCK_BATCH), "--device", "cpu",
+            "--model_args", f"pretrained={without_settings},peft={tiny_adapter},dtype=float32",
+            "--gen_kwargs", f"max_gen_toks={STOCK_LIMIT}", "--metadata", json.dumps(metadata),
+            "--output_path", str(folder / "stock.json"), "--log_samples",
         ],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
         check=False,
     )  # fmt: skip
-    assert stock.returncode == 0, stock.stderr[-3000:]
-    (written,) = tmp_path.glob("stock*.json")
-    scores = json.loads(written.read_text(encoding="utf-8"))["results"]["hotpotqa"]
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("arm", PROMPT_OF)
+def test_stock_lm_eval_and_the_stage_give_the_same_scores(
+    configure: Stage, without_settings: Path, stock: Path, tmp_path: Path, arm: str
+) -> None:
+    (written,) = stock.glob("stock*.json")
+    scores = json.loads(written.read_text(encoding="utf-8"))["results"][arm]
     config = configure(
-        tmp_path / "evaluation", base_model=str(model), arms=arm, distractors=1,
-        max_new_tokens=limit, batch_size=batch,
+        tmp_path, base_model=str(without_settings), arms=arm, distractors=1,
+        max_new_tokens=STOCK_LIMIT, batch_size=STOCK_BATCH,
     )  # fmt: skip
     (result,) = run(config).arms
     for metric in ("f1", "em", "precision", "recall", "contains", "unanswered"):
         assert getattr(result, metric) == pytest.approx(scores[f"{metric},none"], abs=1e-6)
-    (logged,) = tmp_path.glob("samples_hotpotqa_*.jsonl")
+    (logged,) = stock.glob(f"samples_{arm}_*.jsonl")
     entries = [json.loads(line) for line in logged.read_text(encoding="utf-8").splitlines()]
-    mine = (tmp_path / "evaluation" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    mine = (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     answers = {sample["question_id"]: sample["generation"] for sample in map(json.loads, mine)}
     assert {entry["doc"]["id"]: entry["resps"][0][0] for entry in entries} == answers
     assert len(answers) == 6
