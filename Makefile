@@ -48,12 +48,12 @@ test: $(STAMP) ## run all tests but those of vLLM, which has an environment of i
 	$(BIN)/pytest tests/docker > docker.log 2>&1 & docker=$$!; \
 	$(BIN)/pytest $(MODELS) $(OF_VLLM:%=--ignore %) > models.log 2>&1 & models=$$!; \
 	$(BIN)/pytest $(RUNS) > runs.log 2>&1 & runs=$$!; \
+	trap 'rm -rf "$$RAFT_TEST_SHARED"' EXIT; \
 	trap 'kill $$docker $$models $$runs; exit 130' INT TERM; \
 	$(BIN)/pytest $(patsubst %,--ignore %,tests/docker $(MODELS) $(RUNS) $(OF_VLLM)); failed=$$?; \
 	wait $$models || failed=1; cat models.log; \
 	wait $$runs || failed=1; cat runs.log; \
 	wait $$docker || failed=1; cat docker.log; \
-	rm -r $$RAFT_TEST_SHARED; \
 	exit $$failed
 
 test-vllm: $(VLLM)/.installed ## run the tests of the vLLM engine and server (CPU build, own environment)

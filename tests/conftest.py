@@ -29,6 +29,9 @@ MORE_DATA = REPOSITORY.parent / "shared" / "data"
 # idle threads must not spin on a machine with few cores.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A shell's background job ignores Ctrl-C, and so would what it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -68,6 +71,21 @@ def raft() -> Raft:
             cwd=REPOSITORY,
             check=False,
         )
+
+    return run
+
+
+@pytest.fixture
+def raft_here(capsys: pytest.CaptureFixture[str]) -> Raft:
+    """The same in this process, for what does not depend on a start: that takes many seconds."""
+    from pipelines.cli import main
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as leave:
+            main(list(map(str, arguments)))
+        output, errors = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, int(leave.value.code or 0), output, errors)
 
     return run
 

@@ -66,6 +66,7 @@ def complete(
         max_new_tokens=max_new_tokens,
         eos_token_id=list(ends),
         pad_token_id=tokenizer.pad_token_id,
+        return_dict_in_generate=True,
     )
     # In place of the model's own settings: some sample, some penalise repetition.
     model.generation_config = greedy
@@ -78,7 +79,7 @@ def complete(
             answers = _in_rounds(model, inputs, greedy)
         else:
             output = model.generate(**inputs, generation_config=greedy, streamer=streamer)
-            answers = output[:, inputs["input_ids"].shape[1] :].tolist()
+            answers = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
     completions = []
     for new in answers:
         stop = next((place for place, token in enumerate(new) if token in ends), len(new) - 1)
@@ -100,15 +101,15 @@ def _in_rounds(model: Any, inputs: dict[str, Any], greedy: Any) -> list[list[int
     unfinished = list(range(len(answers)))
     for start in range(0, limit, ROUND):
         greedy.max_new_tokens = min(ROUND, limit - start)
-        output = model.generate(**inputs, generation_config=greedy, return_dict_in_generate=True)
+        output = model.generate(**inputs, generation_config=greedy)
         new = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
         for place, tokens in zip(unfinished, new, strict=True):
             answers[place] += tokens
         stay = [row for row, tokens in enumerate(new) if not set(tokens) & set(greedy.eos_token_id)]
-        if not stay:
+        if not stay or start + ROUND >= limit:
             break
         unfinished = [unfinished[row] for row in stay]
-        chosen = torch.tensor(stay, device=model.device)
+        chosen = torch.tensor(stay)  # on the CPU, since layers may lie on several GPUs
         output.past_key_values.batch_select_indices(chosen)
         read = inputs["attention_mask"][chosen]
         inputs = {
@@ -160,9 +161,10 @@ def _takes_parts(model: Any, cache: Any) -> bool:
     """
     from transformers.cache_utils import DynamicLayer
 
-    rope = getattr(model.config, "rope_parameters", None) or {}
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     scaled = rope.get("rope_type") in ("dynamic", "longrope")
-    return not scaled and all(type(layer) is DynamicLayer for layer in cache.layers)
+    has_state = not model._supports_default_dynamic_cache()  # RWKV has no layers that tell
+    return not (scaled or has_state) and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def _streamer(tokenizer: Any, show: Callable[[str], None]) -> Any:

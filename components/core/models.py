@@ -211,12 +211,13 @@ def load_4bit(
 def expand_4bit(model: Any) -> Any:
     """Expand the weights of a small 4-bit model once, where each token would expand them again.
 
-    That is on a CPU in 32 bits, for which bitsandbytes has no kernel. The values stay the same, and
-    so do the answers; the memory is that of 32 bits. Other models are returned as they are.
+    That is in 32 bits on a CPU without AVX512-BF16, for which bitsandbytes has no kernel. The
+    values stay the same; the memory is that of 32 bits. Other models are returned as they are.
     """
     import torch
+    from bitsandbytes.functional import has_avx512bf16
 
-    slow = model.device.type == "cpu" and model.dtype == torch.float32
+    slow = model.device.type == "cpu" and model.dtype == torch.float32 and not has_avx512bf16()
     return model.dequantize() if slow and model.num_parameters() <= EXPANDED else model
 
 

@@ -127,8 +127,10 @@ def smollm2(folder: Path) -> Path:
         named = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
         model = AutoModelForCausalLM.from_pretrained(**named, dtype=torch.float32)
         del model.config.quantization_config, model.hf_quantizer
-        model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(**named).save_pretrained(folder)
+        unfinished = folder.with_suffix(".unfinished")
+        model.save_pretrained(unfinished)
+        AutoTokenizer.from_pretrained(**named).save_pretrained(unfinished)
+        unfinished.rename(folder)
     return folder
 
 

@@ -20,6 +20,7 @@ def test_what_all_prompts_begin_with_is_read_once(
     model = load_model(str(demo_model), torch.float32)
     words = tokenizer("Where was Kelden founded? In 1902, by a river. " * 60)["input_ids"]
     prompts = [words[:shared] + words[place : place + 20 + place] for place in (7, 30, 51)]
+    monkeypatch.setattr(decoding, "ROUND", 4)
     read: list[int] = []
 
     def count(_: Any, arguments: Any, named: dict[str, Any]) -> None:
@@ -44,6 +45,7 @@ def test_what_all_prompts_begin_with_is_read_once(
     ("settings", "shares"),
     [
         ({"model_type": "llama"}, True),
+        ({"model_type": "rwkv", "attention_hidden_size": 16}, False),
         ({"model_type": "mistral", "sliding_window": 8}, False),
         ({"model_type": "llama",
           "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, False),

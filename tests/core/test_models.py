@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -208,7 +209,10 @@ def test_expanded_weights_in_4_bits_compute_the_same(
     def packed(dtype: torch.dtype) -> Any:
         return load_4bit(str(demo_model), None, dtype)
 
-    in_4_bits = logits(packed(torch.float32))
+    monkeypatch.setattr(bitsandbytes.functional, "has_avx512bf16", lambda: True)
+    assert expand_4bit(packed(torch.float32)).is_loaded_in_4bit
+    monkeypatch.setattr(bitsandbytes.functional, "has_avx512bf16", lambda: False)
+    in_4_bits = logits(packed(torch.float32).train())  # where no kernel is used on any CPU
     assert not in_4_bits.allclose(logits(load_model(str(demo_model), torch.float32)), atol=0.01)
     expanded = expand_4bit(packed(torch.float32))
     assert type(expanded.model.layers[0].mlp.up_proj) is torch.nn.Linear

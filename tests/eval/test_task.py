@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from components.core import decoding
 from components.core.raft_form import instruction
 from components.eval import harness
 from components.eval.arms import ARMS, PROMPTS
@@ -202,8 +203,10 @@ def stock(
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("arm", PROMPT_OF)
 def test_stock_lm_eval_and_the_stage_give_the_same_scores(
-    configure: Stage, without_settings: Path, stock: Path, tmp_path: Path, arm: str
-) -> None:
+    configure: Stage, without_settings: Path, stock: Path, tmp_path: Path, arm: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(decoding, "ROUND", STOCK_LIMIT // 3)
     (written,) = stock.glob("stock*.json")
     scores = json.loads(written.read_text(encoding="utf-8"))["results"][arm]
     config = configure(

@@ -69,7 +69,7 @@ def answers_of(name: str, config: EvalConfig, requests: list[engines.Request]) -
     }
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_one_engine_says_token_by_token_what_each_arm_says_alone(
     config: EvalConfig, requests: list[engines.Request]
 ) -> None:
@@ -85,7 +85,7 @@ def test_one_engine_says_token_by_token_what_each_arm_says_alone(
     assert sum(base[prompt] != tuned[prompt] for prompt in base) > 12  # the adapter does something
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_an_adapter_of_another_base_is_named(config: EvalConfig, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -110,7 +110,7 @@ def test_who_speaks_for_the_4bit_arms_is_said(config: EvalConfig) -> None:
     assert engine_notes(config.model_copy(update={"engine": "transformers"})) == []
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_stage_starts_one_engine_for_both_arms(
     config: EvalConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

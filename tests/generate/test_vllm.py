@@ -40,7 +40,7 @@ def started_by(place: Path, model: Path) -> EndpointTeacher:
 
 
 @needs_vllm
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_server_answers_and_its_prefix_cache_serves_the_second_prompt(
     demo_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,7 +89,7 @@ def servers(model: Path) -> list[str]:
 
 
 @needs_vllm
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_no_server_is_left_when_the_stage_is_killed(demo_model: Path, tmp_path: Path) -> None:
     documents = tmp_path / "documents"
     documents.mkdir()
@@ -104,7 +104,7 @@ def test_no_server_is_left_when_the_stage_is_killed(demo_model: Path, tmp_path: 
     log = tmp_path / "log"
     with log.open("wb") as output:
         stage = subprocess.Popen(command, stderr=output, env=environment)
-    end = time.monotonic() + 400
+    end = time.monotonic() + 1200
     while "is ready after" not in log.read_text():
         assert stage.poll() is None and time.monotonic() < end, log.read_text()
         time.sleep(0.2)

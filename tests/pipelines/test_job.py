@@ -185,8 +185,6 @@ def test_an_interrupt_removes_the_job(cluster: KubernetesServer, number: signal.
     process = subprocess.Popen(
         [sys.executable, "-m", "pipelines", "job", "train", "--", *FLAGS],
         cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        # A shell's background job ignores Ctrl-C, and so would what it starts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stdout is not None
     for line in process.stdout:

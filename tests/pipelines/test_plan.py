@@ -184,7 +184,7 @@ def test_a_token_is_computed_with_some_experts_only() -> None:
         assert shape.in_layers - shape.computed == pytest.approx(experts * (1 - share), rel=0.01)
 
 
-def test_the_command(raft: Raft, tmp_path: Path) -> None:
+def test_the_command(raft: Raft, raft_here: Raft, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_3_8B), encoding="utf-8")
     done = raft("plan", "--base-model", tmp_path, "--gpu", "a100-40gb")
     assert done.returncode == 0, done.stderr
@@ -192,9 +192,9 @@ def test_the_command(raft: Raft, tmp_path: Path) -> None:
     assert "weights        14.96 GiB  exact" in done.stdout
     assert "\n  fits" in done.stdout and "assumption" in done.stdout
     given = ("--processes", 2, "--load-in-4bit", "false", "--sharding", "full")
-    pair = raft("plan", "--base-model", tmp_path, "--gpu", "l4", *given)
+    pair = raft_here("plan", "--base-model", tmp_path, "--gpu", "l4", *given)
     assert "on each of 2 NVIDIA L4\n  split over them (FSDP)" in pair.stdout
-    wrong = raft("plan", "--base-model", tmp_path, "--gpu", "l4", "--rank", "0")
+    wrong = raft_here("plan", "--base-model", tmp_path, "--gpu", "l4", "--rank", "0")
     assert wrong.returncode == 2 and "--rank" in wrong.stderr
 
 
@@ -218,8 +218,8 @@ def test_the_rows_of_a_dataset_are_counted(world_dataset: Path, demo_model: Path
         count_tokens(str(demo_model), str(demo_model))
 
 
-def test_settings_that_exclude_each_other(raft: Raft) -> None:
-    done = raft("plan", "--base-model", "m", "--gpu", "l4", "--method", "full")
+def test_settings_that_exclude_each_other(raft_here: Raft) -> None:
+    done = raft_here("plan", "--base-model", "m", "--gpu", "l4", "--method", "full")
     assert done.returncode == 2
     assert done.stderr == (
         "error: --method full cannot train 4-bit weights; add --load-in-4bit false\n"
@@ -234,8 +234,8 @@ def test_a_hub_that_does_not_answer_is_named_at_once(monkeypatch: pytest.MonkeyP
         read_shape("some/model")
 
 
-def test_a_wrong_path_is_not_looked_for_on_the_hub(raft: Raft, tmp_path: Path) -> None:
+def test_a_wrong_path_is_not_looked_for_on_the_hub(raft_here: Raft, tmp_path: Path) -> None:
     profile = ("--gpu", "l4")
-    assert "nope: no such folder" in raft("plan", "--base-model", "nope", *profile).stderr
-    empty = raft("plan", "--base-model", tmp_path, *profile)
+    assert "nope: no such folder" in raft_here("plan", "--base-model", "nope", *profile).stderr
+    empty = raft_here("plan", "--base-model", tmp_path, *profile)
     assert empty.returncode == 2 and "no config.json in this folder" in empty.stderr

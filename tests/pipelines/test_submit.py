@@ -185,8 +185,6 @@ def test_ctrl_c_leaves_the_run_running(server: KfpServer, parameters: Path) -> N
     process = subprocess.Popen(
         [sys.executable, "-c", script, "submit", "--parameters", parameters, "--host", server.url],
         cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-        # A shell's background job ignores Ctrl-C, and so would what it starts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stderr is not None
     lines = []

@@ -1,13 +1,13 @@
 """Two processes on a CPU train as one does with the doubled batch, and stop and resume as one."""
 
 import json
+import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from safetensors.torch import load_file
@@ -16,8 +16,6 @@ from components.core.errors import ConfigError, RaftError
 from components.core.records import TrainingRecord, read_json
 from components.core.storage import finish_artifact
 from components.train import train
-from components.train.config import TrainConfig
-from tests.conftest import REPOSITORY
 from tests.train.conftest import Configure, config
 
 pytestmark = pytest.mark.timeout(300)
@@ -72,20 +70,23 @@ def same_weights(actual: Path, wanted: Path) -> None:
 
 @pytest.mark.parametrize("sharding", ["none", "full"])
 def test_two_processes_lose_as_one_with_twice_the_batch(
-    configure: Configure, sharding: str, one: Path, tmp_path: Path
+    configure: Configure,
+    sharding: str,
+    one: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Each with a whole model, or with its share of one; stopped by SIGTERM in between, too."""
     output = tmp_path / "two"
     settings = configure(output, batch_size=3, processes=2, sharding=sharding)
-    process, log = start(settings, tmp_path)
-    while process.poll() is None and not list(output.glob("checkpoints/checkpoint-2")):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    code, text = process.wait(), log.read_text(encoding="utf-8")
-    assert code == 143, text
+    Thread(target=terminate_at, args=[output / "checkpoints/checkpoint-2"], daemon=True).start()
+    with pytest.raises(SystemExit) as stop:
+        train.run(settings)
+    text = capfd.readouterr().err
+    assert stop.value.code == 143, text
     assert text.count("SIGTERM: stopped after step") == 1
-    process, log = start(settings, tmp_path)
-    assert process.wait() == 0 and "resuming after step" in log.read_text(encoding="utf-8")
+    train.run(settings)
+    assert "resuming after step" in capfd.readouterr().err
     record = read_json(output / "training.json", TrainingRecord)
     same_curve(record, read_json(one / "training.json", TrainingRecord))
     shared = {"none": "a whole model on each of 2 processes"}
@@ -94,16 +95,10 @@ def test_two_processes_lose_as_one_with_twice_the_batch(
     same_weights(output, one)
 
 
-def start(settings: TrainConfig, folder: Path) -> tuple["subprocess.Popen[bytes]", Path]:
-    flags = [
-        f"--{name.replace('_', '-')}={json.dumps(value) if isinstance(value, list) else value}"
-        for name, value in settings.model_dump(mode="json").items()
-        if value not in ("", [], ["all-linear"])
-    ]
-    log = folder / "log"
-    with log.open("w") as file:
-        command = [sys.executable, "-m", "pipelines", "train", *flags]
-        return subprocess.Popen(command, stderr=file, cwd=REPOSITORY), log
+def terminate_at(checkpoint: Path) -> None:
+    while not checkpoint.exists():
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.parametrize("setting", ["load_in_4bit", "method"])

@@ -74,9 +74,7 @@ def test_text_appears_before_its_end_and_a_quote_once_it_is_whole(
     assert capsys.readouterr().out == " ##begin_quote##open\n"
 
 
-def test_an_endpoint_answers_in_rafts_form(
-    texts: Path, raft: Raft, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_endpoint_answers_in_rafts_form(texts: Path, raft: Raft, raft_here: Raft) -> None:
     with streaming(answer=good) as server:
         done = raft("ask", "--documents", texts, "--endpoint", server.url, QUESTION)
         assert done.returncode == 0, done.stderr
@@ -89,7 +87,7 @@ def test_an_endpoint_answers_in_rafts_form(
             "",
         ]
         (body,) = server.seen
-        reverse = raft("ask", "--documents", texts, "--endpoint", server.url,
+        reverse = raft_here("ask", "--documents", texts, "--endpoint", server.url,
                        "--order", "best-first", "--top-k", 2, QUESTION)  # fmt: skip
     assert reverse.stderr.endswith("shown: Towna.txt#0, Townb.txt#0\n"), reverse.stderr
     prompt = body["messages"][0]["content"]
@@ -143,9 +141,9 @@ def test_an_answer_with_a_fabricated_quote_is_unsupported(
     assert (answered.answer, answered.quotes, answered.found) == ("1900", 2, 1)
 
 
-def test_an_endpoint_without_the_adapter_is_told(texts: Path, raft: Raft) -> None:
+def test_an_endpoint_without_the_adapter_is_told(texts: Path, raft_here: Raft) -> None:
     with streaming(models=["base", "other"]) as server:
-        done = raft("ask", "--documents", texts, "--endpoint", server.url, QUESTION)
+        done = raft_here("ask", "--documents", texts, "--endpoint", server.url, QUESTION)
         assert done.returncode == 2 and not server.seen
     assert "serves no model 'raft' (it has: base, other)" in done.stderr
     assert "raft serve --adapter FOLDER" in done.stderr and "Traceback" not in done.stderr
@@ -222,9 +220,9 @@ def other_base(demo_model: Path, tmp_path: Path) -> Path:
 
 
 def test_a_base_that_is_not_the_adapters(
-    texts: Path, world_adapter: Path, other_base: Path, tmp_path: Path, raft: Raft
+    texts: Path, world_adapter: Path, other_base: Path, tmp_path: Path, raft_here: Raft
 ) -> None:
-    done = raft("ask", "--adapter", world_adapter, "--base-model", other_base,
+    done = raft_here("ask", "--adapter", world_adapter, "--base-model", other_base,
                 "--documents", texts, QUESTION)  # fmt: skip
     assert done.returncode == 2 and not done.stdout and "Traceback" not in done.stderr
     assert f"which is another model than --base-model {other_base}" in done.stderr

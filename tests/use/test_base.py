@@ -60,10 +60,10 @@ def test_a_hub_model_is_that_which_the_adapter_was_trained_on(
 
 
 def test_what_is_published_brings_its_chat_template(
-    raft: Raft, world_adapter: Path, demo_model: Path, tmp_path: Path
+    raft_here: Raft, world_adapter: Path, demo_model: Path, tmp_path: Path
 ) -> None:
     published = tmp_path / "published"
-    assert raft("card", "--adapter", world_adapter, "--output", published).returncode == 0
+    assert raft_here("card", "--adapter", world_adapter, "--output", published).returncode == 0
     card = (published / "README.md").read_text("utf-8")
     assert "raft ask --adapter FOLDER --base-model model --documents" in card
     template = load_tokenizer(str(demo_model), str(published)).chat_template

@@ -86,13 +86,13 @@ def test_a_hub_that_refuses(
     verify(output, "--output")
 
 
-def test_an_adapter_without_a_card(raft: Raft, world_adapter: Path, tmp_path: Path) -> None:
+def test_an_adapter_without_a_card(raft_here: Raft, world_adapter: Path, tmp_path: Path) -> None:
     import shutil
 
     old = tmp_path / "old"
     ignored = shutil.ignore_patterns("README.md", "manifest.json", "ledger.json")
     shutil.copytree(world_adapter, old, ignore=ignored)
-    done = raft("card", "--adapter", old, "--output", tmp_path / "out")
+    done = raft_here("card", "--adapter", old, "--output", tmp_path / "out")
     assert done.returncode == 2 and "README.md: no such file" in done.stderr
-    bad = raft("card", "--adapter", old, "--output", tmp_path / "out", "--push-to-hub", "name")
+    bad = raft_here("card", "--adapter", old, "--output", tmp_path / "out", "--push-to-hub", "name")
     assert bad.returncode == 2 and "--push-to-hub 'name'" in bad.stderr

@@ -83,14 +83,14 @@ def test_the_weights_are_what_was_asked_for(merged: dict[str, Path]) -> None:
 
 
 def test_another_base_is_an_error_before_anything_is_written(
-    raft: Raft, world_adapter: Path, demo_model: Path, tmp_path: Path
+    raft_here: Raft, world_adapter: Path, demo_model: Path, tmp_path: Path
 ) -> None:
     import shutil
 
     other = Path(shutil.copytree(demo_model, tmp_path / "other"))
     config = (other / "config.json").read_text("utf-8")
     (other / "config.json").write_text(config.replace("1e-06", "1e-05"))
-    done = raft(
+    done = raft_here(
         "merge-adapter", "--base-model", other, "--adapter", world_adapter,
         "--output", tmp_path / "out",
     )  # fmt: skip
