@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
+from components.core.attention import group_heads
 from components.core.models import load_config
 
 SHARED_TOKENS = 256
@@ -68,6 +69,7 @@ def complete(
         pad_token_id=tokenizer.pad_token_id,
         return_dict_in_generate=True,
     )
+    group_heads(model)
     # In place of the model's own settings: some sample, some penalise repetition.
     model.generation_config = greedy
     streamer = _streamer(tokenizer, show) if show else None
@@ -137,12 +139,12 @@ def _inputs(
 
     columns = zip(*(ids[:-1] for ids in prompts), strict=False)
     start = len(list(takewhile(lambda column: len(set(column)) == 1, columns)))
-    if cache is None or start < SHARED_TOKENS:
+    if start < SHARED_TOKENS or cache is None:
         start = 0
     rest = {"input_ids": [list(ids[start:]) for ids in prompts]}
     padded: dict[str, Any] = tokenizer.pad(rest, padding_side="left", return_tensors="pt")
     padded = {name: values.to(model.device) for name, values in padded.items()}
-    if start:
+    if cache is not None and start:
         shared = torch.tensor([prompts[0][:start]], device=model.device)
         model(shared, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache.batch_repeat_interleave(len(prompts))
