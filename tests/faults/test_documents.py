@@ -23,7 +23,7 @@ from tests.generate.teacher_server import Answer, asks_for_answer, chunk_of, tea
 
 KIND = "Hostile documents"
 SMALL = (
-    "--max-document-mb", "2", "--document-timeout", "8", "--document-memory-mb", "700",
+    "--max-document-mb", "2", "--document-timeout", "12", "--document-memory-mb", "700",
 )  # fmt: skip
 
 
