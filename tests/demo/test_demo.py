@@ -15,7 +15,7 @@ from components.core.storage import verify
 from pipelines.demo import demo
 from tests.conftest import REPOSITORY, Raft
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(2400)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def printed(
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """The demo's folder, and what it printed."""
     folder = tmp_path_factory.mktemp("demo") / "run"
-    done = raft("demo", "--output", folder, timeout=1200)
+    done = raft("demo", "--output", folder, timeout=2400)
     assert done.returncode == 0, done.stderr
     return folder, done
 
